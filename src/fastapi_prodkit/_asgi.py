@@ -1,0 +1,68 @@
+"""The sole reader of framework scope keys, and small help with raw headers."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+
+from fastapi.routing import iter_route_contexts
+from starlette.routing import BaseRoute, Mount, Router
+from starlette.types import Scope
+
+UNMATCHED = "_unmatched"
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """Return the first value of the header `name`, which is in lower case as ASGI has it."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def route_path(scope: Scope) -> str:
+    """Return the path relative to the app that the scope is for, without a trailing slash; "/" for the root."""
+    path: str = scope["path"]
+    root_path: str = scope.get("root_path", "")
+    if root_path and path.startswith(root_path) and path[len(root_path) : len(root_path) + 1] in ("", "/"):
+        path = path[len(root_path) :]
+    return path.rstrip("/") or "/"
+
+
+def route_template(scope: Scope, root_path: str) -> str:
+    """Return the template of the route that served the request, such as `/items/{item_id}`.
+
+    To be called after the app: routing leaves its findings in the scope. The answer comes from a bounded set, never
+    from the request's own path: `_unmatched` stands for everything without a route.
+
+    Args:
+        scope: The scope that was passed to the app.
+        root_path: `scope["root_path"]` as it was before the call; mounts lengthen it.
+    """
+    route = scope.get("route")
+    if route is None or isinstance(route, Mount):
+        return UNMATCHED
+    # FastAPI keeps the full template of a route in nested included routers under a key of its own. It outlives a
+    # later match in a mounted app, so it counts only if it speaks of the route that was chosen in the end.
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    if context is not None and context.original_route is route:
+        route = context.starlette_route or context
+    template: str | None = getattr(route, "path_format", None)
+    mounted: str = scope.get("root_path", "")[len(root_path) :]
+    if template is None or (mounted and mounted not in _mount_prefixes(scope["router"], len(scope["router"].routes))):
+        return UNMATCHED
+    return mounted + template
+
+
+@lru_cache(maxsize=64)
+def _mount_prefixes(router: Router, count: int) -> frozenset[str]:  # noqa: ARG001 - a later mount() changes the count
+    """Return what mounts can add to root_path, without the mounts whose path has parameters: those add raw values."""
+    return frozenset(_walk_mounts(router.routes, ""))
+
+
+def _walk_mounts(routes: Sequence[BaseRoute], prefix: str) -> Iterator[str]:
+    for context in iter_route_contexts(routes):
+        mount = context.original_route
+        if isinstance(mount, Mount) and "{" not in (path := f"{prefix}{context.path or ''}"):
+            yield path
+            yield from _walk_mounts(mount.routes, path)

@@ -1,0 +1,20 @@
+"""The one message for a piece whose optional dependency is not installed."""
+
+import importlib
+from types import ModuleType
+
+from fastapi_prodkit.exceptions import MissingExtraError
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import and return `module`, or say which extra brings it.
+
+    Raises:
+        MissingExtraError: `module` is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or module.partition(".")[0] != error.name.partition(".")[0]:
+            raise
+        raise MissingExtraError(f"{error.name} is not installed: pip install 'fastapi-prodkit[{extra}]'") from error

@@ -1,0 +1,80 @@
+"""Everything that fastapi-prodkit raises.
+
+    ProdkitError
+    ├── ConfigurationError (ValueError)    a setting or an argument is wrong; raised at construction
+    │   └── SettingsError                  what `Settings()` found, all of it, without any value
+    ├── MissingExtraError (ImportError)    a piece is switched on and its extra is not installed
+    ├── CheckWarning                       raised by a readiness check: degraded, but still able to serve
+    └── ProblemError (HTTPException)       an error response, RFC 9457
+
+`except ProdkitError` catches whatever this library raises on its own account.
+"""
+
+import http
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+__all__ = ["CheckWarning", "ConfigurationError", "MissingExtraError", "ProblemError", "ProdkitError", "SettingsError"]
+
+
+class ProdkitError(Exception):
+    """The root of the tree."""
+
+
+class ConfigurationError(ProdkitError, ValueError):
+    """Name the setting or argument that is wrong, what is wrong with it, and the remedy."""
+
+
+class SettingsError(ConfigurationError):
+    """List every setting that cannot be used: by name, never by value.
+
+    Attributes:
+        problems: variable name -> what is wrong and how to put it right.
+    """
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        self.problems = dict(problems)
+        count = f"{len(self.problems)} setting{'s' if len(self.problems) != 1 else ''} cannot be used:"
+        super().__init__("\n".join([count, *(f"  {name}: {text}" for name, text in self.problems.items())]))
+
+
+class MissingExtraError(ProdkitError, ImportError):
+    """Name the extra to install."""
+
+
+class CheckWarning(ProdkitError):  # noqa: N818 - it is the warning level of a check, not an error
+    """Pass a readiness check with status `warn`; the message is shown where details are."""
+
+
+class ProblemError(ProdkitError, HTTPException):
+    """End the request with an RFC 9457 problem response.
+
+    It is a Starlette `HTTPException`, so status and headers are right even in an app that never called
+    `add_problem_handlers`; the body then is FastAPI's `{"detail": ...}`.
+
+    Args:
+        status: HTTP status code, 400 to 599.
+        detail: What went wrong with this request, for the client. Never internals.
+        type: URI reference that identifies the kind of problem; dereferences to its documentation.
+        title: Short summary of the kind; by default the status phrase, as RFC 9457 section 4.2.1 asks for.
+        headers: Response headers, such as `Retry-After` or `WWW-Authenticate`.
+        extensions: Further members of the problem object; the standard members win over equal names.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str | None = None,
+        *,
+        type: str = "about:blank",  # noqa: A002 - the standard's own name for the member
+        title: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **extensions: Any,
+    ) -> None:
+        phrase = http.HTTPStatus(status).phrase
+        HTTPException.__init__(self, status, detail or phrase, headers)
+        self.type = type
+        self.title = title or phrase
+        self.extensions = extensions

@@ -1,0 +1,216 @@
+"""One frozen model per piece: its variables, defaults, bounds and units.
+
+A default here is the production one, and is what a piece used alone gets; what dev and test relax stands in
+`settings.PROFILES`. The model of the section `rate_limit` is `RateLimitSettings`, and its field `default` is the
+variable `RATE_LIMIT_DEFAULT`. Unknown keys are ignored, because foreign variables may share a prefix.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+__all__ = [
+    "AccessLogSettings",
+    "CorsSettings",
+    "DatabaseSettings",
+    "DocsSettings",
+    "HeadersSettings",
+    "HealthSettings",
+    "HostsSettings",
+    "LimitsSettings",
+    "LogSettings",
+    "MetricsSettings",
+    "ProxySettings",
+    "RateLimitSettings",
+    "RequestIdSettings",
+    "SecretsSettings",
+    "Section",
+    "ServiceSettings",
+]
+
+
+def _split(value: Any) -> Any:
+    """Read "a, b" as ("a", "b")."""
+    if isinstance(value, str):
+        return tuple(item for item in (part.strip() for part in value.split(",")) if item)
+    return value
+
+
+def _none(value: Any) -> Any:
+    """Read the word `none` as None."""
+    return None if isinstance(value, str) and value.strip().lower() == "none" else value
+
+
+CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
+OrNone = BeforeValidator(_none)
+
+
+class Section(BaseModel):
+    """The configuration object of one piece."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, defer_build=True)
+
+
+class ServiceSettings(Section):
+    """Who this process is, in every log line and in the API's docs."""
+
+    name: str = Field("fastapi-service", min_length=1, description="Name of the service.")
+    version: str = Field("0.0.0", min_length=1, description="Version of the service that is deployed.")
+
+
+class LogSettings(Section):
+    """How the whole process logs."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field("INFO", description="Lowest level written.")
+    format: Literal["json", "console"] = Field("json", description="One JSON object a line, or readable text.")
+    redact: CommaList = Field((), description="Key names whose values are masked, beside the built-in ones.")
+
+    @field_validator("level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+
+class AccessLogSettings(Section):
+    """Whether requests are logged; ACCESS_LOG_ENABLED=false leaves the line out."""
+
+
+class ProxySettings(Section):
+    """Which peers may say who the client is."""
+
+    trusted: CommaList = Field((), description="Addresses and networks (CIDR) of the proxies in front of the service.")
+
+
+class RequestIdSettings(Section):
+    """How requests are identified."""
+
+    header: str = Field("X-Request-ID", pattern=r"^[A-Za-z0-9-]+$", description="Header that carries the id.")
+    trust_inbound: bool = Field(True, description="Keep a valid id that the client sent.")
+
+
+class HeadersSettings(Section):
+    """The security headers; an empty value leaves that header out."""
+
+    hsts_max_age: int = Field(63_072_000, ge=0, description="Strict-Transport-Security, seconds; 0 leaves it out.")
+    csp: str = Field(
+        "default-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        description="Content-Security-Policy.",
+    )
+    referrer_policy: str = Field("no-referrer", description="Referrer-Policy.")
+    permissions_policy: str = Field(
+        "camera=(), geolocation=(), microphone=(), payment=(), usb=()", description="Permissions-Policy."
+    )
+    frame_options: str = Field("DENY", description="X-Frame-Options, for browsers without frame-ancestors.")
+    cross_origin_opener_policy: str = Field("same-origin", description="Cross-Origin-Opener-Policy, on HTML only.")
+
+    @field_validator("csp", "referrer_policy", "permissions_policy", "frame_options", "cross_origin_opener_policy")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        if not (value.isascii() and value.isprintable()):
+            raise ValueError("must be printable ASCII on one line")
+        return value
+
+
+class CorsSettings(Section):
+    """Which web origins may read responses."""
+
+    origins: CommaList = Field((), description="Exact origins, such as https://app.example.com.")
+    origin_regex: str | None = Field(None, description="Regular expression that a whole origin must match.")
+    vercel_project: str | None = Field(None, pattern=r"^[a-z0-9-]+$", description="Vercel project of the front end.")
+    vercel_team: str | None = Field(None, pattern=r"^[a-z0-9-]+$", description="Vercel team (scope slug) that owns it.")
+    allow_credentials: bool = Field(False, description="Let browsers send cookies and HTTP authentication.")
+    allow_methods: CommaList = Field(("GET", "POST", "PUT", "PATCH", "DELETE"), description="Methods of preflights.")
+    allow_headers: CommaList = Field(
+        ("Authorization", "Content-Type", "X-Request-ID"), description="Request headers of preflights."
+    )
+    expose_headers: CommaList = Field(
+        ("X-Request-ID", "RateLimit", "RateLimit-Policy", "Retry-After"), description="Headers scripts may read."
+    )
+    max_age: int = Field(600, ge=0, le=7200, description="How long browsers keep a preflight's answer, seconds.")
+
+    @field_validator("origins")
+    @classmethod
+    def _exact(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d+)?", origin):
+                raise ValueError("an origin is scheme://host or scheme://host:port in lower case, without a path")
+        return origins
+
+    @field_validator("origin_regex")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression ({error})") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _vercel_pair(self) -> Self:
+        if (self.vercel_project is None) != (self.vercel_team is None):
+            raise ValueError("vercel_project and vercel_team belong together; set both or neither")
+        return self
+
+    @property
+    def configured(self) -> bool:
+        """Whether any origin could be allowed."""
+        return bool(self.origins or self.origin_regex or self.vercel_project)
+
+
+class HostsSettings(Section):
+    """Which host names the service answers to."""
+
+    allowed: CommaList = Field((), description="Host names; *.example.com allows subdomains, * any.")
+
+
+class LimitsSettings(Section):
+    """How much a single request may ask for."""
+
+    max_body_size: Annotated[int | None, OrNone] = Field(1_048_576, ge=0, description="Largest body, bytes; or none.")
+
+
+class RateLimitSettings(Section):
+    """How often a client may call."""
+
+    default: str = Field("100/minute", min_length=1, description="Limit on every request of one client.")
+
+
+class HealthSettings(Section):
+    """How /health and /ready answer."""
+
+    timeout: float = Field(1.0, gt=0, description="Longest time for one check, seconds.")
+    cache: float = Field(1.0, ge=0, description="How long a result of the checks is reused, seconds.")
+    details: bool = Field(False, description="Name the checks and their results in the answer of /ready.")
+
+
+class MetricsSettings(Section):
+    """Who may read /metrics; without a token it is closed."""
+
+    token: SecretStr | None = Field(None, description="Bearer token that opens /metrics.")
+    public: bool = Field(False, description="Open /metrics to everybody.")
+
+
+class DocsSettings(Section):
+    """The interactive documentation at /docs; DOCS_ENABLED=false removes it and the schema."""
+
+
+class DatabaseSettings(Section):
+    """How to reach the database."""
+
+    url: SecretStr = Field(description="postgresql://user:password@host/name or sqlite:///file.")
+    pool_size: int = Field(5, ge=1, description="Connections kept open by each worker.")
+    max_overflow: int = Field(5, ge=0, description="Further connections under load, by each worker.")
+    pool_timeout: float = Field(5.0, gt=0, description="Longest wait for a free connection, seconds.")
+    connect_timeout: float = Field(5.0, gt=0, description="Longest time to connect, seconds.")
+    command_timeout: float = Field(30.0, gt=0, description="Longest time for one statement, seconds.")
+    ssl: Literal["off", "require", "verify-full"] = Field("verify-full", description="TLS to PostgreSQL.")
+    ssl_root_cert: str | None = Field(None, description="File with the CA certificates; the system's by default.")
+
+
+class SecretsSettings(Section):
+    """Where settings come from, beside the environment and the .env files."""
+
+    dir: str | None = Field(None, description="Directory of mounted secret files, one per variable.")
+    aws_secret_id: str | None = Field(None, description="Name or ARN of an AWS Secrets Manager secret (JSON object).")
+    aws_ssm_prefix: str | None = Field(None, pattern=r"^/", description="Path prefix in AWS SSM Parameter Store.")
