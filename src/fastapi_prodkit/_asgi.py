@@ -1,11 +1,14 @@
 """The sole reader of framework scope keys, and small help with raw headers."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from contextlib import suppress
+from typing import Any
 
 from fastapi.routing import iter_route_contexts
-from starlette.routing import BaseRoute, Mount, Router
-from starlette.types import Scope
+from starlette._utils import get_route_path
+from starlette.datastructures import URLPath
+from starlette.routing import BaseRoute, Match, Mount, NoMatchFound, Route, Router
+from starlette.types import Receive, Scope, Send
 
 UNMATCHED = "_unmatched"
 
@@ -49,15 +52,21 @@ def route_template(scope: Scope, root_path: str) -> str:
         route = context.starlette_route or context
     template: str | None = getattr(route, "path_format", None)
     mounted: str = scope.get("root_path", "")[len(root_path) :]
-    if template is None or (mounted and mounted not in _mount_prefixes(scope["router"], len(scope["router"].routes))):
+    if template is None or (mounted and mounted not in _mount_prefixes(scope["router"])):
         return UNMATCHED
     return mounted + template
 
 
-@lru_cache(maxsize=64)
-def _mount_prefixes(router: Router, count: int) -> frozenset[str]:  # noqa: ARG001 - a later mount() changes the count
-    """Return what mounts can add to root_path, without the mounts whose path has parameters: those add raw values."""
-    return frozenset(_walk_mounts(router.routes, ""))
+def _mount_prefixes(router: Router) -> frozenset[str]:
+    """Return what mounts can add to root_path, without the mounts whose path has parameters: those add raw values.
+
+    The answer is kept on the router itself, for as many routes as it had: routers cannot be hashed.
+    """
+    count = len(router.routes)
+    known: tuple[int, frozenset[str]] | None = vars(router).get("fastapi_prodkit")
+    if known is None or known[0] != count:
+        known = vars(router)["fastapi_prodkit"] = (count, frozenset(_walk_mounts(router.routes, "")))
+    return known[1]
 
 
 def _walk_mounts(routes: Sequence[BaseRoute], prefix: str) -> Iterator[str]:
@@ -66,3 +75,27 @@ def _walk_mounts(routes: Sequence[BaseRoute], prefix: str) -> Iterator[str]:
         if isinstance(mount, Mount) and "{" not in (path := f"{prefix}{context.path or ''}"):
             yield path
             yield from _walk_mounts(mount.routes, path)
+
+
+class ExactRoutes(BaseRoute):
+    """Routes without parameters, found by their path: one look-up for all, where each would try its expression."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._routes = {route.path: route for route in routes}
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match the path exactly, and let its route decide about the rest."""
+        if scope["type"] != "http" or (route := self._routes.get(get_route_path(scope))) is None:
+            return Match.NONE, {}
+        return route.matches(scope)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the route answer."""
+        await self._routes[get_route_path(scope)].handle(scope, receive, send)
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> URLPath:
+        """Return the path of one of the routes by name."""
+        for route in self._routes.values():
+            with suppress(NoMatchFound):
+                return route.url_path_for(name, **path_params)
+        raise NoMatchFound(name, path_params)

@@ -4,25 +4,15 @@ A dict that is mutated survives sync dependencies, threadpools and tasks, where 
 they work on a copy of the context, and the copy refers to the same dict.
 """
 
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Any
 
 _fields: ContextVar[dict[str, Any] | None] = ContextVar("fastapi_prodkit", default=None)
 
 
-def begin(fields: dict[str, Any]) -> Token[dict[str, Any] | None]:
-    """Open a context of its own; give the token to `end`."""
-    return _fields.set(fields)
-
-
-def end(token: Token[dict[str, Any] | None]) -> None:
-    """Close the context that `begin` opened."""
-    _fields.reset(token)
-
-
-def current() -> dict[str, Any] | None:
-    """Return the fields of the current context, or None outside of any; the dict is live."""
-    return _fields.get()
+begin = _fields.set  # opens a context of its own with these fields; returns a token
+end = _fields.reset  # closes the context of the token
+current = _fields.get  # returns the fields, live, or None outside of any context
 
 
 def bind(**fields: Any) -> None:

@@ -1,5 +1,6 @@
 """The one error body: `application/problem+json`, RFC 9457."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,12 +26,26 @@ def body(scope: Scope, problem: ProblemError) -> bytes:
     request_id = (_context.current() or {}).get("request_id")
     if request_id is not None:
         members["request_id"] = request_id
-    return orjson.dumps(members, default=str, option=orjson.OPT_NON_STR_KEYS)
+    try:
+        return orjson.dumps(members, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # a lone surrogate or a huge integer, which the standard library writes as plain ASCII
+        return json.dumps(members, default=str).encode()
 
 
 def headers(problem: ProblemError) -> dict[str, str]:
     """Return the problem's headers with its media type; errors are never cached unless the problem says otherwise."""
     return {"cache-control": "no-store", **_lower(problem.headers), "content-type": MEDIA_TYPE}
+
+
+class Refusal:
+    """An ASGI app that answers every request with one problem, without reading its body."""
+
+    def __init__(self, problem: ProblemError) -> None:
+        self.problem = problem
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the problem."""
+        await send_problem(scope, receive, send, self.problem)
 
 
 async def send_problem(scope: Scope, receive: Receive, send: Send, problem: ProblemError) -> None:

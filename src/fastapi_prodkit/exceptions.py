@@ -7,16 +7,25 @@
     ├── CheckWarning                       raised by a readiness check: degraded, but still able to serve
     └── ProblemError (HTTPException)       an error response, RFC 9457
 
-`except ProdkitError` catches whatever this library raises on its own account.
+`except ProdkitError` catches whatever this library raises on its own account. `SettingsWarning` (UserWarning) is
+warned with: a variable whose name is one slip away from one of ours.
 """
 
-import http
+import http.client
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
 
-__all__ = ["CheckWarning", "ConfigurationError", "MissingExtraError", "ProblemError", "ProdkitError", "SettingsError"]
+__all__ = [
+    "CheckWarning",
+    "ConfigurationError",
+    "MissingExtraError",
+    "ProblemError",
+    "ProdkitError",
+    "SettingsError",
+    "SettingsWarning",
+]
 
 
 class ProdkitError(Exception):
@@ -38,6 +47,10 @@ class SettingsError(ConfigurationError):
         self.problems = dict(problems)
         count = f"{len(self.problems)} setting{'s' if len(self.problems) != 1 else ''} cannot be used:"
         super().__init__("\n".join([count, *(f"  {name}: {text}" for name, text in self.problems.items())]))
+
+
+class SettingsWarning(UserWarning):
+    """Name a variable that is probably misspelt, and the setting that it was meant for."""
 
 
 class MissingExtraError(ProdkitError, ImportError):
@@ -73,7 +86,7 @@ class ProblemError(ProdkitError, HTTPException):
         headers: Mapping[str, str] | None = None,
         **extensions: Any,
     ) -> None:
-        phrase = http.HTTPStatus(status).phrase
+        phrase = http.client.responses.get(status, "Unknown Error")
         HTTPException.__init__(self, status, detail or phrase, headers)
         self.type = type
         self.title = title or phrase

@@ -6,9 +6,9 @@ variable `RATE_LIMIT_DEFAULT`. Unknown keys are ignored, because foreign variabl
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 __all__ = [
     "AccessLogSettings",
@@ -30,19 +30,11 @@ __all__ = [
 ]
 
 
-def _split(value: Any) -> Any:
-    """Read "a, b" as ("a", "b")."""
-    if isinstance(value, str):
-        return tuple(item for item in (part.strip() for part in value.split(",")) if item)
-    return value
-
-
 def _none(value: Any) -> Any:
     """Read the word `none` as None."""
     return None if isinstance(value, str) and value.strip().lower() == "none" else value
 
 
-CommaList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 OrNone = BeforeValidator(_none)
 
 
@@ -64,7 +56,7 @@ class LogSettings(Section):
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field("INFO", description="Lowest level written.")
     format: Literal["json", "console"] = Field("json", description="One JSON object a line, or readable text.")
-    redact: CommaList = Field((), description="Key names whose values are masked, beside the built-in ones.")
+    redact: tuple[str, ...] = Field((), description="Key names whose values are masked, beside the built-in ones.")
 
     @field_validator("level", mode="before")
     @classmethod
@@ -79,7 +71,9 @@ class AccessLogSettings(Section):
 class ProxySettings(Section):
     """Which peers may say who the client is."""
 
-    trusted: CommaList = Field((), description="Addresses and networks (CIDR) of the proxies in front of the service.")
+    trusted: tuple[str, ...] = Field(
+        (), description="Addresses and networks (CIDR) of the proxies; unix: a socket; *: any."
+    )
 
 
 class RequestIdSettings(Section):
@@ -115,16 +109,20 @@ class HeadersSettings(Section):
 class CorsSettings(Section):
     """Which web origins may read responses."""
 
-    origins: CommaList = Field((), description="Exact origins, such as https://app.example.com.")
+    origins: tuple[str, ...] = Field((), description="Exact origins, such as https://app.example.com.")
     origin_regex: str | None = Field(None, description="Regular expression that a whole origin must match.")
     vercel_project: str | None = Field(None, pattern=r"^[a-z0-9-]+$", description="Vercel project of the front end.")
-    vercel_team: str | None = Field(None, pattern=r"^[a-z0-9-]+$", description="Vercel team (scope slug) that owns it.")
+    vercel_team: str | None = Field(
+        None, pattern=r"^[a-z0-9-]+$", validate_default=True, description="Vercel team (scope slug) that owns it."
+    )
     allow_credentials: bool = Field(False, description="Let browsers send cookies and HTTP authentication.")
-    allow_methods: CommaList = Field(("GET", "POST", "PUT", "PATCH", "DELETE"), description="Methods of preflights.")
-    allow_headers: CommaList = Field(
+    allow_methods: tuple[str, ...] = Field(
+        ("GET", "POST", "PUT", "PATCH", "DELETE"), description="Methods of preflights."
+    )
+    allow_headers: tuple[str, ...] = Field(
         ("Authorization", "Content-Type", "X-Request-ID"), description="Request headers of preflights."
     )
-    expose_headers: CommaList = Field(
+    expose_headers: tuple[str, ...] = Field(
         ("X-Request-ID", "RateLimit", "RateLimit-Policy", "Retry-After"), description="Headers scripts may read."
     )
     max_age: int = Field(600, ge=0, le=7200, description="How long browsers keep a preflight's answer, seconds.")
@@ -133,9 +131,18 @@ class CorsSettings(Section):
     @classmethod
     def _exact(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
-            if origin != "*" and not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d+)?", origin):
+            if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]+)?", origin):
                 raise ValueError("an origin is scheme://host or scheme://host:port in lower case, without a path")
+            if re.fullmatch(r"http://.*:80|https://.*:443", origin):
+                raise ValueError("browsers leave the scheme's own port out of an origin; leave :80 and :443 out")
         return origins
+
+    @field_validator("allow_methods", "allow_headers", "expose_headers")
+    @classmethod
+    def _tokens(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) for name in names):
+            raise ValueError("methods and header names have no spaces and no quotes (RFC 9110, token)")
+        return names
 
     @field_validator("origin_regex")
     @classmethod
@@ -146,11 +153,12 @@ class CorsSettings(Section):
             raise ValueError(f"not a regular expression ({error})") from None
         return pattern
 
-    @model_validator(mode="after")
-    def _vercel_pair(self) -> Self:
-        if (self.vercel_project is None) != (self.vercel_team is None):
+    @field_validator("vercel_team")
+    @classmethod
+    def _vercel_pair(cls, team: str | None, info: ValidationInfo) -> str | None:
+        if "vercel_project" in info.data and (team is None) != (info.data["vercel_project"] is None):
             raise ValueError("vercel_project and vercel_team belong together; set both or neither")
-        return self
+        return team
 
     @property
     def configured(self) -> bool:
@@ -161,7 +169,7 @@ class CorsSettings(Section):
 class HostsSettings(Section):
     """Which host names the service answers to."""
 
-    allowed: CommaList = Field((), description="Host names; *.example.com allows subdomains, * any.")
+    allowed: tuple[str, ...] = Field((), description="Host names; *.example.com allows subdomains, * any.")
 
 
 class LimitsSettings(Section):
@@ -187,7 +195,7 @@ class HealthSettings(Section):
 class MetricsSettings(Section):
     """Who may read /metrics; without a token it is closed."""
 
-    token: SecretStr | None = Field(None, description="Bearer token that opens /metrics.")
+    token: SecretStr | None = Field(None, min_length=1, description="Bearer token that opens /metrics.")
     public: bool = Field(False, description="Open /metrics to everybody.")
 
 
@@ -198,7 +206,7 @@ class DocsSettings(Section):
 class DatabaseSettings(Section):
     """How to reach the database."""
 
-    url: SecretStr = Field(description="postgresql://user:password@host/name or sqlite:///file.")
+    url: SecretStr = Field(min_length=1, description="postgresql://user:password@host/name or sqlite:///file.")
     pool_size: int = Field(5, ge=1, description="Connections kept open by each worker.")
     max_overflow: int = Field(5, ge=0, description="Further connections under load, by each worker.")
     pool_timeout: float = Field(5.0, gt=0, description="Longest wait for a free connection, seconds.")

@@ -1,0 +1,72 @@
+# python3 (3.11 or newer) and make are enough: everything else goes into .venv, pinned and hash-checked.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types docs build lock bench clean
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --quiet --disable-pip-version-check --no-input install
+
+help: ## list these targets
+	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.demo ## run the example service on http://127.0.0.1:8000 (PORT=... for another port)
+	@cd examples/service && exec ../../$(RUN) -m service.demo
+
+test: $(VENV)/.test ## run all tests, with branch coverage
+	@$(RUN) -m pytest --cov --cov-branch
+
+lint: $(VENV)/.dev ## check style and formatting
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+types: $(VENV)/.dev ## check types
+	@$(RUN) -m mypy
+
+docs: $(VENV)/.dev ## build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo "==> site/index.html"
+
+build: $(VENV)/.dev ## build wheel and sdist into dist/
+	@rm -rf dist
+	@$(RUN) -m build --no-isolation >/dev/null
+	@$(RUN) -m twine check --strict dist/*
+
+bench: $(VENV)/.test ## measure what the layer costs
+	@$(RUN) benchmarks/in_process.py
+
+# Locks hold for every supported Python and platform. dev.txt is solved first; the others agree with it, because they
+# may be installed into the same .venv.
+LOCK := $(VENV)/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
+	--python-version 3.11 --fork-strategy fewest pyproject.toml
+AGREE := --constraints requirements/dev.txt
+
+lock: $(RUN) ## solve requirements/*.txt anew
+	@$(PIP) uv
+	@echo "==> Locking"
+	@$(LOCK) --extra all --group dev --output-file requirements/dev.txt
+	@$(LOCK) $(AGREE) --extra all --group test --output-file requirements/test.txt
+	@$(LOCK) $(AGREE) --extra database --extra standard --group demo --output-file requirements/demo.txt
+	@$(LOCK) $(AGREE) --group pytest --output-file requirements/pytest.txt
+	@$(LOCK) $(AGREE) --output-file requirements/core.txt
+
+clean: ## remove everything that was made
+	rm -rf $(VENV) dist site .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache examples/service/.demo
+
+# Each stamp is newer than its lock, the package's metadata and the interpreter, or its packages are installed again.
+$(VENV)/.%: requirements/%.txt pyproject.toml src/fastapi_prodkit/_version.py $(RUN)
+	@echo "==> Installing requirements/$*.txt ($$(grep -c '^[a-z]' $<) packages; a minute or two the first time)"
+	@$(RUN) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) # an earlier attempt was killed half-way
+	@$(PIP) --require-hashes --requirement $<
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(RUN):
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or newer."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$$($(PYTHON) --version) is too old: make PYTHON=python3.13 (3.11 or newer) uses another."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "Python's venv module is missing: apt install python3-venv (Debian, Ubuntu)."; exit 1; }
+	@echo "==> Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)

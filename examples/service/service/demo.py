@@ -1,0 +1,96 @@
+"""Try the service in one step: `python -m service.demo`.
+
+It keeps an SQLite database in `.demo/`, fills it on the first run, and serves on 127.0.0.1 at the port PORT, or 8000.
+Ctrl-C ends it.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from fastapi_prodkit.database import Database
+from service import load, migrate
+from service.application import build
+from service.config import ServiceSettings
+from service.services.airports import any_loaded
+
+DIRECTORY = Path(__file__).parents[1] / ".demo"
+
+INVITATION = """
+The airports service runs at {url}
+
+  docs     {url}/docs
+  health   {url}/health
+  ready    {url}/ready
+  metrics  {url}/metrics
+
+Try, in another terminal:
+
+  curl '{url}/v1/airports/fra'
+  curl '{url}/v1/airports/nearest?lat=50.11&lon=8.68&limit=3'
+  curl '{url}/v1/reports' -H 'Content-Type: application/json' \\
+    -d '{{"airport": "FRA", "visited_on": "2025-05-04", "rating": 4, "comment": "Long walks, short queues."}}'
+
+Ctrl-C ends it. Its data stays in {directory}.
+"""
+
+
+def main() -> None:
+    """Prepare the database, say what to try, and serve until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C at every stage, with exit code 0
+    with contextlib.suppress(KeyboardInterrupt), listen(os.environ.get("PORT", "8000")) as listener:
+        DIRECTORY.mkdir(exist_ok=True)
+        url = f"sqlite:///{DIRECTORY / 'airports.sqlite3'}"
+        settings = ServiceSettings(environment="dev", service={"name": "airports"}, database={"url": url})
+        prepare(settings)
+        host, port = listener.getsockname()
+        print(INVITATION.format(url=f"http://{host}:{port}", directory=DIRECTORY), flush=True)
+        serve(settings, listener)
+
+
+def listen(port: str) -> socket.socket:
+    """Take the port before the work begins, so that a port that cannot be had is known at once."""
+    try:
+        return socket.create_server(("127.0.0.1", int(port)))
+    except (ValueError, OverflowError):
+        sys.exit(f"PORT must be a number from 0 to 65535, not {port!r}.")
+    except OSError as error:
+        sys.exit(f"Cannot listen on 127.0.0.1:{port}: {error.strerror}. Choose another port: PORT=8001")
+
+
+def prepare(settings: ServiceSettings) -> None:
+    """Migrate the database, and load the airports unless they are there."""
+    print("Migrating the database ...", flush=True)
+    migrate.upgrade(settings)
+    asyncio.run(load_once(settings))
+
+
+async def load_once(settings: ServiceSettings) -> None:
+    """Load the airports unless they are there."""
+    database = Database(settings.database)
+    async with database.lifespan(None), database.session() as session:
+        if not await any_loaded(session):
+            await load.load(session)
+
+
+def serve(settings: ServiceSettings, listener: socket.socket) -> None:
+    """Serve until a signal."""
+    config = uvicorn.Config(
+        build(settings),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

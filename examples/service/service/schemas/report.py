@@ -1,0 +1,68 @@
+"""Visit reports, as clients see them."""
+
+from datetime import UTC, date, datetime
+from functools import partial
+from typing import Annotated
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+from service.pagination import decode_cursor
+from service.schemas.airport import AirportCode, Limit
+from service.schemas.text import Comment
+
+
+def _not_in_the_future(day: date) -> date:
+    if day > datetime.now(UTC).date():
+        raise ValueError("must not be in the future (UTC)")
+    return day
+
+
+Cursor = Annotated[str, AfterValidator(partial(decode_cursor, pattern=r"[1-9][0-9]{0,17}"))]
+Rating = Annotated[int, Field(strict=True, ge=1, le=5, description="1 (never again) to 5 (excellent).")]
+
+VISIT: JsonDict = {"visited_on": "2025-05-04", "rating": 4, "comment": "Long walks, short queues."}
+
+
+class ReportCreate(BaseModel):
+    """A visit to an airport."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"airport": "FRA", **VISIT}]})
+
+    airport: AirportCode = Field(description="ICAO or IATA code.")
+    visited_on: Annotated[date, AfterValidator(_not_in_the_future)] = Field(description="Day of the visit.")
+    rating: Rating
+    comment: Comment = Field(description="Plain text.")
+
+
+class Report(BaseModel):
+    """A report that was stored."""
+
+    model_config = ConfigDict(
+        from_attributes=True,
+        json_schema_extra={"examples": [{"id": 1, "airport": "EDDF", **VISIT, "created_at": "2025-05-05T06:07:08Z"}]},
+    )
+
+    id: int
+    airport: str = Field(description="ICAO code of the airport.")
+    visited_on: date
+    rating: Rating
+    comment: Comment = Field(description="Plain text.")
+    created_at: AwareDatetime = Field(description="When the report arrived, UTC.")
+
+
+class ReportPage(BaseModel):
+    """Reports, newest first."""
+
+    items: list[Report]
+    next_cursor: str | None = Field(description="Leads to the next page; null on the last.", examples=["MTA"])
+
+
+class ReportQuery(BaseModel):
+    """Which reports, and the page."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    airport: AirportCode | None = Field(None, description="ICAO or IATA code.", examples=["FRA"])
+    limit: Limit | None = Field(None, description="Most items on the page; AIRPORTS_PAGE_SIZE if left out.")
+    cursor: Cursor | None = Field(None, description="`next_cursor` of the page before.")

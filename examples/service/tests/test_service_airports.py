@@ -1,0 +1,234 @@
+"""`/v1/airports`: filters, pages and codes."""
+
+import base64
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+AIRPORTS = "/v1/airports"
+
+
+def codes(client: TestClient, **params: object) -> list[str]:
+    response = client.get(AIRPORTS, params={"limit": 100, **params})
+    assert response.status_code == 200, response.text
+    return [airport["icao"] for airport in response.json()["items"]]
+
+
+def walk(client: TestClient, **params: object) -> list[str]:
+    found: list[str] = []
+    cursor = None
+    while True:
+        query = {"limit": 100, **params} | ({"cursor": cursor} if cursor else {})
+        page = client.get(AIRPORTS, params=query).json()
+        found += [airport["icao"] for airport in page["items"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return found
+
+
+def test_an_airport_is_described_as_in_the_data(client):
+    """Every field of the package arrives, and what it leaves empty is null."""
+    airport = client.get(f"{AIRPORTS}/EDDF").json()
+
+    assert airport == {
+        "icao": "EDDF",
+        "iata": "FRA",
+        "lid": None,
+        "name": "Frankfurt am Main International Airport",
+        "city": "Frankfurt am Main",
+        "region": "Hesse",
+        "country": "DE",
+        "elevation_ft": 364.0,
+        "lat": 50.0264,
+        "lon": 8.54313,
+        "timezone": "Europe/Berlin",
+    }
+
+
+@pytest.mark.parametrize("code", ["EDDF", "eddf", "FRA", "fra", "Fra"])
+def test_an_airport_is_found_by_either_code_in_any_case(client, code):
+    """ICAO and IATA codes name the same airport."""
+    response = client.get(f"{AIRPORTS}/{code}")
+
+    assert response.json()["icao"] == "EDDF"
+
+
+def test_every_airport_is_found_by_its_codes(client, world):
+    """No code of the data is out of reach, local ones such as _AYM included."""
+    for airport in list(world.values())[::200]:
+        assert client.get(f"{AIRPORTS}/{airport['icao']}").json()["icao"] == airport["icao"]
+        if airport["iata"]:
+            assert client.get(f"{AIRPORTS}/{airport['iata']}").json()["icao"] == airport["icao"]
+    assert client.get(f"{AIRPORTS}/_AYM").json()["name"] == "Yas Island Seaplane Base"
+
+
+def test_an_unknown_code_is_a_problem_that_says_how_to_go_on(client):
+    """A 404 explains what codes look like and where to search."""
+    response = client.get(f"{AIRPORTS}/ZZZZ")
+
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["type"] == "urn:problem:unknown-airport"
+    assert "No airport has the code ZZZZ" in response.json()["detail"]
+    assert "/v1/airports?q=" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("code", ["A", "TOOLONG", "É12", "a%00b", "%F0%9F%9B%AB" * 3, "' or", "F%2FA"])
+def test_what_cannot_be_a_code_is_refused(client, code):
+    """A malformed code never reaches the database, and never ends in a 500."""
+    response = client.get(f"{AIRPORTS}/{code}")
+
+    assert response.status_code in (404, 422)
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_all_pages_together_are_all_airports_once(client, world):
+    """Following the cursors shows every airport, in order, without gaps and duplicates."""
+    found = walk(client)
+
+    assert found == sorted(world)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 100])
+def test_pages_of_any_size_show_the_same(client, world, limit):
+    """The size of a page decides where it is cut, not what is shown."""
+    found = walk(client, country="IS", limit=limit)
+
+    assert found == sorted(code for code, airport in world.items() if airport["country"] == "IS")
+
+
+def test_the_last_page_has_no_cursor_even_if_it_is_full(client):
+    """A page that ends with the list says so, so that nobody asks for an empty one."""
+    size = len(walk(client, country="LU"))
+
+    page = client.get(AIRPORTS, params={"country": "LU", "limit": size})
+
+    assert len(page.json()["items"]) == size
+    assert page.json()["next_cursor"] is None
+    assert "link" not in page.headers
+
+
+def test_the_link_header_leads_to_the_next_page(client):
+    """A client that knows RFC 8288 needs not look into the body, and keeps its filters."""
+    first = client.get(AIRPORTS, params={"country": "BR", "limit": 2, "q": "são"})
+
+    second = client.get(first.url.join(first.links["next"]["url"]))
+
+    assert second.json()["items"][0]["icao"] > first.json()["items"][-1]["icao"]
+    assert {airport["country"] for airport in second.json()["items"]} == {"BR"}
+
+
+def test_the_page_size_has_a_default_from_the_settings(settings):
+    """AIRPORTS_PAGE_SIZE is the size of a page if the client does not say."""
+    from service.application import build
+
+    app = build(settings.model_copy(update={"airports_page_size": 3}))
+
+    with TestClient(app) as client:
+        assert len(client.get(AIRPORTS).json()["items"]) == 3
+
+
+@pytest.mark.parametrize("country", ["DE", "de", "dE"])
+def test_countries_are_found_in_any_case(client, world, country):
+    """The country filter takes ISO codes as people type them."""
+    found = walk(client, country=country)
+
+    assert len(found) == sum(airport["country"] == "DE" for airport in world.values())
+
+
+def test_filters_have_to_be_met_together(client, world):
+    """Each filter narrows the list further."""
+    found = walk(client, country="US", region="Hawaii", has_iata=True)
+
+    expected = [c for c, a in world.items() if a["country"] == "US" and a["subd"] == "Hawaii" and a["iata"]]
+    assert found == sorted(expected)
+    assert found
+
+
+def test_airports_without_an_iata_code_can_be_asked_for(client, world):
+    """has_iata=false is a filter, not the absence of one."""
+    found = walk(client, country="FR", has_iata=False)
+
+    assert found == sorted(c for c, a in world.items() if a["country"] == "FR" and not a["iata"])
+
+
+@pytest.mark.parametrize("q", ["são paulo", "sao paulo", "SÃO PAULO", "  Paulo   sao ", "Sa\u0303o Paulo"])
+def test_search_ignores_case_accents_and_order(client, q):
+    """People search as they type, not as the data is spelt."""
+    found = codes(client, q=q, has_iata=True, country="BR")
+
+    assert "SBGR" in found
+
+
+@pytest.mark.parametrize("q", ["%", "_____", "a%a", "\\", "/", "' or 1=1 --", "(", "日本", "🛫"])
+def test_search_takes_wildcards_and_quotes_for_letters(client, world, q):
+    """What means something to SQL means nothing in a search."""
+    found = walk(client, q=q)
+
+    folded = q.casefold().split()
+    expected = [c for c, a in world.items() if all(w in f"{a['name']}\n{a['city']}".casefold() for w in folded)]
+    assert len(found) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"country": "DEU"}, "country"),
+        ({"country": "1"}, "country"),
+        ({"country": ""}, "country"),
+        ({"limit": 0}, "limit"),
+        ({"limit": 101}, "limit"),
+        ({"limit": "many"}, "limit"),
+        ({"q": " "}, "q"),
+        ({"q": "x" * 101}, "q"),
+        ({"q": "a\x00b"}, "q"),
+        ({"region": "\x1b[31m"}, "region"),
+        ({"has_iata": "perhaps"}, "has_iata"),
+        ({"contry": "DE"}, "contry"),
+    ],
+)
+def test_a_wrong_parameter_is_named(client, params, field):
+    """A filter that cannot be understood is an error, never ignored: a misspelt one would show everything."""
+    response = client.get(AIRPORTS, params=params)
+
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    assert [error["loc"] for error in response.json()["errors"]] == [["query", field]]
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        "garbage",
+        "A",
+        "====",
+        "é",
+        "\x00",
+        "A" * 10_000,
+        base64.urlsafe_b64encode(b"' or 1=1").decode(),
+        base64.urlsafe_b64encode(b"\xff\xfe\xfd").decode(),
+        base64.urlsafe_b64encode(b"17").decode(),
+        base64.urlsafe_b64encode(b"EDDF\n").decode(),
+    ],
+)
+def test_a_cursor_that_we_did_not_make_is_refused(client, cursor):
+    """Garbage, a tampered cursor and the cursor of another list are the client's mistake, never a 500."""
+    response = client.get(AIRPORTS, params={"cursor": cursor})
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["loc"] == ["query", "cursor"]
+    assert response.json()["errors"][0]["msg"].endswith("not a cursor of this list; start again without one")
+
+
+def test_two_services_in_one_process_keep_to_their_settings(settings, loaded_database, tmp_path):
+    """Nothing of a service is global: each app has the settings and the database it was built with."""
+    from service.application import build
+
+    one: FastAPI = build(settings.model_copy(update={"airports_page_size": 1}))
+    two: FastAPI = build(settings.model_copy(update={"airports_page_size": 2}))
+
+    with TestClient(one) as first, TestClient(two) as second:
+        assert len(first.get(AIRPORTS).json()["items"]) == 1
+        assert len(second.get(AIRPORTS).json()["items"]) == 2

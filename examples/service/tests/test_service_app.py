@@ -1,0 +1,117 @@
+"""The service as a whole: readiness, the OpenAPI document, the docs page, and the edge."""
+
+import pytest
+from openapi_spec_validator import validate
+from service.config import ServiceSettings
+
+from fastapi_prodkit.exceptions import SettingsError
+
+
+@pytest.fixture
+def document(client):
+    return client.get("/openapi.json").json()
+
+
+def operations(document):
+    return {
+        operation["operationId"]: (f"{method.upper()} {path}", operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+
+
+def test_the_service_is_ready(client):
+    """With database and airports everything passes."""
+    response = client.get("/ready")
+
+    assert response.status_code == 200
+    assert response.json()["status"] == "pass"
+    assert set(response.json()["checks"]) == {"database", "airports"}
+
+
+def test_the_operations_have_stable_names(document):
+    """Generated clients call these; a renamed one breaks them."""
+    assert {name: where for name, (where, _) in operations(document).items()} == {
+        "airports_search": "GET /v1/airports",
+        "airports_nearest": "GET /v1/airports/nearest",
+        "airports_get": "GET /v1/airports/{code}",
+        "reports_create": "POST /v1/reports",
+        "reports_latest": "GET /v1/reports",
+        "reports_read": "GET /v1/reports/{report_id}",
+        "reports_delete": "DELETE /v1/reports/{report_id}",
+    }
+
+
+def test_every_operation_is_described(document):
+    """The docs are written: summary, description and a known tag each, and a description for each parameter."""
+    tags = {tag["name"] for tag in document["tags"] if tag["description"]}
+
+    for where, operation in operations(document).values():
+        assert operation["summary"], where
+        assert operation["description"], where
+        assert set(operation["tags"]) <= tags, where
+        for parameter in operation.get("parameters", []):
+            assert parameter.get("description"), (where, parameter["name"])
+
+
+def test_every_error_is_a_problem_in_the_schema(document):
+    """Whoever generates a client gets the shape that errors really have."""
+    for where, operation in operations(document).values():
+        errors = {status: response for status, response in operation["responses"].items() if status >= "4"}
+        assert "422" in errors, where
+        for response in errors.values():
+            assert list(response["content"]) == ["application/problem+json"], where
+    assert "404" in document["paths"]["/v1/airports/{code}"]["get"]["responses"]
+    assert "429" in document["paths"]["/v1/reports"]["post"]["responses"]
+
+
+def test_the_examples_are_true(client, document):
+    """What the docs show as an example is what the service answers, or accepts."""
+    schemas = document["components"]["schemas"]
+
+    assert client.get("/v1/airports/KJFK").json() == schemas["Airport"]["examples"][0]
+    assert client.post("/v1/reports", json=schemas["ReportCreate"]["examples"][0]).status_code == 201
+
+
+def test_the_document_is_valid_openapi(document):
+    """Client generators read it without complaint."""
+    validate(document)
+
+
+def test_the_docs_page_needs_no_other_host(client):
+    """The page works offline: everything it loads comes from the service."""
+    page = client.get("/docs")
+
+    assert page.status_code == 200
+    assert "https://" not in page.text
+    assert "http://" not in page.text
+    assert "'self'" in page.headers["content-security-policy"]
+
+
+def test_the_edge_is_on_every_response(client):
+    """Request id, security headers and quota come with successes and errors alike."""
+    for path in ("/v1/airports/FRA", "/v1/airports/ZZZZ", "/nowhere"):
+        headers = client.get(path).headers
+        assert headers["x-request-id"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["ratelimit"]
+
+
+def test_metrics_know_routes_by_their_templates(client):
+    """One series for all airports, not one for each."""
+    client.get("/v1/airports/FRA")
+    client.get("/v1/airports/HAM")
+
+    samples = client.get("/metrics").text
+
+    assert 'http_route="/v1/airports/{code}"' in samples
+    assert "FRA" not in samples
+
+
+def test_a_database_is_required(monkeypatch, tmp_path):
+    """Without DATABASE_URL the service does not start, and says which variable is missing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+
+    with pytest.raises(SettingsError, match="DATABASE_URL"):
+        ServiceSettings(environment="test")

@@ -1,0 +1,146 @@
+"""`python -m service.demo`, run as a user runs it: in a copy of the folder, in a process of its own."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to end a process with")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the example in which the demo has not run yet."""
+    copy = tmp_path_factory.mktemp("copy") / "service"
+    return shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".demo", "__pycache__", ".env*"))
+
+
+def command(folder: Path, port: str) -> dict:
+    return {
+        "args": [sys.executable, "-m", "service.demo"],
+        "cwd": folder,
+        "env": {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")} | {"PORT": port},
+        "text": True,
+    }
+
+
+@contextmanager
+def demo(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(**command(folder, "0"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read_until(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
+    for line in process.stdout:
+        if match := re.search(pattern, line):
+            return match
+    raise AssertionError(f"the demo ended without saying {pattern}")
+
+
+def url_of(process: subprocess.Popen[str]) -> str:
+    return read_until(process, r"runs at (http://127\.0\.0\.1:\d+)$")[1]
+
+
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.read()
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals) -> str:
+    """Send the signal, and return what the demo still had to say."""
+    process.send_signal(number)
+    return process.communicate(timeout=15)[0]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / ".demo").iterdir())
+
+
+def test_the_first_run_may_be_interrupted_at_any_time(folder):
+    """A SIGTERM while airports are loaded ends the demo, and the next run finds no half-filled database."""
+    with demo(folder) as process:
+        read_until(process, r"^Loaded 5,000 of")
+        said = end(process, signal.SIGTERM)
+
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_demo_serves_until_a_signal(folder, number):
+    """It answers what it invites to try; a signal ends it with code 0 and frees the port."""
+    with demo(folder) as process:
+        url = url_of(process)
+        answers = [get(url + path) for path in ("/health", "/ready", "/docs", "/metrics", "/v1/airports/fra")]
+        said = end(process, number)
+
+    assert b"Frankfurt" in answers[-1]
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    assert files(folder) == ["airports.sqlite3"]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5)
+
+
+def test_an_open_connection_does_not_keep_the_demo_alive(folder):
+    """Browsers hold connections open; Ctrl-C ends the demo all the same."""
+    with demo(folder) as process:
+        port = int(url_of(process).rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            said = end(process, signal.SIGINT)
+
+    assert process.returncode == 0, said
+
+
+def test_the_second_run_loads_nothing(folder):
+    """What is there is not loaded again, so that a restart takes no longer than the imports."""
+    with demo(folder) as process:
+        started = time.monotonic()
+        said = list(iter(process.stdout.readline, "\n"))
+        url = url_of(process)
+        get(url + "/health")
+        duration = time.monotonic() - started
+        end(process, signal.SIGTERM)
+
+    assert not [line for line in said if line.startswith("Loaded")]
+    assert duration < 15
+
+
+def test_a_busy_port_is_one_clear_line(folder):
+    """Whoever holds the port is not disturbed, and the remedy is named."""
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        ended = subprocess.run(**command(folder, str(port)), capture_output=True, timeout=60, check=False)
+
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr.startswith(f"Cannot listen on 127.0.0.1:{port}: Address already in use")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("port", ["http", "65536", "-1"])
+def test_a_port_that_is_none_is_one_clear_line(folder, port):
+    """A wrong PORT is named, with what it may be."""
+    ended = subprocess.run(**command(folder, port), capture_output=True, timeout=60, check=False)
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("PORT must be a number from 0 to 65535")
+    assert ended.stderr.count("\n") == 1

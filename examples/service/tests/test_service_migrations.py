@@ -1,0 +1,143 @@
+"""Migrations, loading, and readiness before and after them."""
+
+import asyncio
+import logging
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic import command
+from fastapi.testclient import TestClient
+from service import load, migrate
+from service.application import build
+from service.config import ServiceSettings
+from sqlalchemy.exc import StatementError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where an empty database will be."""
+    return tmp_path / "empty.sqlite3"
+
+
+@pytest.fixture
+def settings(settings: ServiceSettings, path: Path) -> ServiceSettings:
+    database = settings.database.model_validate({"url": f"sqlite:///{path}"})
+    return settings.model_copy(update={"database": database})
+
+
+def sql(path: Path, *statements: str) -> list[tuple]:
+    """Run statements from outside the service; return what the last one answers."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        return [connection.execute(statement).fetchall() for statement in statements][-1]
+
+
+def tables(path: Path) -> set[str]:
+    return {name for (name,) in sql(path, "select name from sqlite_master where type = 'table'")}
+
+
+def count(path: Path) -> int:
+    return sql(path, "select count(*) from airports")[0][0]
+
+
+def test_the_models_are_what_the_migrations_make(settings):
+    """A model without its migration is found here, not in production."""
+    migrate.upgrade(settings)
+
+    command.check(migrate.alembic_config(settings))
+
+
+def test_migrations_lead_up_and_down_again(settings, path):
+    """Every migration can be taken back, and run again afterwards."""
+    config = migrate.alembic_config(settings)
+
+    command.upgrade(config, "head")
+    assert tables(path) == {"airports", "reports", "alembic_version"}
+    command.downgrade(config, "base")
+    assert tables(path) == {"alembic_version"}
+    command.upgrade(config, "head")
+    assert tables(path) == {"airports", "reports", "alembic_version"}
+
+
+def test_migrating_twice_changes_nothing(settings, path):
+    """A deployment may run the step again."""
+    migrate.upgrade(settings)
+
+    migrate.upgrade(settings)
+
+    assert tables(path) == {"airports", "reports", "alembic_version"}
+
+
+async def test_migrations_run_under_a_running_event_loop(settings, path):
+    """A test or a script that is async itself can migrate."""
+    migrate.upgrade(settings)
+
+    assert "airports" in tables(path)
+
+
+def test_migrating_leaves_logging_alone(settings):
+    """Loggers that exist stay enabled, and the root logger keeps its handlers and level."""
+    logger = logging.getLogger("existed.before")
+    before = (list(logging.root.handlers), logging.root.level)
+
+    migrate.upgrade(settings)
+
+    assert not logger.disabled
+    assert (list(logging.root.handlers), logging.root.level) == before
+
+
+def test_the_app_never_migrates(settings, path):
+    """Start-up touches no table: without the migration step the service is up, and says that it is not ready."""
+    with TestClient(build(settings)) as client:
+        health, ready = client.get("/health"), client.get("/ready")
+
+    assert health.status_code == 200
+    assert (ready.status_code, ready.json()["status"]) == (503, "fail")
+    assert tables(path) == set()
+
+
+def test_an_empty_table_is_a_warning(settings):
+    """Without airports the service works, and readiness says what is missing."""
+    migrate.upgrade(settings)
+
+    with TestClient(build(settings)) as client:
+        ready = client.get("/ready")
+
+    assert (ready.status_code, ready.json()["status"]) == (200, "warn")
+    assert ready.json()["checks"]["airports"][0]["output"] == "no airports; run python -m service.load"
+
+
+def test_loading_again_updates_and_keeps(settings, path, world, capsys):
+    """The second load repairs what changed, adds nothing twice, and reports survive it."""
+    migrate.upgrade(settings)
+    asyncio.run(load.main(settings))
+    sql(
+        path,
+        "update airports set name = 'Nowhere', iata = 'XXX' where icao = 'EDDF'",
+        "delete from airports where icao = 'EDDH'",
+        "insert into reports (airport, visited_on, rating, comment, created_at) "
+        "values ('EDDF', '2025-05-04', 4, 'Good.', '2025-05-05 06:07:08')",
+    )
+
+    asyncio.run(load.main(settings))
+
+    assert count(path) == len(world)
+    assert f"Loaded {len(world):,} of {len(world):,} airports" in capsys.readouterr().out
+    with TestClient(build(settings)) as client:
+        assert client.get("/v1/airports/FRA").json()["name"] == "Frankfurt am Main International Airport"
+        assert client.get("/v1/airports/EDDH").status_code == 200
+        assert client.get("/v1/reports").json()["items"][0]["created_at"] == "2025-05-05T06:07:08Z"
+
+
+def test_a_load_that_fails_leaves_nothing(settings, path, monkeypatch):
+    """Readers see all airports or none."""
+    migrate.upgrade(settings)
+    whole = load.row
+    spoilt = {"icao": "EDDF", "name": None}
+    monkeypatch.setattr(load, "row", lambda airport: spoilt if airport["icao"] == "ZYYY" else whole(airport))
+
+    with pytest.raises(StatementError):
+        asyncio.run(load.main(settings))
+
+    assert count(path) == 0

@@ -1,0 +1,219 @@
+"""`/v1/reports`: writing, reading, deleting, and everything that is refused."""
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from fastapi.testclient import TestClient
+
+REPORTS = "/v1/reports"
+VISIT = {"airport": "FRA", "visited_on": "2025-05-04", "rating": 4, "comment": "Long walks, short queues."}
+
+
+def write(client: TestClient, **changes: object) -> dict:
+    response = client.post(REPORTS, json=VISIT | changes)
+    assert response.status_code == 201, response.text
+    return response.json()
+
+
+def test_a_report_is_stored_and_found_again(client):
+    """Location leads to what was stored, with the airport's ICAO code and the time of arrival in UTC."""
+    before = datetime.now(UTC)
+    created = client.post(REPORTS, json=VISIT)
+
+    found = client.get(created.headers["location"])
+
+    assert created.status_code == 201
+    assert created.headers["location"] == f"{REPORTS}/{created.json()['id']}"
+    assert found.json() == created.json()
+    assert found.json() == VISIT | {
+        "airport": "EDDF",
+        "id": created.json()["id"],
+        "created_at": created.json()["created_at"],
+    }
+    assert before <= datetime.fromisoformat(found.json()["created_at"]) <= datetime.now(UTC)
+    assert found.json()["created_at"].endswith("Z")
+
+
+def test_location_knows_where_the_service_is_mounted(app):
+    """Behind a prefix that a proxy strips, the Location is the outside path."""
+    with TestClient(app, root_path="/api") as client:
+        response = client.post(REPORTS, json=VISIT)
+
+    assert response.headers["location"] == f"/api{REPORTS}/{response.json()['id']}"
+
+
+def test_comments_keep_their_letters_and_lose_their_margins(client):
+    """Any script, emoji and line breaks are text; spaces around it are not."""
+    comment = "  Très bien\n日本 👩‍✈️  "
+
+    report = write(client, comment=comment)
+
+    assert client.get(f"{REPORTS}/{report['id']}").json()["comment"] == comment.strip()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"rating": 0}, "rating"),
+        ({"rating": 6}, "rating"),
+        ({"rating": 4.5}, "rating"),
+        ({"rating": "4"}, "rating"),
+        ({"rating": True}, "rating"),
+        ({"rating": None}, "rating"),
+        ({"comment": ""}, "comment"),
+        ({"comment": " \n "}, "comment"),
+        ({"comment": "x" * 2001}, "comment"),
+        ({"comment": "a\x00b"}, "comment"),
+        ({"comment": "\x1b[2J"}, "comment"),
+        ({"comment": "a\x85b"}, "comment"),
+        ({"comment": 7}, "comment"),
+        ({"visited_on": "yesterday"}, "visited_on"),
+        ({"visited_on": "2025-02-30"}, "visited_on"),
+        ({"visited_on": str(datetime.now(UTC).date() + timedelta(days=2))}, "visited_on"),
+        ({"airport": "ZZZZ"}, "airport"),
+        ({"airport": "Frankfurt"}, "airport"),
+        ({"airport": "F\x00A"}, "airport"),
+        ({"stars": 5}, "stars"),
+    ],
+)
+def test_a_wrong_report_is_refused_by_field(client, changes, field):
+    """Every mistake is a 422 problem that names the field, and nothing is stored."""
+    response = client.post(REPORTS, json=VISIT | changes)
+
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    assert [error["loc"] for error in response.json()["errors"]] == [["body", field]]
+    assert client.get(REPORTS).json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'{"rating": NaN}', b'{"comment": "\\ud800"}', b"\xff", b'{"rating": 1e999}']
+)
+def test_a_body_that_is_no_report_is_refused(client, body):
+    """Whatever arrives, the answer is a problem of the client's, never a 500."""
+    response = client.post(REPORTS, content=body, headers={"content-type": "application/json"})
+
+    assert response.status_code in (400, 422)
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_a_lone_surrogate_in_a_comment_is_refused(client):
+    """JSON can spell text that no database can store."""
+    body = b'{"airport": "FRA", "visited_on": "2025-05-04", "rating": 4, "comment": "a\\ud800b"}'
+
+    response = client.post(REPORTS, content=body, headers={"content-type": "application/json"})
+
+    assert response.status_code == 422
+    assert [error["loc"] for error in response.json()["errors"]] == [["body", "comment"]]
+
+
+def test_today_is_not_the_future(client):
+    """Who lands today can report today."""
+    today = str(datetime.now(UTC).date())
+
+    assert write(client, visited_on=today)["visited_on"] == today
+
+
+def test_reports_come_newest_first_page_by_page(client):
+    """All pages together are all reports once, even if new ones arrive in between."""
+    written = [write(client)["id"] for _ in range(7)]
+
+    first = client.get(REPORTS, params={"limit": 3})
+    write(client)
+    second = client.get(first.url.join(first.links["next"]["url"]))
+    third = client.get(REPORTS, params={"limit": 3, "cursor": second.json()["next_cursor"]})
+
+    pages = [[report["id"] for report in page.json()["items"]] for page in (first, second, third)]
+    assert [*pages[0], *pages[1], *pages[2]] == sorted(written, reverse=True)
+    assert third.json()["next_cursor"] is None
+
+
+def test_reports_are_listed_by_airport(client):
+    """The filter takes either code of the airport."""
+    ours = write(client, airport="FRA")["id"]
+    write(client, airport="HAM")
+
+    for code in ("FRA", "eddf"):
+        assert [report["id"] for report in client.get(REPORTS, params={"airport": code}).json()["items"]] == [ours]
+    assert client.get(REPORTS, params={"airport": "MUC"}).json() == {"items": [], "next_cursor": None}
+
+
+def test_a_list_for_an_unknown_airport_is_refused(client):
+    """A mistyped code is not an airport without reports."""
+    response = client.get(REPORTS, params={"airport": "ZZZ"})
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0] == {
+        "loc": ["query", "airport"],
+        "msg": "no airport has this ICAO or IATA code",
+        "type": "unknown_airport",
+    }
+
+
+@pytest.mark.parametrize("key", [b"0", b"-1", b"EDDF", b"1" * 19, b"1.5", "\u0661".encode()])
+def test_a_cursor_that_we_did_not_make_is_refused(client, key):
+    """Keys that no report can have are refused before they reach the database."""
+    response = client.get(REPORTS, params={"cursor": base64.urlsafe_b64encode(key).decode()})
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["loc"] == ["query", "cursor"]
+
+
+def test_a_deleted_report_is_gone(client):
+    """Deleting answers 204 once and 404 afterwards."""
+    path = f"{REPORTS}/{write(client)['id']}"
+
+    deleted = client.delete(path)
+
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    assert client.get(path).status_code == 404
+    assert client.delete(path).json()["type"] == "urn:problem:unknown-report"
+
+
+@pytest.mark.parametrize("report_id", ["0", "-1", "x", "1.5", str(2**63), "9" * 400])
+def test_an_id_that_no_report_can_have_is_refused(client, report_id):
+    """Ids beyond what the database can count are the client's mistake, never a 500."""
+    response = client.get(f"{REPORTS}/{report_id}")
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["loc"] == ["path", "report_id"]
+
+
+def test_the_largest_id_is_merely_unknown(client):
+    """The bound is the database's own."""
+    assert client.get(f"{REPORTS}/{2**63 - 1}").status_code == 404
+
+
+def test_concurrent_writers_all_succeed(client):
+    """Writers wait for each other; none is lost and none gets another's id."""
+    with ThreadPoolExecutor(8) as threads:
+        reports = list(threads.map(lambda number: write(client, comment=f"visit {number}"), range(24)))
+
+    assert len({report["id"] for report in reports}) == 24
+    stored = {report["comment"] for report in client.get(REPORTS, params={"limit": 100}).json()["items"]}
+    assert stored == {f"visit {number}" for number in range(24)}
+
+
+def test_of_concurrent_deletions_one_succeeds(client):
+    """Whoever deletes what is just being deleted learns that it is gone."""
+    path = f"{REPORTS}/{write(client)['id']}"
+
+    with ThreadPoolExecutor(8) as threads:
+        statuses = list(threads.map(lambda _: client.delete(path).status_code, range(8)))
+
+    assert sorted(statuses) == [204] + [404] * 7
+
+
+def test_writing_is_limited_more_tightly_than_reading(client):
+    """The 31st report within a minute is refused, says when to come back, and reading goes on."""
+    for _ in range(30):
+        write(client)
+
+    refused = client.post(REPORTS, json=VISIT)
+
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert '"reports";q=30;w=60' in refused.headers["ratelimit-policy"]
+    assert client.get(REPORTS).status_code == 200

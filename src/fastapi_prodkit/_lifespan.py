@@ -1,0 +1,72 @@
+"""One lifespan out of several: ours, the user's, and those of mounted apps, which Starlette does not run."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, cast
+
+from fastapi.routing import iter_route_contexts
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Host, Mount
+
+# Starlette's type is a union of the two cases, state or None; it is the same function that may yield either.
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+_COMPOSED = "__prodkit_composed__"
+
+
+def compose(app: Starlette, ours: Sequence[Lifespan]) -> None:
+    """Make the app run `ours`, then its own lifespan, then those of the apps mounted in it; and end them in reverse.
+
+    What the lifespans yield as state is merged; the app's own wins over a mounted one's. A mounted app whose lifespan
+    the user's own one already runs, which is the known workaround, is not started twice.
+    """
+    own = cast("Lifespan", app.router.lifespan_context)
+
+    @asynccontextmanager
+    async def lifespan(running: Starlette) -> AsyncIterator[Mapping[str, Any] | None]:
+        async with AsyncExitStack() as stack:
+            for each in ours:
+                await stack.enter_async_context(each(running))
+            mounted = [sub for sub in dict.fromkeys(_mounted(app.routes)) if sub.router.lifespan_context is not own]
+            watches = [_Watched(sub) for sub in mounted]
+            own_state = await stack.enter_async_context(own(running))
+            state: dict[str, Any] = {}
+            for watched in watches:
+                if not watched.release():
+                    theirs = await stack.enter_async_context(watched.lifespan(watched.app))
+                    state |= theirs or {}
+            state |= own_state or {}
+            yield state or None
+
+    setattr(lifespan, _COMPOSED, True)
+    app.router.lifespan_context = lifespan  # type: ignore[assignment]  # see Lifespan
+
+
+class _Watched:
+    """Notice whether somebody else starts a mounted app's lifespan."""
+
+    def __init__(self, app: Starlette) -> None:
+        self.app = app
+        self.lifespan = cast("Lifespan", app.router.lifespan_context)
+        self._started = False
+        app.router.lifespan_context = self._start  # type: ignore[assignment]  # see Lifespan
+
+    def release(self) -> bool:
+        """Put the app's lifespan back, and return whether it has been started."""
+        self.app.router.lifespan_context = self.lifespan  # type: ignore[assignment]  # see Lifespan
+        return self._started
+
+    def _start(self, app: Starlette) -> AbstractAsyncContextManager[Mapping[str, Any] | None]:
+        self._started = True
+        return self.lifespan(app)
+
+
+def _mounted(routes: Sequence[BaseRoute]) -> Iterator[Starlette]:
+    for context in iter_route_contexts(routes):
+        route = context.original_route
+        app: Any = route.app if isinstance(route, Mount | Host) else None
+        while app is not None and not isinstance(app, Starlette):
+            app = getattr(app, "app", None)  # middleware of the mount
+        if app is not None:
+            yield app
+            if not hasattr(app.router.lifespan_context, _COMPOSED):
+                yield from _mounted(app.routes)

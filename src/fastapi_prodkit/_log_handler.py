@@ -1,0 +1,204 @@
+"""What a line of the log looks like: the handler that makes every line of the process."""
+
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from fastapi_prodkit import _context
+from fastapi_prodkit._redact import Redactor, may_hold_secret
+from fastapi_prodkit.sections import LogSettings
+
+__all__ = ["EVENT_DICT", "EventHandler"]
+
+# 256 KB with 26 bytes of overhead was CloudWatch's limit for one event (PutLogEvents; 1 MB since 2025), and is what
+# log drivers and agents split at. The line break counts as well.
+_LIMIT = 262_144 - 26 - 1
+_SIZE = 200_000  # characters of a careful copy of an event
+_SMALL_SIZE = 40_000  # and if that made too long a line: a character takes 6 bytes at most, so this one fits
+
+_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
+_OURS = frozenset({"request_id"})  # what a context has from us: a plain string
+_PLAIN = frozenset({str, int, float, bool, type(None)})  # types that need no conversion and hide no keys
+
+EVENT_DICT = "_structlog"  # the attribute of a record that carries structlog's fields, which may have any names
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", EVENT_DICT}
+
+# What JSON allows in a string and terminals or line-based readers act upon: C1 controls, line and paragraph separator,
+# and the marks that change the direction of writing.
+_UNSAFE = re.compile("[\x80-\x9f\u2028-\u202e\u2066-\u2069]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_CONTROL_IN_BLOCK = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+class EventHandler(logging.Handler):
+    """Write each record to standard output, as one line.
+
+    `configure_logging` puts it on the root logger. It can be named in a `logging.config` file as well, which gives
+    JSON to a server's parent process, where no app is ever imported.
+
+    Args:
+        settings: Format and further key names to mask; the level is the loggers' business.
+        service: Name of the service, in every line.
+        version: Version of the service, in every line.
+        environment: Where it runs, in every line.
+    """
+
+    def __init__(
+        self,
+        settings: LogSettings | None = None,
+        *,
+        service: str = "fastapi-service",
+        version: str = "0.0.0",
+        environment: str = "dev",
+    ) -> None:
+        from structlog.contextvars import get_contextvars  # noqa: PLC0415 - structlog is loaded where it is used
+
+        super().__init__()
+        settings = settings or LogSettings()
+        self._contextvars = get_contextvars
+        self._redactor = Redactor(settings.redact)
+        self._harmless: set[str] = set()  # keys that have been looked at, so that a usual event is not looked at again
+        self._static: dict[str, str] = {}
+        self._render: Callable[[dict[str, Any], dict[str, Any]], bytes]
+        if settings.format == "json":
+            self._static = {"service": service, "environment": environment, "version": version}
+            self._render = self._json
+        else:
+            self._render = _Console(self._redactor)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record of the standard library or structlog. Never raises."""
+        head = self._head(datetime.fromtimestamp(record.created, UTC), record.levelname.lower(), record.name)
+        extras = {**self._contextvars(), **(_context.current() or {})}
+        try:
+            head["event"] = record.getMessage().rstrip()
+        except Exception as error:  # noqa: BLE001 - a message that does not fit its arguments, or a broken __str__
+            head["event"] = record.msg
+            extras |= {"logging_error": error, "args": record.args}
+        try:
+            line = self._render(head, extras | _record_fields(record))
+        except Exception as error:  # noqa: BLE001 - a logging call must not take down what logs; the line says it happened
+            line = self._render(head, {"logging_error": type(error).__name__})
+        self._write(line)
+
+    def log_event(self, level: str, logger: str, event: str, fields: dict[str, Any]) -> None:
+        """Write an event without making a record of it: the short way for the line that every request has.
+
+        Args:
+            level: In lower case; whether it is enabled is for the caller to ask.
+            logger: Name of the logger.
+            event: What happened.
+            fields: Values of plain types, under names that are not secret.
+        """
+        now = datetime.now(UTC)
+        context = _context.current() or {}
+        line = None
+        if self._static and (context.keys() <= _OURS or self._is_harmless(context)):
+            head = {"timestamp": now, "level": level, "event": event, "logger": logger}
+            line = _dump({**head, **self._static, **context, **fields})
+        if line is None:
+            line = self._render(self._head(now, level, logger) | {"event": event}, {**context, **fields})
+        self._write(line)
+
+    def _head(self, timestamp: datetime, level: str, logger: str) -> dict[str, Any]:
+        return {"timestamp": timestamp, "level": level, "event": "", "logger": logger, **self._static}
+
+    def _json(self, head: dict[str, Any], extras: dict[str, Any]) -> bytes:
+        quick = self._quick(head, extras)
+        if quick is not None:
+            return quick
+        fields = _join(head, extras)
+        line = _encode(self._redactor.fields(fields, size=_SIZE))
+        if len(line) > _LIMIT:
+            line = _encode(self._redactor.fields(fields, size=_SMALL_SIZE))
+        if len(self._harmless) < 1_000:  # noqa: PLR2004 - far more names than a program has, few enough to keep
+            self._harmless |= {
+                key for key in extras if type(key) is str and key not in head and not self._redactor.is_secret(key)
+            }
+        return line
+
+    def _quick(self, head: dict[str, Any], extras: dict[str, Any]) -> bytes | None:
+        """Return the line if it can be seen at a glance that there is nothing to mask, to convert or to cut."""
+        return _dump(head | extras) if self._is_harmless(extras) else None
+
+    def _is_harmless(self, extras: dict[str, Any]) -> bool:
+        return self._harmless.issuperset(extras) and _PLAIN.issuperset(map(type, extras.values()))
+
+    def _write(self, line: bytes) -> None:
+        try:
+            stream = sys.stdout
+            buffer = getattr(stream, "buffer", None)
+            with self.lock:  # type: ignore[union-attr]  # logging.Handler.__init__ makes it
+                if buffer is None:
+                    stream.write(line.decode())
+                    stream.flush()
+                else:
+                    buffer.write(line)
+                    buffer.flush()
+        except Exception:  # noqa: BLE001, S110 - closed, gone, or in use below a signal handler: no place to say so
+            pass
+
+
+class _Console:
+    """Readable lines for development; coloured on a terminal unless NO_COLOR is set."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        from structlog.dev import ConsoleRenderer, plain_traceback  # noqa: PLC0415 - loaded where it is used
+
+        self._redactor = redactor
+        # structlog needs another package for colours on Windows.
+        coloured = sys.stdout is not None and sys.stdout.isatty() and os.name != "nt" and not os.environ.get("NO_COLOR")
+        # The other renderers of tracebacks show local variables, and with them secrets.
+        self._render = ConsoleRenderer(colors=coloured, exception_formatter=plain_traceback)
+
+    def __call__(self, head: dict[str, Any], extras: dict[str, Any]) -> bytes:
+        fields: dict[str, Any] = {}
+        for key, value in self._redactor.fields(_join(head, extras), size=_SIZE).items():
+            control = _CONTROL_IN_BLOCK if key in ("exception", "stack") else _CONTROL
+            fields[_CONTROL.sub(_escape, key)] = control.sub(_escape, value) if isinstance(value, str) else value
+        fields["timestamp"] = head["timestamp"].astimezone().strftime("%H:%M:%S")
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        return f"{self._render(None, '', fields)}\n".encode(encoding, "backslashreplace")
+
+
+def _record_fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what a record has beside its message; what is needed most comes first, before room runs out."""
+    fields: dict[str, Any] = {}
+    if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
+        fields["exception"] = "".join(traceback.format_exception(record.exc_info[1])).rstrip()
+    if record.stack_info:
+        fields["stack"] = record.stack_info
+    attributes = vars(record)
+    extra = {key: value for key, value in attributes.items() if key not in _STANDARD}
+    return _join(fields, {**extra, **attributes.get(EVENT_DICT, {})})
+
+
+def _join(head: dict[str, Any], extras: dict[str, Any]) -> dict[str, Any]:
+    """Add fields to the ones that every line has; one of the same name is kept, with `_` after its name."""
+    return head | {(f"{key}_" if key in head else key): value for key, value in extras.items()}
+
+
+def _dump(plain: dict[str, Any]) -> bytes | None:
+    try:
+        line = orjson.dumps(plain, option=_OPTIONS)
+    except TypeError:  # a lone surrogate, or an integer of more than 64 bits
+        return None
+    if len(line) > _SMALL_SIZE or may_hold_secret(line):
+        return None
+    return line if line.isascii() else _UNSAFE.sub(_escape, line.decode()).encode()
+
+
+def _encode(plain: dict[str, Any]) -> bytes:
+    return _UNSAFE.sub(_escape, orjson.dumps(plain, option=_OPTIONS).decode()).encode()
+
+
+def _escape(match: re.Match[str]) -> str:
+    return json.dumps(match.group())[1:-1]

@@ -1,0 +1,134 @@
+"""What staging and prod refuse to start with, and the remedy for each.
+
+A refusal is about one section, because sections are validated one by one: so it is told together with everything else
+that is wrong with the environment.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import parse_qs
+
+from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettings, ProxySettings
+
+# The host of a database URL: behind the password, which ends at the last @, and before port, path and query.
+_HOST = re.compile(r"(?:[^:/@]*(?::[^@]*)?@)?(\[[^\]]*\]|[^:/?]*)")
+
+
+def refusals(section: str, value: Any, earlier: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each variable (section and key) that makes the section unsafe, with the reason and the remedy.
+
+    Args:
+        section: Name of the field.
+        value: The section, or the value of `debug`; a section that is None was left out knowingly.
+        earlier: The fields before it; those that could not be read are missing.
+    """
+    match section, value:
+        case _, None:
+            return
+        case "debug", True:
+            yield "debug", "shows tracebacks and variables to every client: set it to false"
+        case "proxy", _:
+            yield from _proxy(value)
+        case "hosts", _:
+            yield from _hosts(value)
+        case "cors", _:
+            yield from _cors(value, earlier.get("hosts"))
+        case "rate_limit", _:
+            yield from _rate_limit()
+        case "database", _:
+            yield from _database(value)
+
+
+def _proxy(proxy: ProxySettings) -> Iterator[tuple[str, str]]:
+    if any(entry == "*" or entry.endswith("/0") for entry in proxy.trusted):
+        yield (
+            "proxy_trusted",
+            "lets every client choose its own address: list the load balancer's addresses or networks",
+        )
+
+
+def _hosts(hosts: HostsSettings) -> Iterator[tuple[str, str]]:
+    if not hosts.allowed:
+        yield "hosts_allowed", "is required: list the host names of the service, such as api.example.com"
+    elif "*" in hosts.allowed:
+        text = (
+            "* checks nothing and looks as if something did: list the host names; where a load balancer in front "
+            "checks them, say so with HOSTS_ENABLED=false"
+        )
+        yield "hosts_allowed", text
+
+
+def _cors(cors: CorsSettings, hosts: HostsSettings | None) -> Iterator[tuple[str, str]]:
+    for key in ("origins", "allow_methods", "allow_headers", "expose_headers"):
+        if cors.allow_credentials and "*" in getattr(cors, key):
+            text = "* together with credentials would let every web site act for its visitors, and browsers refuse it"
+            yield f"cors_{key}", f"{text}: list what is allowed, or set CORS_ALLOW_CREDENTIALS=false"
+    names = [*(hosts.allowed if hosts else ()), *(origin.partition("://")[2].split(":")[0] for origin in cors.origins)]
+    stranger = _stranger(cors.origin_regex, names) if cors.origin_regex else None
+    if stranger is not None:
+        text = f"also matches {stranger}, which anybody could own"
+        yield "cors_origin_regex", f"{text}: escape every dot, put no .* next to a name, or list CORS_ORIGINS"
+
+
+def _rate_limit() -> Iterator[tuple[str, str]]:
+    workers = os.environ.get("WEB_CONCURRENCY", "")  # uvicorn's own variable, hence without a prefix
+    if workers.isdigit() and int(workers) > 1:
+        text = (
+            "each of the WEB_CONCURRENCY workers would count for itself, so that clients get a multiple of the limit: "
+            "run one worker per container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false"
+        )
+        yield "rate_limit_enabled", text
+
+
+def _database(database: DatabaseSettings) -> Iterator[tuple[str, str]]:
+    if not _encrypted(database):
+        yield "database_ssl", "sends passwords and data in plain text to another host: use verify-full"
+
+
+def _stranger(pattern: str, names: Sequence[str]) -> str | None:
+    """Return an origin that anybody could own and that the pattern allows, if there is one."""
+    for scheme in ("https://", "http://"):
+        for host in ("probe.invalid", "probe.vercel.app", *_lookalikes(pattern, scheme, names)):
+            if re.fullmatch(pattern, scheme + host):
+                return scheme + host
+    return None
+
+
+def _lookalikes(pattern: str, scheme: str, names: Sequence[str]) -> Iterator[str]:
+    """Yield hosts that begin or end like one of ours: what a pattern matches that is not anchored, or lacks a dot."""
+    for name in names:
+        domain = name.removeprefix("*.")
+        yield f"{domain}.probe.invalid"
+        while "." in domain:
+            parent = domain.partition(".")[2]
+            # A pattern that allows every subdomain of our own domain does so on purpose, this one included.
+            if "." not in parent or not re.fullmatch(pattern, f"{scheme}probe.{parent}"):
+                yield f"probe{domain}"
+            domain = parent
+
+
+def _encrypted(database: DatabaseSettings) -> bool:
+    """Say whether what goes to the database is encrypted, or stays on this machine."""
+    scheme, _, rest = database.url.get_secret_value().partition("://")
+    if database.ssl != "off" or scheme.startswith("sqlite"):
+        return True
+    query = parse_qs(rest.rpartition("?")[2])
+    if {"require", "verify-ca", "verify-full"}.intersection(query.get("sslmode", []) + query.get("ssl", [])):
+        return True  # a URL can tighten what the setting says
+    match = _HOST.match(rest)
+    named = ",".join(query.get("host", [])) or (match[1] if match else "")
+    return all(_is_local(host) for host in named.split(","))
+
+
+def _is_local(host: str) -> bool:
+    if host.count(":") == 1:
+        host = host.partition(":")[0]
+    if host in ("", "localhost") or host.startswith("/"):  # a path is a socket's
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,170 @@
+"""The names of variables: which there are, which one an error is about, and which one a misspelt name meant.
+
+The field `pool_size` of the section `database` is DATABASE_POOL_SIZE; with the prefix `APP_`, APP_DATABASE_POOL_SIZE.
+Names are compared in lower case and shown in upper case. Nothing in here ever shows a value.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import AliasChoices, BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, core_schema
+
+from fastapi_prodkit.exceptions import SettingsError
+from fastapi_prodkit.sections import Section
+
+_BUILT_IN = frozenset(get_args(core_schema.ErrorType))
+_FREE_TEXT = {"value_error", "assertion_error", "import_error", "union_tag_invalid"}  # may repeat what was given
+_SECRET_LENGTH = 6  # a shorter value is likely to stand in a message by chance
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Stand for a value that no source could give; it fails validation, so that the reason is told with the rest."""
+
+    reason: str
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """Return the section that the field holds, if it holds one."""
+    model = _model_of(field)
+    return model if model is not None and issubclass(model, Section) else None
+
+
+def has_switch(field: FieldInfo) -> bool:
+    """Say whether the field is a section that `<SECTION>_ENABLED` can leave out: one that can be None."""
+    section = section_of(field)
+    return section is not None and NoneType in _members(field) and "enabled" not in section.model_fields
+
+
+def variables(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo | None]:
+    """Return every variable of the settings with its field; the switch of a section has none."""
+    found: dict[str, FieldInfo | None] = {}
+    for name, field in model.model_fields.items():
+        section = section_of(field)
+        if section is None:
+            found |= dict.fromkeys(_own_names(name, field, prefix), field)
+            continue
+        if has_switch(field):
+            found[variable(prefix, name, "enabled")] = None
+        found |= {variable(prefix, name, key): inner for key, inner in section.model_fields.items()}
+    return found
+
+
+def variable(prefix: str, *path: str) -> str:
+    """Return the name of the variable of a field."""
+    return f"{prefix}{'_'.join(path)}".upper()
+
+
+def near_misses(given: Collection[str], ours: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield each name given that is one slip away from one of ours: one letter wrong, missing, extra or swapped.
+
+    What is known is right, and so is what starts with it, because a user's own field may be a model. One of ours that
+    is given as well was not misspelt.
+    """
+    names = {name.upper() for name in given}
+    missing = [name for name in ours if name not in names]
+    own = tuple(f"{name}_" for name in known)
+    for name in sorted(names.difference(known)):
+        near = next((candidate for candidate in missing if _one_slip(name, candidate)), None)
+        if near is not None and not name.startswith(own):
+            yield name, near
+
+
+def problems(error: ValidationError, model: type[BaseModel], prefix: str) -> dict[str, str]:
+    """Return what is wrong by the name of its variable; a validator that raises `SettingsError` names them itself."""
+    found: dict[str, str] = {}
+    for details in error.errors(include_url=False):
+        cause = details.get("ctx", {}).get("error")
+        if isinstance(cause, SettingsError):
+            found |= cause.problems
+            continue
+        for loc in _locations(details, model):
+            name, field, rest = _locate(loc, model, prefix)
+            index = next((part for part in rest if isinstance(part, int)), None)
+            text = _text(details) if index is None else f"item {index + 1} {_text(details)}"
+            if field is not None and field.description:
+                text += f" ({field.description.rstrip('.')})"
+            found[name] = f"{found[name]}; or {text}" if name in found else text
+    return found
+
+
+def _locations(details: ErrorDetails, model: type[BaseModel]) -> list[tuple[int | str, ...]]:
+    """Return where the error is; a section that is missing altogether is missing each variable that it requires."""
+    loc = details["loc"]
+    section = _model_of(field) if len(loc) == 1 and (field := model.model_fields.get(str(loc[0]))) else None
+    if section is None or details["type"] != "missing":
+        return [loc]
+    return [(*loc, key) for key, inner in section.model_fields.items() if inner.is_required()] or [loc]
+
+
+def _locate(
+    loc: tuple[int | str, ...], model: type[BaseModel], prefix: str
+) -> tuple[str, FieldInfo | None, tuple[int | str, ...]]:
+    """Return the variable, its field, and what is left of the location: items of a list, and keys, which are values."""
+    if not loc:
+        return model.__name__, None, ()
+    head, rest = str(loc[0]), loc[1:]
+    field = model.model_fields.get(head)
+    if field is None:  # an alias, which takes no prefix, or an argument that does not exist
+        return head.upper(), None, rest
+    inner = _model_of(field)
+    if inner is not None and rest and (key := str(rest[0])) in inner.model_fields:
+        return variable(prefix, head, key), inner.model_fields[key], rest[1:]
+    return variable(prefix, head), field, rest
+
+
+def _text(details: ErrorDetails) -> str:
+    """Say what is wrong, without the value."""
+    given = details["input"]
+    if isinstance(given, Unusable):
+        return given.reason
+    if details["type"] == "missing":
+        others = ", or remove the other variables of the section" if len(details["loc"]) > 1 else ""
+        return f"is required: set it{others}"
+    if details["type"] == "extra_forbidden":
+        return "there is no such setting"
+    text = details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if (details["type"] in _FREE_TEXT or details["type"] not in _BUILT_IN) and any(v in text for v in _values(given)):
+        return "is refused; the reason is withheld because it repeats the value"
+    return re.sub(r"^(Input|String|Value|Tuple|List) should", "must", text)
+
+
+def _values(given: Any) -> Iterator[str]:
+    if isinstance(given, SecretStr):
+        given = given.get_secret_value()
+    if isinstance(given, str) and len(given) >= _SECRET_LENGTH:
+        yield given
+    elif isinstance(given, dict):
+        yield from _values([*given, *given.values()])
+    elif isinstance(given, list | tuple | set | frozenset):
+        for item in given:
+            yield from _values(item)
+
+
+def _members(field: FieldInfo) -> tuple[Any, ...]:
+    annotation = field.annotation
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+    return next((each for each in _members(field) if isinstance(each, type) and issubclass(each, BaseModel)), None)
+
+
+def _own_names(name: str, field: FieldInfo, prefix: str) -> list[str]:
+    alias = field.validation_alias
+    choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+    return [choice.upper() for choice in choices if isinstance(choice, str)] or [variable(prefix, name)]
+
+
+def _one_slip(name: str, other: str) -> bool:
+    """Say whether one letter is wrong, extra, missing, or swapped with the next; the names differ."""
+    start = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))))
+    name, other = name[start:], other[start:]
+    swapped = name[1::-1] + name[2:] == other
+    return swapped or name[1:] in (other, other[1:]) or name == other[1:]

@@ -1,0 +1,97 @@
+"""One canonical line per request, and the boundary where an unhandled exception is logged, once.
+
+Exactly one line is written whatever happens: an exception, a client that leaves (status 499), a cancellation, a
+WebSocket (at its close).
+
+When an exception arrives here and the response is complete (the 500 problem was sent, or a background task failed
+after a 200), nothing is wrong with the connection: raising on would make uvicorn close it unannounced, which a load
+balancer turns into a sporadic 502. So it is swallowed. If the response is not complete it is raised on, so that the
+client sees a broken transfer and not a complete one.
+"""
+
+import logging
+from collections.abc import Callable, Container
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
+from starlette.websockets import WebSocketDisconnect
+
+from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit.sections import AccessLogSettings
+
+__all__ = ["AccessLogMiddleware"]
+
+_logger = logging.getLogger("fastapi_prodkit.access")
+_errors = logging.getLogger("fastapi_prodkit.error")
+
+
+class AccessLogMiddleware(Piece):
+    """Log each request once, with method, route, path, status, duration and client.
+
+    The query string, headers and bodies are never logged. Lines go to the logger `fastapi_prodkit.access`, unhandled
+    exceptions to `fastapi_prodkit.error`.
+
+    Args:
+        app: The app to serve.
+        settings: Has no fields of its own.
+        exempt: Paths relative to the app, without trailing slash, that get no line; their exceptions are logged.
+        propagate: Raise every exception on, complete response or not, so that `TestClient` shows it.
+    """
+
+    scope_types = frozenset({"http", "websocket"})
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: AccessLogSettings | None = None,  # noqa: ARG002 - every middleware takes its section
+        *,
+        exempt: Container[str] = frozenset(),
+        propagate: bool = False,
+    ) -> None:
+        self.app = app
+        self._exempt = exempt
+        self._propagate = propagate
+        self._write = _find_writer()
+
+    def enter(self, exchange: Exchange) -> None:
+        """Be told of exceptions."""
+        exchange.on_error = self._log_error
+
+    def leave(self, exchange: Exchange) -> None:
+        """Write the line."""
+        if exchange.path in self._exempt or not _logger.isEnabledFor(logging.INFO):
+            return
+        scope = exchange.scope
+        fields: dict[str, Any] = {
+            "http_method": scope.get("method"),
+            "http_route": exchange.route,
+            "http_path": scope["path"],
+            "http_status": exchange.status,
+            "duration_ms": round(exchange.duration * 1000, 3),
+        }
+        client = scope.get("client")
+        if client is not None:
+            fields["client_ip"] = client[0]
+        self._write("info", "fastapi_prodkit.access", "request", fields)
+
+    def _log_error(self, exchange: Exchange, error: Exception) -> bool:
+        gone = exchange.left and isinstance(error, ClientDisconnect | OSError)
+        if gone or isinstance(error, WebSocketDisconnect):
+            return True  # not a fault of the app, and there is nobody left to tell
+        _errors.error("unhandled exception", exc_info=error, extra={"http_path": exchange.scope["path"]})
+        vars(error)["__prodkit_logged__"] = True  # configure_logging drops the server's record
+        return exchange.complete and not self._propagate
+
+
+def _find_writer() -> Callable[[str, str, str, dict[str, Any]], None]:
+    """Return the direct way to the handler of `configure_logging`, which saves the LogRecord, or the usual way."""
+    for handler in logging.getLogger().handlers:
+        writer: Callable[[str, str, str, dict[str, Any]], None] | None = getattr(handler, "log_event", None)
+        if writer is not None:
+            return writer
+    return _log
+
+
+def _log(level: str, logger: str, event: str, fields: dict[str, Any]) -> None:  # noqa: ARG001 - the writer's signature
+    _logger.info(event, extra={name: value for name, value in fields.items() if value is not None})

@@ -1,0 +1,110 @@
+"""Answer only to the host names that are ours.
+
+Whatever builds a link from the Host header (a password reset, a redirect, a cache key) otherwise builds it from what
+the client wrote. RFC 9112 section 3.2 asks for 400 if the header is missing, invalid or there twice.
+"""
+
+import re
+from collections.abc import Container
+from ipaddress import IPv6Address
+
+from starlette.types import ASGIApp
+
+from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit._problem import Refusal
+from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
+from fastapi_prodkit.sections import HostsSettings
+
+__all__ = ["AllowedHostsMiddleware"]
+
+_HIGHEST_PORT = 65_535
+_LONGEST_NAME = 253
+_LABELS = rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*"
+_NAME = re.compile(rb"(?:\*\.)?" + _LABELS + rb"\.?|\[[0-9A-Fa-f:.]+\]")
+_HOST = re.compile(rb"(" + _LABELS + rb"\.?|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?")
+
+
+class AllowedHostsMiddleware(Piece):
+    """Answer requests for a host name that is not ours with 400.
+
+    Case, port and a trailing dot do not matter. A missing, repeated or malformed Host is refused even with `*`, and in
+    HTTP/1.0 too, where it is optional. WebSocket handshakes are held to the same.
+
+    Args:
+        app: The ASGI app to wrap.
+        settings: The host names; there is no default.
+        exempt: Paths relative to the app that answer to any Host: load balancers probe by address.
+
+    Raises:
+        ConfigurationError: There is no host name, or one that could never match.
+    """
+
+    scope_types = frozenset({"http", "websocket"})
+
+    def __init__(
+        self, app: ASGIApp, settings: HostsSettings | None = None, *, exempt: Container[str] = frozenset()
+    ) -> None:
+        self.app = app
+        names = [_pattern(name) for name in settings.allowed] if settings else []
+        if not names:
+            raise ConfigurationError(
+                "HOSTS_ALLOWED is empty: list the host names of the service, "
+                "such as api.example.com,*.example.com; or * for any"
+            )
+        self._any = b"*" in names
+        self._exact = frozenset(name for name in names if not name.startswith(b"*"))
+        self._suffixes = tuple(name[1:] for name in names if name.startswith(b"*."))
+        self._exempt = exempt
+
+    def enter(self, exchange: Exchange) -> ASGIApp | None:
+        """Refuse a request for a host that is not ours."""
+        refusal = self._refusal(exchange)
+        if refusal is None or exchange.path in self._exempt:
+            return None
+        return Refusal(ProblemError(400, refusal))
+
+    def _refusal(self, exchange: Exchange) -> str | None:
+        host = exchange.headers.get(b"host")
+        if host is None:
+            return "The Host header is missing."
+        if exchange.repeats and len(exchange.lines(b"host")) > 1:
+            return "The Host header is repeated."
+        if host in self._exact:
+            return None
+        name = _host_name(host)
+        if name is None:
+            return "The Host header is invalid."
+        if self._any or name in self._exact or name.endswith(self._suffixes):
+            return None
+        return "The Host header does not name this service."
+
+
+def _host_name(host: bytes) -> bytes | None:
+    """Return the name in a Host header (RFC 9110 section 7.2) in the form that is compared; None if it is invalid."""
+    match = _HOST.fullmatch(host)
+    if match is None or int(match[2] or 0) > _HIGHEST_PORT:
+        return None
+    return _normal(match[1])
+
+
+def _normal(name: bytes) -> bytes | None:
+    if name.startswith(b"["):
+        try:
+            return b"[%b]" % str(IPv6Address(name[1:-1].decode())).encode()
+        except ValueError:
+            return None
+    name = name.lower().removesuffix(b".")
+    return name if len(name) <= _LONGEST_NAME else None
+
+
+def _pattern(text: str) -> bytes:
+    if text == "*":
+        return b"*"
+    name = text.encode()
+    normal = _normal(name) if _NAME.fullmatch(name) else None
+    if normal is None:
+        raise ConfigurationError(
+            f"HOSTS_ALLOWED: {text!r} is not a host name; write api.example.com, *.example.com for its subdomains, "
+            "[::1] for an IPv6 address, xn--... for other alphabets, or * for any; no scheme, port or path"
+        )
+    return normal

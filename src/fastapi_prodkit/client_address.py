@@ -1,0 +1,139 @@
+"""The client's own address and scheme, behind a load balancer.
+
+X-Forwarded-For and X-Forwarded-Proto are believed only from peers that are listed: anybody can send them. Of the
+addresses the right-most one that is not a listed proxy's own counts, because each proxy appends what it saw; what is
+further left may be invented (ASVS 5.0, 4.1.3 and 15.3.4).
+"""
+
+import re
+from functools import lru_cache, partial
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import NamedTuple
+
+from starlette.types import ASGIApp
+
+from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.sections import ProxySettings
+
+__all__ = ["ProxyHeadersMiddleware"]
+
+Network = IPv4Network | IPv6Network
+
+_HOP = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?|([0-9A-Fa-f:.]+)")
+_HIGHEST_PORT = 65_535
+_LONGEST = len("[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535")
+_MOST_HOPS = 32
+_LONGEST_KEPT = 128  # bytes of a header line; what is kept for later is bounded in number and in size
+_SCHEMES = {
+    "http": {b"http": "http", b"https": "https"},
+    "websocket": {b"http": "ws", b"https": "wss", b"ws": "ws", b"wss": "wss"},
+}
+
+
+class ProxyHeadersMiddleware(Piece):
+    """Put the client's address and scheme into the scope, if a trusted proxy tells them.
+
+    The scope is changed in place: outer layers see the client too, and what routing finds is not lost in a copy. The
+    port of the client is 0 where the header does not carry it.
+
+    Args:
+        app: The ASGI app to wrap.
+        settings: The proxies: addresses, networks, `unix` for a peer without an address, or `*` for any peer. With
+            `*` the right-most entry counts, and whoever reaches the port directly can invent it. Without settings
+            no header is believed.
+
+    Raises:
+        ConfigurationError: An entry is neither an address nor a network.
+    """
+
+    scope_types = frozenset({"http", "websocket"})
+
+    def __init__(self, app: ASGIApp, settings: ProxySettings | None = None) -> None:
+        self.app = app
+        trusted = settings.trusted if settings else ()
+        self._active = bool(trusted)
+        self._any = "*" in trusted
+        self._unix = "unix" in trusted
+        networks = tuple(_network(entry) for entry in trusted if entry not in ("*", "unix"))
+        self._hop = partial(_read_hop, networks)
+        self._client = lru_cache(maxsize=1024)(self._find_client)
+
+    def enter(self, exchange: Exchange) -> None:
+        """Put the client that a trusted proxy names into the scope."""
+        if not self._active:
+            return
+        scope, headers = exchange.scope, exchange.headers
+        forwarded_for = headers.get(b"x-forwarded-for", b"")
+        if exchange.repeats:
+            forwarded_for = b",".join(exchange.lines(b"x-forwarded-for"))
+        peer = scope.get("client")
+        find = self._client if len(forwarded_for) <= _LONGEST_KEPT else self._find_client
+        trusted, client = find(peer and peer[0], forwarded_for)
+        if not trusted:
+            return
+        if client is not None:
+            scope["client"] = client
+        scheme = headers.get(b"x-forwarded-proto")
+        if scheme is not None:
+            schemes = _SCHEMES[scope["type"]]
+            scope["scheme"] = schemes.get(scheme.rpartition(b",")[2].strip().lower(), scope.get("scheme"))
+
+    def _find_client(self, peer: str | None, forwarded_for: bytes) -> tuple[bool, tuple[str, int] | None]:
+        """Return whether the peer is trusted, and the client that it names: kept, because clients come back."""
+        if not self._trusts(peer):
+            return False, None
+        # From the right to the first address that is not a proxy's, or as far as the entries make sense.
+        client = None
+        for entry in reversed(forwarded_for.rsplit(b",", _MOST_HOPS)):
+            text = entry.strip().decode("latin-1")
+            hop = self._hop(text) if len(text) <= _LONGEST else None
+            if hop is None:
+                break
+            client = hop.client
+            if not hop.trusted:
+                break
+        return True, client
+
+    def _trusts(self, peer: str | None) -> bool:
+        if self._any or peer is None:
+            return self._any or self._unix
+        hop = self._hop(peer)
+        return hop is not None and hop.trusted
+
+
+class _Hop(NamedTuple):
+    client: tuple[str, int]
+    trusted: bool
+
+
+def _read_hop(trusted: tuple[Network, ...], text: str) -> _Hop | None:
+    """Read `1.2.3.4`, `1.2.3.4:567`, `::1`, `[::1]` or `[::1]:567`; None for anything else."""
+    match = _HOP.fullmatch(text)
+    if match is None or (port := int(match[3] or 0)) > _HIGHEST_PORT:
+        return None
+    try:
+        address = _unmapped(ip_address(match[1] or match[2] or match[4]))
+    except ValueError:
+        return None
+    return _Hop((str(address), port), any(address in network for network in trusted))
+
+
+def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """Return the IPv4 address in `::ffff:1.2.3.4`, which is how a dual-stack socket writes it."""
+    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
+
+
+def _network(entry: str) -> Network:
+    try:
+        network = ip_network(entry)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"PROXY_TRUSTED: {entry!r} is neither an address nor a network ({error}); write 10.0.0.7, 10.0.0.0/16, "
+            "2001:db8::/32, unix for a socket, or * for any peer"
+        ) from None
+    if isinstance(network, IPv6Network) and (mapped := network.network_address.ipv4_mapped):
+        network = ip_network((mapped, network.prefixlen - 96))
+    if network.prefixlen == 0:
+        raise ConfigurationError(f"PROXY_TRUSTED: {entry!r} takes every client for a proxy; list the proxies' networks")
+    return network

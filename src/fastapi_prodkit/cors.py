@@ -1,0 +1,165 @@
+"""Strict CORS: which web origins may read responses, as the Fetch standard has it.
+
+An origin is allowed if it is listed, if `origin_regex` matches the whole of it, or if it is a deployment of one Vercel
+project. Everybody else gets no Access-Control header at all, and neither does `null`, which anybody's sandboxed frame
+sends.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fastapi_prodkit._exchange import Exchange, Piece, RawHeaders
+from fastapi_prodkit._problem import Refusal
+from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
+from fastapi_prodkit.sections import CorsSettings
+
+__all__ = ["CORSMiddleware"]
+
+# What browsers send for a page with an origin: no `null`, no path, no list, nothing that could end a header line.
+_ORIGIN = re.compile(rb"[a-z][a-z0-9+.-]*://[A-Za-z0-9._:\[\]-]{1,261}")
+_PUBLIC = b"*"
+_VARY_ORIGIN = (b"vary", b"Origin")
+_POLICY = frozenset(
+    b"access-control-" + name
+    for name in (
+        b"allow-credentials",
+        b"allow-headers",
+        b"allow-methods",
+        b"allow-origin",
+        b"allow-private-network",
+        b"expose-headers",
+        b"max-age",
+    )
+)
+_OURS = _POLICY | {b"vary"}
+_REQUEST_METHOD = b"access-control-request-method"
+
+
+class CORSMiddleware(Piece):
+    """Tell browsers which origins may read responses, and answer their preflights.
+
+    A preflight does not reach the app. Access-Control headers that the app sets are removed: there is one policy, in
+    one place. A WebSocket handshake, which browsers send from anywhere with cookies, is refused with 403 unless it
+    comes from an allowed origin, from the host's own, or without an Origin, as from clients that are no browsers.
+
+    Args:
+        app: The ASGI app to wrap.
+        settings: The origins and what they may do; without settings nobody is allowed.
+
+    Raises:
+        ConfigurationError: `*` stands together with credentials.
+    """
+
+    scope_types = frozenset({"http", "websocket"})
+
+    def __init__(self, app: ASGIApp, settings: CorsSettings | None = None) -> None:
+        self.app = app
+        values = settings or CorsSettings()
+        _refuse_wildcards(values)
+        self._public = "*" in values.origins
+        self._origins = frozenset(origin.encode() for origin in values.origins)
+        self._patterns = tuple(_patterns(values))
+        # With `*`, and with nobody, every origin gets the same response: it does not vary.
+        self._base = [_VARY_ORIGIN] if values.configured and not self._public else []
+        credentials = {b"access-control-allow-credentials": b"true"} if values.allow_credentials else {}
+        self._granted = credentials | _listed(b"access-control-expose-headers", values.expose_headers)
+        self._preflight = {
+            b"access-control-max-age": str(values.max_age).encode(),
+            **_listed(b"access-control-allow-methods", values.allow_methods),
+            **_listed(b"access-control-allow-headers", values.allow_headers),
+            **credentials,
+        }
+
+    def enter(self, exchange: Exchange) -> ASGIApp | None:
+        """Answer a preflight, refuse a foreign WebSocket, and have any other response say who may read it."""
+        scope = exchange.scope
+        origin = exchange.headers.get(b"origin")
+        if scope["type"] == "websocket":
+            return self._handshake(exchange, origin)
+        allowed = self._allowed(origin)
+        preflight = origin is not None and scope["method"] == "OPTIONS" and _REQUEST_METHOD in exchange.headers
+        if allowed is not None:
+            exchange.response_headers[b"access-control-allow-origin"] = allowed
+            exchange.response_headers |= self._preflight if preflight else self._granted
+        elif preflight:
+            return Refusal(ProblemError(403, "Requests from this origin are not allowed."))
+        return _answer_preflight if preflight else None
+
+    def start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
+        """Put aside what the app says of origins, and have caches keep the answers to each apart."""
+        if exchange.scope["type"] == "websocket":
+            return
+        if _OURS.isdisjoint(present):
+            headers += self._base
+        else:
+            _merge(headers, self._base)
+
+    def _handshake(self, exchange: Exchange, origin: bytes | None) -> ASGIApp | None:
+        if origin is None or _is_own(exchange, origin) or self._admits(exchange, origin):
+            return None
+        return Refusal(ProblemError(403, "WebSocket handshakes from this origin are not allowed."))
+
+    def _allowed(self, origin: bytes | None) -> bytes | None:
+        """Return the value of Access-Control-Allow-Origin, or None."""
+        if self._public:
+            return _PUBLIC
+        if origin is None or origin in self._origins:
+            return origin
+        if self._patterns and _ORIGIN.fullmatch(origin):
+            text = origin.decode()
+            if any(pattern.fullmatch(text) for pattern in self._patterns):
+                return origin
+        return None
+
+    def _admits(self, exchange: Exchange, origin: bytes) -> bool:
+        if self._public:  # `*` never comes with credentials, and a handshake brings the site's cookies
+            return b"cookie" not in exchange.headers
+        return self._allowed(origin) is not None
+
+
+async def _answer_preflight(_scope: Scope, _receive: Receive, send: Send) -> None:
+    vary = [(b"vary", b"Access-Control-Request-Method, Access-Control-Request-Headers")]
+    await send({"type": "http.response.start", "status": 204, "headers": vary})
+    await send({"type": "http.response.body"})
+
+
+def _is_own(exchange: Exchange, origin: bytes) -> bool:
+    """Say whether a handshake comes from a page of the same scheme, host and port."""
+    host = exchange.headers.get(b"host", b"").lower()
+    if exchange.scope.get("scheme") == "wss":
+        return origin == b"https://" + host.removesuffix(b":443")
+    return origin == b"http://" + host.removesuffix(b":80")
+
+
+def _merge(headers: RawHeaders, additions: RawHeaders) -> None:
+    kept = [pair for pair in headers if pair[0] not in _POLICY] + additions
+    lines = [value for name, value in kept if name == b"vary"]
+    fields = {field.lower(): field for line in lines for field in map(bytes.strip, line.split(b",")) if field}
+    vary = [(b"vary", b", ".join(fields.values()))] if fields else []
+    headers[:] = [pair for pair in kept if pair[0] != b"vary"] + vary
+
+
+def _listed(name: bytes, values: tuple[str, ...]) -> dict[bytes, bytes]:
+    return {name: ", ".join(values).encode()} if values else {}
+
+
+def _patterns(settings: CorsSettings) -> Iterator[re.Pattern[str]]:
+    if settings.origin_regex:
+        yield re.compile(settings.origin_regex)
+    if settings.vercel_project and settings.vercel_team:
+        # A deployment's own host only. With a dash allowed in the middle, as the branch form would need, a team whose
+        # slug ends in "-{team}" could name a project of its own the same and be let in.
+        project, team = re.escape(settings.vercel_project), re.escape(settings.vercel_team)
+        yield re.compile(rf"https://{project}-[a-z0-9]+-{team}\.vercel\.app")
+
+
+def _refuse_wildcards(settings: CorsSettings) -> None:
+    names = ("origins", "allow_methods", "allow_headers", "expose_headers")
+    wild = [f"CORS_{name.upper()}" for name in names if "*" in getattr(settings, name)]
+    if wild and settings.allow_credentials:
+        raise ConfigurationError(
+            f"{', '.join(wild)}: browsers refuse `*` together with CORS_ALLOW_CREDENTIALS; "
+            "list what is allowed, or turn the credentials off"
+        )

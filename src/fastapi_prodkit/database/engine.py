@@ -1,0 +1,133 @@
+"""The engine that a URL and the settings ask for."""
+
+import math
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, ExceptionContext, event, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from fastapi_prodkit import _extras
+from fastapi_prodkit.database.tls import ssl_context, stricter
+from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.sections import DatabaseSettings
+
+__all__ = ["create_engine"]
+
+_POSTGRESQL = ("postgresql", "postgres", "postgresql+asyncpg")
+_SQLITE = ("sqlite", "sqlite+aiosqlite")
+
+# What PostgreSQL's own clients understand in a URL and asyncpg's SQLAlchemy dialect would pass on as an unknown keyword
+# argument. `ssl` is how asyncpg's users have come to write sslmode; `host` and `port` are the dialect's to read.
+_TRANSLATED = ("sslmode", "ssl", "sslrootcert", "application_name", "connect_timeout")
+_UNDERSTOOD = (*_TRANSLATED, "host", "port")
+
+
+def create_engine(settings: DatabaseSettings) -> AsyncEngine:
+    """Return an engine that has not connected yet.
+
+    Raises:
+        ConfigurationError: The URL or the CA file cannot be used. The message does not repeat the URL.
+        MissingExtraError: The driver of the URL is not installed.
+    """
+    url = _parse(settings.url.get_secret_value())
+    if url.drivername in _POSTGRESQL:
+        return _postgresql(url, settings)
+    if url.drivername in _SQLITE:
+        return _sqlite(url, settings)
+    raise ConfigurationError(
+        f"DATABASE_URL must begin with one of {', '.join(f'{n}://' for n in _POSTGRESQL + _SQLITE)}"
+    )
+
+
+def _parse(raw: str) -> URL:
+    url = None
+    with suppress(ArgumentError, ValueError):  # not chained to ours below: they may quote a part of the password
+        url = make_url(raw)
+    if url is None or (url.drivername in _POSTGRESQL and raw.count("@") > 1):
+        raise ConfigurationError(
+            "DATABASE_URL is not a URL like postgresql://user:password@host:5432/name; "
+            "special characters in the user name and the password must be percent-encoded (an @ is %40)"
+        )
+    return url
+
+
+def _postgresql(url: URL, settings: DatabaseSettings) -> AsyncEngine:
+    _extras.require("asyncpg", extra="database")
+    if not url.query.keys() <= set(_UNDERSTOOD):  # not named: after a stray & it may be a part of a password
+        raise ConfigurationError(f"DATABASE_URL: after the question mark only {', '.join(_UNDERSTOOD)} are understood")
+    engine = create_async_engine(
+        url.set(drivername="postgresql+asyncpg").difference_update_query(_TRANSLATED),
+        pool_size=settings.pool_size,
+        max_overflow=settings.max_overflow,
+        pool_timeout=settings.pool_timeout,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args=_connect_args(url, settings),
+    )
+    event.listen(engine.sync_engine, "handle_error", _hide_detail)
+    return engine
+
+
+def _connect_args(url: URL, settings: DatabaseSettings) -> dict[str, Any]:
+    asked = {name: values[-1] for name, values in url.normalized_query.items()}  # the last one counts, as in libpq
+    mode = stricter(settings.ssl, *(asked[name] for name in ("sslmode", "ssl") if name in asked))
+    application = {"application_name": asked["application_name"]} if "application_name" in asked else {}
+    return {
+        "ssl": ssl_context(mode, asked.get("sslrootcert", settings.ssl_root_cert)),
+        "timeout": _seconds(asked["connect_timeout"]) if "connect_timeout" in asked else settings.connect_timeout,
+        "command_timeout": settings.command_timeout,
+        "server_settings": application,
+    }
+
+
+def _sqlite(url: URL, settings: DatabaseSettings) -> AsyncEngine:
+    _extras.require("aiosqlite", extra="database")
+    if url.host or url.username or url.password:
+        raise ConfigurationError("DATABASE_URL: a SQLite file is sqlite:///relative.db or sqlite:////absolute.db")
+    # A database in memory lives and dies with its one connection. Sessions take turns on it; sharing it, as SQLAlchemy
+    # does by default, would let one session's rollback undo what another one wrote.
+    in_memory = url.database in (None, "", ":memory:")
+    engine = create_async_engine(
+        url.set(drivername="sqlite+aiosqlite"),
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=1 if in_memory else settings.pool_size,
+        max_overflow=0 if in_memory else settings.max_overflow,
+        pool_timeout=settings.pool_timeout,
+        hide_parameters=True,
+        connect_args={"timeout": settings.command_timeout},  # how long a statement waits for another writer
+    )
+    event.listen(engine.sync_engine, "connect", _enforce_foreign_keys)
+    event.listen(engine.sync_engine, "savepoint", _begin_before_savepoint)
+    return engine
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ConfigurationError("DATABASE_URL: connect_timeout must be a number of seconds above 0")
+    return seconds
+
+
+def _hide_detail(context: ExceptionContext) -> None:
+    """Keep PostgreSQL's DETAIL, which quotes the row, out of tracebacks; code still finds it in `error.orig.detail`."""
+    driver_error = getattr(context.original_exception, "orig", None)
+    if driver_error is not None:
+        driver_error.detail = None
+
+
+def _enforce_foreign_keys(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_before_savepoint(connection: Connection, _name: str) -> None:
+    """Open the transaction first: to SQLite, releasing a savepoint that stands alone is a commit."""
+    driver: Any = connection.connection.driver_connection
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN")

@@ -1,0 +1,107 @@
+"""Every error is a problem: `application/problem+json`, RFC 9457.
+
+`add_problem_handlers(app)` replaces FastAPI's own handlers, and only those: a handler that the user registered, before
+or after, stays in charge of its exceptions.
+
+A validation error says where and what, never the submitted value: stock FastAPI echoes the input, and with it
+passwords; and input that JSON cannot express, such as NaN or a lone surrogate, turns the echo into a 500.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exception_handlers import (
+    http_exception_handler,
+    request_validation_exception_handler,
+    websocket_request_validation_exception_handler,
+)
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.types import ExceptionHandler
+from starlette.websockets import WebSocket
+
+from fastapi_prodkit import _problem
+from fastapi_prodkit.exceptions import ProblemError
+
+__all__ = ["ProblemError", "add_problem_handlers"]
+
+_LONGEST_KEY = 64
+_FIXED_MESSAGES = {  # of the errors whose message in pydantic repeats the input
+    "byte_size_unit": "Input should end with a unit of bytes",
+    "import_error": "Input should be a valid python path",
+    "union_tag_invalid": "Input does not match any of the expected tags",
+    "zoneinfo_str": "Input should be a valid time zone",
+}
+_FASTAPIS_OWN = (
+    None,
+    http_exception_handler,
+    request_validation_exception_handler,
+    websocket_request_validation_exception_handler,
+)
+
+
+def add_problem_handlers(app: Starlette) -> None:
+    """Make problems of the app's HTTP exceptions, validation errors and unhandled exceptions."""
+    handlers: dict[type[Exception], ExceptionHandler] = {
+        HTTPException: _http_exception,  # type: ignore[dict-item]  # Starlette types the exception too widely
+        RequestValidationError: _validation_error,  # type: ignore[dict-item]  # likewise
+        WebSocketRequestValidationError: _websocket_validation_error,  # type: ignore[dict-item]  # likewise
+    }
+    for kind, handler in handlers.items():
+        if app.exception_handlers.get(kind) in _FASTAPIS_OWN:
+            app.add_exception_handler(kind, handler)
+    if app.exception_handlers.keys().isdisjoint((500, Exception)):
+        app.add_exception_handler(Exception, _unhandled)
+
+
+async def _http_exception(request: HTTPConnection, error: HTTPException) -> Response:
+    if error.status_code < HTTPStatus.BAD_REQUEST:  # raised to redirect or to say 304: not an error, and no body
+        return Response(status_code=error.status_code, headers=error.headers)
+    return _respond(request, error if isinstance(error, ProblemError) else _from_http_exception(error))
+
+
+def _from_http_exception(error: HTTPException) -> ProblemError:
+    """Read `HTTPException(detail=...)`: text is the detail, the members of a mapping are extension members."""
+    detail: Any = error.detail
+    if isinstance(detail, str):
+        return ProblemError(error.status_code, detail, headers=error.headers)
+    members = dict(detail) if isinstance(detail, Mapping) else {"errors": detail}
+    standard = {name: members.pop(name) for name in ("type", "title", "detail") if name in members}
+    problem = ProblemError(error.status_code, headers=error.headers, **standard)
+    problem.extensions = members  # not as keywords: a member may be called `status`, or by a number
+    return problem
+
+
+async def _validation_error(request: Request, error: RequestValidationError) -> Response:
+    errors = [_without_input(each) for each in error.errors()]
+    return _respond(request, ProblemError(422, "The request is not valid.", errors=errors))
+
+
+async def _websocket_validation_error(websocket: WebSocket, error: WebSocketRequestValidationError) -> None:  # noqa: ARG001 - it echoes the input
+    await websocket.close(code=1008, reason="The request is not valid.")
+
+
+async def _unhandled(request: Request, error: Exception) -> Response:  # noqa: ARG001 - nothing of it leaves the process
+    return _respond(request, ProblemError(500, "The server could not complete the request."))
+
+
+def _respond(request: HTTPConnection, problem: ProblemError) -> Response:
+    content = _problem.body(request.scope, problem)
+    return Response(content, status_code=problem.status_code, headers=_problem.headers(problem))
+
+
+def _without_input(error: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep where and what of a pydantic error; `input` and `ctx` repeat what was submitted."""
+    kind = error["type"]
+    return {"loc": _printable(error["loc"]), "msg": _FIXED_MESSAGES.get(kind, error["msg"]), "type": kind}
+
+
+def _printable(loc: Sequence[str | int]) -> list[str | int]:
+    """Escape and cut what a client may have chosen: the keys of a body are part of `loc`."""
+    return [
+        each if isinstance(each, int) else each.encode("unicode_escape").decode("ascii")[:_LONGEST_KEY] for each in loc
+    ]

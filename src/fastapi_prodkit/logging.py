@@ -1,0 +1,130 @@
+"""Every line of the process is one JSON object: structlog, the standard library, the server, and what nobody caught.
+
+    configure_logging(LogSettings(), service="orders", version="1.4.2", environment="prod")
+
+One handler on the root logger turns a record into one line and writes it to standard output in one piece. structlog's
+events take the same way, so level, fields, masking and size are the same whoever logs. Values are data and never
+markup: a line break, a terminal sequence or a broken `__repr__` in one of them cannot forge, split or lose a line.
+
+The effects are process-wide, and all of them are in `configure_logging`: the root logger's level and its handlers that
+write to the terminal, the servers' loggers, structlog's configuration, `warnings`, and the three hooks for exceptions
+that nobody caught. Calling it again replaces what it did before.
+"""
+
+import logging
+import sys
+import threading
+from types import TracebackType
+from typing import Any
+
+from fastapi_prodkit._context import bind
+from fastapi_prodkit._log_handler import EVENT_DICT, EventHandler
+from fastapi_prodkit.sections import LogSettings
+
+__all__ = ["EventHandler", "bind", "configure_logging"]
+
+_SERVERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "hypercorn.error", "gunicorn.error")
+_SERVER_ACCESS = ("uvicorn.access", "hypercorn.access", "gunicorn.access")
+
+
+def configure_logging(
+    settings: LogSettings | None = None,
+    *,
+    service: str = "fastapi-service",
+    version: str = "0.0.0",
+    environment: str = "dev",
+) -> None:
+    """Make every line of the process one JSON object, or readable text with `LOG_FORMAT=console`.
+
+    Handlers that write to files or elsewhere stay, and so do handlers of other libraries' own loggers.
+
+    Args:
+        settings: Level, format and further key names to mask.
+        service: Name of the service, in every line.
+        version: Version of the service, in every line.
+        environment: Where it runs, in every line.
+    """
+    settings = settings or LogSettings()
+    root = logging.getLogger()
+    handler = EventHandler(settings, service=service, version=version, environment=environment)
+    for existing in root.handlers[:]:
+        if isinstance(existing, EventHandler) or _writes_to_terminal(existing):
+            root.removeHandler(existing)
+    root.addHandler(handler)
+    root.setLevel(settings.level)
+    _adopt_servers()
+    for name in (*_SERVERS, *_SERVER_ACCESS):
+        logging.getLogger(name).addFilter(_server_line)
+    _configure_structlog()
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _uncaught
+    threading.excepthook = _uncaught_in_thread
+    sys.unraisablehook = _unraisable
+
+
+def _writes_to_terminal(handler: logging.Handler) -> bool:
+    streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    return type(handler) is logging.StreamHandler and any(handler.stream is stream for stream in streams)
+
+
+def _adopt_servers() -> None:
+    """Lead the servers' lines to the root handler; their access lines nowhere, because the access log replaces them."""
+    loggers = [logging.getLogger(name) for name in (*_SERVERS, *_SERVER_ACCESS)]
+    theirs = [(logger, handler) for logger in loggers for handler in logger.handlers if _writes_to_terminal(handler)]
+    for logger, handler in theirs:
+        logger.removeHandler(handler)
+    for name in _SERVERS if theirs else ():
+        logging.getLogger(name).propagate = True
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    for name in _SERVER_ACCESS:
+        # What `uvicorn --no-access-log` does: uvicorn asks hasHandlers() and then does not even make the record.
+        logging.getLogger(name).propagate = False
+
+
+def _server_line(record: logging.LogRecord) -> bool:
+    """Keep a server's line from bypassing us, and from telling again what the access log has told.
+
+    `uvicorn.run(app)` configures its loggers when it starts, which is after us. That replaces handlers but leaves
+    filters alone, so this filter puts things right before the first line is out.
+    """
+    _adopt_servers()
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    if getattr(error, "__prodkit_logged__", False):
+        return False
+    return record.levelno >= logging.getLogger(record.name).getEffectiveLevel()
+
+
+def _configure_structlog() -> None:
+    import structlog  # noqa: PLC0415 - structlog is loaded where it is used
+
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, _to_record],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,  # a logger made before would keep an older configuration
+    )
+
+
+def _to_record(_logger: Any, _method: str, event: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Turn structlog's event into the arguments of a standard library logger; the last processor."""
+    known = {key: event.pop(key) for key in ("exc_info", "stack_info", "stacklevel") if key in event}
+    arguments = (event.pop("event", None), *event.pop("positional_args", ()))
+    return arguments, {**known, "extra": {EVENT_DICT: event}}
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger("sys.excepthook").critical("uncaught exception", exc_info=(kind, error, trace))
+
+
+def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+        name = args.thread.name if args.thread else None
+        logging.getLogger("threading.excepthook").error(
+            "uncaught exception in a thread", exc_info=args.exc_value, extra={"thread_name": name}
+        )
+
+
+def _unraisable(args: Any) -> None:  # sys.UnraisableHookArgs exists for type checkers only
+    logging.getLogger("sys.unraisablehook").error(
+        args.err_msg or "exception ignored", exc_info=args.exc_value, extra={"ignored_in": args.object}
+    )

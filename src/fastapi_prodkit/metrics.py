@@ -1,0 +1,178 @@
+"""Prometheus metrics of the HTTP side, named as OpenTelemetry's semantic conventions have them.
+
+Series are bounded by the code, never by the client: the route is its template, whatever has no route is `_unmatched`,
+an unknown method is `_OTHER`, a client that left is status 499.
+
+The numbers are plain integers and floats that a custom collector reads when it is scraped. A child of
+prometheus_client costs about 4 us per request, these cells 1.
+"""
+
+import hmac
+from bisect import bisect_left
+from collections.abc import Container, Iterator
+from threading import Lock
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Header
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit.exceptions import ProblemError
+from fastapi_prodkit.sections import MetricsSettings
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+__all__ = ["MetricsMiddleware", "metrics_router"]
+
+# Seconds; OpenTelemetry semantic conventions, HTTP metrics, http.server.request.duration.
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+# RFC 9110 section 9, and PATCH (RFC 5789).
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+
+
+class MetricsMiddleware(Piece):
+    """Measure each request: `http_server_request_duration_seconds` and `http_server_active_requests`.
+
+    WebSockets are not measured: their duration is that of a conversation, not of a request.
+
+    Args:
+        app: The app to serve.
+        settings: Decides about `/metrics`, not about the measuring.
+        exempt: Paths relative to the app, without trailing slash, that are not measured.
+        registry: Where the metrics are shown; prometheus_client's default registry unless given. Several apps that
+            share a registry add up.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: MetricsSettings | None = None,  # noqa: ARG002 - every middleware takes its section
+        *,
+        exempt: Container[str] = frozenset(),
+        registry: "CollectorRegistry | None" = None,
+    ) -> None:
+        self.app = app
+        self._exempt = exempt
+        self._cells = _cells_of(registry)
+
+    def enter(self, exchange: Exchange) -> None:
+        """Count the request as active."""
+        if exchange.path not in self._exempt:
+            with self._cells.lock:
+                self._cells.active += 1
+
+    def leave(self, exchange: Exchange) -> None:
+        """Measure the request."""
+        if exchange.path in self._exempt:
+            return
+        method = exchange.scope["method"]
+        key = (method if method in _METHODS else "_OTHER", exchange.route, exchange.status)
+        cells = self._cells
+        with cells.lock:
+            cells.active -= 1
+            histogram = cells.durations.get(key)
+            if histogram is None:
+                histogram = cells.durations[key] = _Histogram()
+            histogram.counts[bisect_left(BUCKETS, exchange.duration)] += 1
+            histogram.sum += exchange.duration
+
+
+def metrics_router(
+    settings: MetricsSettings | None = None, *, registry: "CollectorRegistry | None" = None
+) -> APIRouter:
+    """Return a router with `GET /metrics`, in Prometheus's text format or OpenMetrics, as the client accepts.
+
+    It is closed (404) unless the settings open it: `public`, or `token`, which the client then has to send as
+    `Authorization: Bearer <token>`.
+    """
+    from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use: an app without metrics does not load it
+    from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
+
+    settings = settings or MetricsSettings()
+    shown = registry or REGISTRY
+    expected = settings.token.get_secret_value().encode() if settings.token else None
+    router = APIRouter()
+
+    # Not async: rendering may take a while and belongs in the threadpool. HEAD, because our own GET routes answer it.
+    @router.api_route("/metrics", methods=["GET", "HEAD"], include_in_schema=False)
+    def metrics(
+        accept: Annotated[str, Header()] = "", authorization: Annotated[str | None, Header()] = None
+    ) -> Response:
+        if not settings.public:
+            _authorize(authorization, expected)
+        try:
+            encode, media_type = choose_encoder(accept)
+        except TypeError:  # how it fails over a version that is not a number
+            encode, media_type = choose_encoder("")
+        return Response(encode(shown), media_type=media_type)
+
+    return router
+
+
+def _authorize(authorization: str | None, expected: bytes | None) -> None:
+    """Raise unless the credentials are right; RFC 6750 section 3 for what the refusal says."""
+    if expected is None:
+        raise ProblemError(404)
+    if authorization is None:
+        raise ProblemError(401, headers={"WWW-Authenticate": "Bearer"})
+    scheme, _, token = authorization.partition(" ")
+    # Starlette reads headers as Latin-1; this is what was sent.
+    if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode("latin-1").strip(), expected):
+        raise ProblemError(401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+
+
+class _Cells:
+    """The numbers behind the two metrics, and the collector that shows them."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.active = 0
+        self.durations: dict[tuple[str, str, int], _Histogram] = {}
+
+    def collect(self) -> "Iterator[Metric]":
+        from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily  # noqa: PLC0415 - on first use
+
+        labels = ["http_request_method", "http_route", "http_response_status_code"]
+        durations = HistogramMetricFamily(
+            "http_server_request_duration_seconds", "Duration of HTTP server requests.", labels=labels
+        )
+        with self.lock:
+            active = self.active
+            histograms = [(key, list(each.counts), each.sum) for key, each in self.durations.items()]
+        for (method, route, status), counts, total in histograms:
+            durations.add_metric([method, route, str(status)], list(_cumulate(counts)), total)
+        yield durations
+        yield GaugeMetricFamily(
+            "http_server_active_requests", "Number of active HTTP server requests.", value=float(active)
+        )
+
+
+class _Histogram:
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS) + 1)
+        self.sum = 0.0
+
+
+def _cumulate(counts: list[int]) -> Iterator[tuple[str, float]]:
+    total = 0
+    for bound, count in zip((*map(str, BUCKETS), "+Inf"), counts, strict=True):
+        total += count
+        yield bound, float(total)
+
+
+def _cells_of(registry: "CollectorRegistry | None") -> _Cells:
+    """Return the registry's cells; there is one set in each, kept on the registry itself."""
+    from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use
+
+    home = registry or REGISTRY
+    cells: _Cells | None = getattr(home, "fastapi_prodkit", None)
+    if cells is None:
+        cells = _Cells()
+        home.register(cells)
+        home.fastapi_prodkit = cells  # type: ignore[attr-defined]  # our own mark on their object
+    return cells

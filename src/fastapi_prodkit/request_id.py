@@ -1,0 +1,60 @@
+"""Every request has an id: in its response, its log lines and its error body.
+
+A valid id that the client sends is kept, so that one id follows a request through several services; anything else
+is replaced, because a reflected value may not carry line breaks or markup.
+"""
+
+import os
+import re
+from itertools import chain, repeat
+
+from starlette.types import ASGIApp
+
+from fastapi_prodkit import _context
+from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit.sections import RequestIdSettings
+
+__all__ = ["RequestIDMiddleware", "current_request_id"]
+
+_is_valid = re.compile(rb"[A-Za-z0-9._-]{8,128}").fullmatch
+
+
+def current_request_id() -> str | None:
+    """Return the id of the request that is being served, or None outside of any."""
+    return (_context.current() or {}).get("request_id")
+
+
+class RequestIDMiddleware(Piece):
+    """Give each request an id, put it into its context, and send it with the response.
+
+    New ids are 32 hexadecimal digits from the system's random source. An inbound id is kept if it matches
+    `[A-Za-z0-9._-]{8,128}` and `settings.trust_inbound` says so. A header of that name that the app sets is replaced.
+    """
+
+    scope_types = frozenset({"http", "websocket"})
+
+    def __init__(self, app: ASGIApp, settings: RequestIdSettings | None = None) -> None:
+        settings = settings or RequestIdSettings()
+        self.app = app
+        self._header = settings.header.lower().encode()
+        self._trust_inbound = settings.trust_inbound
+        # A pool of urandom: an id then costs 0.2 us instead of the 2 us of a system call. It is first filled by the
+        # first request, so processes that fork before serving do not share it.
+        self._new_id = chain.from_iterable(map(_draw_ids, repeat(256))).__next__
+
+    def enter(self, exchange: Exchange) -> None:
+        """Choose the id of the request."""
+        name = self._header
+        raw = exchange.headers.get(name) if self._trust_inbound else None
+        if raw is None or not _is_valid(raw):
+            request_id = self._new_id()
+            raw = request_id.encode()
+        else:
+            request_id = raw.decode()
+        exchange.context["request_id"] = request_id
+        exchange.response_headers[name] = raw
+
+
+def _draw_ids(count: int) -> list[str]:
+    digits = os.urandom(16 * count).hex()
+    return [digits[start : start + 32] for start in range(0, 32 * count, 32)]

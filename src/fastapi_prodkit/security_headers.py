@@ -1,0 +1,72 @@
+"""Security headers on every response.
+
+They follow the OWASP Secure Headers Project and ASVS 5.0, chapter 3. What a handler sets wins: a header that the
+response already carries is left as it is, so no header ever stands there twice.
+"""
+
+from collections.abc import Mapping
+from itertools import product
+
+from starlette.types import ASGIApp
+
+from fastapi_prodkit._exchange import Exchange, Piece, RawHeaders
+from fastapi_prodkit.sections import HeadersSettings
+
+__all__ = ["SecurityHeadersMiddleware"]
+
+SWITCHING_PROTOCOLS, BAD_REQUEST = 101, 400
+_SECURE = frozenset({"https", "wss"})
+_REMOVED = frozenset({b"server", b"x-powered-by"})
+
+
+class SecurityHeadersMiddleware(Piece):
+    """Add the security headers to every response that passes.
+
+    Strict-Transport-Security is sent over https and wss only (RFC 6797 section 7.2), Cross-Origin-Opener-Policy with
+    HTML only. `Cache-Control: no-store` goes on errors and on answers to requests that carry Authorization or Cookie.
+    `Server` and `X-Powered-By` are removed. An accepted WebSocket gets nothing; a refused handshake is a response.
+
+    Args:
+        app: The ASGI app to wrap.
+        settings: The values; an empty one leaves its header out.
+    """
+
+    scope_types = frozenset({"http", "websocket"})
+
+    def __init__(self, app: ASGIApp, settings: HeadersSettings | None = None) -> None:
+        self.app = app
+        values = settings or HeadersSettings()
+        self._additions = {
+            (secure, html, private): _additions(values, secure=secure, html=html, private=private)
+            for secure, html, private in product((False, True), repeat=3)
+        }
+        self._watched = _REMOVED.union(name for headers in self._additions.values() for name, _ in headers)
+
+    def start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
+        """Complete the response."""
+        status = exchange.status
+        if status == SWITCHING_PROTOCOLS:
+            return
+        request = exchange.headers
+        html = present.get(b"content-type", b"")[:9].lower() == b"text/html"
+        private = status >= BAD_REQUEST or b"authorization" in request or b"cookie" in request
+        additions = self._additions[exchange.scope.get("scheme") in _SECURE, html, private]
+        if not self._watched.isdisjoint(present):
+            headers[:] = [pair for pair in headers if pair[0] not in _REMOVED]
+            additions = [pair for pair in additions if pair[0] not in present]
+        headers += additions
+
+
+def _additions(settings: HeadersSettings, *, secure: bool, html: bool, private: bool) -> RawHeaders:
+    hsts = settings.hsts_max_age and secure
+    values = {
+        b"strict-transport-security": f"max-age={settings.hsts_max_age}; includeSubDomains" if hsts else "",
+        b"x-content-type-options": "nosniff",
+        b"x-frame-options": settings.frame_options,
+        b"content-security-policy": settings.csp,
+        b"referrer-policy": settings.referrer_policy,
+        b"permissions-policy": settings.permissions_policy,
+        b"cross-origin-opener-policy": settings.cross_origin_opener_policy if html else "",
+        b"cache-control": "no-store" if private else "",
+    }
+    return [(name, value.encode()) for name, value in values.items() if value]

@@ -1,0 +1,205 @@
+"""`Settings`, which joins the sections: where values come from, and what is refused.
+
+    settings = Settings()
+    settings.rate_limit.default     # RATE_LIMIT_DEFAULT, from the environment, a .env file, or a secret store
+
+The first source that has a value wins: arguments, environment, `.env.{ENVIRONMENT}`, `.env`, mounted files, AWS
+Secrets Manager, AWS Systems Manager, profile, default. Names are the same in each, and case never matters.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from fastapi_prodkit import _refusals, _variables, sections
+from fastapi_prodkit.exceptions import SettingsError, SettingsWarning
+from fastapi_prodkit.secrets import VariablesSource, read_stores
+
+__all__ = ["PROFILES", "Settings"]
+
+# What an environment relaxes, by variable. LOG_FORMAT=console needs a terminal to be shown on.
+PROFILES: Final[Mapping[str, Mapping[str, str]]] = {
+    "dev": {
+        "LOG_FORMAT": "console",
+        "HOSTS_ALLOWED": "*",
+        "HEALTH_DETAILS": "true",
+        "METRICS_PUBLIC": "true",
+        "DOCS_ENABLED": "true",
+        "DATABASE_SSL": "off",
+    },
+    "test": {
+        "HOSTS_ALLOWED": "*",
+        "HEALTH_DETAILS": "true",
+        "METRICS_PUBLIC": "true",
+        "DOCS_ENABLED": "true",
+        "DATABASE_SSL": "off",
+    },
+    "staging": {},
+    "prod": {},
+}
+
+_ANOTHER_ENVIRONMENT = "another source names another environment: set it in the process's environment or in .env only"
+
+
+class Settings(BaseSettings):
+    """All that can be set, read when it is constructed. Subclass it to add fields of your own.
+
+    A section that is None leaves its piece out: `<SECTION>_ENABLED=false`, or in code `Settings(rate_limit=None)`.
+
+    Raises:
+        SettingsError: Something cannot be used; all of it by name, with the remedy, and nothing by value.
+        MissingExtraError: A secret in AWS is configured and boto3 is not installed.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        extra="forbid",  # an argument that does not exist; foreign variables are never taken up
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    environment: Literal["dev", "test", "staging", "prod"] = Field("dev", description="Chooses profile and strictness.")
+    debug: bool = Field(False, description="FastAPI's own traceback page instead of the 500 problem.")
+
+    service: sections.ServiceSettings = Field(default_factory=sections.ServiceSettings)
+    log: sections.LogSettings | None = Field(default_factory=sections.LogSettings)
+    access_log: sections.AccessLogSettings | None = Field(default_factory=sections.AccessLogSettings)
+    proxy: sections.ProxySettings | None = Field(default_factory=sections.ProxySettings)
+    request_id: sections.RequestIdSettings | None = Field(default_factory=sections.RequestIdSettings)
+    headers: sections.HeadersSettings | None = Field(default_factory=sections.HeadersSettings)
+    hosts: sections.HostsSettings | None = Field(default_factory=sections.HostsSettings)
+    cors: sections.CorsSettings | None = Field(default_factory=sections.CorsSettings)
+    limits: sections.LimitsSettings | None = Field(default_factory=sections.LimitsSettings)
+    rate_limit: sections.RateLimitSettings | None = Field(default_factory=sections.RateLimitSettings)
+    health: sections.HealthSettings | None = Field(default_factory=sections.HealthSettings)
+    metrics: sections.MetricsSettings | None = Field(default_factory=sections.MetricsSettings)
+    docs: sections.DocsSettings | None = None
+    database: sections.DatabaseSettings | None = None
+    secrets: sections.SecretsSettings = Field(default_factory=sections.SecretsSettings)
+
+    def __init__(self, **values: Any) -> None:
+        problems = {}
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = _variables.problems(error, type(self), _prefix(type(self)))
+        except UnicodeDecodeError:
+            problems = {".env": "is not text in UTF-8: save it as such"}
+        if problems:  # raised out here, so that the error does not keep the one above, which knows the values
+            raise SettingsError(problems)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read `<SECTION>_ENABLED`: a section that is switched off is None."""
+        name = str(info.field_name)
+        if not isinstance(value, dict) or "enabled" not in value or not _variables.has_switch(cls.model_fields[name]):
+            return value
+        try:
+            enabled = TypeAdapter(bool).validate_python(value["enabled"])
+        except ValidationError:
+            enabled = None
+        if enabled is None:
+            raise SettingsError({_variables.variable(_prefix(cls), name, "enabled"): "must be true or false"})
+        return {key: inner for key, inner in value.items() if key != "enabled"} if enabled else None
+
+    @field_validator("debug", "proxy", "hosts", "cors", "rate_limit", "database")
+    @classmethod
+    def _refuse_unsafe(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("environment") in ("staging", "prod"):
+            unsafe = dict(_refusals.refusals(str(info.field_name), value, info.data))
+            if unsafe:
+                raise SettingsError({_variables.variable(_prefix(cls), name): text for name, text in unsafe.items()})
+        return value
+
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]  # BaseSettings passes these, its signature says less
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: InitSettingsSource,
+        env_settings: EnvSettingsSource,
+        dotenv_settings: DotEnvSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - SECRETS_DIR is its successor
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources; to add one, override this and put it into the tuple that `super()` returns."""
+        environment = VariablesSource(settings_cls, env_settings.env_vars, "the environment")
+        dotenv = VariablesSource(settings_cls, dotenv_settings.env_vars, ".env")
+        chosen = [init_settings(), environment(), dotenv(), {"environment": cls.model_fields["environment"].default}]
+        profile = str(next(state["environment"] for state in chosen if "environment" in state))
+        overlay = VariablesSource(settings_cls, _overlay(dotenv_settings, profile), f".env.{profile}")
+        stores, problems = read_stores(settings_cls, [chosen[0], chosen[1], overlay(), chosen[2]])
+        if any(source().get("environment", profile) != profile for source in (overlay, *stores)):
+            problems["environment"] = _variables.Unusable(_ANOTHER_ENVIRONMENT)
+        _warn_of_near_misses(settings_cls, [environment, overlay, dotenv, *stores])
+        return (
+            InitSettingsSource(settings_cls, problems),
+            init_settings,
+            environment,
+            overlay,
+            dotenv,
+            *stores,
+            _Profile(settings_cls, _relaxed(profile), "the profile", env_prefix=""),
+        )
+
+
+class _Profile(VariablesSource):
+    """Relax what the environment's profile relaxes, but do not begin a section that needs more than that."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        return {name: found[name] for name in found if name in self.current_state or not self._needs_more(name)}
+
+    def _needs_more(self, name: str) -> bool:
+        section = _variables.section_of(self.settings_cls.model_fields[name])
+        return section is not None and any(field.is_required() for field in section.model_fields.values())
+
+
+def _overlay(dotenv: DotEnvSettingsSource, profile: str) -> Mapping[str, str | None]:
+    """Read `.env.{environment}` beside each .env file."""
+    if profile not in PROFILES or dotenv.env_file is None:
+        return {}
+    files = [dotenv.env_file] if isinstance(dotenv.env_file, str | os.PathLike) else dotenv.env_file
+    return DotEnvSettingsSource(
+        dotenv.settings_cls,
+        env_file=[f"{os.fspath(file)}.{profile}" for file in files],
+        env_file_encoding=dotenv.env_file_encoding,
+        env_file_depth=dotenv.env_file_depth,
+        case_sensitive=False,
+    ).env_vars
+
+
+def _relaxed(profile: str) -> Mapping[str, str]:
+    relaxed = PROFILES.get(profile, {})
+    if sys.stdout is None or not sys.stdout.isatty():
+        return {name: value for name, value in relaxed.items() if name != "LOG_FORMAT"}
+    return relaxed
+
+
+def _warn_of_near_misses(settings_cls: type[BaseSettings], sources: Iterable[VariablesSource]) -> None:
+    prefix = _prefix(settings_cls)
+    ours, known = _variables.variables(Settings, prefix), _variables.variables(settings_cls, prefix)
+    for source in sources:
+        for name, near in _variables.near_misses(source.env_vars, ours, known):
+            warnings.warn(
+                f"{name} in {source.origin} is not a setting; did you mean {near}?",
+                SettingsWarning,
+                stacklevel=6,  # where Settings() is called
+            )
+
+
+def _prefix(settings_cls: type[BaseSettings]) -> str:
+    return settings_cls.model_config.get("env_prefix", "")

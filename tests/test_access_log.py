@@ -1,0 +1,663 @@
+"""The access log: exactly one line for each request, whatever happens, and every exception once."""
+
+import asyncio
+import dataclasses
+import logging
+
+import pytest
+from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, WebSocket
+from fastapi.responses import RedirectResponse, StreamingResponse
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from fastapi_prodkit import _exchange
+from fastapi_prodkit.access_log import AccessLogMiddleware
+
+FIELDS = ("http_method", "http_route", "http_path", "http_status", "client_ip")
+
+
+@pytest.fixture(autouse=True)
+def level(caplog):
+    """Logging as `configure_logging` leaves it: at INFO."""
+    caplog.set_level(logging.INFO)
+
+
+class Handler(logging.Handler):
+    """A root handler that takes events directly, as the one of `configure_logging` does."""
+
+    def __init__(self):
+        super().__init__()
+        self.events = []
+        self.records = []
+
+    def log_event(self, level, logger, event, fields):
+        self.events.append((level, logger, event, fields))
+
+    def emit(self, record):
+        self.records.append(record)
+
+
+@pytest.fixture
+def handler():
+    """The root logger with such a handler beside pytest's."""
+    handler = Handler()
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
+
+
+def lines(caplog):
+    """Return the fields of each access-log line, but for its duration."""
+    found = [record for record in caplog.records if record.name == "fastapi_prodkit.access"]
+    assert all(record.getMessage() == "request" and record.levelno == logging.INFO for record in found)
+    assert all(record.duration_ms >= 0 for record in found)
+    return [{name: vars(record)[name] for name in FIELDS if name in vars(record)} for record in found]
+
+
+def line(path, status, *, route="_unmatched", method="GET"):
+    return {
+        "http_method": method,
+        "http_route": route,
+        "http_path": path,
+        "http_status": status,
+        "client_ip": "testclient",
+    }
+
+
+def errors(caplog):
+    return [record for record in caplog.records if record.name == "fastapi_prodkit.error"]
+
+
+async def fail():
+    raise RuntimeError("after the response")
+
+
+def service() -> FastAPI:
+    router = APIRouter()
+
+    @router.get("/ok/{number}")
+    async def ok(number: int):
+        return number
+
+    @router.get("/sync/{number}")
+    def sync(number: int):
+        return number
+
+    @router.post("/ok/{number}")
+    async def create(number: int, body: dict[str, int]):
+        return number
+
+    @router.get("/empty", status_code=204)
+    async def empty():
+        return None
+
+    @router.get("/unchanged")
+    async def unchanged():
+        return Response(status_code=304)
+
+    @router.get("/elsewhere")
+    async def elsewhere():
+        return RedirectResponse("/ok/1")
+
+    @router.get("/folder/")
+    async def folder():
+        return {}
+
+    @router.get("/missing")
+    async def missing():
+        raise HTTPException(404)
+
+    @router.get("/limited")
+    async def limited():
+        raise HTTPException(429)
+
+    @router.get("/unavailable")
+    async def unavailable():
+        raise HTTPException(503)
+
+    @router.get("/stream")
+    async def stream():
+        return StreamingResponse(iter([b"a", b"b"]))
+
+    @router.get("/background")
+    async def background(tasks: BackgroundTasks):
+        tasks.add_task(lambda: None)
+        return {}
+
+    inner = FastAPI()
+    inner.get("/items/{number}")(ok)
+    outer = APIRouter()
+    outer.include_router(router, prefix="/v1")
+    app = FastAPI(max_body_size=10)
+    app.include_router(outer, prefix="/api")
+    app.include_router(router)
+    app.mount("/sub", inner)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "route", "status"),
+    [
+        ("GET", "/ok/1", "/ok/{number}", 200),
+        ("GET", "/sync/1", "/sync/{number}", 200),
+        ("GET", "/api/v1/ok/1", "/api/v1/ok/{number}", 200),
+        ("GET", "/sub/items/1", "/sub/items/{number}", 200),
+        ("GET", "/empty", "/empty", 204),
+        ("GET", "/unchanged", "/unchanged", 304),
+        ("GET", "/elsewhere", "/elsewhere", 307),
+        ("GET", "/folder", "_unmatched", 307),
+        ("GET", "/missing", "/missing", 404),
+        ("GET", "/nothing", "_unmatched", 404),
+        ("GET", "/sub/nothing", "_unmatched", 404),
+        ("DELETE", "/ok/1", "/ok/{number}", 405),
+        ("HEAD", "/ok/1", "/ok/{number}", 405),
+        ("OPTIONS", "/ok/1", "/ok/{number}", 405),
+        ("POST", "/ok/1", "/ok/{number}", 413),
+        ("GET", "/ok/x", "/ok/{number}", 422),
+        ("GET", "/limited", "/limited", 429),
+        ("GET", "/unavailable", "/unavailable", 503),
+        ("GET", "/stream", "/stream", 200),
+        ("GET", "/background", "/background", 200),
+    ],
+)
+def test_every_outcome(method, path, route, status, caplog):
+    """Each request has one line with method, route, path, the status that the client saw, and the client."""
+    app = AccessLogMiddleware(service())
+    content = {"number": "more than ten bytes"} if status == 413 else None
+
+    response = TestClient(app, follow_redirects=False).request(method, path, json=content)
+
+    assert response.status_code == status
+    assert lines(caplog) == [line(path, status, route=route, method=method)]
+    assert errors(caplog) == []
+
+
+def test_nothing_secret(caplog):
+    """Neither the query string nor a header nor the body is logged."""
+    app = AccessLogMiddleware(service())
+
+    TestClient(app).post("/ok/1?token=s3cret", headers={"Authorization": "s3cret", "Cookie": "id=s3cret"})
+
+    assert len(lines(caplog)) == 1
+    assert not any("s3cret" in str(vars(record)) for record in caplog.records if record.name.startswith("fastapi"))
+
+
+@pytest.mark.parametrize("client", [None, "absent"])
+async def test_client_without_an_address(client, caplog):
+    """Where the server does not say who called, as on a Unix socket, the field is left out."""
+    server = Server()
+    server.scope["client"] = client
+    if client == "absent":
+        del server.scope["client"]
+
+    await server.call(AccessLogMiddleware(respond_and()))
+
+    [found] = lines(caplog)
+    assert "client_ip" not in found
+
+
+class Server:
+    """A server that calls the app as servers do; it hangs up after `hang_up_after` messages of the response."""
+
+    def __init__(self, *, hang_up_after=None, extensions=(), body=()):
+        self.scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/",
+            "query_string": b"",
+            "headers": [],
+            "client": ("203.0.113.9", 1),
+            "asgi": {"spec_version": "2.4"},
+            "extensions": {name: {} for name in extensions},
+        }
+        self.body = [*body, {"type": "http.disconnect"}]
+        self.hang_up_after = hang_up_after
+        self.sent = []
+
+    async def receive(self):
+        return self.body.pop(0)
+
+    async def send(self, message):
+        if len(self.sent) == self.hang_up_after:
+            raise OSError("the client has gone")
+        self.sent.append(message)
+
+    async def call(self, app):
+        await app(self.scope, self.receive, self.send)
+
+
+def statuses(caplog):
+    return [found["http_status"] for found in lines(caplog)]
+
+
+def respond_and(error=None):
+    """Return an app that answers completely, and then perhaps raises."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+        if error is not None:
+            raise error
+
+    return app
+
+
+def start_and(error):
+    """Return an app that raises in the middle of its response."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"o", "more_body": True})
+        raise error
+
+    return app
+
+
+async def test_exception_after_a_complete_response(caplog):
+    """It is logged once and goes no further: nothing is wrong with the connection."""
+    error = RuntimeError("in a background task")
+
+    await Server().call(AccessLogMiddleware(respond_and(error)))
+
+    [record] = errors(caplog)
+    assert (record.getMessage(), record.levelno, record.http_path) == ("unhandled exception", logging.ERROR, "/")
+    assert record.exc_info[1] is error
+    assert statuses(caplog) == [200]
+
+
+async def test_exception_in_the_middle_of_a_response(caplog):
+    """It is logged once and goes on to the server, which breaks off the transfer; the client saw a 200."""
+    error = RuntimeError("in a stream")
+
+    with pytest.raises(RuntimeError, match="in a stream"):
+        await Server().call(AccessLogMiddleware(start_and(error)))
+
+    assert [record.exc_info[1] for record in errors(caplog)] == [error]
+    assert statuses(caplog) == [200]
+
+
+async def test_exception_before_the_response(caplog):
+    """It goes on to the server, which answers 500; so does the line."""
+
+    async def app(scope, receive, send):
+        raise RuntimeError("at once")
+
+    with pytest.raises(RuntimeError, match="at once"):
+        await Server().call(AccessLogMiddleware(app))
+
+    assert len(errors(caplog)) == 1
+    assert statuses(caplog) == [500]
+
+
+def test_unhandled_exception_in_fastapi(caplog):
+    """Around a whole app the 500 that it sends is complete, so the exception ends here."""
+    app = FastAPI()
+    app.get("/")(fail)
+
+    response = TestClient(AccessLogMiddleware(app)).get("/")
+
+    assert response.status_code == 500
+    assert lines(caplog) == [line("/", 500, route="/")]
+    assert len(errors(caplog)) == 1
+
+
+def test_added_to_an_app(caplog):
+    """As the app's own middleware it is inside of what makes the 500, and says 500 as well."""
+    app = FastAPI()
+    app.add_middleware(AccessLogMiddleware)
+    app.get("/")(fail)
+
+    response = TestClient(app, raise_server_exceptions=False).get("/")
+
+    assert response.status_code == 500
+    assert lines(caplog) == [line("/", 500, route="/")]
+    assert len(errors(caplog)) == 1
+
+
+def test_failing_background_task(caplog):
+    """The client has its 200, and the failure has its record."""
+    app = FastAPI()
+    app.add_middleware(AccessLogMiddleware)
+
+    @app.get("/")
+    async def endpoint(tasks: BackgroundTasks):
+        tasks.add_task(fail)
+        return {}
+
+    response = TestClient(app).get("/")
+
+    assert response.status_code == 200
+    assert lines(caplog) == [line("/", 200, route="/")]
+    assert [str(record.exc_info[1]) for record in errors(caplog)] == ["after the response"]
+
+
+async def test_propagate(caplog):
+    """For a test client every exception is raised on, and is logged all the same."""
+    with pytest.raises(RuntimeError, match="after the response"):
+        await Server().call(AccessLogMiddleware(respond_and(RuntimeError("after the response")), propagate=True))
+
+    assert len(errors(caplog)) == 1
+    assert statuses(caplog) == [200]
+
+
+@pytest.mark.parametrize(("app", "status"), [(respond_and, 200), (start_and, 499)])
+async def test_cancellation(app, status, caplog):
+    """A cancellation always passes, and is no error; before the end of the response it means that the client left."""
+    with pytest.raises(asyncio.CancelledError):
+        await Server().call(AccessLogMiddleware(app(asyncio.CancelledError())))
+
+    assert errors(caplog) == []
+    assert statuses(caplog) == [status]
+
+
+async def test_exceptions_are_marked():
+    """What has been logged carries a mark, so that the server's own record of it can be dropped."""
+    error = RuntimeError()
+
+    with pytest.raises(RuntimeError):
+        await Server().call(AccessLogMiddleware(start_and(error)))
+
+    assert error.__prodkit_logged__ is True
+
+
+async def test_exceptions_that_cannot_be_changed(caplog):
+    """An exception class that is frozen is logged and swallowed like any other."""
+
+    @dataclasses.dataclass(frozen=True)
+    class FrozenError(Exception):
+        code: int
+
+    await Server().call(AccessLogMiddleware(respond_and(FrozenError(7))))
+
+    assert len(errors(caplog)) == 1
+
+
+async def test_client_leaves_while_it_sends(caplog):
+    """A client that is gone before its body was complete is status 499, and no error."""
+
+    async def app(scope, receive, send):
+        await Request(scope, receive).body()
+
+    server = Server(body=[{"type": "http.request", "body": b"half", "more_body": True}])
+
+    await server.call(AccessLogMiddleware(app))
+
+    assert errors(caplog) == []
+    assert statuses(caplog) == [499]
+
+
+async def test_client_leaves_during_a_stream(caplog):
+    """A client that hangs up in the middle of a stream is status 499, and no error."""
+    app = StreamingResponse(iter([b"a", b"b", b"c"]))
+
+    await Server(hang_up_after=2).call(AccessLogMiddleware(app))
+
+    assert errors(caplog) == []
+    assert statuses(caplog) == [499]
+
+
+async def test_client_leaves_and_the_app_notices(caplog):
+    """An app that asks, and then gives up quietly, leaves a 499 behind."""
+
+    async def app(scope, receive, send):
+        if await Request(scope, receive).is_disconnected():
+            return
+        raise AssertionError
+
+    await Server().call(AccessLogMiddleware(app))
+
+    assert statuses(caplog) == [499]
+
+
+async def test_client_leaves_after_the_response(caplog):
+    """A disconnect that the app sees after its response was complete is the usual end."""
+
+    async def app(scope, receive, send):
+        await respond_and()(scope, receive, send)
+        assert (await receive())["type"] == "http.disconnect"
+
+    await Server().call(AccessLogMiddleware(app))
+
+    assert statuses(caplog) == [200]
+
+
+async def test_an_error_of_the_app_after_the_client_left(caplog):
+    """A failure that has nothing to do with the client's leaving is logged and raised."""
+
+    async def app(scope, receive, send):
+        await receive()
+        raise RuntimeError("while clearing up")
+
+    with pytest.raises(RuntimeError):
+        await Server().call(AccessLogMiddleware(app))
+
+    assert len(errors(caplog)) == 1
+    assert statuses(caplog) == [499]
+
+
+@pytest.mark.parametrize("error", [ClientDisconnect(), ConnectionRefusedError("database")])
+async def test_connection_errors_of_the_app_itself(error, caplog):
+    """An error of a connection to somewhere else is an error: the client is still there."""
+    with pytest.raises(type(error)):
+        await Server().call(AccessLogMiddleware(start_and(error)))
+
+    assert len(errors(caplog)) == 1
+    assert statuses(caplog) == [200]
+
+
+async def test_sent_file(caplog):
+    """A file that the server sends by itself completes the response."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.pathsend", "path": "/tmp/file"})
+        raise RuntimeError("in a background task")
+
+    await Server(extensions=["http.response.pathsend"]).call(AccessLogMiddleware(app))
+
+    assert statuses(caplog) == [200]
+
+
+async def test_duration(handler, monkeypatch):
+    """The duration is in milliseconds and ends with the response; a background task does not count."""
+    now = 1000.0
+    monkeypatch.setattr(_exchange, "perf_counter", lambda: now)
+
+    async def app(scope, receive, send):
+        nonlocal now
+        now += 0.25
+        await respond_and()(scope, receive, send)
+        now += 60
+
+    await Server().call(AccessLogMiddleware(app))
+
+    assert [fields["duration_ms"] for _, _, _, fields in handler.events] == [250.0]
+
+
+def websocket_app(endpoint):
+    app = FastAPI()
+    app.add_middleware(AccessLogMiddleware)
+    app.websocket("/rooms/{room}")(endpoint)
+    return app
+
+
+def websocket_line(status, *, route="/rooms/{room}", path="/rooms/7"):
+    return {"http_route": route, "http_path": path, "http_status": status, "client_ip": "testclient"}
+
+
+def test_websocket(caplog):
+    """A WebSocket has one line, at its close."""
+    before_close = []
+
+    async def endpoint(websocket: WebSocket, room: str):
+        await websocket.accept()
+        before_close.extend(lines(caplog))
+        await websocket.close()
+
+    with TestClient(websocket_app(endpoint)).websocket_connect("/rooms/7"):
+        pass
+
+    assert before_close == []
+    assert lines(caplog) == [websocket_line(101)]
+
+
+def test_websocket_that_the_client_closes(caplog):
+    """That a client closes its WebSocket is no error, even if the handler leaves it to the framework."""
+
+    async def endpoint(websocket: WebSocket, room: str):
+        await websocket.accept()
+        while True:
+            await websocket.receive_text()
+
+    with TestClient(websocket_app(endpoint)).websocket_connect("/rooms/7") as session:
+        session.send_text("hello")
+
+    assert errors(caplog) == []
+    assert lines(caplog) == [websocket_line(101)]
+
+
+@pytest.mark.parametrize("path", ["/rooms/7", "/nothing"])
+def test_refused_websocket(path, caplog):
+    """A handshake that is refused is a 403, which is what servers answer."""
+
+    async def endpoint(websocket: WebSocket, room: str):
+        await websocket.close()
+
+    with pytest.raises(WebSocketDisconnect), TestClient(websocket_app(endpoint)).websocket_connect(path):
+        pass
+
+    assert statuses(caplog) == [403]
+
+
+def test_websocket_refused_with_a_response(caplog):
+    """A handshake that is refused with a response has that response's status."""
+
+    async def endpoint(websocket: WebSocket, room: str):
+        await websocket.send_denial_response(PlainTextResponse("no", 402))
+
+    with pytest.raises(WebSocketDisconnect), TestClient(websocket_app(endpoint)).websocket_connect("/rooms/7"):
+        pass
+
+    assert lines(caplog) == [websocket_line(402)]
+
+
+def test_failing_websocket(caplog):
+    """An exception in a WebSocket is logged, and raised on: only the server can close the connection now."""
+
+    async def endpoint(websocket: WebSocket, room: str):
+        await websocket.accept()
+        raise RuntimeError("in a conversation")
+
+    with (
+        pytest.raises(RuntimeError, match="in a conversation"),
+        TestClient(websocket_app(endpoint)).websocket_connect("/rooms/7"),
+    ):
+        pass
+
+    assert len(errors(caplog)) == 1
+    assert lines(caplog) == [websocket_line(101)]
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/"])
+def test_exempt(path, caplog):
+    """A path that is exempt has no line, with or without a trailing slash; its exceptions have their record."""
+    app = FastAPI(redirect_slashes=False)
+    app.add_middleware(AccessLogMiddleware, exempt={"/health"})
+    app.get(path)(fail)
+
+    TestClient(app, raise_server_exceptions=False).get(path)
+
+    assert lines(caplog) == []
+    assert len(errors(caplog)) == 1
+
+
+def test_exempt_below_a_root_path(caplog):
+    """Exempt paths are relative to the app, wherever a proxy has put it."""
+    app = FastAPI()
+    app.add_middleware(AccessLogMiddleware, exempt={"/health"})
+    client = TestClient(app, root_path="/api")
+
+    client.get("/api/health")
+    client.get("/api/other")
+
+    assert [found["http_path"] for found in lines(caplog)] == ["/api/other"]
+
+
+def test_level(caplog):
+    """Above INFO there are no lines, and errors still have their records."""
+    app = FastAPI()
+    app.add_middleware(AccessLogMiddleware)
+    app.get("/")(fail)
+    caplog.set_level(logging.WARNING)
+
+    TestClient(app, raise_server_exceptions=False).get("/")
+
+    assert lines(caplog) == []
+    assert len(errors(caplog)) == 1
+
+
+def test_direct_way(handler, caplog):
+    """A root handler that takes events directly gets each line that way, and no record of it is made."""
+    app = AccessLogMiddleware(service())
+
+    TestClient(app).get("/ok/1")
+
+    [(level, logger, event, fields)] = handler.events
+    assert (level, logger, event) == ("info", "fastapi_prodkit.access", "request")
+    assert {name: fields[name] for name in FIELDS} == line("/ok/1", 200, route="/ok/{number}")
+    assert lines(caplog) == []
+
+
+async def test_direct_way_of_an_exception(handler):
+    """Exceptions are records in any case, for handlers that collect them."""
+    await Server().call(AccessLogMiddleware(respond_and(RuntimeError())))
+
+    assert len(handler.events) == 1
+    assert [record.name for record in handler.records] == ["fastapi_prodkit.error"]
+
+
+def test_plain_logging_formats(caplog):
+    """The fields are attributes of an ordinary record, so that any formatter can use them."""
+    app = AccessLogMiddleware(service())
+
+    TestClient(app).get("/ok/1")
+
+    [record] = [record for record in caplog.records if record.name == "fastapi_prodkit.access"]
+    formatter = logging.Formatter("%(message)s %(http_method)s %(http_path)s %(http_status)d")
+    assert formatter.format(record) == "request GET /ok/1 200"
+
+
+async def test_other_scopes(caplog):
+    """Lifespan messages pass untouched."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope, receive, send))
+
+    await AccessLogMiddleware(app)({"type": "lifespan"}, 1, 2)
+
+    assert seen == [({"type": "lifespan"}, 1, 2)]
+    assert lines(caplog) == []
+
+
+def test_two_apps_in_one_process(caplog):
+    """Two apps with different exemptions do not know of each other."""
+
+    async def ok(request):
+        return PlainTextResponse("ok")
+
+    def app(**options):
+        return Starlette(routes=[Route("/a", ok)], middleware=[Middleware(AccessLogMiddleware, **options)])
+
+    first, second = app(exempt={"/a"}), app()
+
+    TestClient(first).get("/a")
+    TestClient(second).get("/a")
+
+    assert lines(caplog) == [line("/a", 200, route="/a")]

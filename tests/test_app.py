@@ -1,0 +1,798 @@
+"""The assembly: what every response has, whatever happens; and that what users bring keeps working."""
+
+import asyncio
+import json
+import logging
+import re
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+import anyio
+import httpx2 as httpx
+import pytest
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
+from fastapi.testclient import TestClient
+from fastapi_prodkit.logging import bind
+from prometheus_client import REGISTRY
+from pydantic import BaseModel, Field
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route
+from starlette.websockets import WebSocketDisconnect
+from wire import connection, read_all, read_response, request, serving
+
+from fastapi_prodkit import Settings, create_app, install
+from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError
+from fastapi_prodkit.health import health_router
+from fastapi_prodkit.rate_limit import RateLimit
+from fastapi_prodkit.request_id import current_request_id
+
+ORIGIN = "https://app.example.com"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch, tmp_path):
+    """No variables and no .env files but the test's own; and the process's logging as it was."""
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def settings_of(**sections) -> Settings:
+    """Return production settings that can start."""
+    defaults = {
+        "environment": "prod",
+        "hosts": {"allowed": ["testserver"]},
+        "cors": {"origins": [ORIGIN]},
+        "metrics": {"token": "a-metrics-token"},
+        "rate_limit": {"default": "100000/minute"},
+    }
+    return Settings(**{**defaults, **sections})
+
+
+class Item(BaseModel):
+    name: str
+    price: Annotated[float, Field(allow_inf_nan=False)]
+
+
+async def broken_dependency():
+    raise RuntimeError("internal-detail-dependency")
+
+
+async def broken_teardown():
+    yield
+    raise RuntimeError("internal-detail-teardown")
+
+
+def fail():
+    raise RuntimeError("internal-detail-background")
+
+
+def routes() -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/ok")
+    async def ok():
+        return {"id": current_request_id()}
+
+    @router.get("/sync/{number}")
+    def sync(number: int):
+        return {"id": current_request_id()}
+
+    @router.get("/no-content", status_code=204)
+    async def no_content():
+        return None
+
+    @router.get("/not-modified")
+    async def not_modified():
+        return Response(status_code=304)
+
+    @router.get("/redirect")
+    async def redirect():
+        return RedirectResponse("/ok")
+
+    @router.get("/missing/{item_id}")
+    async def missing(item_id: int):
+        raise HTTPException(404, "no such item")
+
+    @router.post("/items")
+    async def create(item: Item):
+        return item
+
+    @router.get("/limited", dependencies=[Depends(RateLimit("1/minute", name="limited"))])
+    async def limited():
+        return {}
+
+    @router.get("/unavailable")
+    async def unavailable():
+        raise HTTPException(503, headers={"Retry-After": "5"})
+
+    @router.get("/broken")
+    async def broken():
+        raise RuntimeError("internal-detail-route")
+
+    @router.get("/broken-dependency", dependencies=[Depends(broken_dependency)])
+    async def with_broken_dependency():
+        return {}
+
+    @router.get("/broken-teardown", dependencies=[Depends(broken_teardown)])
+    async def with_broken_teardown():
+        return {}
+
+    @router.get("/background")
+    async def background(tasks: BackgroundTasks):
+        tasks.add_task(lambda: logging.getLogger("task").info("in background"))
+        return {}
+
+    @router.get("/broken-background")
+    async def broken_background(tasks: BackgroundTasks):
+        tasks.add_task(fail)
+        return {}
+
+    @router.get("/stream")
+    async def stream():
+        return StreamingResponse(iter([b"a", b"b", b"c"]))
+
+    @router.get("/broken-stream")
+    async def broken_stream():
+        def chunks():
+            yield b"first"
+            raise RuntimeError("internal-detail-stream")
+
+        return StreamingResponse(chunks())
+
+    @router.get("/endless")
+    async def endless():
+        async def chunks():
+            while True:
+                yield b"x" * 1024
+                await anyio.sleep(0.001)
+
+        return StreamingResponse(chunks())
+
+    @router.websocket("/socket")
+    async def socket(websocket: WebSocket):
+        await websocket.accept()
+        await websocket.send_text(str(current_request_id()))
+        await websocket.close()
+
+    return router
+
+
+def service(**sections) -> FastAPI:
+    """Return an app with one route for each outcome, direct, included, nested and mounted."""
+    sub = FastAPI(openapi_url=None)
+    sub.include_router(routes())
+    inner = APIRouter()
+    inner.include_router(routes(), prefix="/inner")
+    app = create_app(settings_of(**sections), routers=[routes()])
+    app.include_router(inner, prefix="/outer")
+    app.mount("/sub", sub)
+    return app
+
+
+def access_lines(output: str) -> list[dict]:
+    lines = [json.loads(line) for line in output.splitlines()]
+    return [line for line in lines if line["event"] == "request"]
+
+
+def samples() -> dict[tuple[str, str, str], float]:
+    return {
+        tuple(
+            sample.labels[f"http_{label}"] for label in ("request_method", "route", "response_status_code")
+        ): sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "http_server_request_duration_seconds_count"
+    }
+
+
+def added(before: dict) -> dict:
+    return {key: value - before.get(key, 0) for key, value in samples().items() if value != before.get(key, 0)}
+
+
+def assert_edge(response: httpx.Response) -> None:
+    """Every response has an id and the security headers, and no header twice."""
+    assert re.fullmatch(r"[A-Za-z0-9._-]{8,128}", response.headers["x-request-id"])
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "content-security-policy" in response.headers
+    names = Counter(name.lower() for name, _ in response.headers.raw)
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+OUTCOMES = [
+    # method, path, status, route
+    ("GET", "/ok", 200, "/ok"),
+    ("GET", "/sync/7", 200, "/sync/{number}"),
+    ("GET", "/no-content", 204, "/no-content"),
+    ("GET", "/not-modified", 304, "/not-modified"),
+    ("GET", "/redirect", 307, "/redirect"),
+    ("GET", "/missing/7", 404, "/missing/{item_id}"),
+    ("GET", "/nowhere", 404, "_unmatched"),
+    ("DELETE", "/ok", 405, "/ok"),
+    ("HEAD", "/ok", 405, "/ok"),
+    ("POST", "/items", 422, "/items"),
+    ("GET", "/sync/seven", 422, "/sync/{number}"),
+    ("GET", "/unavailable", 503, "/unavailable"),
+    ("GET", "/broken", 500, "/broken"),
+    ("GET", "/broken-dependency", 500, "/broken-dependency"),
+    ("GET", "/broken-teardown", 200, "/broken-teardown"),
+    ("GET", "/background", 200, "/background"),
+    ("GET", "/broken-background", 200, "/broken-background"),
+    ("GET", "/stream", 200, "/stream"),
+]
+
+
+@pytest.mark.parametrize("prefix", ["", "/outer/inner", "/sub"])
+@pytest.mark.parametrize(("method", "path", "status", "route"), OUTCOMES)
+def test_every_outcome_has_the_whole_edge(prefix, method, path, status, route, capsys):  # noqa: PLR0917 - a table
+    """Direct, nested or mounted: id, headers, one log line, and one sample under the route's template."""
+    before = samples()
+    label = route if route == "_unmatched" else prefix + route
+    with TestClient(service(), raise_server_exceptions=False, follow_redirects=False) as client:
+        capsys.readouterr()
+
+        response = client.request(method, prefix + path, headers={"Origin": ORIGIN})
+
+        (line,) = access_lines(capsys.readouterr().out)
+        assert response.status_code == status
+        assert_edge(response)
+        assert response.headers["access-control-allow-origin"] == ORIGIN
+        assert line["request_id"] == response.headers["x-request-id"]
+        assert (line["http_method"], line["http_path"]) == (method, prefix + path)
+        assert (line["http_route"], line["http_status"]) == (label, status)
+        assert added(before) == {(method, label, str(status)): 1}
+        assert "internal-detail" not in response.text
+
+
+@pytest.mark.parametrize("path", ["/missing/7", "/nowhere", "/broken", "/unavailable", "/sync/seven"])
+def test_errors_are_problems(path):
+    """Every error body is application/problem+json with the id of its request."""
+    with TestClient(service(), raise_server_exceptions=False) as client:
+        response = client.get(path)
+
+    problem = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["status"] == response.status_code
+    assert problem["instance"] == path
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert response.headers["cache-control"] == "no-store"
+
+
+def test_announced_and_chunked_oversize_are_413_problems(capsys):
+    """LIMITS_MAX_BODY_SIZE holds for both kinds of upload."""
+    with TestClient(service(limits={"max_body_size": 100})) as client:
+        announced = client.post("/items", content=b"x" * 101)
+        chunked = client.post("/items", content=iter([b"x" * 60, b"x" * 60]))
+
+    for response in (announced, chunked):
+        assert response.status_code == 413
+        assert response.json()["title"] == announced.json()["title"]
+        assert response.headers["content-type"] == "application/problem+json"
+        assert_edge(response)
+    assert [line["http_status"] for line in access_lines(capsys.readouterr().out)] == [413, 413]
+
+
+def test_limits_are_429_problems_with_headers(capsys):
+    """The default and a route's own limit share the headers; the refusal has the whole edge."""
+    with TestClient(service()) as client:
+        first = client.get("/limited")
+        second = client.get("/limited", headers={"Origin": ORIGIN})
+
+    assert first.headers["ratelimit-policy"] == '"default";q=100000;w=60, "limited";q=1;w=60'
+    assert second.status_code == 429
+    assert second.json()["violated-policies"] == ["limited"]
+    assert 0 < int(second.headers["retry-after"]) <= 60
+    assert "RateLimit" in second.headers["access-control-expose-headers"]
+    assert_edge(second)
+    assert [line["http_status"] for line in access_lines(capsys.readouterr().out)] == [200, 429]
+
+
+def test_the_default_limit_counts_every_kind_of_route():
+    """Direct, included, mounted and unknown paths use one quota; probes and preflights use none."""
+    preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
+    with TestClient(service(rate_limit={"default": "4/minute"})) as client:
+        for path in ("/ok", "/outer/inner/ok", "/sub/ok", "/nowhere"):
+            client.get("/health")
+            client.options(path, headers=preflight)
+            assert client.get(path).status_code != 429
+
+        assert client.get("/ok").status_code == 429
+        assert client.get("/health").status_code == 200
+        assert client.options("/ok", headers=preflight).status_code == 204
+
+
+def test_preflights_are_answered_by_the_edge(capsys):
+    """A preflight has the whole edge, too, and never reaches a route."""
+    headers = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    with TestClient(service()) as client:
+        response = client.options("/items", headers=headers)
+
+    assert response.status_code == 204
+    assert response.headers["access-control-allow-origin"] == ORIGIN
+    assert_edge(response)
+    (line,) = access_lines(capsys.readouterr().out)
+    assert (line["http_method"], line["http_status"]) == ("OPTIONS", 204)
+
+
+def test_unknown_hosts_are_refused_but_not_for_probes():
+    """A balancer probes by address; everything else needs a host name that is listed."""
+    with TestClient(service(), base_url="http://10.0.0.7:8000") as client:
+        assert client.get("/ok").status_code == 400
+        assert client.get("/health").json() == {"status": "pass"}
+        assert client.get("/ready").status_code == 200
+
+
+def test_probes_and_metrics_are_neither_logged_nor_measured(capsys):
+    """They still have a request id and the security headers."""
+    before = samples()
+    with TestClient(service()) as client:
+        capsys.readouterr()
+        for path in ("/health", "/ready", "/metrics"):
+            response = client.get(path, headers={"Authorization": "Bearer a-metrics-token"})
+            assert response.status_code == 200
+            assert_edge(response)
+
+    assert access_lines(capsys.readouterr().out) == []
+    assert added(before) == {}
+
+
+def test_unknown_paths_methods_and_hosts_add_no_series():
+    """Series are bounded by the code, not by what clients send."""
+    with TestClient(service(), raise_server_exceptions=False) as client:
+        client.get("/nowhere"), client.request("BREW", "/ok"), client.get("/ok", headers={"Host": "other"})
+        before = len(samples())
+        for number in range(50):
+            client.get(f"/nowhere/{number}")
+            client.request(f"BREW{number}", "/ok")
+            client.get("/ok", headers={"Host": f"host{number}"})
+
+        assert len(samples()) == before
+
+
+def test_websockets_have_an_id_and_one_line(capsys):
+    """The handshake carries the id; the line comes at the close, without a duration sample."""
+    before = samples()
+    with TestClient(service()) as client:
+        capsys.readouterr()
+        with client.websocket_connect("/socket") as websocket:
+            request_id = websocket.receive_text()
+            accepted = dict(websocket.extra_headers)
+        (line,) = access_lines(capsys.readouterr().out)
+
+    assert accepted[b"x-request-id"].decode() == request_id
+    assert (line["request_id"], line["http_route"], line["http_status"]) == (request_id, "/socket", 101)
+    assert added(before) == {}
+
+
+def test_websockets_from_foreign_origins_are_refused(capsys):
+    """A handshake that a foreign page's script makes is refused before it reaches the route."""
+    with TestClient(service()) as client, pytest.raises(WebSocketDisconnect):  # noqa: SIM117
+        with client.websocket_connect("/socket", headers={"Origin": "https://evil.example"}):
+            pass  # pragma: no cover - not reached
+
+    (line,) = access_lines(capsys.readouterr().out)
+    assert line["http_status"] == 403
+
+
+class TestOnTheWire:
+    """What only a real server and a real connection can show."""
+
+    @pytest.mark.parametrize("path", ["/broken", "/broken-dependency", "/broken-background", "/broken-teardown"])
+    def test_the_connection_stays_usable_after_an_exception(self, path, capsys):
+        """The failure is logged once, and the next request on the same connection is served."""
+        with serving(service()) as port, connection(port) as client:
+            client.sendall(request("GET", path))
+            first = read_response(client)
+            client.sendall(request("GET", "/ok"))
+            second = read_response(client)
+
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        (error,) = [line for line in lines if "exception" in line]
+        assert first.startswith(b"HTTP/1.1 500" if path in ("/broken", "/broken-dependency") else b"HTTP/1.1 200")
+        assert b"internal-detail" not in first
+        assert b"close" not in first.lower().partition(b"\r\n\r\n")[0]
+        assert second.startswith(b"HTTP/1.1 200")
+        assert "internal-detail" in error["exception"]
+        assert error["request_id"].encode() in first
+
+    def test_a_failure_in_mid_stream_breaks_the_transfer(self, capsys):
+        """The client must not take the part for the whole: no final chunk, one error record, one access line."""
+        with serving(service()) as port, connection(port) as client:
+            client.sendall(request("GET", "/broken-stream"))
+            received = read_all(client)
+
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert b"first" in received
+        assert not received.endswith(b"0\r\n\r\n")
+        assert len([line for line in lines if "exception" in line]) == 1
+        assert len([line for line in lines if line["event"] == "request"]) == 1
+
+    def test_a_client_that_leaves_is_status_499(self, capsys):
+        """Neither an error nor a success, in the line and in the metric."""
+        before = samples()
+        with serving(service()) as port, connection(port) as client:
+            client.sendall(request("GET", "/endless"))
+            client.recv(1024)
+
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        (line,) = [line for line in lines if line["event"] == "request"]
+        assert line["http_status"] == 499
+        assert added(before) == {("GET", "/endless", "499"): 1}
+        assert [line for line in lines if line["level"] == "error"] == []
+
+    def test_every_line_of_the_process_is_json_with_the_id(self, capsys):
+        """The server's own lines included; the one about a request carries its id."""
+        with serving(service()) as port, connection(port) as client:
+            client.sendall(request("GET", "/broken-stream", "X-Request-ID: a-request-of-mine"))
+            read_all(client)
+
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {line["logger"] for line in lines} >= {"uvicorn.error", "fastapi_prodkit.access"}
+        assert {line.get("request_id") for line in lines if "exception" in line} == {"a-request-of-mine"}
+
+
+def test_an_exception_in_users_middleware_is_a_500_problem_logged_once(capsys):
+    """User middleware is inside the edge, whether passed in or added later."""
+
+    class Broken:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            if scope["type"] == "http":
+                raise RuntimeError("internal-detail-middleware")
+            await self.app(scope, receive, send)
+
+    for app in (create_app(settings_of(), middleware=[Middleware(Broken)]), create_app(settings_of())):
+        if not app.user_middleware:
+            app.add_middleware(Broken)
+        with TestClient(app, raise_server_exceptions=False) as client:
+            capsys.readouterr()
+
+            response = client.get("/ok")
+
+            lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+            assert response.json()["status"] == 500
+            assert "internal-detail" not in response.text
+            assert_edge(response)
+            assert len([line for line in lines if "exception" in line]) == 1
+
+
+async def test_contexts_do_not_leak_between_200_concurrent_requests():
+    """Each request sees its own id and its own fields at every step."""
+    app = create_app(settings_of())
+
+    @app.get("/{number}")
+    async def read(number: int):
+        bind(number=number)
+        seen = []
+        for _ in range(5):
+            await asyncio.sleep(0)
+            seen.append(current_request_id())
+        return [*seen, await anyio.to_thread.run_sync(current_request_id)]
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+        ids = [f"request-{number}" for number in range(200)]
+        responses = await asyncio.gather(
+            *(client.get(f"/{number}", headers={"X-Request-ID": each}) for number, each in enumerate(ids))
+        )
+
+    assert [set(response.json()) for response in responses] == [{each} for each in ids]
+    assert current_request_id() is None
+
+
+def test_ids_reach_background_tasks_and_sync_routes(capsys):
+    """A line logged in the background carries the id of the request that started it."""
+    with TestClient(service()) as client:
+        capsys.readouterr()
+        response = client.get("/background")
+        sync = client.get("/sync/1")
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (line,) = [line for line in lines if line["event"] == "in background"]
+    assert line["request_id"] == response.headers["x-request-id"]
+    assert sync.json()["id"] == sync.headers["x-request-id"]
+
+
+HOSTILE = [
+    b'{"name": "a", "price": NaN}',
+    b'{"name": "a", "price": 1e999}',
+    b'{"name": "\\ud800", "price": "x"}',
+    b'{"name": "\xff\xfe", "price": 1}',
+    b"\xff\xfe\x00",
+    b"[" * 100_000,
+    b'{"name": "a", "price": ' + b"9" * 5000 + b"}",
+    b'{"\\ud800": 1}',
+    b"null",
+    b"",
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("media_type", ["application/json", "text/plain", "application/x-www-form-urlencoded"])
+def test_hostile_bodies_are_4xx_problems(body, media_type):
+    """Never a 500, whatever is sent."""
+    with TestClient(service()) as client:
+        response = client.post("/items", content=body, headers={"Content-Type": media_type})
+
+    assert 400 <= response.status_code < 500
+    assert response.headers["content-type"] == "application/problem+json"
+    response.json()
+
+
+def test_two_apps_in_one_process_do_not_share_settings_or_quotas():
+    """Each has its own limits, hosts and state."""
+    limit = RateLimit("1/minute")
+    one, other = (create_app(settings_of(rate_limit={"default": default})) for default in ("1/minute", "100/minute"))
+
+    async def limited():
+        return {}
+
+    for app in (one, other):
+        app.add_api_route("/limited", limited, dependencies=[Depends(limit)])
+
+    with TestClient(one) as first, TestClient(other) as second:
+        assert [first.get("/limited").status_code, second.get("/limited").status_code] == [200, 200]
+        assert first.get("/nowhere").status_code == 429
+        assert second.get("/nowhere").status_code == 404
+
+
+def test_an_app_mounted_in_another_passes_its_edge_through(capsys):
+    """One id, one line, one set of headers; and the inner app's dependencies find its own pieces."""
+    inner = create_app(settings_of())
+
+    @inner.get("/pieces")
+    async def pieces(request: Request):
+        return request.scope["fastapi_prodkit"]["rate_limit"] is inner.state.rate_limit
+
+    outer = create_app(settings_of())
+    outer.mount("/inner", inner)
+
+    with TestClient(outer) as client:
+        capsys.readouterr()
+        response = client.get("/inner/pieces")
+
+    assert response.json() is True
+    assert_edge(response)
+    (line,) = access_lines(capsys.readouterr().out)
+    assert line["http_route"] == "/inner/pieces"
+
+
+def test_users_handlers_and_arguments_win():
+    """Exception handlers and constructor arguments that the user gives are the ones that hold."""
+
+    async def teapot(request, error):
+        return PlainTextResponse("short and stout", 418)
+
+    app = create_app(settings_of(), title="Mine", exception_handlers={KeyError: teapot, 404: teapot})
+    app.add_api_route("/key", lambda: {}["missing"])
+
+    with TestClient(app) as client:
+        assert app.title == "Mine"
+        assert client.get("/key").text == "short and stout"
+        assert client.get("/nowhere").status_code == 418
+        assert_edge(client.get("/nowhere"))
+
+
+def test_install_serves_an_existing_app(capsys):
+    """Its middleware, handlers, lifespan and routes keep working, inside the edge."""
+    started = []
+
+    @asynccontextmanager
+    async def lifespan(app):
+        started.append(app)
+        yield {"who": "own"}
+
+    class Marking:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            async def send_marked(message):
+                if message["type"] == "http.response.start":
+                    message["headers"].append((b"x-mark", b"1"))
+                await send(message)
+
+            await self.app(scope, receive, send_marked)
+
+    app = FastAPI(lifespan=lifespan)
+    app.add_middleware(Marking)
+
+    @app.exception_handler(KeyError)
+    async def key_error(request, error):
+        return JSONResponse({"mine": True}, 409)
+
+    @app.get("/key")
+    async def key(request: Request):
+        assert request.state.who == "own"
+        raise KeyError
+
+    install(app, settings_of(limits={"max_body_size": 10}))
+
+    with TestClient(app) as client:
+        response = client.get("/key")
+        assert (response.status_code, response.json()) == (409, {"mine": True})
+        assert response.headers["x-mark"] == "1"
+        assert_edge(response)
+        assert client.get("/health").json() == {"status": "pass"}
+        assert client.get("/docs").status_code == 200
+        assert client.post("/key", content=b"x" * 11).status_code in (405, 413)
+    assert started == [app]
+    assert "docs_url=None" in capsys.readouterr().out
+
+
+def test_install_refuses_what_would_silently_do_nothing():
+    """Too late, or twice: an error that says where to call it."""
+    twice = create_app(settings_of())
+    late = FastAPI()
+    with TestClient(late):
+        pass
+
+    with pytest.raises(ConfigurationError, match="called before"):
+        install(twice, settings_of())
+    with pytest.raises(ConfigurationError, match="already started"):
+        install(late, settings_of())
+
+
+@pytest.mark.parametrize(
+    "section",
+    ["log", "access_log", "request_id", "headers", "cors", "hosts", "limits", "rate_limit", "health", "metrics"],
+)
+def test_a_section_set_to_none_leaves_its_piece_out(section):
+    """Without any one piece the rest works."""
+    sections = {section: None}
+    if section == "hosts":
+        sections["environment"] = "dev"
+
+    with TestClient(service(**sections)) as client:
+        response = client.get("/ok", headers={"Origin": ORIGIN})
+        health = client.get("/health")
+
+    assert response.status_code == 200
+    assert ("x-request-id" in response.headers) == (section != "request_id")
+    assert ("x-frame-options" in response.headers) == (section != "headers")
+    assert ("access-control-allow-origin" in response.headers) == (section != "cors")
+    assert ("ratelimit" in response.headers) == (section != "rate_limit")
+    assert health.status_code == (404 if section == "health" else 200)
+
+
+def test_checks_decide_about_readiness():
+    """A check that fails makes /ready 503; a warning does not."""
+
+    async def warns():
+        raise CheckWarning("slow")
+
+    async def fails():
+        raise RuntimeError("password=secret")
+
+    with TestClient(create_app(settings_of(), checks={"cache": warns})) as client:
+        assert client.get("/ready").json()["status"] == "warn"
+    with TestClient(create_app(settings_of(), checks={"cache": fails})) as client:
+        response = client.get("/ready")
+    assert response.status_code == 503
+    assert "secret" not in response.text
+
+
+def test_the_proxys_client_and_scheme_are_used(capsys):
+    """Behind a trusted proxy: its client is logged and limited, its scheme decides about HSTS."""
+    app = service(proxy={"trusted": ["127.0.0.0/8"]}, rate_limit={"default": "1/minute"})
+    with TestClient(app, client=("127.0.0.1", 4000)) as client:
+        for address in ("198.51.100.1", "198.51.100.2"):
+            response = client.get("/ok", headers={"X-Forwarded-For": address, "X-Forwarded-Proto": "https"})
+            assert response.status_code == 200
+            assert "strict-transport-security" in response.headers
+
+    assert [line["client_ip"] for line in access_lines(capsys.readouterr().out)] == ["198.51.100.1", "198.51.100.2"]
+
+
+def test_in_test_everything_propagates():
+    """ENVIRONMENT=test: an exception reaches TestClient, and with it the test that caused it."""
+    with TestClient(service(environment="test", hosts={"allowed": ["*"]})) as client:
+        with pytest.raises(RuntimeError, match="internal-detail-route"):
+            client.get("/broken")
+        with pytest.raises(RuntimeError, match="internal-detail-background"):
+            client.get("/broken-background")
+
+
+def test_debug_gives_fastapis_traceback_page():
+    """DEBUG outside of production shows the traceback to the developer."""
+    with TestClient(service(environment="dev", debug=True), raise_server_exceptions=False) as client:
+        assert "internal-detail-route" in client.get("/broken").text
+
+
+def test_docs_are_closed_in_production_and_open_in_dev():
+    """With the docs goes the schema."""
+    with TestClient(service()) as client:
+        assert [client.get(path).status_code for path in ("/docs", "/openapi.json", "/redoc")] == [404, 404, 404]
+    with TestClient(create_app(settings_of(environment="dev"))) as client:
+        assert [client.get(path).status_code for path in ("/docs", "/openapi.json", "/redoc")] == [200, 200, 404]
+
+
+def test_probes_are_free_of_the_apps_own_dependencies():
+    """An app-wide dependency, such as authentication, does not apply to a load balancer; a catch-all hides nothing."""
+
+    async def refuse():
+        raise HTTPException(401)
+
+    app = create_app(settings_of(), dependencies=[Depends(refuse)])
+    app.add_api_route("/{path:path}", lambda path: path)
+
+    with TestClient(app) as client:
+        assert client.get("/anything").status_code == 401
+        assert client.get("/health").status_code == 200
+
+
+def test_the_order_of_the_edge():
+    """The list in app.py is the order that the design gives reasons for."""
+    app = service(proxy={"trusted": ["10.0.0.0/8"]})
+    layer = app.build_middleware_stack()
+    names = []
+    while hasattr(layer, "app") and not isinstance(layer, FastAPI):
+        names.append(type(layer).__name__)
+        layer = layer.app
+
+    assert names[: names.index("ServerErrorMiddleware") + 1] == [
+        "_Edge",
+        "ProxyHeadersMiddleware",
+        "RequestIDMiddleware",
+        "AccessLogMiddleware",
+        "MetricsMiddleware",
+        "SecurityHeadersMiddleware",
+        "CORSMiddleware",
+        "AllowedHostsMiddleware",
+        "RateLimitMiddleware",
+        "ContentTooLargeMiddleware",
+        "ServerErrorMiddleware",
+    ]
+
+
+def test_under_a_root_path_probes_stay_exempt_and_labels_right(capsys):
+    """A proxy that strips a prefix changes neither the exemptions nor the route's template."""
+    before = samples()
+    with TestClient(service(), root_path="/api") as client:
+        capsys.readouterr()
+        assert client.get("/api/health").status_code == 200
+        assert client.get("/api/ok").status_code == 200
+
+    (line,) = access_lines(capsys.readouterr().out)
+    assert line["http_route"] == "/ok"
+    assert added(before) == {("GET", "/ok", "200"): 1}
+
+
+def test_settings_come_from_the_environment(monkeypatch):
+    """`create_app()` without arguments reads ENVIRONMENT and its variables."""
+    monkeypatch.setenv("ENVIRONMENT", "test")
+    monkeypatch.setenv("SERVICE_NAME", "from-the-environment")
+
+    assert create_app().title == "from-the-environment"
+
+
+def test_a_plain_starlette_app_inside_has_the_edge():
+    """A mounted Starlette app's plain answers carry the headers."""
+
+    async def hello(request):
+        return PlainTextResponse("hello")
+
+    app = create_app(settings_of())
+    app.mount("/plain", Starlette(routes=[Route("/hello/{name}", hello)]))
+
+    with TestClient(app) as client:
+        assert_edge(client.get("/plain/hello/you"))
+        assert_edge(client.get("/plain/nowhere"))
+
+
+def test_health_router_alone_does_not_clash():
+    """An app that includes its own health router and leaves ours out has one."""
+    app = create_app(settings_of(health=None))
+    app.include_router(health_router(checks={}))
+
+    with TestClient(app) as client:
+        assert client.get("/health").status_code == 200

@@ -1,0 +1,323 @@
+"""What we read from the scope: the path relative to the app, and the template of the route that served it."""
+
+import pytest
+from fastapi import APIRouter, FastAPI, WebSocket
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Host, Mount, NoMatchFound, Route, Router
+from starlette.testclient import TestClient
+
+from fastapi_prodkit import _asgi
+from fastapi_prodkit._asgi import UNMATCHED, ExactRoutes, header, route_path, route_template
+
+
+class Spy:
+    """Note what `route_template` says after each call."""
+
+    def __init__(self, app):
+        self.app = app
+        self.templates = []
+
+    async def __call__(self, scope, receive, send):
+        root_path = scope.get("root_path", "")
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if scope["type"] != "lifespan":
+                self.templates.append(route_template(scope, root_path))
+
+
+def template(app, path, *, method="GET", root_path="", host="testserver"):
+    """Return the template for one request, as a layer around the app reads it."""
+    spy = Spy(app)
+    client = TestClient(spy, root_path=root_path, base_url=f"http://{host}", raise_server_exceptions=False)
+
+    client.request(method, path, follow_redirects=False)
+
+    return spy.templates[0]
+
+
+async def hello():
+    return {}
+
+
+def plain(request):
+    return PlainTextResponse("ok")
+
+
+def test_header():
+    """The first value of a name counts, and None says that there is none."""
+    headers = [(b"host", b"a"), (b"x-id", b"1"), (b"x-id", b"2")]
+
+    assert header(headers, b"x-id") == b"1"
+    assert header(headers, b"x-other") is None
+
+
+@pytest.mark.parametrize(
+    ("root_path", "path", "expected"),
+    [
+        ("", "/health", "/health"),
+        ("", "/health/", "/health"),
+        ("", "/", "/"),
+        ("", "", "/"),
+        ("/api", "/api/health", "/health"),
+        ("/api", "/api/health/", "/health"),
+        ("/api", "/api", "/"),
+        ("/api", "/api/", "/"),
+        ("/api", "/apihealth", "/apihealth"),
+        ("/api", "/health", "/health"),
+    ],
+)
+def test_route_path(root_path, path, expected):
+    """The path is relative to the app, below a root_path that ends at a segment, and never ends in a slash."""
+    assert route_path({"path": path, "root_path": root_path}) == expected
+
+
+def test_route_path_without_root_path():
+    """ASGI makes root_path optional."""
+    assert route_path({"path": "/health"}) == "/health"
+
+
+def test_route():
+    """A route's template stands for every path that it serves, for a method that it does not have as well."""
+    fastapi, starlette = FastAPI(), Starlette(routes=[Route("/items/{item_id}", plain, methods=["GET"])])
+    fastapi.get("/items/{item_id}")(hello)
+
+    for app in (fastapi, starlette):
+        assert template(app, "/items/1") == "/items/{item_id}"
+        assert template(app, "/items/1", method="DELETE") == "/items/{item_id}"
+
+
+def test_starlette_route_in_fastapi():
+    """FastAPI does not say which of Starlette's own routes it chose, its docs pages included: the constant label."""
+    app = FastAPI()
+    app.add_route("/plain/{name}", plain)
+
+    assert template(app, "/plain/secret") == UNMATCHED
+    assert template(app, "/openapi.json") == UNMATCHED
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/items/", "/items/1/2", "//items/1"])
+def test_no_route(path):
+    """What has no route, a redirect to the slash included, has the constant label and not its path."""
+    app = FastAPI()
+    app.get("/items")(hello)
+
+    assert template(app, path) == UNMATCHED
+
+
+def test_nested_included_routers():
+    """The template of a route in nested routers carries the prefixes of all of them."""
+    inner, outer = APIRouter(), APIRouter()
+    inner.get("/{item_id}")(hello)
+    outer.include_router(inner, prefix="/items")
+    app = FastAPI()
+    app.include_router(outer, prefix="/v1")
+
+    assert template(app, "/v1/items/1") == "/v1/items/{item_id}"
+    assert template(app, "/v1/items/1", method="PUT") == "/v1/items/{item_id}"
+    assert template(app, "/v1/nothing/1") == UNMATCHED
+
+
+def test_router_included_twice():
+    """One router under two prefixes has two templates for each of its routes."""
+    router = APIRouter()
+    router.get("/items/{item_id}")(hello)
+    app = FastAPI()
+    app.include_router(router, prefix="/v1")
+    app.include_router(router, prefix="/v2")
+
+    assert template(app, "/v1/items/1") == "/v1/items/{item_id}"
+    assert template(app, "/v2/items/1") == "/v2/items/{item_id}"
+
+
+def test_websocket_in_an_included_router():
+    """A WebSocket route's template carries the router's prefix, too."""
+    router = APIRouter()
+
+    @router.websocket("/rooms/{room}")
+    async def join(websocket: WebSocket):
+        await websocket.accept()
+        await websocket.close()
+
+    app = FastAPI()
+    app.include_router(router, prefix="/v1")
+    spy = Spy(app)
+
+    with TestClient(spy).websocket_connect("/v1/rooms/7"):
+        pass
+
+    assert spy.templates == ["/v1/rooms/{room}"]
+
+
+def test_mounted_apps():
+    """The template of a route in a mounted app begins with the mounts above it."""
+    inner, outer, app = FastAPI(), Starlette(), FastAPI()
+    inner.get("/items/{item_id}")(hello)
+    outer.router.add_route("/items/{item_id}", plain)
+    outer.mount("/inner", inner)
+    app.mount("/outer", outer)
+
+    assert template(app, "/outer/items/1") == "/outer/items/{item_id}"
+    assert template(app, "/outer/inner/items/1") == "/outer/inner/items/{item_id}"
+    assert template(app, "/outer/inner/nothing") == UNMATCHED
+    assert template(app, "/outer/nothing") == UNMATCHED
+
+
+def test_mount_in_an_included_router():
+    """A mount below a router's prefix counts with the prefix, and what FastAPI noted on the way there does not."""
+    inner, router, app = FastAPI(), APIRouter(), FastAPI()
+    inner.get("/items/{item_id}")(hello)
+    router.mount("/inner", inner)
+    app.include_router(router, prefix="/v1")
+
+    assert template(app, "/v1/inner/items/1") == "/v1/inner/items/{item_id}"
+
+
+def test_mount_with_path_parameters():
+    """A mount whose path has parameters would put their values into the label, so it has the constant one."""
+    inner, app = FastAPI(), FastAPI()
+    inner.get("/items")(hello)
+    app.mount("/tenants/{tenant}", inner)
+
+    assert template(app, "/tenants/acme/items") == UNMATCHED
+
+
+def test_mount_added_later():
+    """An app that is mounted after the first request to a sibling is known, too."""
+    app, first, second = FastAPI(), FastAPI(), FastAPI()
+    first.get("/items")(hello)
+    second.get("/items")(hello)
+    app.mount("/first", first)
+
+    before = template(app, "/first/items"), template(app, "/second/items")
+    app.mount("/second", second)
+
+    assert before == ("/first/items", UNMATCHED)
+    assert template(app, "/second/items") == "/second/items"
+
+
+def test_mount_of_something_else():
+    """A mounted thing without routes, such as static files, has the constant label."""
+    app = Starlette(routes=[Mount("/static", app=PlainTextResponse("file"))])
+
+    assert template(app, "/static/../../etc/passwd") == UNMATCHED
+
+
+def test_mount_at_the_root():
+    """A mount at the root adds nothing to the template."""
+    app = Starlette(routes=[Mount("/", routes=[Route("/items/{item_id}", plain)])])
+
+    assert template(app, "/items/1") == "/items/{item_id}"
+
+
+def test_host_route():
+    """A Host route chooses by the name of the host, which never gets into the template."""
+    app = Starlette(routes=[Host("{customer}.example.com", app=Router([Route("/items/{item_id}", plain)]))])
+
+    assert template(app, "/items/1", host="acme.example.com") == "/items/{item_id}"
+
+
+@pytest.mark.parametrize("path", ["/api/items/1", "/items/1"])
+def test_root_path(path):
+    """A server's root_path is where the app is, not part of a route, whether or not the path repeats it."""
+    app = FastAPI()
+    app.get("/items/{item_id}")(hello)
+
+    assert template(app, path, root_path="/api") == "/items/{item_id}"
+
+
+def test_root_path_with_a_mount():
+    """Of a root_path that a mount has lengthened, only the mount's part counts."""
+    app, inner = FastAPI(), FastAPI()
+    inner.get("/items/{item_id}")(hello)
+    app.mount("/inner", inner)
+
+    assert template(app, "/api/inner/items/1", root_path="/api") == "/inner/items/{item_id}"
+
+
+def test_a_framework_without_templates():
+    """A route object that has no template gives the constant label."""
+    scope = {"route": object(), "path": "/secret"}
+
+    assert route_template(scope, "") == UNMATCHED
+
+
+def test_the_walk_over_mounts_is_done_once(monkeypatch):
+    """Mounts are looked through once for each set of routes, not at each request."""
+    app, inner = FastAPI(), FastAPI()
+    inner.get("/items")(hello)
+    app.mount("/inner", inner)
+    walks = []
+    monkeypatch.setattr(_asgi, "_walk_mounts", lambda routes, prefix: walks.append(prefix) or iter(["/inner"]))
+
+    found = {template(app, "/inner/items") for _ in range(3)}
+
+    assert found == {"/inner/items"}
+    assert len(walks) == 1
+
+
+def exact_app():
+    async def create(request):
+        return PlainTextResponse("created", 201)
+
+    routes = [Route("/health", plain, methods=["GET"], name="health"), Route("/jobs", create, methods=["POST"])]
+    app = FastAPI()
+    app.router.routes.insert(0, ExactRoutes(routes))
+    app.get("/health/{part}")(hello)
+    app.get("/{anything}")(hello)
+    return TestClient(app)
+
+
+def test_exact_routes():
+    """Routes without parameters are found by their path and nothing else, before a catch-all."""
+    client = exact_app()
+
+    assert client.get("/health").text == "ok"
+    assert client.post("/jobs").status_code == 201
+    assert client.get("/health/part").json() == {}
+    assert client.get("/other").json() == {}
+    assert client.get("/HEALTH").json() == {}
+
+
+def test_exact_routes_below_a_root_path():
+    """They are relative to the app."""
+    app = FastAPI()
+    app.router.routes.insert(0, ExactRoutes([Route("/health", plain)]))
+
+    assert TestClient(app, root_path="/api").get("/api/health").text == "ok"
+
+
+def test_methods_of_exact_routes():
+    """A method that such a route does not have is a 405, unless a later route has it."""
+    app = FastAPI()
+    app.router.routes.insert(0, ExactRoutes([Route("/health", plain, methods=["GET"])]))
+
+    assert TestClient(app).delete("/health").status_code == 405
+
+
+def test_websockets_pass_exact_routes():
+    """A WebSocket of the same path is somebody else's."""
+    app = FastAPI()
+    app.router.routes.insert(0, ExactRoutes([Route("/ws", plain)]))
+
+    @app.websocket("/ws")
+    async def endpoint(websocket: WebSocket):
+        await websocket.accept()
+        await websocket.send_text("hello")
+        await websocket.close()
+
+    with TestClient(app).websocket_connect("/ws") as session:
+        assert session.receive_text() == "hello"
+
+
+def test_urls_of_exact_routes():
+    """They have names, as all routes do."""
+    app = FastAPI()
+    app.router.routes.insert(0, ExactRoutes([Route("/jobs", plain, name="jobs"), Route("/health", plain, name="h")]))
+    app.get("/items/{number}", name="item")(hello)
+
+    assert app.url_path_for("h") == "/health"
+    assert app.url_path_for("item", number=7) == "/items/7"
+    with pytest.raises(NoMatchFound):
+        app.url_path_for("nothing")

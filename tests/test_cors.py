@@ -1,0 +1,559 @@
+"""CORS: exact origins, nothing for anybody else, and one Vary that caches can rely on."""
+
+import pytest
+from fastapi import FastAPI
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.websockets import WebSocketDisconnect
+
+from fastapi_prodkit.cors import CORSMiddleware
+from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.sections import CorsSettings
+
+APP = "https://app.example.com"
+LISTED = CorsSettings(origins=(APP, "http://localhost:3000"))
+VERCEL = CorsSettings(vercel_project="shop", vercel_team="acme")
+
+
+def client(settings=None, *, headers=None):
+    def respond(request):
+        return PlainTextResponse("ok", headers=headers)
+
+    async def echo(websocket):
+        await websocket.accept()
+        await websocket.send_text(await websocket.receive_text())
+        await websocket.close()
+
+    routes = [Route("/", respond, methods=["GET", "OPTIONS"]), WebSocketRoute("/ws", echo)]
+    return TestClient(Starlette(routes=routes, middleware=[Middleware(CORSMiddleware, settings)]))
+
+
+def preflight(app, origin, **headers):
+    return app.options("/", headers={"Origin": origin, "Access-Control-Request-Method": "PUT", **headers})
+
+
+def policy(response):
+    return {name: value for name, value in response.headers.items() if name.startswith("access-control-")}
+
+
+async def exchange(app, *headers, method="GET"):
+    """Send headers that no client library would send; return the messages of the answer."""
+    sent = []
+    scope = {"type": "http", "asgi": {"spec_version": "2.4"}, "method": method, "path": "/", "headers": list(headers)}
+
+    async def receive():
+        return {"type": "http.request", "body": b""}
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+async def ok(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+# Responses
+
+
+@pytest.mark.parametrize("origin", [APP, "http://localhost:3000"])
+def test_listed_origin(origin):
+    """A listed origin may read the response and the headers that this library sends."""
+    response = client(LISTED).get("/", headers={"Origin": origin})
+
+    assert policy(response) == {
+        "access-control-allow-origin": origin,
+        "access-control-expose-headers": "X-Request-ID, RateLimit, RateLimit-Policy, Retry-After",
+    }
+    assert response.headers.get_list("vary") == ["Origin"]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "null",
+        "",
+        "https://evil.example",
+        "http://app.example.com",
+        "https://app.example.com:8443",
+        "https://app.example.com.evil.org",
+        "https://evilapp.example.com",
+        "https://app.example.com/",
+        "https://app.example.com, https://evil.example",
+        "HTTPS://APP.EXAMPLE.COM",
+    ],
+)
+def test_foreign_origin(origin):
+    """Anybody else is served without any Access-Control header, and caches still learn that Origin matters."""
+    response = client(LISTED).get("/", headers={"Origin": origin})
+
+    assert response.status_code == 200
+    assert policy(response) == {}
+    assert response.headers.get_list("vary") == ["Origin"]
+
+
+def test_no_origin():
+    """A response to a request without Origin varies too: a cache may give it to a request that has one."""
+    response = client(LISTED).get("/")
+
+    assert policy(response) == {}
+    assert response.headers.get_list("vary") == ["Origin"]
+
+
+def test_credentials():
+    """Credentials are allowed with the exact origin, never with `*`."""
+    settings = CorsSettings(origins=(APP,), allow_credentials=True)
+
+    response = client(settings).get("/", headers={"Origin": APP})
+
+    assert response.headers["access-control-allow-origin"] == APP
+    assert response.headers["access-control-allow-credentials"] == "true"
+    assert preflight(client(settings), APP).headers["access-control-allow-credentials"] == "true"
+
+
+@pytest.mark.parametrize("origin", [None, "null", "https://anybody.example"])
+def test_public(origin):
+    """With `*` every response is public, and the same for everybody: it does not vary."""
+    response = client(CorsSettings(origins=("*",))).get("/", headers={"Origin": origin} if origin else {})
+
+    assert response.headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-credentials" not in response.headers
+    assert "vary" not in response.headers
+
+
+@pytest.mark.parametrize("field", ["origins", "allow_methods", "allow_headers", "expose_headers"])
+def test_wildcards_with_credentials(field):
+    """Browsers ignore `*` in requests with credentials, so the pair fails at construction."""
+    settings = CorsSettings(**{"origins": (APP,), "allow_credentials": True, field: ("*",)})
+
+    with pytest.raises(ConfigurationError, match=rf"CORS_{field.upper()}: browsers refuse `\*`"):
+        CORSMiddleware(ok, settings)
+
+
+def test_nobody():
+    """Without settings no origin is allowed, and responses do not vary."""
+    app = client()
+
+    response = app.get("/", headers={"Origin": APP})
+
+    assert policy(response) == {}
+    assert "vary" not in response.headers
+    assert preflight(app, APP).status_code == 403
+
+
+def test_headers_of_the_app():
+    """Access-Control headers that the app sets are removed: one policy, never two lines."""
+    own = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Credentials": "true", "X-Own": "1"}
+
+    allowed = client(LISTED, headers=own).get("/", headers={"Origin": APP})
+    foreign = client(LISTED, headers=own).get("/", headers={"Origin": "https://evil.example"})
+    nobody = client(headers=own).get("/", headers={"Origin": APP})
+
+    assert allowed.headers.get_list("access-control-allow-origin") == [APP]
+    assert "access-control-allow-credentials" not in allowed.headers
+    assert allowed.headers["x-own"] == "1"
+    assert policy(foreign) == {}
+    assert policy(nobody) == {}
+
+
+@pytest.mark.parametrize(
+    ("lines", "merged"),
+    [
+        ([b"Accept-Encoding"], b"Accept-Encoding, Origin"),
+        ([b"accept, Accept-Language", b"cookie"], b"accept, Accept-Language, cookie, Origin"),
+        ([b"Origin"], b"Origin"),
+        ([b"accept,ORIGIN", b"origin"], b"accept, Origin"),
+        ([b"*"], b"*, Origin"),
+        ([b""], b"Origin"),
+        ([b", ,"], b"Origin"),
+        ([b"\xff"], b"\xff, Origin"),
+    ],
+)
+async def test_vary_of_the_app(lines, merged):
+    """A Vary of the app becomes one line with ours, and names nothing twice."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"Vary", line) for line in lines]})
+
+    [start] = await exchange(CORSMiddleware(app, LISTED))
+
+    assert [value for name, value in start["headers"] if name.lower() == b"vary"] == [merged]
+
+
+def test_vary_of_the_app_without_ours():
+    """Where the response does not depend on the origin, a Vary of the app stays as it is."""
+    public = client(CorsSettings(origins=("*",)), headers={"Vary": "Accept", "Access-Control-Max-Age": "1"})
+    removed = client(CorsSettings(origins=("*",)), headers={"Access-Control-Max-Age": "1"})
+
+    assert public.get("/").headers.get_list("vary") == ["Accept"]
+    assert "vary" not in removed.get("/").headers
+
+
+async def test_constants_of_the_app():
+    """An app that sends the same message again and again gets it completed each time, and unchanged back."""
+    constant = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
+
+    async def app(scope, receive, send):
+        await send(constant)
+
+    wrapped = CORSMiddleware(app, LISTED)
+    [first] = await exchange(wrapped, (b"origin", APP.encode()))
+    [second] = await exchange(wrapped)
+
+    assert b"access-control-allow-origin" in dict(first["headers"])
+    assert b"access-control-allow-origin" not in dict(second["headers"])
+    assert constant == {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
+
+
+# Patterns
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("https://a.example.com", True),
+        ("https://b.example.com", True),
+        ("https://a.example.com.evil.org", False),
+        ("https://evil.org/https://a.example.com", False),
+        ("xhttps://a.example.com", False),
+        ("https://a.example.com\n", False),
+        ("null", False),
+    ],
+)
+async def test_regex(origin, allowed):
+    """The regular expression has to match the whole origin."""
+    app = CORSMiddleware(ok, CorsSettings(origin_regex=r"https://(a|b)\.example\.com"))
+
+    [start, _] = await exchange(app, (b"origin", origin.encode()))
+
+    assert (b"access-control-allow-origin", origin.encode()) in start["headers"] or not allowed
+    assert allowed or b"access-control-allow-origin" not in dict(start["headers"])
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        b"null",
+        b"",
+        b" ",
+        b",",
+        b",,,",
+        b"https://",
+        b"https://a\r\nSet-Cookie: b",
+        b"https://a\nb",
+        b"https://a\x00",
+        b"https://user@a",
+        b"https://a/path",
+        b"https://a?b",
+        b"https://a#b",
+        b"https://a, https://b",
+        b"https://caf\xc3\xa9",
+        b"\xff\xfe",
+        b"https://" + b"a" * 100_000,
+    ],
+)
+async def test_values_that_are_no_origin(origin):
+    """Whatever no browser sends is never reflected, however wide the regular expression."""
+    app = CORSMiddleware(ok, CorsSettings(origin_regex=r"(?s).*"))
+
+    [start, _] = await exchange(app, (b"origin", origin))
+
+    assert start["headers"] == [(b"vary", b"Origin")]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://shop-a1b2c3d4e-acme.vercel.app", "https://shop-0-acme.vercel.app"],
+)
+def test_vercel(origin):
+    """A deployment of the project of the team is allowed."""
+    response = client(VERCEL).get("/", headers={"Origin": origin})
+
+    assert response.headers["access-control-allow-origin"] == origin
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://shop-a1b2c3d4e-evil-acme.vercel.app",
+        "https://shop-git-main-acme.vercel.app",
+        "https://shop-git-main-evil-acme.vercel.app",
+        "https://my-shop-a1b2c3d4e-acme.vercel.app",
+        "https://shop-a1b2c3d4e-acme2.vercel.app",
+        "https://shop--acme.vercel.app",
+        "https://shop-A1-acme.vercel.app",
+        "https://shop.vercel.app",
+        "https://shop-acme.vercel.app",
+        "https://shop-a1b2c3d4e-acme.vercel.app.evil.org",
+        "https://shop-a1b2c3d4e-acmeXvercel.app",
+        "https://shop-a1b2c3d4e-acme.vercel.app:8443",
+        "http://shop-a1b2c3d4e-acme.vercel.app",
+    ],
+)
+def test_not_vercel(origin):
+    """Other projects, other teams (one named `evil-acme` too) and branch hosts are not."""
+    response = client(VERCEL).get("/", headers={"Origin": origin})
+
+    assert policy(response) == {}
+
+
+# Preflights
+
+
+def test_preflight():
+    """A preflight of an allowed origin is answered with what it may do, and does not reach the app."""
+    response = preflight(client(LISTED), APP, **{"Access-Control-Request-Headers": "authorization"})
+
+    assert response.status_code == 204
+    assert response.content == b""
+    assert dict(response.headers) == {
+        "access-control-allow-origin": APP,
+        "access-control-allow-methods": "GET, POST, PUT, PATCH, DELETE",
+        "access-control-allow-headers": "Authorization, Content-Type, X-Request-ID",
+        "access-control-max-age": "600",
+        "vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
+    }
+
+
+def test_preflight_settings():
+    """Methods, headers and the time are settings; an empty list leaves its header out."""
+    settings = CorsSettings(origins=(APP,), allow_methods=("GET",), allow_headers=(), expose_headers=(), max_age=0)
+
+    response = preflight(client(settings), APP)
+
+    assert policy(response) == {
+        "access-control-allow-origin": APP,
+        "access-control-allow-methods": "GET",
+        "access-control-max-age": "0",
+    }
+    assert policy(client(settings).get("/", headers={"Origin": APP})) == {"access-control-allow-origin": APP}
+
+
+def test_public_preflight():
+    """With `*` every preflight is answered."""
+    response = preflight(client(CorsSettings(origins=("*",))), "https://anybody.example")
+
+    assert response.status_code == 204
+    assert response.headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", ""])
+def test_foreign_preflight(origin):
+    """A preflight of a foreign origin is a 403 problem without any Access-Control header."""
+    response = preflight(client(LISTED), origin)
+
+    assert response.status_code == 403
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["detail"] == "Requests from this origin are not allowed."
+    assert policy(response) == {}
+    assert response.headers["vary"] == "Origin"
+
+
+@pytest.mark.parametrize("headers", [{"Origin": APP}, {"Access-Control-Request-Method": "PUT"}, {}])
+def test_options(headers):
+    """OPTIONS that is no preflight reaches the app."""
+    response = client(LISTED).options("/", headers=headers)
+
+    assert response.text == "ok"
+
+
+# WebSockets
+
+
+@pytest.mark.parametrize(
+    ("url", "headers"),
+    [
+        ("ws://testserver/ws", {}),
+        ("ws://testserver/ws", {"Origin": APP}),
+        ("ws://testserver/ws", {"Origin": "http://testserver"}),
+        ("wss://testserver/ws", {"Origin": "https://testserver"}),
+        ("ws://testserver:8000/ws", {"Origin": "http://testserver:8000"}),
+        ("wss://testserver/ws", {"Origin": "https://testserver", "Host": "TestServer:443"}),
+        ("ws://testserver/ws", {"Origin": "http://[::1]", "Host": "[::1]:80"}),
+    ],
+)
+def test_websocket(url, headers):
+    """A handshake of a listed origin, of the host's own, or of no browser passes through."""
+    with client(LISTED).websocket_connect(url, headers=headers) as session:
+        session.send_text("hello")
+
+        assert session.receive_text() == "hello"
+
+
+@pytest.mark.parametrize(
+    ("url", "headers"),
+    [
+        ("ws://testserver/ws", {"Origin": "https://evil.example"}),
+        ("ws://testserver/ws", {"Origin": "null"}),
+        ("ws://testserver/ws", {"Origin": ""}),
+        ("ws://testserver/ws", {"Origin": "https://testserver"}),
+        ("wss://testserver/ws", {"Origin": "http://testserver"}),
+        ("ws://testserver/ws", {"Origin": "http://testserver:8000"}),
+        ("ws://testserver/ws", {"Origin": "http://testserver.evil.org"}),
+    ],
+)
+@pytest.mark.parametrize("settings", [None, LISTED], ids=["nobody", "listed"])
+def test_foreign_websocket(settings, url, headers):
+    """A handshake of any other origin is refused: browsers would send it with the user's cookies."""
+    with pytest.raises(WebSocketDenialResponse) as refused, client(settings).websocket_connect(url, headers=headers):
+        pass
+
+    assert refused.value.status_code == 403
+    assert refused.value.headers["content-type"] == "application/problem+json"
+
+
+def test_public_websocket():
+    """With `*` a foreign handshake is let in unless it brings cookies, because `*` never goes with credentials."""
+    app = client(CorsSettings(origins=("*",)))
+    anybody = {"Origin": "https://anybody.example"}
+
+    with app.websocket_connect("/ws", headers=anybody) as session:
+        session.send_text("hello")
+        assert session.receive_text() == "hello"
+
+    with (
+        pytest.raises(WebSocketDenialResponse),
+        app.websocket_connect("/ws", headers={**anybody, "Cookie": "session=1"}),
+    ):
+        pass
+
+
+async def test_foreign_websocket_on_an_older_server():
+    """A server that cannot send a response to a handshake closes it, for which clients see 403."""
+    sent = []
+
+    async def receive():
+        return {"type": "websocket.connect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "websocket", "path": "/", "headers": [(b"origin", b"https://evil.example")]}
+    await CORSMiddleware(ok, LISTED)(scope, receive, send)
+
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+def test_client_that_leaves():
+    """A WebSocket client that leaves is the app's business, untouched."""
+    seen = []
+
+    async def listen(websocket):
+        await websocket.accept()
+        with pytest.raises(WebSocketDisconnect) as left:
+            await websocket.receive_text()
+        seen.append(left.value.code)
+
+    app = CORSMiddleware(Starlette(routes=[WebSocketRoute("/", listen)]), LISTED)
+
+    with TestClient(app).websocket_connect("/") as session:
+        session.close(1001)
+
+    assert seen == [1001]
+
+
+# The rest of ASGI
+
+
+async def test_streaming():
+    """Chunks pass one by one, behind a single start."""
+
+    async def chunks():
+        yield b"a"
+        yield b"b"
+
+    sent = await exchange(CORSMiddleware(StreamingResponse(chunks()), LISTED))
+
+    assert [message.get("body") for message in sent] == [None, b"a", b"b", b""]
+
+
+def test_exception_below():
+    """An exception from below passes as it is."""
+
+    def fail(request):
+        raise RuntimeError("boom")
+
+    app = CORSMiddleware(Starlette(routes=[Route("/", fail)]), LISTED)
+
+    with pytest.raises(RuntimeError, match="boom"):
+        TestClient(app).get("/", headers={"Origin": APP})
+
+
+def test_server_error():
+    """Around the whole app, a 500 is readable for the front end too."""
+
+    def fail(request):
+        raise RuntimeError("boom")
+
+    app = CORSMiddleware(Starlette(routes=[Route("/", fail)]), LISTED)
+
+    response = TestClient(app, raise_server_exceptions=False).get("/", headers={"Origin": APP})
+
+    assert response.status_code == 500
+    assert response.headers["access-control-allow-origin"] == APP
+
+
+def test_lifespan():
+    """The lifespan passes through."""
+    app = FastAPI()
+    app.add_middleware(CORSMiddleware)
+
+    with TestClient(app) as running:
+        assert running.get("/openapi.json").status_code == 200
+
+
+def test_two_apps():
+    """Two apps in one process keep their own origins."""
+    one, other = client(LISTED), client(CorsSettings(origins=("https://other.example.com",)))
+
+    assert policy(one.get("/", headers={"Origin": APP}))
+    assert not policy(other.get("/", headers={"Origin": APP}))
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "null",
+        "app.example.com",
+        "https://app.example.com/",
+        "https://App.example.com",
+        "https://*.example.com",
+        "https://app.example.com:443",
+        "http://app.example.com:80",
+        "https://user@app.example.com",
+        "https://app.example.com\n",
+        "https://café.example.com",
+    ],
+)
+def test_origins_that_never_match(origin):
+    """An origin that no browser would send so is refused as a setting."""
+    with pytest.raises(ValidationError, match="origin"):
+        CorsSettings(origins=(origin,))
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://app.example.com:8443", "http://localhost:80800", "http://[::1]:3000", "capacitor://localhost"]
+)
+def test_origins_that_match(origin):
+    """Ports, IPv6 addresses and the schemes of apps are origins."""
+    response = client(CorsSettings(origins=(origin,))).get("/", headers={"Origin": origin})
+
+    assert response.headers["access-control-allow-origin"] == origin
+
+
+@pytest.mark.parametrize("field", ["allow_methods", "allow_headers", "expose_headers"])
+@pytest.mark.parametrize("name", ["", "a b", "a\r\nb", "é", '"a"', "a:b"])
+def test_names_that_could_break_a_header_line(field, name):
+    """Methods and header names are tokens."""
+    with pytest.raises(ValidationError, match="token"):
+        CorsSettings(**{field: (name,)})

@@ -1,0 +1,50 @@
+"""The documentation, which runs: every python block of a page, in order, in one process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+# Runs with the page as its argument. Blocks keep the line numbers of their page, so a traceback points into it.
+RUN_PAGE = """
+import pathlib, re, sys, textwrap, types
+page = sys.argv[1]
+text = pathlib.Path(page).read_text(encoding="utf-8")
+module = sys.modules["__page__"] = types.ModuleType("__page__")
+for block in re.finditer(r"^( *)```python\\b[^\\n]*\\n(.*?)^\\1```", text, re.MULTILINE | re.DOTALL):
+    lines_above = text.count("\\n", 0, block.start(2))
+    try:
+        exec(compile("\\n" * lines_above + textwrap.dedent(block.group(2)), page, "exec"), vars(module))
+    except ImportError as error:
+        if type(error).__name__ == "MissingExtraError":
+            sys.exit(f"skip: {error}")
+        if error.name in {"aiosqlite", "alembic", "boto3", "moto", "sqlalchemy", "uvicorn"}:
+            sys.exit(f"skip: {error.name} is not installed")
+        raise
+"""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_python_block_runs(page, tmp_path):
+    """What a reader copies from a page works, in an empty directory and with nothing configured."""
+    kept = {key: value for key, value in os.environ.items() if key in {"PATH", "LANG", "SYSTEMROOT", "TMPDIR"}}
+    environment = kept | {"ENVIRONMENT": "dev", "HOME": str(tmp_path)}
+
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", RUN_PAGE, str(page)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    if run.stderr.startswith("skip: "):
+        pytest.skip(run.stderr.removeprefix("skip: ").strip())
+    assert run.returncode == 0, f"{page.relative_to(ROOT)}\n{run.stdout}{run.stderr}"

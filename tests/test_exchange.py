@@ -1,0 +1,294 @@
+"""The exchange: what every piece may rely on, alone, side by side, and one inside the other."""
+
+import asyncio
+
+import pytest
+
+from fastapi_prodkit import _context
+from fastapi_prodkit._exchange import Exchange, Piece, Stack
+
+
+def scope_of(kind="http", *headers):
+    return {"type": kind, "method": "GET", "path": "/", "headers": list(headers)}
+
+
+class Server:
+    """Take what the app sends, and offer what it receives; without anything left, the client has gone."""
+
+    def __init__(self, *messages):
+        self.messages = list(messages)
+        self.sent = []
+
+    async def receive(self):
+        return self.messages.pop(0) if self.messages else {"type": "http.disconnect"}
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    async def call(self, app, scope=None):
+        await app(scope or scope_of(), self.receive, self.send)
+        return self.sent
+
+
+async def ok(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+class Note(Piece):
+    """Write down when it is called, and add a header of its name."""
+
+    def __init__(self, app, name, notes, *, answer=None):
+        self.app = app
+        self.name = name
+        self.notes = notes
+        self.answer = answer
+
+    def enter(self, exchange):
+        self.notes.append(f"{self.name} enters")
+        return self.answer
+
+    def start(self, exchange, headers, present):
+        self.notes.append(f"{self.name} sees {exchange.status}")
+        headers.append((b"x-name", self.name.encode()))
+
+    def leave(self, exchange):
+        self.notes.append(f"{self.name} leaves with {exchange.status}")
+
+
+class Keep(Piece):
+    """Keep the exchange, and set a header in place of the app's."""
+
+    def __init__(self, app, *, settles=False):
+        self.app = app
+        self.settles = settles
+        self.exchange = None
+
+    def enter(self, exchange):
+        self.exchange = exchange
+        exchange.response_headers[b"x-kept"] = b"ours"
+        exchange.on_error = lambda exchange, error: self.settles
+
+
+ORDER = ["a enters", "b enters", "b sees 200", "a sees 200", "b leaves with 200", "a leaves with 200"]
+
+
+async def test_nested_pieces():
+    """Pieces that wrap each other are entered from the outside, and see the response from the inside."""
+    notes = []
+
+    start, _ = await Server().call(Note(Note(ok, "b", notes), "a", notes))
+
+    assert notes == ORDER
+    assert start["headers"] == [(b"x-name", b"b"), (b"x-name", b"a")]
+
+
+async def test_pieces_side_by_side():
+    """Pieces of one stack do the same."""
+    notes = []
+
+    start, _ = await Server().call(Stack([Note(None, "a", notes), Note(None, "b", notes)], ok))
+
+    assert notes == ORDER
+    assert start["headers"] == [(b"x-name", b"b"), (b"x-name", b"a")]
+
+
+async def test_one_piece_for_many_requests():
+    """A piece serves one request after the other, and forgets nothing and adds nothing."""
+    notes = []
+    app = Note(Note(ok, "b", notes), "a", notes)
+
+    for _ in range(2):
+        await Server().call(app)
+
+    assert notes == ORDER * 2
+
+
+@pytest.mark.parametrize("nested", [True, False])
+async def test_a_piece_that_answers(nested):
+    """A piece that answers keeps the request from what is inside of it, and those outside see the answer."""
+    notes = []
+
+    async def app(scope, receive, send):
+        raise AssertionError
+
+    if nested:
+        app = Note(Note(app, "b", notes, answer=ok), "a", notes)
+    else:
+        app = Stack([Note(None, "a", notes), Note(None, "b", notes, answer=ok), Keep(None)], app)
+
+    _, body = await Server().call(app)
+
+    assert notes == ORDER
+    assert body["body"] == b"ok"
+
+
+async def test_a_piece_that_does_nothing():
+    """A piece leaves out what it does not need."""
+    piece = Piece()
+    piece.app = ok
+
+    start, body = await Server().call(piece)
+
+    assert (start["status"], start["headers"], body["body"]) == (200, [], b"ok")
+
+
+async def test_other_scopes_are_not_entered():
+    """A piece is entered for the types of scope that are its own, and lets the others pass."""
+    notes, seen = [], []
+
+    async def app(scope, receive, send):
+        seen.append(scope["type"])
+
+    piece = Note(app, "a", notes)
+    await Server().call(piece, scope_of("websocket"))
+    await Server().call(piece, {"type": "lifespan"})
+
+    assert (notes, seen) == ([], ["websocket", "lifespan"])
+
+
+@pytest.mark.parametrize("name", [b"x-kept", b"X-Kept"])
+async def test_headers_of_the_app(name):
+    """Names get to be in lower case, and a header that a piece sets takes the place of the app's."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"X-Own", b"A"), (name, b"app's")]})
+
+    [start] = await Server().call(Keep(app))
+
+    assert start["headers"] == [(b"x-own", b"A"), (b"x-kept", b"ours")]
+
+
+async def test_headers_that_are_not_set_stay():
+    """Several lines of one header stay as they are."""
+    cookies = [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": cookies})
+
+    [start] = await Server().call(Keep(app))
+
+    assert start["headers"] == [*cookies, (b"x-kept", b"ours")]
+
+
+async def test_headers_of_the_request():
+    """Of several lines of one header the last is at hand, and all can be had."""
+    keep = Keep(ok)
+
+    await Server().call(keep, scope_of("http", (b"host", b"a"), (b"accept", b"b"), (b"host", b"c")))
+
+    assert keep.exchange.headers == {b"host": b"c", b"accept": b"b"}
+    assert keep.exchange.lines(b"host") == [b"a", b"c"]
+    assert keep.exchange.lines(b"cookie") == []
+
+
+@pytest.mark.parametrize("root_path", ["", "/sub"])
+async def test_an_app_with_a_stack_inside_of_a_piece(root_path):
+    """An app with a stack of its own is served inside of a single piece, mounted or not."""
+    notes = []
+    inner = Stack([Note(None, "b", notes)], ok)
+
+    async def mount(scope, receive, send):
+        scope["root_path"] = root_path
+        await inner(scope, receive, send)
+
+    start, _ = await Server().call(Note(mount, "a", notes))
+
+    assert notes == ["a enters", "b enters", "b sees 200", "a sees 200", "b leaves with 200", "a leaves with 200"]
+    assert start["headers"] == [(b"x-name", b"b"), (b"x-name", b"a")]
+
+
+async def test_a_mounted_piece():
+    """A piece of a mounted app sees that app's paths, whatever pieces the outer app has."""
+    keep = Keep(ok)
+
+    async def mount(scope, receive, send):
+        scope["root_path"] = "/sub"
+        await keep(scope, receive, send)
+
+    outer = Keep(mount)
+    await Server().call(outer, {**scope_of(), "path": "/sub/health/"})
+
+    assert (outer.exchange.path, keep.exchange.path) == ("/sub/health", "/health")
+
+
+async def test_nothing_is_left_behind():
+    """After a request its exchange is not in the scope, which would be a cycle for the garbage collector."""
+    scope = scope_of()
+
+    await Server().call(Note(Keep(ok), "a", []), scope)
+
+    assert not any(isinstance(value, Exchange) for value in scope.values())
+
+
+async def test_context():
+    """A request has a context of its own while it is served, which pieces can add to."""
+    seen = []
+
+    class Add(Piece):
+        app = None
+
+        def enter(self, exchange):
+            exchange.context["user"] = "u1"
+
+    async def app(scope, receive, send):
+        seen.append(_context.current())
+        _context.bind(step=1)
+        await ok(scope, receive, send)
+
+    await Server().call(Stack([Add()], app))
+
+    assert seen == [{"user": "u1", "step": 1}]
+    assert _context.current() is None
+
+
+async def test_an_error_that_is_settled():
+    """A piece may put an end to an exception."""
+
+    async def app(scope, receive, send):
+        raise RuntimeError
+
+    keep = Keep(app, settles=True)
+
+    await Server().call(keep)
+
+    assert keep.exchange.status == 500
+    assert _context.current() is None
+
+
+@pytest.mark.parametrize("make", [Keep, lambda app: Note(app, "a", [])])
+async def test_an_error_that_is_not(make):
+    """Otherwise it is raised on, and the context stays for the server's own line about it."""
+    seen = []
+
+    async def app(scope, receive, send):
+        _context.bind(user="u1")
+        raise RuntimeError("at once")
+
+    async def server():
+        try:
+            await Server().call(make(app))
+        except RuntimeError as error:
+            seen.append((str(error), _context.current()))
+
+    await asyncio.create_task(server())
+
+    assert seen == [("at once", {"user": "u1"})]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_client_that_left_stays_away(answers):
+    """A client that left has left, whether or not the app then answers to nobody before it is cancelled."""
+
+    async def app(scope, receive, send):
+        await receive()
+        if answers:
+            await ok(scope, receive, send)
+        raise asyncio.CancelledError
+
+    keep = Keep(app)
+
+    with pytest.raises(asyncio.CancelledError):
+        await Server().call(keep)
+
+    assert (keep.exchange.status, keep.exchange.complete) == (499, answers)

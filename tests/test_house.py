@@ -1,0 +1,238 @@
+"""The rules of the house, which hold for every module there is and every one to come."""
+
+import ast
+import functools
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastapi_prodkit
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "fastapi_prodkit"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+# A piece is a module or a package directly in fastapi_prodkit; these are what pieces are built from and built into.
+FOUNDATION = {"exceptions", "sections"}
+TOP = {"": 3, "cli": 3, "testing": 3, "app": 2}
+PIECES = sorted(
+    {name.split(".")[1] for name in MODULES if "." in name}
+    - FOUNDATION
+    - set(TOP)
+    - {name.split(".")[1] for name in MODULES if "._" in name}
+)
+
+# Libraries that are loaded on first use, except by the modules that are nothing without them.
+HEAVY = {
+    "alembic",
+    "asyncpg",
+    "boto3",
+    "fastapi_swagger",
+    "limits",
+    "prometheus_client",
+    "pydantic_settings",
+    "redis",
+    "slowapi",
+    "sqlalchemy",
+    "structlog",
+}
+OWN = {
+    "app": {"pydantic_settings"},
+    "database": {"sqlalchemy", "asyncpg", "alembic"},
+    "secrets": {"pydantic_settings"},
+    "settings": {"pydantic_settings"},
+}
+
+
+def room(module: str) -> str:
+    """Return the module or package directly in fastapi_prodkit that `module` belongs to; "" for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def rank(module: str) -> int:
+    """Return the storey of a module: it may import from lower ones only."""
+    name = room(module)
+    return 0 if name.startswith("_") or name in FOUNDATION else TOP.get(name, 1)
+
+
+def imports(module: str) -> set[str]:
+    """Return the modules of ours that `module` imports anywhere in its source."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} imports relatively"
+            found |= {
+                name if (name := f"{node.module}.{alias.name}") in MODULES else str(node.module) for alias in node.names
+            }
+    return {name for name in found if name.split(".")[0] == "fastapi_prodkit"}
+
+
+PROBE = """
+import importlib, json, logging, os, signal, sys, threading
+seen = []
+def watch(event, args):
+    if event in {"socket.__new__", "socket.bind", "socket.connect", "subprocess.Popen", "signal.signal"}:
+        seen.append(event)
+    if event == "open" and os.path.basename(str(args[0])).startswith(".env"):
+        seen.append(f"open {args[0]}")
+sys.addaudithook(watch)
+environment = dict(os.environ)
+try:
+    importlib.import_module(sys.argv[1])
+except ImportError as error:
+    print(json.dumps({"missing": str(error), "ours": type(error).__name__ == "MissingExtraError"}))
+    sys.exit()
+for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+    seen += [repr(each) for each in getattr(logger, "handlers", ()) if type(each) is not logging.NullHandler]
+seen += [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+seen += ["os.environ"] * (dict(os.environ) != environment)
+print(json.dumps({"effects": seen, "loaded": sorted(sys.modules)}))
+"""
+
+
+@functools.cache
+def imported(module: str, directory: Path) -> dict[str, list[str]]:
+    """Import `module` in a fresh process and report what that did; skip where an extra is not installed."""
+    (directory / ".env").write_text("DEBUG=true\n")
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", PROBE, module], cwd=directory, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    if "missing" in report:
+        assert report["ours"], f"{module} needs more than its extra: {report['missing']}"
+        pytest.skip(report["missing"])
+    return report
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory):
+    return tmp_path_factory.mktemp("import")
+
+
+def tracked_files() -> list[Path]:
+    """Return the files that are in the repository, or would be after `git add .`."""
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [path for name in run.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downwards(module):
+    """A module imports from storeys below its own, and a piece never imports a piece."""
+    allowed = {other for other in MODULES if rank(other) < rank(module) or room(other) == room(module)}
+    if rank(module) == 0 or room(module) in TOP:
+        allowed |= {other for other in MODULES if rank(other) == rank(module)}
+    if room(module) == "settings":
+        allowed.add("fastapi_prodkit.secrets")
+
+    upwards = imports(module) - allowed
+
+    assert not upwards
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_every_piece_has_its_test_and_its_page(piece):
+    """What has no test file and no page of its own name is not a piece yet."""
+    test, page = ROOT / "tests" / f"test_{piece}.py", ROOT / "docs" / "pieces" / f"{piece}.md"
+
+    missing = [str(path.relative_to(ROOT)) for path in (test, page) if not path.exists()]
+
+    assert not missing
+
+
+def test_every_page_is_in_the_navigation():
+    """A page that nobody can reach is not documentation."""
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+
+    listed = re.findall(r"[\w/-]+\.md\b", (ROOT / "mkdocs.yml").read_text())
+
+    assert sorted(listed) == sorted(pages)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_happens_at_import(module, empty):
+    """An import opens no socket, reads no .env, and touches no logger, signal, thread or environment variable."""
+    report = imported(module, empty)
+
+    assert report["effects"] == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "fastapi_prodkit"])
+def test_an_import_loads_what_it_needs_and_no_more(module, empty):
+    """Taking one piece costs one piece: neither another piece's library nor another piece comes with it."""
+    loaded = imported(module, empty)["loaded"]
+
+    heavy = HEAVY & set(loaded) - OWN.get(room(module), set())
+    pieces = {room(name) for name in loaded if name.startswith("fastapi_prodkit.")} & set(PIECES)
+
+    assert not heavy
+    assert room(module) in TOP or pieces <= {room(module), "secrets" if room(module) == "settings" else room(module)}
+
+
+@pytest.mark.skipif("fastapi_prodkit.app" not in MODULES, reason="there is no app.py")
+def test_the_front_door_loads_no_optional_dependency(empty):
+    """`from fastapi_prodkit import Settings, create_app` works with the core dependencies alone."""
+    optional = {"aiosqlite", "alembic", "asyncpg", "boto3", "redis", "sqlalchemy", "uvicorn"}
+
+    loaded = imported("fastapi_prodkit.app", empty)["loaded"]
+
+    assert not optional & set(loaded)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_is_short_enough_to_read(module):
+    """At 300 lines a module is split by reader."""
+    lines = MODULES[module].read_text().count("\n")
+
+    assert lines <= 300
+
+
+def test_no_file_names_a_package_registry_or_the_machine_it_was_written_on():
+    """The repository works behind any mirror and in any directory."""
+    hosts = r"https?://[a-z.-]*(py[p]i|python[h]osted|npm[j]s|debi[a]n)\."
+    places = r"(^|[^A-Za-z0-9.])/(wor[k]|far[m])/|/tmp/studi[o]|/(root|home/[a-z]+)/\.|/Users/[a-z]"
+    pattern = re.compile(f"{hosts}|{places}", re.MULTILINE)
+
+    named = {
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in tracked_files()
+        for match in pattern.finditer(path.read_text(errors="replace"))
+    }
+
+    assert not named
+
+
+def test_locks_carry_a_hash_for_every_requirement():
+    """`pip --require-hashes` can install each lock, from whichever index the machine uses."""
+    locks = sorted((ROOT / "requirements").glob("*.txt"))
+
+    unhashed = {
+        f"{lock.name}: {entry.splitlines()[0]}"
+        for lock in locks
+        for entry in re.split(r"\n(?=[a-z])", lock.read_text())
+        if "==" in entry and "--hash=sha256:" not in entry
+    }
+
+    assert locks
+    assert not unhashed
+
+
+def test_the_version_is_written_once():
+    """The installed metadata agrees with `__version__`, and the CHANGELOG tells what is in it."""
+    version = fastapi_prodkit.__version__
+
+    assert importlib.metadata.version("fastapi-prodkit") == version
+    assert re.search(rf"^## \[{re.escape(version)}\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)

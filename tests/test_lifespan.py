@@ -1,0 +1,171 @@
+"""Lifespans: ours, the user's and those of mounted apps, started in order and ended in reverse."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Host, Mount
+
+from fastapi_prodkit._lifespan import compose
+
+
+def recording(events, name, state=None):
+    @asynccontextmanager
+    async def lifespan(app):
+        events.append(f"+{name}")
+        try:
+            yield state
+        finally:
+            events.append(f"-{name}")
+
+    return lifespan
+
+
+class Passing:
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        await self.app(scope, receive, send)
+
+
+def test_order():
+    """Ours start first and end last; mounted apps start after the app's own lifespan."""
+    events = []
+    app = FastAPI(lifespan=recording(events, "own"))
+    app.mount("/sub", FastAPI(lifespan=recording(events, "sub")))
+    compose(app, [recording(events, "ours")])
+
+    with TestClient(app):
+        running = list(events)
+
+    assert running == ["+ours", "+own", "+sub"]
+    assert events[3:] == ["-sub", "-own", "-ours"]
+
+
+def test_every_kind_of_mount_is_found():
+    """Apps below included routers, nested mounts, hosts and a mount's own middleware are started."""
+    events = []
+    inner = Starlette(lifespan=recording(events, "inner"))
+    wrapped = Starlette(lifespan=recording(events, "wrapped"))
+    hosted = Starlette(lifespan=recording(events, "hosted"))
+    included = Starlette(routes=[Mount("/inner", inner)], lifespan=recording(events, "included"))
+    router = APIRouter()
+    router.mount("/included", included)
+    app = FastAPI()
+    app.include_router(router, prefix="/v1")
+    app.router.routes.append(Mount("/wrapped", wrapped, middleware=[Middleware(Passing)]))
+    app.router.routes.append(Host("other.example.com", hosted))
+    app.mount("/plain", PlainTextResponse("not an app with a lifespan"))
+    compose(app, [])
+
+    with TestClient(app):
+        pass
+
+    assert events[:4] == ["+included", "+inner", "+wrapped", "+hosted"]
+
+
+def test_an_app_mounted_twice_starts_once():
+    """Two mounts of one app are one app."""
+    events = []
+    sub = FastAPI(lifespan=recording(events, "sub"))
+    app = FastAPI()
+    app.mount("/a", sub)
+    app.mount("/b", sub)
+    compose(app, [])
+
+    with TestClient(app):
+        pass
+
+    assert events == ["+sub", "-sub"]
+
+
+@pytest.mark.parametrize("way", ["inside", "shared"])
+def test_a_lifespan_that_the_user_runs_is_not_run_again(way):
+    """The known workarounds keep working: entering the sub-app's lifespan, or passing it as the app's own."""
+    events = []
+    sub = FastAPI(lifespan=recording(events, "sub"))
+
+    @asynccontextmanager
+    async def own(app):
+        async with sub.router.lifespan_context(sub):
+            yield
+
+    app = FastAPI(lifespan=own if way == "inside" else sub.router.lifespan_context)
+    app.mount("/sub", sub)
+    compose(app, [])
+
+    for _ in range(2):  # the watch leaves nothing behind
+        with TestClient(app):
+            pass
+
+    assert events == ["+sub", "-sub"] * 2
+
+
+def test_a_composed_app_inside_starts_its_own_mounts():
+    """An app that composes its lifespans itself is one lifespan to the app around it."""
+    events = []
+    sub = FastAPI(lifespan=recording(events, "sub"))
+    sub.mount("/leaf", FastAPI(lifespan=recording(events, "leaf")))
+    compose(sub, [recording(events, "sub's ours")])
+    app = FastAPI()
+    app.mount("/sub", sub)
+    compose(app, [])
+
+    with TestClient(app):
+        pass
+
+    assert events[:3] == ["+sub's ours", "+sub", "+leaf"]
+    assert len(events) == 6
+
+
+def test_states_are_merged():
+    """What lifespans yield is in request.state; the app's own wins over a mounted one's."""
+    events = []
+    app = FastAPI(lifespan=recording(events, "own", {"who": "own"}))
+    app.mount("/sub", FastAPI(lifespan=recording(events, "sub", {"who": "sub", "only": "sub"})))
+
+    @app.get("/")
+    async def read(request: Request):
+        return [request.state.who, request.state.only]
+
+    compose(app, [])
+
+    with TestClient(app) as client:
+        assert client.get("/").json() == ["own", "sub"]
+
+
+def test_a_start_that_fails_ends_what_had_started():
+    """If the user's start-up fails, ours is ended, and the error is the user's."""
+    events = []
+
+    @asynccontextmanager
+    async def failing(app):
+        raise RuntimeError("no start")
+        yield
+
+    app = FastAPI(lifespan=failing)
+    compose(app, [recording(events, "ours")])
+
+    with pytest.raises(RuntimeError, match="no start"), TestClient(app):
+        pass
+
+    assert events == ["+ours", "-ours"]
+
+
+def test_routers_included_later_keep_their_lifespans():
+    """A router with a lifespan that is included after composing is started, too."""
+    events = []
+    app = FastAPI(lifespan=recording(events, "own"))
+    compose(app, [recording(events, "ours")])
+    app.include_router(APIRouter(lifespan=recording(events, "router")))
+
+    with TestClient(app):
+        pass
+
+    assert sorted(events[:3]) == ["+ours", "+own", "+router"]
+    assert len(events) == 6

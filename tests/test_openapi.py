@@ -1,0 +1,506 @@
+"""The docs page, the names of operations, and what the schema says about errors."""
+
+import re
+import shutil
+import subprocess
+import threading
+from base64 import b64encode
+from enum import Enum
+from hashlib import sha256
+
+import pytest
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.security import HTTPBearer, OAuth2AuthorizationCodeBearer, OpenIdConnect
+from fastapi.testclient import TestClient
+from openapi_spec_validator import validate
+from pydantic import BaseModel
+
+from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
+from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+VALIDATION_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ValidationProblem"}}}
+
+
+class Item(BaseModel):
+    name: str
+    price: float = 1.0
+
+
+def documented(**kwargs):
+    app = FastAPI(docs_url=None, redoc_url=None, generate_unique_id_function=operation_id, **kwargs)
+    app.include_router(docs_router(app))
+    add_problem_schemas(app)
+    return app
+
+
+def directives(response):
+    """Return the response's Content-Security-Policy as name -> sources."""
+    parts = (part.split() for part in response.headers["content-security-policy"].split(";"))
+    return {name: sources for name, *sources in parts}
+
+
+def inline_script_hash(response):
+    [script] = re.findall(r"<script>(.*?)</script>", response.text, re.DOTALL)
+    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
+
+
+# The docs page
+
+
+def test_the_page_loads_nothing_from_other_hosts():
+    """Each script, style sheet and image of the page comes from the service itself, so the page works offline."""
+    client = TestClient(documented())
+    page = client.get("/docs")
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+
+    assets = [client.get(address) for address in addresses]
+
+    assert page.status_code == 200
+    assert len(addresses) == 3
+    assert "//" not in "".join(addresses)
+    assert {asset.status_code for asset in assets} == {200}
+    assert {asset.headers["content-type"] for asset in assets} == {
+        "text/css; charset=utf-8",
+        "image/png",
+        "text/javascript; charset=utf-8",
+    }
+    assert "url: '/openapi.json'" in page.text
+    assert '"persistAuthorization": true' in page.text
+
+
+def test_the_policy_allows_the_page_and_nothing_else():
+    """The inline script is allowed by its hash; neither scripts nor styles are 'unsafe-inline'."""
+    response = TestClient(documented()).get("/docs")
+
+    assert directives(response) == {
+        "default-src": ["'none'"],
+        "base-uri": ["'none'"],
+        "form-action": ["'none'"],
+        "frame-ancestors": ["'none'"],
+        "script-src": ["'self'", inline_script_hash(response)],
+        "style-src": ["'self'"],
+        "img-src": ["'self'", "data:", "blob:"],
+        "connect-src": ["'self'"],
+    }
+
+
+def test_the_policy_lets_the_page_call_what_the_schema_names():
+    """Servers, token endpoints and OpenID configurations on other origins may be called; templates may not."""
+    app = documented(
+        servers=[{"url": "https://api.example.com/v1"}, {"url": "/v2"}, {"url": "https://eu.{zone}.example.com"}]
+    )
+    oauth2 = OAuth2AuthorizationCodeBearer(
+        "https://login.example.com/authorize",
+        tokenUrl="https://login.example.com:8443/token",
+        refreshUrl="https://refresh.example.com?x=;script-src",
+    )
+    openid = OpenIdConnect(openIdConnectUrl="https://id.example.com/.well-known/openid-configuration")
+
+    @app.get("/me", dependencies=[Depends(oauth2), Depends(openid), Depends(HTTPBearer())])
+    async def me(): ...
+
+    response = TestClient(app).get("/docs")
+
+    assert directives(response)["connect-src"] == [
+        "'self'",
+        "https://api.example.com",
+        "https://id.example.com",
+        "https://login.example.com:8443",
+        "https://refresh.example.com",
+    ]
+
+
+def test_the_oauth2_redirect_page_works_under_its_own_policy():
+    """The popup's script is allowed by its hash, and both pages keep the tie between popup and opener."""
+    client = TestClient(documented())
+
+    page, redirect = client.get("/docs"), client.get("/docs/oauth2-redirect")
+
+    assert "oauth2RedirectUrl: window.location.origin + '/docs/oauth2-redirect'" in page.text
+    assert "swaggerUIRedirectOauth2" in redirect.text
+    assert directives(redirect)["script-src"] == [inline_script_hash(redirect)]
+    assert directives(redirect)["default-src"] == ["'none'"]
+    assert page.headers["cross-origin-opener-policy"] == "same-origin-allow-popups"
+    assert redirect.headers["cross-origin-opener-policy"] == "unsafe-none"
+
+
+def test_assets_are_kept_by_browsers():
+    """An asset's address changes with its version, so it may be cached for ever; other files are not served."""
+    client = TestClient(documented())
+    address = re.search(r'src="([^"]+)"', client.get("/docs").text)[1]
+
+    response = client.get(address)
+
+    assert re.search(r"\?v=\d+\.\d+", address)
+    assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert response.headers["etag"]
+    assert client.get("/docs/assets/__init__.py").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/oauth2-redirect", "/docs/assets/swagger-ui.css"])
+def test_the_pages_answer_head(path):
+    """HEAD is answered like GET."""
+    response = TestClient(documented()).head(path)
+
+    assert response.status_code == 200
+
+
+def test_the_page_knows_where_it_is():
+    """Behind a stripping proxy, under a router's prefix and in a mount, all addresses are right."""
+    inner = FastAPI(docs_url=None)
+    inner.include_router(docs_router(inner), prefix="/internal")
+    outer = FastAPI()
+    outer.mount("/shop", inner)
+    client = TestClient(outer, root_path="/api")
+
+    page = client.get("/api/shop/internal/docs")
+
+    assert "url: '/api/shop/openapi.json'" in page.text
+    assert "window.location.origin + '/api/shop/internal/docs/oauth2-redirect'" in page.text
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert [client.get(address).status_code for address in addresses] == [200, 200, 200]
+    assert client.get("/api/shop/openapi.json").status_code == 200
+
+
+def test_a_mount_parameter_cannot_put_a_script_into_the_page():
+    """What the client chose in the path is quoted, so the hash never blesses a foreign script."""
+    inner = FastAPI(docs_url=None, title="</title><script>alert(1)</script>")
+    inner.include_router(docs_router(inner))
+    outer = FastAPI()
+    outer.mount("/{tenant}", inner)
+
+    page = TestClient(outer).get("/%27,alert(2),%27%22%3E%3Cscript%3Ealert(3)/docs")
+
+    assert page.status_code == 200
+    assert "alert(2)" not in page.text
+    assert "alert(3)" not in page.text
+    assert page.text.count("<script>") == 1
+
+
+def test_the_page_takes_its_configuration_from_the_app():
+    """FastAPI's own arguments for the page go on working."""
+    app = documented(
+        title="Shop & more",
+        openapi_url="/schema.json",
+        swagger_ui_parameters={"persistAuthorization": False, "docExpansion": "none"},
+        swagger_ui_init_oauth={"clientId": "docs"},
+    )
+
+    page = TestClient(app).get("/docs").text
+
+    assert "<title>Shop &amp; more</title>" in page
+    assert "url: '/schema.json'" in page
+    assert '"persistAuthorization": false' in page
+    assert '"docExpansion": "none"' in page
+    assert 'ui.initOAuth({"clientId": "docs"})' in page
+
+
+def test_the_docs_are_no_part_of_the_schema():
+    """A client generator does not see the page."""
+    assert documented().openapi()["paths"] == {}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"), [({}, "FastAPI\\(docs_url=None\\)"), ({"openapi_url": None}, "openapi_url is None")]
+)
+def test_a_page_that_would_never_be_seen_is_refused(kwargs, message):
+    """FastAPI's own page in the same place, or an app without schema, is named at construction."""
+    with pytest.raises(ConfigurationError, match=message):
+        docs_router(FastAPI(**kwargs))
+
+
+# In a browser
+
+
+@pytest.fixture
+def served():
+    """Serve an app by uvicorn on a free port; yields the function that does it."""
+    running = []
+
+    def serve(app):
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+        bound = server.config.bind_socket()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        running.append((server, thread, bound))
+        return f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+    yield serve
+    for server, thread, bound in running:
+        server.should_exit = True
+        thread.join()
+        bound.close()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs the program chromium or google-chrome")
+def test_a_browser_renders_the_page_without_a_violation(served, tmp_path):
+    """A real browser shows the operations under our strict headers, and has nothing to complain about."""
+    app = documented(swagger_ui_parameters={"docExpansion": "full", "tryItOutEnabled": True})
+    app.add_middleware(SecurityHeadersMiddleware)
+
+    @app.post("/items/{item_id}", dependencies=[Depends(HTTPBearer())], tags=["items"])
+    async def replace(item_id: int, item: Item) -> Item: ...
+
+    address = served(app)
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=10000"
+
+    browser = subprocess.run(
+        [BROWSER, *flags.split(), f"--user-data-dir={tmp_path}", "--dump-dom", f"{address}/docs"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert 'id="operations-items-items_replace"' in browser.stdout
+    assert "opblock-summary-path" in browser.stdout
+    assert "CONSOLE" not in browser.stderr
+
+
+# Operation ids
+
+
+class Kind(Enum):
+    ITEMS = "Line items (beta)"
+
+
+def ids(app):
+    return {
+        f"{method.upper()} {path}": operation["operationId"]
+        for path, item in app.openapi()["paths"].items()
+        for method, operation in item.items()
+    }
+
+
+def test_an_operation_is_named_by_its_tag_and_function():
+    """Two routers with the same function names get different ids, and a path is no part of them."""
+    items, users = APIRouter(tags=["items", "internal"]), APIRouter()
+
+    @items.get("/items/{item_id}")
+    async def read(item_id: int): ...
+
+    @users.get("/users/{user_id}")
+    async def read(user_id: int): ...  # noqa: F811 - the same name on purpose
+
+    app = documented()
+    app.include_router(items, prefix="/v1")
+    app.include_router(users, prefix="/v1", tags=["users"])
+
+    names = ids(app)
+
+    assert names == {"GET /v1/items/{item_id}": "items_read", "GET /v1/users/{user_id}": "users_read"}
+
+
+def test_an_operation_without_a_tag_is_named_by_its_function():
+    """In a small app the function's name is all there is; a tag is made fit for an identifier."""
+    app = documented()
+
+    @app.get("/status")
+    async def status(): ...
+
+    @app.get("/lines", tags=[Kind.ITEMS])
+    async def read(): ...
+
+    @app.get("/custom", operation_id="chosen")
+    async def custom(): ...
+
+    names = ids(app)
+
+    assert names == {"GET /status": "status", "GET /lines": "line_items_beta_read", "GET /custom": "chosen"}
+
+
+def test_a_route_with_several_methods_gets_an_id_for_each():
+    """FastAPI gives one id to all methods of a route, which OpenAPI forbids."""
+    app = documented()
+
+    @app.api_route("/items", methods=["GET", "PUT"], tags=["items"])
+    async def handle(): ...
+
+    names = ids(app)
+
+    assert names == {"GET /items": "items_handle_get", "PUT /items": "items_handle_put"}
+    assert ids(app) == names
+
+
+def test_equal_ids_are_refused():
+    """Two operations that a client could not tell apart are named, with the remedy, each time it is asked."""
+    app = documented()
+
+    @app.get("/items")
+    async def read(): ...
+
+    @app.get("/users")
+    async def read(): ...  # noqa: F811 - the same name on purpose
+
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"'read' belongs to both GET /items and GET /users; tag"):
+            app.openapi()
+
+
+# Errors in the schema
+
+
+def test_the_schema_shows_errors_as_they_are_sent():
+    """422 is a ValidationProblem, anything else a Problem, and FastAPI's own error models are gone."""
+    app = documented()
+
+    @app.post("/items")
+    async def create(item: Item) -> Item: ...
+
+    @app.get("/status")
+    async def status(): ...
+
+    schema = app.openapi()
+
+    validate(schema)
+    created, read = schema["paths"]["/items"]["post"]["responses"], schema["paths"]["/status"]["get"]["responses"]
+    assert created.keys() == {"200", "422", "default"}
+    assert created["422"] == {"description": "Validation Error", "content": VALIDATION_PROBLEM}
+    assert created["default"] == read["default"] == {"description": "Error", "content": PROBLEM}
+    assert read.keys() == {"200", "default"}
+    schemas = schema["components"]["schemas"]
+    assert schemas.keys() == {"Item", "Problem", "ValidationProblem"}
+    assert schemas["Problem"]["properties"].keys() == {"type", "title", "status", "detail", "instance", "request_id"}
+    errors = schemas["ValidationProblem"]["properties"]["errors"]
+    assert errors["items"]["properties"].keys() == {"loc", "msg", "type"}
+
+
+def test_what_the_service_declares_stays():
+    """Responses with content are kept; errors without content are shown as problems."""
+    app = documented()
+
+    class Conflict(BaseModel):
+        reason: str
+
+    @app.post(
+        "/items",
+        responses={
+            303: {"description": "See other"},
+            404: {},
+            409: {"model": Conflict},
+            422: {"description": "Unknown currency"},
+            "5XX": {"description": "Broken"},
+            "default": {"description": "Anything else", "content": {"text/plain": {}}},
+        },
+    )
+    async def create(item: Item) -> Item: ...
+
+    schema = app.openapi()
+
+    validate(schema)
+    responses = schema["paths"]["/items"]["post"]["responses"]
+    assert responses["303"] == {"description": "See other"}
+    assert responses["404"] == {"description": "Not Found", "content": PROBLEM}
+    assert responses["409"]["content"] == {"application/json": {"schema": {"$ref": "#/components/schemas/Conflict"}}}
+    assert responses["422"] == {"description": "Unknown currency", "content": PROBLEM}
+    assert responses["5XX"] == {"description": "Broken", "content": PROBLEM}
+    assert responses["default"] == {"description": "Anything else", "content": {"text/plain": {}}}
+
+
+def test_a_model_of_the_same_name_is_left_alone():
+    """A service may have its own model called Problem; ours then stands beside it."""
+    app = documented()
+
+    class Problem(BaseModel):
+        exercise: str
+
+    @app.get("/exercises")
+    async def exercises() -> Problem: ...
+
+    schema = app.openapi()
+
+    validate(schema)
+    schemas = schema["components"]["schemas"]
+    assert schemas["Problem"]["properties"].keys() == {"exercise"}
+    responses = schema["paths"]["/exercises"]["get"]["responses"]
+    assert responses["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
+    assert responses["default"]["content"]["application/problem+json"]["schema"] == {
+        "$ref": "#/components/schemas/ProdkitProblem"
+    }
+
+
+def test_webhooks_stay_as_they_are():
+    """A webhook is answered by others, who do not send our problems."""
+    app = documented()
+
+    @app.webhooks.post("order-shipped")
+    async def shipped(item: Item): ...
+
+    schema = app.openapi()
+
+    validate(schema)
+    responses = schema["webhooks"]["order-shipped"]["post"]["responses"]
+    assert responses.keys() == {"200", "422"}
+    assert {"HTTPValidationError", "ValidationError"} <= schema["components"]["schemas"].keys()
+
+
+def test_the_work_is_done_once_for_each_schema():
+    """The completed schema is FastAPI's cached one; routes that come later are in the next."""
+    app = documented()
+
+    @app.get("/items")
+    async def items(): ...
+
+    first, second = app.openapi(), app.openapi()
+
+    @app.get("/users")
+    async def users(): ...
+
+    third = app.openapi()
+
+    assert first is second
+    assert first is not third
+    assert "default" in third["paths"]["/users"]["get"]["responses"]
+
+
+def test_what_is_changed_in_the_finished_schema_stays():
+    """Who takes something out of one app's schema finds it neither put back, nor gone from another app's."""
+    first, second = documented(), documented()
+    taken = first.openapi()["components"]["schemas"]["Problem"]["properties"]
+
+    del taken["request_id"]
+
+    assert "request_id" not in first.openapi()["components"]["schemas"]["Problem"]["properties"]
+    assert first.openapi()["components"]["schemas"].keys() == {"Problem", "ValidationProblem"}
+    assert "request_id" in second.openapi()["components"]["schemas"]["Problem"]["properties"]
+
+
+def test_asking_twice_changes_nothing():
+    """add_problem_schemas is idempotent."""
+    app = FastAPI()
+    add_problem_schemas(app)
+    wrapped = app.openapi
+
+    add_problem_schemas(app)
+
+    assert app.openapi is wrapped
+
+
+def test_an_override_of_the_schema_keeps_working():
+    """FastAPI's recipe for extending the schema works before the call, and after it with a second one."""
+    app = FastAPI()
+
+    @app.get("/items/{item_id}")
+    async def read(item_id: int): ...
+
+    def custom():
+        if not app.openapi_schema:
+            app.openapi_schema = get_openapi(title="Custom", version="1", routes=app.routes)
+            app.openapi_schema["info"]["x-logo"] = {"url": "logo.png"}
+        return app.openapi_schema
+
+    add_problem_schemas(app)
+    app.openapi = custom
+    add_problem_schemas(app)
+
+    schema = TestClient(app).get("/openapi.json").json()
+
+    validate(schema)
+    assert schema["info"]["x-logo"] == {"url": "logo.png"}
+    assert schema["paths"]["/items/{item_id}"]["get"]["responses"]["422"]["content"] == VALIDATION_PROBLEM

@@ -1,0 +1,719 @@
+"""Rate limits: exactly as many requests as allowed, and every response says how many are left."""
+
+import asyncio
+import tracemalloc
+
+import httpx2 as httpx
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, Response, WebSocket
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
+
+from fastapi_prodkit import rate_limit
+from fastapi_prodkit.errors import add_problem_handlers
+from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.rate_limit import Limit, MemoryStore, RateLimit, RateLimitMiddleware, client_key, parse_limits
+from fastapi_prodkit.sections import RateLimitSettings
+
+QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+
+
+class Clock:
+    """Seconds, moved by the test."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(clock):
+    return MemoryStore(clock)
+
+
+async def ok(request):
+    return PlainTextResponse("ok")
+
+
+async def hello():
+    return {}
+
+
+async def hello_number(number: int):
+    return number
+
+
+def starlette(*routes, default="2/minute", **options):
+    middleware = Middleware(RateLimitMiddleware, RateLimitSettings(default=default), **options)
+    return Starlette(routes=[Route("/", ok), *routes], middleware=[middleware])
+
+
+def fastapi(default="100/minute", **options):
+    app = FastAPI()
+    add_problem_handlers(app)
+    if default is not None:
+        app.add_middleware(RateLimitMiddleware, RateLimitSettings(default=default), **options)
+    return app
+
+
+def statuses(client, path="/", *, times):
+    return [client.get(path).status_code for _ in range(times)]
+
+
+def remaining(store, limit, client):
+    """Count a request, and return how many are left."""
+    [(_, left, _)], _ = store.count([limit], client)
+    return left
+
+
+def time_left(store, limit):
+    """Count a request, and return the seconds until the window ends."""
+    [(_, _, seconds)], _ = store.count([limit], "a")
+    return seconds
+
+
+def limits(response):
+    """Return what a response says: the policy and what is left."""
+    assert len(response.headers.get_list("ratelimit")) == len(response.headers.get_list("ratelimit-policy")) == 1
+    return response.headers["ratelimit-policy"], response.headers["ratelimit"]
+
+
+def test_the_limit():
+    """As many requests as the limit says are served; the next one is not."""
+    assert statuses(TestClient(starlette()), times=4) == [200, 200, 429, 429]
+
+
+def test_headers(clock, store):
+    """Each response tells the policy, what is left, and the seconds until the window ends."""
+    client = TestClient(starlette(store=store))
+
+    first = client.get("/")
+    clock.now += 0.5
+    second = client.get("/")
+    clock.now += 20
+    third = client.get("/")
+
+    policy = '"default";q=2;w=60'
+    assert limits(first) == (policy, '"default";r=1;t=60')
+    assert limits(second) == (policy, '"default";r=0;t=60')
+    assert limits(third) == (policy, '"default";r=0;t=40')
+
+
+def test_refusal(clock, store):
+    """A refusal is a problem that names the policy, and says when to come back."""
+    client = TestClient(starlette(store=store))
+    statuses(client, times=2)
+    clock.now += 18.5
+
+    response = client.get("/?token=s3cret")
+
+    assert response.status_code == 429
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["retry-after"] == "42"
+    assert response.json() == {
+        "type": QUOTA_EXCEEDED,
+        "title": "Too Many Requests",
+        "status": 429,
+        "detail": "Too many requests; try again later.",
+        "instance": "/",
+        "violated-policies": ["default"],
+    }
+
+
+def test_served_responses_have_no_retry_after():
+    """Retry-After is for refusals alone."""
+    assert "retry-after" not in TestClient(starlette()).get("/").headers
+
+
+def test_window(clock, store):
+    """The window opens with a request, ends for everybody at once, and refused requests do not prolong it."""
+    client = TestClient(starlette(store=store))
+
+    in_window = statuses(client, times=3)
+    clock.now += 59.999
+    at_its_end = client.get("/")
+    clock.now += 0.001
+    in_next_window = client.get("/")
+
+    assert in_window == [200, 200, 429]
+    assert (at_its_end.status_code, at_its_end.headers["retry-after"]) == (429, "1")
+    assert limits(in_next_window)[1] == '"default";r=1;t=60'
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1, 1234.567891, 86_399.999999, 1e9 + 1 / 3])
+def test_time_left(start):
+    """The time left is at least a second and never more than the window, whatever the clock reads."""
+    clock = Clock()
+    clock.now = start
+    store, limit = MemoryStore(clock), Limit("default", 1000, 60)
+
+    found = []
+    for step in range(600):
+        clock.now = start + step / 10
+        found.append(time_left(store, limit))
+
+    assert found[0] == 60
+    assert set(found) <= set(range(1, 61))
+    assert found == sorted(found, reverse=True)
+
+
+async def test_exactly_as_many_of_many_at_once():
+    """Of requests that arrive together exactly as many are served as the limit says."""
+
+    async def slow(request):
+        await asyncio.sleep(0)
+        return PlainTextResponse("ok")
+
+    transport = httpx.ASGITransport(app=starlette(Route("/slow", slow), default="7/minute"))
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+        responses = await asyncio.gather(*[client.get("/slow") for _ in range(50)])
+
+    assert sorted(response.status_code for response in responses) == [200] * 7 + [429] * 43
+
+
+def test_several_limits(clock, store):
+    """Several limits count side by side, each an item of the headers; a refusal names those that are exceeded."""
+    client = TestClient(starlette(default="2/second; 3/minute", store=store))
+
+    first = client.get("/")
+    client.get("/")
+    over_the_first = client.get("/")
+    clock.now += 1
+    over_the_second = client.get("/")
+
+    assert limits(first) == (
+        '"default";q=2;w=1, "default-2";q=3;w=60',
+        '"default";r=1;t=1, "default-2";r=2;t=60',
+    )
+    assert over_the_first.json()["violated-policies"] == ["default"]
+    assert over_the_first.headers["retry-after"] == "1"
+    assert over_the_second.json()["violated-policies"] == ["default-2"]
+    assert over_the_second.headers["retry-after"] == "59"
+
+
+def test_retry_after_waits_for_all():
+    """Where several limits are exceeded, Retry-After is the longest wait."""
+    client = TestClient(starlette(default="1/minute; 1/hour"))
+
+    client.get("/")
+    response = client.get("/")
+
+    assert response.json()["violated-policies"] == ["default", "default-2"]
+    assert response.headers["retry-after"] == "3600"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("100/minute", [(100, 60)]),
+        ("5 per 10 seconds", [(5, 10)]),
+        ("1/second; 100/hour", [(1, 1), (100, 3600)]),
+        ("1/second, 100/hour", [(1, 1), (100, 3600)]),
+        ("10/day", [(10, 86_400)]),
+    ],
+)
+def test_notation(text, expected):
+    """A limit is written as in slowapi and limits."""
+    assert [(limit.amount, limit.seconds) for limit in parse_limits(text, name="default")] == expected
+
+
+@pytest.mark.parametrize("text", ["", "100", "minute", "-1/minute", "five/minute", "5/fortnight", "5/minute; oops"])
+def test_bad_notation(text):
+    """A limit that cannot be read is refused where it is made, with the text and how to write it."""
+    with pytest.raises(ConfigurationError, match=r"cannot be read: write it as '100/minute'") as caught:
+        RateLimit(text)
+
+    assert repr(text) in str(caught.value)
+
+
+def test_bad_default():
+    """So is a bad default, when the app is built."""
+    with pytest.raises(ConfigurationError, match="'oops' cannot be read"):
+        RateLimitMiddleware(ok, RateLimitSettings(default="oops"))
+
+    with pytest.raises(ValidationError):
+        RateLimitSettings(default="")
+
+
+def routes():
+    async def empty(request):
+        return Response(status_code=204)
+
+    async def unchanged(request):
+        return Response(status_code=304)
+
+    async def missing(request):
+        raise HTTPException(404)
+
+    async def unavailable(request):
+        raise HTTPException(503)
+
+    async def stream(request):
+        return StreamingResponse(iter([b"a", b"b"]))
+
+    return [
+        Route("/empty", empty),
+        Route("/unchanged", unchanged),
+        Route("/missing", missing),
+        Route("/unavailable", unavailable),
+        Route("/stream", stream),
+        Route("/folder/", ok),
+        Mount("/sub", routes=[Route("/", ok)]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 200),
+        ("HEAD", "/", 200),
+        ("GET", "/empty", 204),
+        ("GET", "/unchanged", 304),
+        ("GET", "/folder", 307),
+        ("GET", "/missing", 404),
+        ("GET", "/nothing", 404),
+        ("GET", "/sub/", 200),
+        ("GET", "/sub/nothing", 404),
+        ("DELETE", "/", 405),
+        ("OPTIONS", "/", 405),
+        ("GET", "/stream", 200),
+        ("GET", "/unavailable", 503),
+    ],
+)
+def test_every_outcome(method, path, status):
+    """Every request counts and every response says so, whatever it is and whoever gives it."""
+    client = TestClient(starlette(*routes(), default="5/minute"), follow_redirects=False)
+
+    response = client.request(method, path)
+
+    assert response.status_code == status
+    assert limits(response)[1] == '"default";r=4;t=60'
+
+
+async def test_500():
+    """Around a whole app its 500 has the headers, too."""
+
+    async def broken():
+        raise RuntimeError
+
+    inner = fastapi(default=None)
+    inner.get("/")(broken)
+    app = RateLimitMiddleware(inner)
+
+    response = TestClient(app, raise_server_exceptions=False).get("/")
+
+    assert response.status_code == 500
+    assert limits(response)[1] == '"default";r=99;t=60'
+
+
+async def test_the_body_of_a_refused_request_is_not_read():
+    """A refusal costs no upload."""
+    app = starlette(default="1/minute")
+    sent = []
+
+    async def receive():
+        raise AssertionError("the body was read")
+
+    async def send(message):
+        sent.append(message)
+
+    for _ in range(2):
+        await app(scope_of("203.0.113.9"), receive, send)
+
+    assert [message["status"] for message in sent if message["type"] == "http.response.start"] == [200, 429]
+
+
+def test_head():
+    """A refused HEAD request has the headers of the refusal."""
+    client = TestClient(starlette(default="1/minute"))
+
+    client.head("/")
+    response = client.head("/")
+
+    assert (response.status_code, response.headers["retry-after"]) == (429, "60")
+
+
+async def test_a_response_without_headers():
+    """An ASGI app may leave out the headers of its response."""
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message):
+        sent.append(message)
+
+    await RateLimitMiddleware(app)(scope_of("203.0.113.9"), None, send)
+
+    assert [name for name, _ in sent[0]["headers"]] == [b"ratelimit-policy", b"ratelimit"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/"])
+def test_exempt(path):
+    """An exempt path is not counted, with or without a trailing slash."""
+    client = TestClient(starlette(Route(path, ok), default="1/minute", exempt={"/health"}))
+
+    assert statuses(client, path, times=3) == [200, 200, 200]
+    assert "ratelimit" not in client.get(path).headers
+    assert limits(client.get("/"))[1] == '"default";r=0;t=60'
+
+
+def test_exempt_below_a_root_path():
+    """Exempt paths are relative to the app, wherever a proxy has put it."""
+    client = TestClient(starlette(Route("/health", ok), default="1/minute", exempt={"/health"}), root_path="/api")
+
+    assert statuses(client, "/api/health", times=3) == [200, 200, 200]
+    assert statuses(client, "/api/other", times=2) == [404, 429]
+
+
+def scope_of(host):
+    client = None if host is None else (host, 50_000)
+    return {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [], "client": client}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("203.0.113.1", "203.0.113.1", True),
+        ("203.0.113.1", "203.0.113.2", False),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff:ffff:ffff:ffff", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("2001:DB8:0:1::1", "2001:db8:0:1::1", True),
+        ("::ffff:203.0.113.1", "203.0.113.1", True),
+        ("::ffff:203.0.113.1", "::ffff:203.0.113.2", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        (None, None, True),
+        (None, "203.0.113.1", False),
+        ("not:an:address", "not:an:address", True),
+        ("not:an:address", "another:one", False),
+        ("", "", True),
+        ("testclient", "203.0.113.1", False),
+    ],
+)
+def test_client_key(one, other, same):
+    """IPv4 addresses count by themselves, also within IPv6; IPv6 addresses by /64; anything else by its text."""
+    assert (client_key(scope_of(one)) == client_key(scope_of(other))) is same
+
+
+def test_no_client_in_the_scope():
+    """A server need not say who called."""
+    assert client_key({"type": "http"}) == client_key(scope_of(None))
+
+
+def test_each_client_has_its_own_quota():
+    """What one client uses up is not taken from another."""
+    app = starlette(default="1/minute")
+    first, second = TestClient(app, client=("203.0.113.1", 1)), TestClient(app, client=("203.0.113.2", 1))
+
+    assert statuses(first, times=2) == [200, 429]
+    assert statuses(second, times=2) == [200, 429]
+
+
+def test_headers_from_clients_are_not_believed():
+    """Whoever sends X-Forwarded-For is still the same client; proxies are for ProxyHeadersMiddleware."""
+    client = TestClient(starlette(default="1/minute"))
+
+    found = [client.get("/", headers={"X-Forwarded-For": f"203.0.113.{number}"}).status_code for number in range(2)]
+
+    assert found == [200, 429]
+
+
+def test_memory():
+    """A hundred thousand addresses stay far below 50 MB, and as many again change nothing."""
+    store, limit = MemoryStore(Clock()), Limit("default", 100, 60)
+
+    tracemalloc.start()
+    for number in range(100_000):
+        remaining(store, limit, f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    after_as_many_as_are_kept, _ = tracemalloc.get_traced_memory()
+    for number in range(100_000):
+        remaining(store, limit, f"11.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert after_as_many_as_are_kept < 20_000_000
+    assert most < 25_000_000
+
+
+def test_active_clients_are_remembered(monkeypatch, store):
+    """However many clients come by once, one that keeps calling stays counted; one that does not is forgotten."""
+    monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 10)
+    limit = Limit("default", 1000, 60)
+    remaining(store, limit, "silent")
+
+    active = []
+    for number in range(100):
+        active.append(remaining(store, limit, "active"))
+        remaining(store, limit, f"passer-by {number}")
+    silent = remaining(store, limit, "silent")
+
+    assert active == list(range(999, 899, -1))
+    assert silent == 999
+
+
+def test_number_of_remembered_clients(monkeypatch, store):
+    """The number of clients that are remembered is bounded."""
+    monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 10)
+    limit = Limit("default", 1000, 60)
+
+    for number in range(100):
+        remaining(store, limit, f"passer-by {number}")
+    known = sum(remaining(store, limit, f"passer-by {number}") == 998 for number in reversed(range(90, 100)))
+
+    assert 5 <= known <= 10
+
+
+def limited(limit, **options):
+    """Return an app whose one route has a limit of its own."""
+    app = fastapi(**options)
+
+    @app.get("/", dependencies=[Depends(limit)])
+    async def endpoint():
+        return {"a": 1}
+
+    return app
+
+
+@pytest.mark.parametrize("default", ["100/minute", None])
+def test_dependency(default):
+    """A route's own limit holds, and shows on dict responses and refusals, with the middleware and without it."""
+    client = TestClient(limited(RateLimit("2/minute"), default=default))
+
+    first = client.get("/")
+    client.get("/")
+    refused = client.get("/")
+
+    assert first.json() == {"a": 1}
+    assert limits(first)[0].endswith('"route";q=2;w=60')
+    assert limits(first)[1].endswith('"route";r=1;t=60')
+    assert refused.status_code == 429
+    assert limits(refused)[1].endswith('"route";r=0;t=60')
+    assert refused.headers["retry-after"] == "60"
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json()["violated-policies"] == ["route"]
+
+
+def test_dependency_beside_the_default():
+    """With the middleware both limits are items of one header, and both count."""
+    client = TestClient(limited(RateLimit("2/minute"), default="100/minute"))
+
+    response = client.get("/")
+
+    assert limits(response) == (
+        '"default";q=100;w=60, "route";q=2;w=60',
+        '"default";r=99;t=60, "route";r=1;t=60',
+    )
+
+
+@pytest.mark.parametrize("default", ["100/minute", None])
+def test_dependencies_on_router_and_route(default):
+    """A router's limit and a route's are two items; the stricter one refuses, and is the one that is named."""
+    app, router = fastapi(default=default), APIRouter(dependencies=[Depends(RateLimit("9/minute", name="router"))])
+
+    @router.get("/", dependencies=[Depends(RateLimit("1/second; 2/minute", name="strict"))])
+    async def endpoint():
+        return {}
+
+    app.include_router(router, prefix="/v1")
+    client = TestClient(app)
+
+    served, refused = client.get("/v1/"), client.get("/v1/")
+
+    assert limits(served)[0].endswith('"router";q=9;w=60, "strict";q=1;w=1, "strict-2";q=2;w=60')
+    assert limits(served)[1].endswith('"router";r=8;t=60, "strict";r=0;t=1, "strict-2";r=1;t=60')
+    assert refused.json()["violated-policies"] == ["strict"]
+    assert '"router";r=7;t=60' in limits(refused)[1]
+
+
+def test_router_limit_covers_every_route():
+    """All routes of a router share its limit."""
+    app, router = fastapi(), APIRouter(dependencies=[Depends(RateLimit("2/minute"))])
+    router.get("/a")(hello)
+    router.get("/b/{number}")(hello_number)
+    app.include_router(router)
+    app.get("/free")(hello)
+    client = TestClient(app)
+
+    assert [client.get(path).status_code for path in ("/a", "/b/1", "/b/2", "/a", "/free")] == [200, 200, 429, 429, 200]
+
+
+def test_one_object_on_two_routes():
+    """Routes that depend on the same object share its quota; equal limits of different objects are two quotas."""
+    app, shared = fastapi(), RateLimit("1/minute")
+    app.get("/a", dependencies=[Depends(shared)])(hello)
+    app.get("/b", dependencies=[Depends(shared)])(hello)
+    app.get("/c", dependencies=[Depends(RateLimit("1/minute"))])(hello)
+    client = TestClient(app)
+
+    assert [client.get(path).status_code for path in ("/a", "/b", "/c")] == [200, 429, 200]
+
+
+def test_one_object_twice_on_one_route():
+    """A request counts once, however many of its dependencies ask for the same limit."""
+    limit = RateLimit("2/minute")
+    app, router = fastapi(), APIRouter(dependencies=[Depends(limit)])
+    router.get("/", dependencies=[Depends(limit)])(hello)
+    app.include_router(router)
+
+    assert statuses(TestClient(app), times=3) == [200, 200, 429]
+
+
+def test_dependency_on_other_kinds_of_response():
+    """With the middleware a route's own limit shows on whatever the route returns or raises."""
+    app = fastapi()
+    limit = [Depends(RateLimit("100/minute"))]
+    app.get("/response", dependencies=limit)(lambda: PlainTextResponse("ok"))
+    app.get("/stream", dependencies=limit)(lambda: StreamingResponse(iter([b"a"])))
+    app.get("/invalid", dependencies=limit)(hello_number)
+
+    @app.get("/missing", dependencies=limit)
+    async def missing():
+        raise HTTPException(404)
+
+    responses = [TestClient(app).get(path) for path in ("/response", "/stream", "/invalid", "/missing")]
+
+    assert [response.status_code for response in responses] == [200, 200, 422, 404]
+    assert [limits(response)[1].split(", ")[1] for response in responses] == [
+        f'"route";r={remaining};t=60' for remaining in (99, 98, 97, 96)
+    ]
+
+
+def test_dependency_without_problem_handlers():
+    """In an app that has nothing else of ours a refusal still has its status and headers."""
+    app = FastAPI()
+    app.get("/", dependencies=[Depends(RateLimit("1/minute", name="login"))])(hello)
+    client = TestClient(app)
+
+    client.get("/")
+    response = client.get("/")
+
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "60"
+    assert limits(response) == ('"login";q=1;w=60', '"login";r=0;t=60')
+
+
+def test_dependency_in_a_mounted_app():
+    """The middleware of the outer app shows the limits of a mounted app's routes."""
+    outer, inner = fastapi(), limited(RateLimit("1/minute"), default=None)
+    outer.mount("/sub", inner)
+    client = TestClient(outer)
+
+    served, refused = client.get("/sub/"), client.get("/sub/")
+
+    assert limits(served)[1] == '"default";r=99;t=60, "route";r=0;t=60'
+    assert (refused.status_code, limits(refused)[1]) == (429, '"default";r=98;t=60, "route";r=0;t=60')
+
+
+@pytest.mark.parametrize("place", ["edge", "state"])
+def test_installed_store(place, store, clock):
+    """A dependency counts in the store that the app's edge or its state offers."""
+    app = limited(RateLimit("1/minute"))
+    if place == "state":
+        app.state.rate_limit = store
+
+    async def edge(scope, receive, send):
+        if place == "edge":
+            scope["fastapi_prodkit"] = {"rate_limit": store}
+        await app(scope, receive, send)
+
+    client = TestClient(edge)
+
+    before = statuses(client, times=2)
+    clock.now += 60
+    after = statuses(client, times=2)
+
+    assert before == after == [200, 429]
+
+
+def test_an_edge_without_a_store():
+    """Where the default limit is switched off, a dependency counts in a store of its own."""
+    app = limited(RateLimit("1/minute"), default=None)
+
+    async def edge(scope, receive, send):
+        scope["fastapi_prodkit"] = {}
+        await app(scope, receive, send)
+
+    assert statuses(TestClient(edge), times=2) == [200, 429]
+
+
+def test_websockets_are_not_counted_by_default():
+    """The default limit is about requests; a WebSocket handshake is none."""
+
+    async def endpoint(websocket):
+        await websocket.accept()
+        await websocket.close()
+
+    client = TestClient(starlette(WebSocketRoute("/ws", endpoint), default="1/minute"))
+
+    for _ in range(3):
+        with client.websocket_connect("/ws"):
+            pass
+
+    assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("default", ["100/minute", None])
+def test_websocket_with_a_limit(default):
+    """A WebSocket route can depend on a limit; over it the handshake is refused with the 429 problem."""
+    app = fastapi(default=default)
+
+    @app.websocket("/ws", dependencies=[Depends(RateLimit("1/minute"))])
+    async def endpoint(websocket: WebSocket):
+        await websocket.accept()
+        await websocket.close()
+
+    client = TestClient(app)
+
+    with client.websocket_connect("/ws"):
+        pass
+    with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect("/ws"):
+        pass
+
+    assert refused.value.status_code == 429
+    assert refused.value.headers["retry-after"] == "60"
+    assert refused.value.json()["violated-policies"] == ["route"]
+
+
+async def test_other_scopes():
+    """Lifespan messages pass untouched."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope, receive, send))
+
+    await RateLimitMiddleware(app)({"type": "lifespan"}, 1, 2)
+
+    assert seen == [({"type": "lifespan"}, 1, 2)]
+
+
+def test_two_apps_in_one_process():
+    """Two apps count separately, whether their settings differ or not."""
+    first, second = TestClient(starlette(default="1/minute")), TestClient(starlette(default="1/minute"))
+    third = TestClient(starlette(default="3/minute"))
+
+    assert statuses(first, times=2) == [200, 429]
+    assert statuses(second, times=2) == [200, 429]
+    assert statuses(third, times=4) == [200, 200, 200, 429]
+
+
+def test_one_store_for_two_apps():
+    """Two limits in one store never share counters, however equal they look."""
+    store = MemoryStore()
+    first, second = TestClient(starlette(store=store)), TestClient(starlette(store=store))
+
+    assert statuses(first, times=3) == [200, 200, 429]
+    assert statuses(second, times=3) == [200, 200, 429]

@@ -1,0 +1,412 @@
+"""Request ids: one for every request, in its response, its context and whatever runs in it."""
+
+import asyncio
+import logging
+import re
+
+import httpx2 as httpx
+import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
+from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
+
+from fastapi_prodkit import _context
+from fastapi_prodkit.access_log import AccessLogMiddleware
+from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
+from fastapi_prodkit.sections import RequestIdSettings
+
+GENERATED = re.compile("[0-9a-f]{32}")
+
+
+async def show_id(request):
+    return PlainTextResponse(current_request_id())
+
+
+def starlette(*routes, settings=None):
+    return Starlette(routes=[Route("/", show_id), *routes], middleware=[Middleware(RequestIDMiddleware, settings)])
+
+
+async def exchange(app, *headers):
+    """Run one exchange at the level of ASGI, as a server does: in a task of its own; return the messages."""
+    sent = []
+
+    async def receive():
+        return {"type": "http.request"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": list(headers)}
+    await asyncio.create_task(app(scope, receive, send))
+    return sent
+
+
+def test_new_id():
+    """A request without an id gets a new one, which the app sees and the client is told."""
+    response = TestClient(starlette()).get("/")
+
+    assert GENERATED.fullmatch(response.headers["x-request-id"])
+    assert response.text == response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("inbound", ["12345678", "a" * 128, "A-z_0.9-x", "f47ac10b-58cc-4372-a567-0e02b2c3d479"])
+def test_valid_inbound_id(inbound):
+    """An id of 8 to 128 letters, digits, dots, dashes and underscores is kept."""
+    response = TestClient(starlette()).get("/", headers={"X-Request-ID": inbound})
+
+    assert response.headers["x-request-id"] == inbound
+    assert response.text == inbound
+
+
+@pytest.mark.parametrize(
+    "inbound",
+    [
+        b"",
+        b"1234567",
+        b"a" * 129,
+        b"a" * 100_000,
+        b"with space",
+        b" 12345678",
+        b"12345678 ",
+        b"12345678\n",
+        b"12345678\r\nSet-Cookie: a=b",
+        b"12345678\x00",
+        b"12345678\x1b[31m",
+        b"<script>alert(1)</script>",
+        b'12345678"',
+        b"12345678,12345678",
+        b"12345678/..",
+        "größer-als-acht".encode(),
+        "größer-als-acht".encode("latin-1"),
+        "١٢٣٤٥٦٧٨".encode(),
+        b"\xff" * 8,
+    ],
+)
+async def test_invalid_inbound_id(inbound):
+    """Anything else is replaced, and nothing of it is reflected."""
+    start, body = await exchange(starlette(), (b"x-request-id", inbound))
+
+    [value] = [value for name, value in start["headers"] if name == b"x-request-id"]
+    assert GENERATED.fullmatch(value.decode())
+    assert body["body"] == value
+
+
+async def test_several_inbound_ids():
+    """Of several header lines the last one counts: the proxy that is nearest to the app wrote it."""
+    start, _ = await exchange(starlette(), (b"x-request-id", b"first-one"), (b"x-request-id", b"second-one"))
+
+    assert start["headers"][-1] == (b"x-request-id", b"second-one")
+
+
+def test_untrusted_inbound_id():
+    """With trust_inbound off every request gets a new id."""
+    app = starlette(settings=RequestIdSettings(trust_inbound=False))
+
+    response = TestClient(app).get("/", headers={"X-Request-ID": "a-valid-id"})
+
+    assert GENERATED.fullmatch(response.headers["x-request-id"])
+
+
+def test_other_header():
+    """The header's name is a setting, for what comes in and what goes out."""
+    client = TestClient(starlette(settings=RequestIdSettings(header="X-Correlation-ID")))
+
+    response = client.get("/", headers={"x-correlation-id": "a-valid-id", "X-Request-ID": "another-id"})
+
+    assert response.headers["x-correlation-id"] == "a-valid-id"
+    assert "x-request-id" not in response.headers
+
+
+@pytest.mark.parametrize("header", ["", "X Request", "X-Request\r\nSet-Cookie", "X-Request:", "Größe"])
+def test_bad_header_name(header):
+    """What cannot be a header's name is refused when the settings are made."""
+    with pytest.raises(ValidationError):
+        RequestIdSettings(header=header)
+
+
+def test_header_of_the_app_is_replaced():
+    """There is one id: a header of that name that the app sets gives way, and its other headers stay."""
+
+    async def endpoint(request):
+        return PlainTextResponse("ok", headers={"X-Request-ID": "its-own-id", "X-Other": "stays"})
+
+    response = TestClient(starlette(Route("/own", endpoint))).get("/own", headers={"X-Request-ID": "a-valid-id"})
+
+    assert response.headers.get_list("x-request-id") == ["a-valid-id"]
+    assert response.headers["x-other"] == "stays"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 200),
+        ("HEAD", "/", 200),
+        ("GET", "/empty", 204),
+        ("GET", "/unchanged", 304),
+        ("GET", "/elsewhere", 307),
+        ("GET", "/folder", 307),
+        ("GET", "/missing", 404),
+        ("GET", "/nothing", 404),
+        ("POST", "/", 405),
+        ("GET", "/stream", 200),
+        ("GET", "/sub/", 200),
+        ("GET", "/sub/nothing", 404),
+        ("GET", "/unavailable", 503),
+    ],
+)
+def test_every_outcome(method, path, status):
+    """Whatever the answer is and whoever gives it, it carries one id."""
+
+    def raising(status):
+        async def endpoint(request):
+            raise HTTPException(status)
+
+        return endpoint
+
+    async def empty(request):
+        return Response(status_code=204)
+
+    async def unchanged(request):
+        return Response(status_code=304)
+
+    async def elsewhere(request):
+        return RedirectResponse("/")
+
+    async def stream(request):
+        return StreamingResponse(iter([b"a", b"b"]))
+
+    app = starlette(
+        Route("/empty", empty),
+        Route("/unchanged", unchanged),
+        Route("/elsewhere", elsewhere),
+        Route("/folder/", show_id),
+        Route("/missing", raising(404)),
+        Route("/unavailable", raising(503)),
+        Route("/stream", stream),
+        Mount("/sub", routes=[Route("/", show_id)]),
+    )
+
+    response = TestClient(app, follow_redirects=False).request(method, path)
+
+    assert response.status_code == status
+    assert len(response.headers.get_list("x-request-id")) == 1
+
+
+def test_validation_error():
+    """FastAPI's own refusals carry the id."""
+    app = FastAPI()
+    app.add_middleware(RequestIDMiddleware)
+
+    @app.get("/items/{number}")
+    async def item(number: int):
+        return number
+
+    response = TestClient(app).get("/items/x")
+
+    assert response.status_code == 422
+    assert GENERATED.fullmatch(response.headers["x-request-id"])
+
+
+async def test_ids_do_not_repeat():
+    """Ten thousand requests have ten thousand ids."""
+    app = RequestIDMiddleware(show_id_raw)
+
+    seen = {(await exchange(app))[0]["headers"][0][1] for _ in range(10_000)}
+
+    assert len(seen) == 10_000
+
+
+async def show_id_raw(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": current_request_id().encode()})
+
+
+async def test_a_response_without_headers():
+    """An ASGI app may leave out the headers of its response."""
+    start, body = await exchange(RequestIDMiddleware(show_id_raw))
+
+    assert start["headers"] == [(b"x-request-id", body["body"])]
+
+
+async def test_many_requests_at_once():
+    """Requests that run at the same time each see their own id, from start to end."""
+    app = FastAPI()
+    app.add_middleware(RequestIDMiddleware)
+
+    async def dependency():
+        before = current_request_id()
+        await asyncio.sleep(0)
+        return before
+
+    @app.get("/")
+    async def endpoint(before: str = Depends(dependency)):
+        await asyncio.sleep(0)
+        return [before, current_request_id()]
+
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+        responses = await asyncio.gather(
+            *[client.get("/", headers={"X-Request-ID": f"request-{number}"}) for number in range(200)]
+        )
+
+    assert [response.json() for response in responses] == [[f"request-{number}"] * 2 for number in range(200)]
+
+
+def test_sync_code_and_background_tasks():
+    """The id is there in sync dependencies, sync routes and background tasks, which run in other threads."""
+    app, seen = FastAPI(), []
+    app.add_middleware(RequestIDMiddleware)
+
+    def note():
+        seen.append(current_request_id())
+
+    @app.get("/", dependencies=[Depends(note)])
+    def endpoint(tasks: BackgroundTasks):
+        note()
+        tasks.add_task(note)
+
+    TestClient(app).get("/", headers={"X-Request-ID": "a-valid-id"})
+
+    assert seen == ["a-valid-id"] * 3
+
+
+def test_stream():
+    """The id is there while a stream is being produced."""
+
+    async def endpoint(request):
+        async def chunks():
+            for _ in range(3):
+                yield f"{current_request_id()} "
+
+        return StreamingResponse(chunks())
+
+    response = TestClient(starlette(Route("/stream", endpoint))).get("/stream", headers={"X-Request-ID": "a-valid-id"})
+
+    assert response.text == "a-valid-id " * 3
+
+
+async def test_context_is_closed_after_a_response():
+    """After a request its context is gone."""
+    await RequestIDMiddleware(show_id_raw)({"type": "http", "path": "/", "headers": []}, None, drop)
+
+    assert current_request_id() is None
+
+
+def test_below_middleware_that_starts_a_task():
+    """Below a BaseHTTPMiddleware, which serves in another task, the id works as it does elsewhere."""
+
+    async def pass_on(request, call_next):
+        return await call_next(request)
+
+    middleware = [
+        Middleware(AccessLogMiddleware),
+        Middleware(BaseHTTPMiddleware, dispatch=pass_on),
+        Middleware(RequestIDMiddleware),
+    ]
+    app = Starlette(routes=[Route("/", show_id)], middleware=middleware)
+
+    response = TestClient(app).get("/", headers={"X-Request-ID": "a-valid-id"})
+
+    assert response.text == response.headers["x-request-id"] == "a-valid-id"
+
+
+async def test_context_stays_when_an_exception_leaves(caplog):
+    """The server logs an exception after the call, so the context is still there then."""
+    scope = {"type": "http", "path": "/", "headers": [(b"x-request-id", b"a-valid-id")]}
+
+    async def app(scope, receive, send):
+        raise RuntimeError
+
+    async def server():
+        """Do as servers do: one task for each request, the exception logged in it."""
+        try:
+            await RequestIDMiddleware(app)(scope, None, drop)
+        except RuntimeError:
+            logging.getLogger("server").exception("failed for %s", current_request_id())
+
+    await asyncio.create_task(server())
+
+    assert caplog.messages == ["failed for a-valid-id"]
+    assert current_request_id() is None
+
+
+async def drop(message):
+    pass
+
+
+def test_outside_of_a_request():
+    """Outside of any request there is no id, and a context without one is no error."""
+    assert current_request_id() is None
+
+    token = _context.begin({})
+    within = current_request_id()
+    _context.end(token)
+
+    assert within is None
+
+
+async def test_websocket():
+    """A WebSocket has an id from the handshake on, and the accepting answer carries it."""
+    seen = []
+
+    async def endpoint(websocket):
+        await websocket.accept(headers=[(b"x-other", b"stays")])
+        seen.append(current_request_id())
+        await websocket.close()
+
+    client = TestClient(starlette(WebSocketRoute("/ws", endpoint)))
+
+    with client.websocket_connect("/ws", headers={"X-Request-ID": "a-valid-id"}) as session:
+        headers = session.extra_headers
+
+    assert seen == ["a-valid-id"]
+    assert headers == [(b"x-other", b"stays"), (b"x-request-id", b"a-valid-id")]
+
+
+def test_refused_websocket():
+    """A handshake that is refused with a response carries the id, too."""
+    app = FastAPI()
+    app.add_middleware(RequestIDMiddleware)
+
+    @app.websocket("/ws")
+    async def endpoint(websocket: WebSocket):
+        raise HTTPException(403)
+
+    with pytest.raises(WebSocketDenialResponse) as refused, TestClient(app).websocket_connect("/ws"):
+        pass
+
+    assert GENERATED.fullmatch(refused.value.headers["x-request-id"])
+
+
+async def test_other_scopes():
+    """Lifespan messages pass untouched."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope, receive, send, current_request_id()))
+
+    scope = {"type": "lifespan"}
+    await RequestIDMiddleware(app)(scope, 1, 2)
+
+    assert seen == [(scope, 1, 2, None)]
+
+
+def test_two_apps_in_one_process():
+    """Two apps with different settings do not know of each other, one in the other included."""
+    inner = starlette(settings=RequestIdSettings(header="X-Inner-ID"))
+    outer = starlette(Mount("/inner", app=inner), settings=RequestIdSettings(header="X-Outer-ID"))
+
+    alone = TestClient(inner).get("/")
+    mounted = TestClient(outer).get("/inner/", headers={"X-Outer-ID": "outer-id", "X-Inner-ID": "inner-id"})
+
+    assert "x-outer-id" not in alone.headers
+    assert mounted.text == "inner-id"
+    assert mounted.headers["x-inner-id"] == "inner-id"
+    assert mounted.headers["x-outer-id"] == "outer-id"

@@ -1,0 +1,926 @@
+"""Settings: sources, profiles, sections, lists, errors that name and never show, and what staging and prod refuse."""
+
+import io
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from pydantic import AliasChoices, BaseModel, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import InitSettingsSource, NoDecode, SettingsConfigDict
+
+from fastapi_prodkit import _variables, sections
+from fastapi_prodkit.exceptions import ConfigurationError, SettingsError, SettingsWarning
+from fastapi_prodkit.settings import PROFILES, Settings
+
+PAGE = Path(__file__).parent.parent / "docs" / "pieces" / "settings.md"
+SECRET = "hunter2-correct-horse"
+SAFE = {"ENVIRONMENT": "prod", "HOSTS_ALLOWED": "api.example.com"}
+VARIABLES = _variables.variables(Settings)
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch, tmp_path):
+    """Start each test in an empty directory, without any of our variables."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.upper() in {*VARIABLES, "WEB_CONCURRENCY"}:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Load settings with these variables in the environment."""
+
+    def load(variables=None, cls=Settings, **values):
+        for name, value in (variables or {}).items():
+            monkeypatch.setenv(name, value)
+        return cls(**values)
+
+    return load
+
+
+@pytest.fixture
+def refused(load):
+    """Return the problems that loading with these variables ends in."""
+
+    def refused(variables=None, cls=Settings, **values):
+        with pytest.raises(SettingsError) as caught:
+            load(variables, cls, **values)
+        return caught.value.problems
+
+    return refused
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class StripeSettings(sections.Section):
+    api_key: SecretStr = Field(description="Secret key of the account.")
+    currencies: tuple[str, ...] = ()
+
+
+class Warehouse(BaseModel):
+    bays: int = 1
+
+
+class OrdersSettings(Settings):
+    stripe: StripeSettings | None = None
+    warehouse: Warehouse = Warehouse()
+    regions: list[str] = Field(default_factory=list)
+    ports: set[int] = Field(default_factory=set)
+    labels: dict[str, str] = Field(default_factory=dict)
+    raw: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    log_dir: str = "logs"
+    shop: str = Field("", validation_alias=AliasChoices("SHOP_NAME", "STORE_NAME"))
+
+    @field_validator("raw", mode="before")
+    @classmethod
+    def _lines(cls, value):
+        return value.split(";") if isinstance(value, str) else value
+
+
+class TestNames:
+    def test_a_field_of_a_section_is_section_and_field(self, load):
+        """DATABASE_POOL_SIZE in the environment is settings.database.pool_size in code."""
+        settings = load({"DATABASE_URL": "sqlite:///x.db", "DATABASE_POOL_SIZE": "7", "RATE_LIMIT_DEFAULT": "5/minute"})
+
+        assert settings.database.pool_size == 7
+        assert settings.rate_limit.default == "5/minute"
+
+    def test_case_never_matters(self, load):
+        """A name means the same in any case."""
+        settings = load({"log_Level": "debug", "debug": "true"})
+
+        assert settings.log.level == "DEBUG"
+        assert settings.debug is True
+
+    def test_there_is_no_prefix_unless_a_subclass_sets_one(self, load, refused):
+        """With a prefix only prefixed names count, and errors and refusals use them."""
+
+        class Prefixed(Settings):
+            model_config = SettingsConfigDict(env_prefix="APP_")
+
+        settings = load({"APP_LOG_LEVEL": "ERROR", "LOG_LEVEL": "DEBUG", "APP_METRICS_ENABLED": "false"}, Prefixed)
+
+        assert settings.log.level == "ERROR"
+        assert settings.metrics is None
+        assert settings.hosts.allowed == ("*",)
+        problems = refused({"APP_ENVIRONMENT": "prod", "APP_HEALTH_CACHE": "-1", "APP_LOG_ENABLED": "maybe"}, Prefixed)
+        assert set(problems) == {"APP_HOSTS_ALLOWED", "APP_HEALTH_CACHE", "APP_LOG_ENABLED"}
+
+    def test_no_section_is_a_prefix_of_another(self):
+        """A variable belongs to one section only."""
+        names = [name for name, field in Settings.model_fields.items() if _variables.section_of(field)]
+
+        clashes = [(a, b) for a in names for b in names if a != b and b.startswith(f"{a}_")]
+
+        assert not clashes
+
+    def test_a_section_model_is_named_after_its_section(self):
+        """The model of `rate_limit` is RateLimitSettings."""
+        models = {name: _variables.section_of(field) for name, field in Settings.model_fields.items()}
+
+        misnamed = {
+            name: model.__name__
+            for name, model in models.items()
+            if model and model.__name__ != name.title().replace("_", "") + "Settings"
+        }
+
+        assert not misnamed
+
+    def test_settings_and_sections_are_frozen(self, load):
+        """What the pieces were built from cannot change under them."""
+        settings = load()
+
+        with pytest.raises(ValueError, match="frozen"):
+            settings.debug = True
+        with pytest.raises(ValueError, match="frozen"):
+            settings.health.cache = 5
+
+    def test_two_settings_in_one_process_do_not_meet(self, load):
+        """There is no global instance."""
+        one, two = load(debug=True), load(debug=False)
+
+        assert (one.debug, two.debug) == (True, False)
+
+
+class TestSections:
+    @pytest.mark.parametrize(
+        "section", [name for name, field in Settings.model_fields.items() if _variables.has_switch(field)]
+    )
+    def test_a_section_that_is_switched_off_is_none(self, section, load):
+        """<SECTION>_ENABLED=false in the environment is the same as None in code."""
+        settings = load({f"{section.upper()}_ENABLED": "false"})
+
+        assert getattr(settings, section) is None
+        assert getattr(load({f"{section.upper()}_ENABLED": "true"}, **{section: None}), section) is None
+
+    def test_a_section_that_is_off_by_default_can_be_switched_on(self, load):
+        """DOCS_ENABLED=true brings the docs back in prod."""
+        off, on = load(SAFE), load({"DOCS_ENABLED": "true"})
+
+        assert off.docs is None
+        assert on.docs is not None
+
+    def test_service_and_secrets_cannot_be_switched_off(self, load, refused):
+        """Every process has a name; their switches do not exist."""
+        settings = load({"SERVICE_ENABLED": "false", "SECRETS_ENABLED": "false"})
+
+        assert settings.service.name == "fastapi-service"
+        assert set(refused(service=None)) == {"SERVICE"}
+
+    def test_a_switch_is_true_or_false(self, refused):
+        """A switch that is neither is reported by name."""
+        problems = refused({"ACCESS_LOG_ENABLED": "perhaps", "LOG_ENABLED": ""})
+
+        assert problems == {"ACCESS_LOG_ENABLED": "must be true or false", "LOG_ENABLED": "must be true or false"}
+
+    def test_other_variables_of_a_section_that_is_off_do_not_matter(self, load):
+        """DATABASE_ENABLED=false needs no DATABASE_URL."""
+        settings = load({"DATABASE_ENABLED": "false", "DATABASE_POOL_SIZE": "3"})
+
+        assert settings.database is None
+
+    def test_a_section_without_the_key_it_needs_is_none(self, load):
+        """Without DATABASE_URL there is no database, whatever the profile says about TLS."""
+        settings = load()
+
+        assert settings.database is None
+
+    @pytest.mark.parametrize("variable", ["DATABASE_POOL_SIZE", "DATABASE_ENABLED"])
+    def test_a_known_variable_without_the_key_is_an_error(self, variable, refused):
+        """DATABASE_POOL_SIZE without DATABASE_URL is half a configuration."""
+        problems = refused({variable: "1"})
+
+        assert list(problems) == ["DATABASE_URL"]
+        assert problems["DATABASE_URL"].startswith("is required: set it, or remove the other variables of the section")
+
+    def test_unlimited_is_the_word_none(self, load):
+        """A limit may be `none`."""
+        settings = load({"LIMITS_MAX_BODY_SIZE": "None"})
+
+        assert settings.limits.max_body_size is None
+
+    def test_cors_without_origins_is_not_configured(self, load):
+        """No CORS variable, no CORS."""
+        settings = load({"CORS_MAX_AGE": "5"})
+
+        assert not settings.cors.configured
+
+    def test_an_empty_secret_is_an_error(self, refused):
+        """METRICS_TOKEN= must not become a token that everybody can guess."""
+        problems = refused({"METRICS_TOKEN": "", "DATABASE_URL": ""})
+
+        assert set(problems) == {"METRICS_TOKEN", "DATABASE_URL"}
+
+    def test_the_vercel_variables_belong_together(self, refused, load):
+        """Half of the pair is an error that names the half, and a bad half is told once."""
+        settings = load(cors={"vercel_project": "shop", "vercel_team": "acme"})
+
+        assert settings.cors.configured
+        assert set(refused({"CORS_VERCEL_PROJECT": "shop"})) == {"CORS_VERCEL_TEAM"}
+        assert set(refused({"CORS_VERCEL_PROJECT": "Not a slug"})) == {"CORS_VERCEL_PROJECT"}
+
+
+class TestForeignVariables:
+    def test_foreign_variables_never_break_a_start(self, load, recwarn):
+        """What Kubernetes and others inject beside ours is passed over in silence."""
+        settings = load(
+            {
+                "DATABASE_PORT": "tcp://10.0.0.1:5432",
+                "DATABASE_PORT_5432_TCP_ADDR": "10.0.0.1",
+                "DATABASE_SERVICE_HOST": "10.0.0.1",
+                "DATABASE": "postgres",
+                "SERVICE": "[1",
+                "SERVICE_PORT": "tcp://10.0.0.1:80",
+                "HEALTH_PORT": "tcp://10.0.0.1:81",
+                "LOG": "{",
+                "CORS": "a,b",
+            }
+        )
+
+        assert settings.database is None
+        assert settings.log.level == "INFO"
+        assert not recwarn
+
+    def test_foreign_lines_in_env_files_are_passed_over(self, load, tmp_path):
+        """A .env file may be shared with compose and others."""
+        (tmp_path / ".env").write_text("POSTGRES_PASSWORD=x\nDATABASE_PORT=5432\nDATABASE=\nKEY_WITHOUT_VALUE\n")
+
+        settings = load()
+
+        assert settings.database is None
+
+
+class TestNearMisses:
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            ("RATE_LIMT_DEFAULT", "RATE_LIMIT_DEFAULT"),
+            ("DATABASE_POOLSIZE", "DATABASE_POOL_SIZE"),
+            ("LOG_LEVLE", "LOG_LEVEL"),
+            ("METRICS_TOKN", "METRICS_TOKEN"),
+            ("METRICS_TOKENN", "METRICS_TOKEN"),
+            ("HOST_ALLOWED", "HOSTS_ALLOWED"),
+            ("DATABASE_URI", "DATABASE_URL"),
+            ("ENVIROMENT", "ENVIRONMENT"),
+            ("DEUBG", "DEBUG"),
+            ("HEALTH_ENABELD", "HEALTH_ENABLED"),
+        ],
+    )
+    def test_a_misspelt_name_is_warned_about_with_the_right_one(self, name, meant, load):
+        """One slip in a name is told, with what was meant and without the value."""
+        with pytest.warns(SettingsWarning) as caught:
+            load({name: SECRET})
+
+        assert [str(warning.message) for warning in caught] == [
+            f"{name} in the environment is not a setting; did you mean {meant}?"
+        ]
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("DATABASE_PORT", "DATABASE_HOST", "DATABASE_USER", "DATABASE_NAME", "DATABASE_PASSWORD", "DATABASE_DB"),
+            *("SERVICE_HOST", "SERVICE_PORT", "LOG_DIR", "LOG_FILE", "LOGNAME", "METRICS_PORT", "HEALTH_PORT"),
+            *("SERVICE_NAMESPACE", "DATABASE_SSLMODE", "DOCS_URL", "HOSTNAME", "PROXY_URL", "HTTP_PROXY", "NO_PROXY"),
+            *("RATE_LIMIT", "LIMITS", "CORS_HEADERS", "SECRETS_ID", "PYTHONDEVMODE", "ENV", "LANG"),
+        ],
+    )
+    def test_a_foreign_name_is_not_warned_about(self, name, load, recwarn):
+        """A prefix in common is not a slip."""
+        load({name: "x"})
+
+        assert not recwarn
+
+    def test_the_line_that_is_warned_about_is_the_one_that_loads(self, monkeypatch):
+        """The warning points at the caller of Settings()."""
+        monkeypatch.setenv("LOG_LEVLE", "x")
+
+        with pytest.warns(SettingsWarning) as caught:
+            Settings()
+
+        assert caught[0].filename == __file__
+
+    def test_a_name_beside_the_right_one_is_not_a_slip(self, load, recwarn):
+        """Who sets DATABASE_URL and DATABASE_URI means both."""
+        load({"DATABASE_URL": "sqlite:///x.db", "DATABASE_URI": "sqlite:///x.db"})
+
+        assert not recwarn
+
+    def test_files_are_looked_through_as_well(self, load, tmp_path):
+        """The warning says which source the name is in."""
+        (tmp_path / ".env").write_text("LOG_LEVLE=x\n")
+        (tmp_path / ".env.dev").write_text("LOG_FORMT=x\n")
+        (tmp_path / "mounted").mkdir()
+        (tmp_path / "mounted" / "METRICS_TOKN").write_text(SECRET)
+
+        with pytest.warns(SettingsWarning) as caught:
+            load({"SECRETS_DIR": "mounted"})
+
+        assert {str(warning.message).split(" is not")[0] for warning in caught} == {
+            "LOG_LEVLE in .env",
+            "LOG_FORMT in .env.dev",
+            "METRICS_TOKN in the mounted files",
+        }
+
+    def test_a_subclass_own_fields_are_never_reported(self, load, recwarn):
+        """A field of the user's may be near to one of ours."""
+
+        class Near(Settings):
+            log_levels: str = ""
+            debu: bool = False
+            host: dict[str, str] = Field(default_factory=dict)
+            other: str = Field("", validation_alias="METRICS_TOKENS")
+
+        settings = load({"LOG_LEVELS": "x", "DEBU": "1", "HOST_ALLOWED": "x", "METRICS_TOKENS": "y"}, Near)
+
+        assert (settings.log_levels, settings.debu, settings.other) == ("x", True, "y")
+        assert not recwarn
+
+
+class TestLists:
+    @pytest.mark.parametrize("value", ["a.example, b.example", " a.example ,b.example,", '["a.example", "b.example"]'])
+    def test_a_list_is_separated_by_commas_or_json(self, value, load):
+        """Both forms give the same list, in sections and in fields of one's own."""
+        settings = load(
+            {"HOSTS_ALLOWED": value, "REGIONS": value, "STRIPE_CURRENCIES": value, "STRIPE_API_KEY": "k"},
+            OrdersSettings,
+        )
+
+        assert settings.hosts.allowed == ("a.example", "b.example")
+        assert settings.regions == ["a.example", "b.example"]
+        assert settings.stripe.currencies == ("a.example", "b.example")
+
+    def test_an_empty_value_is_an_empty_list(self, load):
+        """PROXY_TRUSTED= trusts nobody."""
+        settings = load({"PROXY_TRUSTED": "", "REGIONS": ""}, OrdersSettings)
+
+        assert settings.proxy.trusted == ()
+        assert settings.regions == []
+
+    def test_a_list_may_begin_with_an_ipv6_address(self, load):
+        """A bracket does not make a list JSON."""
+        settings = load({"HOSTS_ALLOWED": "[::1],localhost"})
+
+        assert settings.hosts.allowed == ("[::1]", "localhost")
+
+    def test_items_are_converted(self, load):
+        """A set of integers is read from a comma list, a dictionary from JSON."""
+        settings = load({"PORTS": "80, 443", "LABELS": '{"team": "orders"}'}, OrdersSettings)
+
+        assert settings.ports == {80, 443}
+        assert settings.labels == {"team": "orders"}
+
+    def test_a_bad_list_is_a_plain_error(self, refused):
+        """Broken JSON and bad items are told by variable and position, not as a JSON error."""
+        problems = refused({"REGIONS": '["a"', "PORTS": "80,x", "LABELS": "a,b"}, OrdersSettings)
+
+        assert problems["REGIONS"] == "must be a valid list"
+        assert problems["PORTS"] == "item 2 must be a valid integer, unable to parse string as an integer"
+        assert problems["LABELS"] == "must be a valid dictionary"
+
+    def test_no_decode_is_respected(self, load):
+        """A field that decodes itself gets the text."""
+        settings = load({"RAW": "a,b;c"}, OrdersSettings)
+
+        assert settings.raw == ["a,b", "c"]
+
+
+class TestSources:
+    def test_the_first_source_that_has_a_value_wins(self, load, tmp_path):
+        """Arguments, environment, .env.{environment}, .env, mounted files, profile, defaults."""
+        mounted = tmp_path / "mounted"
+        mounted.mkdir()
+        names = ["service_name", "service_version", "log_level", "health_timeout", "health_cache", "health_details"]
+        for source, count in {".env.dev": 3, ".env": 4}.items():
+            (tmp_path / source).write_text("".join(f"{name.upper()}={source}\n" for name in names[:count]))
+        (tmp_path / ".env.dev").write_text("SERVICE_NAME=x\nSERVICE_VERSION=x\nLOG_LEVEL=ERROR\n")
+        (tmp_path / ".env").write_text("SERVICE_NAME=y\nSERVICE_VERSION=y\nLOG_LEVEL=DEBUG\nHEALTH_TIMEOUT=4\n")
+        for name in names[:5]:
+            (mounted / name).write_text("5\n")
+
+        settings = load(
+            {"SECRETS_DIR": str(mounted), "SERVICE_NAME": "z", "SERVICE_VERSION": "z"}, service={"name": "a"}
+        )
+
+        assert settings.service.name == "a"
+        assert settings.service.version == "z"
+        assert settings.log.level == "ERROR"
+        assert settings.health.timeout == 4
+        assert settings.health.cache == 5
+        assert settings.health.details is True
+        assert settings.rate_limit.default == "100/minute"
+
+    def test_a_section_made_in_code_replaces_the_section(self, load):
+        """A model is taken as it is; a dictionary is merged with the other sources."""
+        variables = {"HEALTH_TIMEOUT": "3", "METRICS_PUBLIC": "false"}
+
+        settings = load(variables, health=sections.HealthSettings(cache=9), metrics={"token": SECRET})
+
+        assert (settings.health.timeout, settings.health.cache, settings.health.details) == (1, 9, False)
+        assert settings.metrics.public is False
+        assert settings.metrics.token.get_secret_value() == SECRET
+
+    @pytest.mark.parametrize("how", ["argument", "environment", "file"])
+    def test_environment_chooses_the_file_and_the_profile(self, how, load, tmp_path):
+        """ENVIRONMENT comes from an argument, the process, or .env, before the other sources are built."""
+        (tmp_path / ".env").write_text(f"HOSTS_ALLOWED=a.example\n{'ENVIRONMENT=staging' if how == 'file' else ''}\n")
+        (tmp_path / ".env.staging").write_text("SERVICE_NAME=staged\n")
+        variables = {"ENVIRONMENT": "staging"} if how == "environment" else {}
+
+        settings = load(variables, **({"environment": "staging"} if how == "argument" else {}))
+
+        assert settings.environment == "staging"
+        assert settings.service.name == "staged"
+        assert settings.docs is None
+
+    def test_the_process_may_override_the_environment_of_the_env_file(self, load, tmp_path):
+        """.env says dev for local runs, a container says otherwise."""
+        (tmp_path / ".env").write_text("ENVIRONMENT=dev\n")
+
+        settings = load({"ENVIRONMENT": "test"})
+
+        assert settings.environment == "test"
+
+    @pytest.mark.parametrize("source", [".env.dev", "mounted/ENVIRONMENT"])
+    def test_a_later_source_may_not_change_the_environment(self, source, refused, load, tmp_path):
+        """The profile was chosen before .env.{environment} and the secrets are read, so a contradiction is an error."""
+        (tmp_path / "mounted").mkdir()
+        (tmp_path / source).write_text("ENVIRONMENT=prod" if source == ".env.dev" else "prod")
+
+        problems = refused({"SECRETS_DIR": "mounted"})
+
+        assert list(problems) == ["ENVIRONMENT"]
+        assert "in the process's environment or in .env only" in problems["ENVIRONMENT"]
+        (tmp_path / source).write_text("ENVIRONMENT=dev" if source == ".env.dev" else "dev")
+        assert load().environment == "dev"
+
+    def test_secrets_may_be_configured_in_env_files_and_in_code(self, load, tmp_path):
+        """SECRETS_* come from the sources before the secrets."""
+        (tmp_path / "one").mkdir()
+        (tmp_path / "one" / "SERVICE_NAME").write_text("mounted")
+        (tmp_path / ".env").write_text("SECRETS_DIR=nowhere\n")
+        (tmp_path / ".env.dev").write_text("SECRETS_DIR=one\n")
+
+        from_file = load()
+        from_code = load(secrets={"dir": "one"})
+        from_model = load(secrets=sections.SecretsSettings(dir="one"))
+
+        assert {each.service.name for each in (from_file, from_code, from_model)} == {"mounted"}
+
+    def test_env_files_can_be_chosen_or_left_out(self, load, tmp_path):
+        """`_env_file` is pydantic-settings' own; the overlay stands beside the file."""
+        (tmp_path / ".env").write_text("SERVICE_NAME=default\n")
+        (tmp_path / "local.env").write_text("SERVICE_NAME=local\n")
+        (tmp_path / "local.env.dev").write_text("SERVICE_VERSION=9\n")
+
+        left_out = load(_env_file=None)
+        chosen = load(_env_file=[".env", Path("local.env")])
+
+        assert left_out.service.name == "fastapi-service"
+        assert (chosen.service.name, chosen.service.version) == ("local", "9")
+
+    def test_an_env_file_that_is_not_text_is_named(self, refused, tmp_path):
+        """A file in another encoding is told, without its content."""
+        (tmp_path / ".env").write_bytes(SECRET.encode("utf-16"))
+
+        problems = refused()
+
+        assert problems == {".env": "is not text in UTF-8: save it as such"}
+
+    def test_a_subclass_can_add_a_source(self, load):
+        """The hook is pydantic-settings' own, and `super()` has the order."""
+
+        class WithVault(Settings):
+            @classmethod
+            def settings_customise_sources(cls, settings_cls, **sources):
+                ours = super().settings_customise_sources(settings_cls, **sources)
+                return (*ours[:-1], InitSettingsSource(settings_cls, {"service": {"name": "from-vault"}}), ours[-1])
+
+        settings = load(cls=WithVault)
+
+        assert settings.service.name == "from-vault"
+
+    def test_an_import_reads_nothing(self, load):
+        """Settings are read when they are constructed, each time."""
+        first = load()
+
+        second = load({"SERVICE_NAME": "later"})
+
+        assert (first.service.name, second.service.name) == ("fastapi-service", "later")
+
+
+class TestProfiles:
+    @pytest.mark.parametrize("environment", ["dev", "test"])
+    def test_dev_and_test_are_relaxed(self, environment, load):
+        """Any host, open metrics and docs, details in /ready, and a database without TLS."""
+        settings = load({"ENVIRONMENT": environment, "DATABASE_URL": "postgresql://db/x"})
+
+        assert settings.hosts.allowed == ("*",)
+        assert settings.health.details
+        assert settings.metrics.public
+        assert settings.docs is not None
+        assert settings.database.ssl == "off"
+
+    @pytest.mark.parametrize("environment", ["staging", "prod"])
+    def test_staging_and_prod_have_the_defaults_of_the_sections(self, environment, load):
+        """The production value is the default of the section."""
+        settings = load({**SAFE, "ENVIRONMENT": environment, "DATABASE_URL": "postgresql://db/x"})
+
+        assert not settings.health.details
+        assert not settings.metrics.public
+        assert settings.docs is None
+        assert settings.database.ssl == "verify-full"
+        assert settings.log == sections.LogSettings()
+
+    @pytest.mark.parametrize(("environment", "expected"), [("dev", "console"), ("test", "json"), ("prod", "json")])
+    def test_only_dev_on_a_terminal_logs_for_people(self, environment, expected, load, monkeypatch):
+        """Everywhere else, and in a pipe, a log line is JSON."""
+        variables = {**SAFE, "ENVIRONMENT": environment}
+        piped = load(variables).log.format
+        monkeypatch.setattr(sys, "stdout", Terminal())
+
+        on_terminal = load(variables).log.format
+        monkeypatch.setattr(sys, "stdout", None)
+
+        assert (piped, on_terminal, load(variables).log.format) == ("json", expected, "json")
+
+    def test_dev_is_the_default(self, load):
+        """Without ENVIRONMENT nothing is refused."""
+        settings = load({"DEBUG": "true"})
+
+        assert settings.environment == "dev"
+
+    def test_every_environment_has_a_profile_of_known_variables(self):
+        """The table has no name that nothing reads."""
+        names = {name for profile in PROFILES.values() for name in profile}
+
+        assert list(PROFILES) == ["dev", "test", "staging", "prod"]
+        assert names <= set(VARIABLES)
+
+
+class TestErrors:
+    def test_every_error_is_told_at_once_by_variable(self, refused, tmp_path):
+        """Values, sections, switches, refusals, arguments and secret stores: one list, whatever the source."""
+        (tmp_path / ".env").write_text("HEALTH_CACHE=soon\n")
+        variables = {"ENVIRONMENT": "prod", "DEBUG": "true", "LOG_LEVEL": "loud", "DATABASE_POOL_SIZE": "many"}
+
+        problems = refused({**variables, "SECRETS_DIR": "nowhere"}, health={"timeout": -1}, rate_limits=None)
+
+        assert set(problems) == {
+            "DEBUG",
+            "LOG_LEVEL",
+            "DATABASE_URL",
+            "DATABASE_POOL_SIZE",
+            "HEALTH_CACHE",
+            "HEALTH_TIMEOUT",
+            "HOSTS_ALLOWED",
+            "SECRETS_DIR",
+            "RATE_LIMITS",
+        }
+
+    def test_the_message_lists_names_reasons_and_what_the_setting_is(self, load):
+        """What one reads in the log of a container that does not start."""
+        with pytest.raises(ConfigurationError) as caught:
+            load({"DATABASE_POOL_SIZE": "0", "DATABASE_URL": "sqlite:///x", "LOG_LEVEL": "loud"})
+
+        assert str(caught.value) == (
+            "2 settings cannot be used:\n"
+            "  LOG_LEVEL: must be 'DEBUG', 'INFO', 'WARNING', 'ERROR' or 'CRITICAL' (Lowest level written)\n"
+            "  DATABASE_POOL_SIZE: must be greater than or equal to 1 (Connections kept open by each worker)"
+        )
+
+    @pytest.mark.parametrize(
+        "variables",
+        [
+            {"DATABASE_POOL_SIZE": SECRET},
+            {"DATABASE_URL": SECRET, "DATABASE_SSL": "never"},
+            {"DATABASE_URL": f"postgresql://u:{SECRET}@db/x", "DATABASE_POOL_SIZE": "x"},
+            {"METRICS_TOKEN": SECRET, "METRICS_PUBLIC": "x"},
+            {"ENVIRONMENT": SECRET},
+            {"ENVIRONMENT": "prod", "DATABASE_URL": f"postgresql://u:{SECRET}@db/x", "DATABASE_SSL": "off"},
+            {"DEBUG": SECRET},
+            {"CORS_ORIGIN_REGEX": f"({SECRET}"},
+            {"CORS_ORIGINS": SECRET},
+            {"HEADERS_CSP": f"{SECRET}\n"},
+            {"LOG_ENABLED": SECRET},
+            {"SECRETS_AWS_SSM_PREFIX": SECRET},
+        ],
+    )
+    def test_a_value_is_never_shown(self, variables, load):
+        """Neither the message, nor the exception's parts, nor its traceback carry the value."""
+        with pytest.raises(SettingsError) as caught:
+            load(variables)
+
+        error = caught.value
+        shown = [str(error), repr(error), repr(error.args), repr(vars(error)), *traceback.format_exception(error)]
+        assert SECRET not in "".join(shown)
+        assert error.__cause__ is None
+        assert error.__context__ is None
+
+    def test_a_validator_that_repeats_the_value_is_silenced(self, refused):
+        """Python's own messages quote what they were given; other messages are kept."""
+
+        class Careless(Settings):
+            license: SecretStr = SecretStr("")
+            parts: dict[str, list[str]] = Field(default_factory=dict)
+            number: str = ""
+            kind: str = ""
+
+            @field_validator("license")
+            @classmethod
+            def _number(cls, value):
+                int(value.get_secret_value())
+
+            @field_validator("parts", "number")
+            @classmethod
+            def _check(cls, value):
+                raise ValueError(f"{value} is bad")
+
+            @field_validator("kind")
+            @classmethod
+            def _kind(cls, value):
+                raise AssertionError("must be a kind")
+
+        problems = refused(
+            {"LICENSE": SECRET, "PARTS": f'{{"a": ["{SECRET}", 1]}}', "NUMBER": SECRET, "KIND": SECRET},
+            Careless,
+            parts={"b": {SECRET}},
+        )
+
+        in_code = refused({"PARTS": "{}", "NUMBER": "1", "KIND": ""}, Careless, license=SecretStr(SECRET))
+
+        assert SECRET not in f"{problems} {in_code}"
+        assert problems["LICENSE"] == "is refused; the reason is withheld because it repeats the value"
+        assert problems["NUMBER"] == problems["LICENSE"]
+        assert problems["KIND"] == "must be a kind"
+
+    def test_settings_never_show_a_secret(self, load):
+        """repr, str and both dumps mask what is secret."""
+        settings = load({"DATABASE_URL": f"postgresql://u:{SECRET}@db/x", "METRICS_TOKEN": SECRET})
+
+        shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+
+        assert SECRET not in shown
+        assert settings.metrics.token.get_secret_value() == SECRET
+
+    def test_arguments_of_the_wrong_type_are_told_as_well(self, refused):
+        """Code can be wrong like an environment can."""
+        problems = refused(cors="x", secrets=5, environment=["prod"], debug=None)
+
+        assert set(problems) == {"CORS", "SECRETS", "ENVIRONMENT", "DEBUG"}
+
+    def test_keys_of_a_dictionary_are_not_shown(self, refused):
+        """The location of an error may hold what was given."""
+        problems = refused({"LABELS": f'{{"{SECRET}": 1}}'}, OrdersSettings)
+
+        assert problems == {"LABELS": "must be a valid string"}
+
+
+class TestSubclass:
+    def test_a_subclass_adds_fields_and_sections(self, load):
+        """Own fields come from the same sources by the same rules."""
+        variables = {"STRIPE_API_KEY": SECRET, "WAREHOUSE_BAYS": "4", "STORE_NAME": "north", "LOG_DIR": "/var/log"}
+
+        settings = load(variables, OrdersSettings)
+
+        assert settings.stripe.api_key.get_secret_value() == SECRET
+        assert settings.warehouse.bays == 4
+        assert settings.shop == "north"
+        assert settings.log_dir == "/var/log"
+        assert load({"STRIPE_ENABLED": "false"}, OrdersSettings).stripe is None
+
+    def test_a_model_that_is_not_a_section_may_be_json(self, load):
+        """pydantic-settings' own way stays open."""
+        settings = load({"WAREHOUSE": '{"bays": 6}'}, OrdersSettings)
+
+        assert settings.warehouse.bays == 6
+
+    def test_errors_in_own_fields_name_their_variables(self, refused):
+        """Fields, sections, aliases and models across fields."""
+
+        class Strict(OrdersSettings):
+            stripe: StripeSettings
+            token: SecretStr
+            plain: Warehouse
+            shop: int = Field(0, validation_alias="SHOP_NAME")
+            width: int | bool = 0
+
+        problems = refused({"SHOP_NAME": "x", "WAREHOUSE_BAYS": "x", "WIDTH": "x"}, Strict)
+
+        assert set(problems) == {"STRIPE_API_KEY", "TOKEN", "PLAIN", "SHOP_NAME", "WAREHOUSE_BAYS", "WIDTH"}
+        assert problems["TOKEN"] == "is required: set it"
+        assert "; or must be a valid boolean" in problems["WIDTH"]
+
+    def test_a_check_across_fields_may_name_its_variables(self, refused):
+        """A validator raises SettingsError to name them; otherwise the class is named."""
+
+        class Checked(Settings):
+            @model_validator(mode="after")
+            def _check(self):
+                if self.debug:
+                    raise SettingsError({"LOG_LEVEL": "goes with DEBUG: set it to DEBUG"})
+                raise ValueError("nothing is right")
+
+        assert refused({"DEBUG": "1"}, Checked) == {"LOG_LEVEL": "goes with DEBUG: set it to DEBUG"}
+        assert refused({"DEBUG": "0"}, Checked) == {"Checked": "nothing is right"}
+
+    def test_a_section_with_a_field_called_enabled_keeps_it(self, load):
+        """The switch is ours only where the name is free."""
+
+        class Feature(sections.Section):
+            enabled: bool = True
+
+        class WithFeature(Settings):
+            feature: Feature | None = None
+            flags: dict[str, str] = Field(default_factory=dict)
+
+        settings = load({"FEATURE_ENABLED": "false", "FLAGS": '{"enabled": "no"}'}, WithFeature)
+
+        assert settings.feature.enabled is False
+        assert settings.flags == {"enabled": "no"}
+
+
+class TestRefusals:
+    def test_a_safe_configuration_starts(self, load):
+        """The least that prod needs is the host names."""
+        settings = load({**SAFE, "CORS_ALLOW_CREDENTIALS": "true", "CORS_ORIGINS": "https://app.example.com"})
+
+        assert settings.environment == "prod"
+
+    @pytest.mark.parametrize("environment", ["staging", "prod"])
+    def test_all_that_is_unsafe_is_listed_at_once(self, environment, refused):
+        """One start tells everything, each with its remedy."""
+        problems = refused(
+            {
+                "ENVIRONMENT": environment,
+                "DEBUG": "true",
+                "CORS_ORIGINS": "*",
+                "CORS_ALLOW_CREDENTIALS": "true",
+                "CORS_ORIGIN_REGEX": ".*",
+                "PROXY_TRUSTED": "*",
+                "WEB_CONCURRENCY": "2",
+                "DATABASE_URL": "postgresql://db.internal/x",
+                "DATABASE_SSL": "off",
+            }
+        )
+
+        assert problems == {
+            "DEBUG": "shows tracebacks and variables to every client: set it to false",
+            "PROXY_TRUSTED": "lets every client choose its own address: list the load balancer's addresses or networks",
+            "HOSTS_ALLOWED": "is required: list the host names of the service, such as api.example.com",
+            "CORS_ORIGINS": "* together with credentials would let every web site act for its visitors, and browsers "
+            "refuse it: list what is allowed, or set CORS_ALLOW_CREDENTIALS=false",
+            "CORS_ORIGIN_REGEX": "also matches https://probe.invalid, which anybody could own: escape every dot, put "
+            "no .* next to a name, or list CORS_ORIGINS",
+            "RATE_LIMIT_ENABLED": "each of the WEB_CONCURRENCY workers would count for itself, so that clients get a "
+            "multiple of the limit: run one worker per container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false",
+            "DATABASE_SSL": "sends passwords and data in plain text to another host: use verify-full",
+        }
+
+    @pytest.mark.parametrize("environment", ["dev", "test"])
+    def test_dev_and_test_refuse_nothing(self, environment, load):
+        """What is unsafe in prod is handy on a laptop."""
+        settings = load(
+            {
+                "ENVIRONMENT": environment,
+                "DEBUG": "true",
+                "CORS_ORIGIN_REGEX": ".*",
+                "PROXY_TRUSTED": "*",
+                "WEB_CONCURRENCY": "2",
+                "DATABASE_URL": "postgresql://db.internal/x",
+            }
+        )
+
+        assert settings.debug
+
+    @pytest.mark.parametrize("trusted", ["10.0.0.0/8, *", "0.0.0.0/0", "::/0"])
+    def test_trusting_everybody_is_refused_in_any_spelling(self, trusted, refused):
+        """A network of everything is `*`."""
+        assert set(refused({**SAFE, "PROXY_TRUSTED": trusted})) == {"PROXY_TRUSTED"}
+
+    def test_any_host_is_refused_and_leaving_the_check_to_others_is_not(self, refused, load):
+        """`*` looks like a setting and checks nothing; HOSTS_ENABLED=false says what it does."""
+        problems = refused({**SAFE, "HOSTS_ALLOWED": "api.example.com, *"})
+
+        assert problems["HOSTS_ALLOWED"].startswith("* checks nothing")
+        assert "HOSTS_ENABLED=false" in problems["HOSTS_ALLOWED"]
+        assert load({**SAFE, "HOSTS_ALLOWED": "*", "HOSTS_ENABLED": "false"}).hosts is None
+
+    @pytest.mark.parametrize(
+        ("pattern", "stranger"),
+        [
+            (r".*", "https://probe.invalid"),
+            (r"http://.*", "http://probe.invalid"),
+            (r"https://.*\.vercel\.app", "https://probe.vercel.app"),
+            (r"https://api\.example\.com.*", "https://api.example.com.probe.invalid"),
+            (r"https://app\.example\.com.*", "https://app.example.com.probe.invalid"),
+            (r"https://.*app\.example\.com", "https://probeapp.example.com"),
+            (r"https://.*example\.com", "https://probeexample.com"),
+            (r"https://[a-z.]+\.com", "https://probeexample.com"),
+        ],
+    )
+    def test_a_pattern_that_lets_strangers_in_is_refused(self, pattern, stranger, refused):
+        """Probed with names that anybody could own: anything, and look-alikes of the allowed hosts and origins."""
+        variables = {**SAFE, "CORS_ORIGINS": "https://app.example.com:8443", "CORS_ORIGIN_REGEX": pattern}
+
+        problems = refused(variables)
+
+        assert list(problems) == ["CORS_ORIGIN_REGEX"]
+        assert f"also matches {stranger}," in problems["CORS_ORIGIN_REGEX"]
+
+    @pytest.mark.parametrize(
+        "pattern",
+        [r"https://[a-z0-9-]+\.example\.com", r"https://.*\.example\.com", r"https://(app|www)\.example\.com"],
+    )
+    def test_a_pattern_for_ones_own_domain_is_not_refused(self, pattern, load):
+        """Every subdomain of one's own is what patterns are for."""
+        variables = {**SAFE, "HOSTS_ALLOWED": "*.example.com", "CORS_ORIGINS": "https://app.example.com"}
+
+        settings = load({**variables, "CORS_ORIGIN_REGEX": pattern})
+
+        assert settings.cors.origin_regex == pattern
+
+    def test_patterns_are_probed_without_a_host_check_too(self, refused):
+        """The fixed probes need no allowed host."""
+        assert set(refused({**SAFE, "HOSTS_ENABLED": "false", "CORS_ORIGIN_REGEX": ".+"})) == {"CORS_ORIGIN_REGEX"}
+
+    @pytest.mark.parametrize(("workers", "section"), [("1", None), ("auto", None), ("4", "false")])
+    def test_one_worker_or_no_limit_is_fine(self, workers, section, load):
+        """Only several workers that each count for themselves are refused."""
+        switch = {"RATE_LIMIT_ENABLED": section} if section else {}
+
+        settings = load({**SAFE, "WEB_CONCURRENCY": workers, **switch})
+
+        assert (settings.rate_limit is None) == (section is not None)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "sqlite:///x.db",
+            "postgresql://u:p@localhost:5432/x",
+            "postgresql://127.0.0.1/x",
+            "postgresql://u:a@[::1]:5432/x",
+            "postgresql:///x?host=/var/run/postgresql",
+            "postgresql://ignored/x?host=localhost:1,127.0.0.1:2",
+            "postgresql://u:p@db.internal/x?sslmode=require",
+            "postgresql://u:p@db.internal/x?ssl=verify-full",
+        ],
+    )
+    def test_a_local_or_encrypted_database_is_fine(self, url, load):
+        """What does not leave the machine in plain text may start."""
+        settings = load({**SAFE, "DATABASE_URL": url, "DATABASE_SSL": "off"})
+
+        assert settings.database.ssl == "off"
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://u:p@db.internal/x",
+            "postgresql://localhost:p/@db.internal/x",
+            "postgresql://localhost@db.internal/x?sslmode=prefer",
+            "postgresql://u:p?#@10.0.0.7:5432/x",
+            "postgresql://localhost/x?host=localhost,db.internal",
+            "postgresql://[2001:db8::1]/x",
+        ],
+    )
+    def test_a_database_in_plain_text_on_another_host_is_refused(self, url, refused):
+        """Whatever the password looks like, the host is found."""
+        assert set(refused({**SAFE, "DATABASE_URL": url, "DATABASE_SSL": "off"})) == {"DATABASE_SSL"}
+
+
+class TestPage:
+    def test_the_page_lists_every_variable_of_every_section(self):
+        """The table of variables is the models."""
+        listed = re.findall(r"^\| `([A-Z_]+)` \|", PAGE.read_text(), re.MULTILINE)
+
+        assert sorted(set(listed)) == sorted(VARIABLES)
+
+    def test_the_page_states_the_defaults_of_the_models(self):
+        """A default that changes changes on the page."""
+        rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", PAGE.read_text(), re.MULTILINE))
+
+        wrong = {
+            name: rows[name]
+            for name, field in VARIABLES.items()
+            if field is not None and not field.is_required() and rows[name] != shown(field.get_default())
+        }
+
+        assert not wrong
+
+
+def shown(default):
+    """Write a default as the page does."""
+    if default is None or default in ("", ()):
+        return "none"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, tuple):
+        return f"`{','.join(default)}`"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"

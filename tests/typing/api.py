@@ -1,0 +1,66 @@
+"""What a user's type checker infers; read by mypy (`make types`), never run."""
+
+from typing import Annotated, Any, assert_type
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from fastapi_prodkit import Settings, __version__, create_app, install
+from fastapi_prodkit.access_log import AccessLogMiddleware
+from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
+from fastapi_prodkit.body_limit import BodyLimitMiddleware
+from fastapi_prodkit.client_address import ProxyHeadersMiddleware
+from fastapi_prodkit.cors import CORSMiddleware
+from fastapi_prodkit.errors import ProblemError, add_problem_handlers
+from fastapi_prodkit.exceptions import CheckWarning, SettingsError
+from fastapi_prodkit.health import health_router
+from fastapi_prodkit.logging import bind, configure_logging
+from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
+from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware
+from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
+from fastapi_prodkit.sections import LimitsSettings, RateLimitSettings
+from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
+
+
+class ShopSettings(Settings):
+    page_size: int = 20
+
+
+async def check() -> None:
+    raise CheckWarning("slow")
+
+
+settings = ShopSettings(rate_limit=None)
+app = create_app(settings, routers=[APIRouter()], checks={"stock": check}, title="Shop")
+
+assert_type(__version__, str)
+assert_type(app, FastAPI)
+assert_type(settings.page_size, int)
+assert_type(settings.rate_limit, RateLimitSettings | None)
+assert_type(current_request_id(), str | None)
+assert_type(health_router(checks={"stock": check}), APIRouter)
+assert_type(metrics_router(), APIRouter)
+assert_type(SettingsError({}).problems, dict[str, str])
+assert_type(ProblemError(404, "There is no such item.", item=7).status_code, int)
+assert_type(ProblemError(404).title, str)
+assert_type(ProblemError(404, item=7).extensions, dict[str, Any])
+
+configure_logging(service="shop")
+bind(customer="c-4711", attempt=2)
+
+existing = FastAPI()
+install(existing, settings)
+add_problem_handlers(existing)
+existing.add_middleware(AccessLogMiddleware, exempt={"/health"})
+existing.add_middleware(AllowedHostsMiddleware)
+existing.add_middleware(BodyLimitMiddleware, LimitsSettings(max_body_size=None))
+existing.add_middleware(CORSMiddleware)
+existing.add_middleware(MetricsMiddleware)
+existing.add_middleware(ProxyHeadersMiddleware)
+existing.add_middleware(RateLimitMiddleware, RateLimitSettings(default="10/minute"), store=MemoryStore())
+existing.add_middleware(RequestIDMiddleware)
+existing.add_middleware(SecurityHeadersMiddleware)
+
+
+@existing.post("/login", dependencies=[Depends(RateLimit("5/minute", name="login"))])
+async def login(counted: Annotated[None, Depends(RateLimit("2/second"))]) -> str | None:
+    return current_request_id()
