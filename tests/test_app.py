@@ -24,6 +24,7 @@ from starlette.websockets import WebSocketDisconnect
 from wire import connection, read_all, read_response, request, serving
 
 from fastapi_prodkit import Settings, create_app, install
+from fastapi_prodkit._exchange import Piece
 from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError
 from fastapi_prodkit.health import health_router
 from fastapi_prodkit.rate_limit import RateLimit
@@ -732,15 +733,12 @@ def test_probes_are_free_of_the_apps_own_dependencies():
 
 def test_the_order_of_the_edge():
     """The list in app.py is the order that the design gives reasons for."""
-    app = service(proxy={"trusted": ["10.0.0.0/8"]})
-    layer = app.build_middleware_stack()
-    names = []
-    while hasattr(layer, "app") and not isinstance(layer, FastAPI):
-        names.append(type(layer).__name__)
-        layer = layer.app
+    app = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]}))
+    edge = app.build_middleware_stack()
 
-    assert names[: names.index("ServerErrorMiddleware") + 1] == [
-        "_Edge",
+    names = [type(layer).__name__ for layer in edge.layers]
+
+    assert names == [
         "ProxyHeadersMiddleware",
         "RequestIDMiddleware",
         "AccessLogMiddleware",
@@ -749,9 +747,21 @@ def test_the_order_of_the_edge():
         "CORSMiddleware",
         "AllowedHostsMiddleware",
         "RateLimitMiddleware",
-        "ContentTooLargeMiddleware",
-        "ServerErrorMiddleware",
+        "BodyLimitMiddleware",
     ]
+    assert type(edge.app).__name__ == "ServerErrorMiddleware"
+
+
+def test_what_may_refuse_is_inside_of_what_reports():
+    """A piece further in than one that answers requests has no part in responses, so that none is left half-way."""
+    edge = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]})).build_middleware_stack()
+    roles = [
+        {name for name in ("enter", "start", "leave") if getattr(type(layer), name) is not getattr(Piece, name)}
+        for layer in edge.layers
+    ]
+    first_to_refuse = [type(layer).__name__ for layer in edge.layers].index("CORSMiddleware")
+
+    assert all(role == {"enter"} for role in roles[first_to_refuse + 1 :])
 
 
 def test_under_a_root_path_probes_stay_exempt_and_labels_right(capsys):

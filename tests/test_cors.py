@@ -318,7 +318,7 @@ def test_preflight():
         "access-control-allow-methods": "GET, POST, PUT, PATCH, DELETE",
         "access-control-allow-headers": "Authorization, Content-Type, X-Request-ID",
         "access-control-max-age": "600",
-        "vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
+        "vary": "Access-Control-Request-Method, Access-Control-Request-Headers, Origin",
     }
 
 

@@ -260,7 +260,7 @@ def test_log_event_writes_the_line_of_the_contract(lines):
     """The access log's way gives the same line as a record would."""
     configure_logging(service="orders")
     _context.begin({"request_id": "abcdefgh"})
-    fields = {"http_route": "/items/{item_id}", "http_status": 200, "duration_ms": 1.5, "client_ip": None}
+    fields = {"http_route": "/items/{item_id}", "http_status": 200, "duration_ms": 1.5}
 
     handler().log_event("info", "fastapi_prodkit.access", "request", fields)
     handler().log_event("info", "fastapi_prodkit.access", "request", fields)
@@ -284,8 +284,6 @@ def test_log_event_writes_the_line_of_the_contract(lines):
         ("{'password':'abc'}", "{'password':[redacted]}"),
         ("('cookie', 'abc')", "('cookie', [redacted])"),
         ('{"password":"abc"}', '{"password":[redacted]}'),
-        ({"password": "abc"}, {"password": "[redacted]"}),
-        (["cookie", "a=b"], ["cookie", "[redacted]"]),
         ("\ud800", "\\ud800"),
         (2**64, str(2**64)),
         (math.nan, None),
@@ -667,16 +665,15 @@ def test_a_standard_output_that_is_gone_does_not_reach_the_caller(monkeypatch, s
     handler().log_event("info", "a", "lost", {})
 
 
-def test_a_standard_output_that_is_not_utf_8_gets_ascii(monkeypatch):
-    """The line stays valid JSON with every character in it."""
+def test_json_is_utf_8_whatever_standard_output_is(monkeypatch):
+    """RFC 8259 section 8.1 leaves no choice, and every character arrives."""
     raw = io.BytesIO()
     configure_logging()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1", write_through=True))
 
     logging.getLogger("a").info("café €uro 😀")
 
-    assert raw.getvalue().isascii()
-    assert json.loads(raw.getvalue())["event"] == "café €uro 😀"
+    assert json.loads(raw.getvalue().decode())["event"] == "café €uro 😀"
 
 
 def test_a_line_is_one_write_however_long_it_is(monkeypatch):

@@ -205,6 +205,7 @@ class _Edge:
 
     def __init__(self, app: ASGIApp, layers: Sequence[Piece], pieces: Mapping[str, Any]) -> None:
         self.app = app
+        self.layers = layers
         self._stacks = {
             kind: Stack([layer for layer in layers if kind in layer.scope_types], app) for kind in ("http", "websocket")
         }
