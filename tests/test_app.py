@@ -14,7 +14,6 @@ import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from fastapi.testclient import TestClient
-from fastapi_prodkit.logging import bind
 from prometheus_client import REGISTRY
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
@@ -27,6 +26,7 @@ from fastapi_prodkit import Settings, create_app, install
 from fastapi_prodkit._exchange import Piece
 from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError
 from fastapi_prodkit.health import health_router
+from fastapi_prodkit.logging import bind
 from fastapi_prodkit.rate_limit import RateLimit
 from fastapi_prodkit.request_id import current_request_id
 

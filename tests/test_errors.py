@@ -892,3 +892,17 @@ def test_own_response_is_left_alone():
     response = client_of(app).get("/")
 
     assert (response.text, "content-type" in response.headers) == ("mine", False)
+
+
+def test_a_body_that_is_wrong_everywhere_gets_a_bounded_answer():
+    """A megabyte of errors is not answered with ten of them."""
+    app = FastAPI()
+    add_problem_handlers(app)
+
+    @app.post("/")
+    async def create(numbers: list[int]): ...
+
+    response = TestClient(app).post("/", json=["x"] * 1000)
+
+    assert response.status_code == 422
+    assert len(response.json()["errors"]) == 100

@@ -328,19 +328,24 @@ def test_a_route_with_several_methods_gets_an_id_for_each():
     assert ids(app) == names
 
 
-def test_equal_ids_are_refused():
-    """Two operations that a client could not tell apart are named, with the remedy, each time it is asked."""
+def test_equal_ids_are_told_apart_by_path_and_method():
+    """A router that is included twice keeps its schema; every one of the operations gets the longer name."""
     app = documented()
+    router = APIRouter()
 
-    @app.get("/items")
-    async def read(): ...
+    @router.get("/items/{item_id}")
+    async def read(item_id: int): ...
 
-    @app.get("/users")
-    async def read(): ...  # noqa: F811 - the same name on purpose
+    app.include_router(router, prefix="/v1")
+    app.include_router(router, prefix="/v2")
 
-    for _ in range(2):
-        with pytest.raises(ConfigurationError, match=r"'read' belongs to both GET /items and GET /users; tag"):
-            app.openapi()
+    names = ids(app)
+
+    assert names == {
+        "GET /v1/items/{item_id}": "read_v1_items_item_id_get",
+        "GET /v2/items/{item_id}": "read_v2_items_item_id_get",
+    }
+    assert ids(app) == names
 
 
 # Errors in the schema

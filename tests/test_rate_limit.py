@@ -717,3 +717,10 @@ def test_one_store_for_two_apps():
 
     assert statuses(first, times=3) == [200, 200, 429]
     assert statuses(second, times=3) == [200, 200, 429]
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "größe", "a, b", ""])
+def test_a_name_that_cannot_stand_in_a_header_is_refused(name):
+    """The name is written into headers as it is."""
+    with pytest.raises(ConfigurationError, match="cannot stand in a header"):
+        RateLimit("5/minute", name=name)

@@ -924,3 +924,11 @@ def shown(default):
     if isinstance(default, tuple):
         return f"`{','.join(default)}`"
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
+def test_comma_lists_in_code():
+    """A comma-separated list is accepted in code, too, by settings and by a section alone."""
+    settings = Settings(cors={"origins": "https://a.example, https://b.example"})
+
+    assert settings.cors.origins == ("https://a.example", "https://b.example")
+    assert sections.HostsSettings(allowed="api.example.com,").allowed == ("api.example.com",)

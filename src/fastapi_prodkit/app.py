@@ -8,8 +8,9 @@ This is the only module that knows order. It is a list to be read, and to be cop
 """
 
 import logging
+from collections import ChainMap
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
@@ -121,6 +122,7 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
         raise ConfigurationError("install(app) was called before on this app; call it once")
 
     pieces = _pieces(settings)
+    app.state.settings = settings
     setattr(app.state, _PIECES, pieces)
     for name, piece in pieces.items():
         setattr(app.state, name, piece)
@@ -163,7 +165,7 @@ def _routes(
     if settings.health is not None:
         database = pieces.get("database")
         ours = {"database": database.check} if database is not None else {}
-        routers.append(health_router(settings.health, checks={**ours, **(checks or {})}))
+        routers.append(health_router(settings.health, checks=ChainMap(cast("dict[str, Check]", checks or {}), ours)))
     if settings.metrics is not None:
         routers.append(metrics_router(settings.metrics))
     if settings.docs is not None and app.openapi_url is not None and app.docs_url is None:

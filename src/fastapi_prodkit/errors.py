@@ -30,6 +30,7 @@ from fastapi_prodkit.exceptions import ProblemError
 __all__ = ["ProblemError", "add_problem_handlers"]
 
 _LONGEST_KEY = 64
+_MOST_ERRORS = 100  # a body of a megabyte can be wrong in half a million places
 _FIXED_MESSAGES = {  # of the errors whose message in pydantic repeats the input
     "byte_size_unit": "Input should end with a unit of bytes",
     "import_error": "Input should be a valid python path",
@@ -77,7 +78,7 @@ def _from_http_exception(error: HTTPException) -> ProblemError:
 
 
 async def _validation_error(request: Request, error: RequestValidationError) -> Response:
-    errors = [_without_input(each) for each in error.errors()]
+    errors = [_without_input(each) for each in error.errors()[:_MOST_ERRORS]]
     return _respond(request, ProblemError(422, "The request is not valid.", errors=errors))
 
 

@@ -11,7 +11,6 @@ import json
 import re
 import warnings
 from base64 import b64encode
-from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from hashlib import sha256
@@ -189,7 +188,7 @@ class _ProblemSchema:
 
     def __call__(self) -> dict[str, Any]:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Duplicate Operation ID")  # _name_operations puts it right, or raises
+            warnings.filterwarnings("ignore", "Duplicate Operation ID")  # _name_operations puts it right
             schema = self._build()
         if schema is not self._completed:
             _name_operations(schema)
@@ -199,19 +198,24 @@ class _ProblemSchema:
 
 
 def _name_operations(schema: dict[str, Any]) -> None:
-    seen: dict[str, str] = {}
-    for path, item in schema.get("paths", {}).items():
-        operations = {method: item[method] for method in _METHODS if "operationId" in item.get(method, {})}
-        count = Counter(operation["operationId"] for operation in operations.values())
-        for method, operation in operations.items():
-            if count[operation["operationId"]] > 1:
-                operation["operationId"] += f"_{method}"
-            name, place = operation["operationId"], f"{method.upper()} {path}"
-            if (other := seen.setdefault(name, place)) != place:
-                raise ConfigurationError(
-                    f"operation id {name!r} belongs to both {other} and {place}; "
-                    "tag their routers, rename one function, or pass operation_id= to one route"
-                )
+    """Tell operations of one id apart: by their method on one path, by path and method otherwise.
+
+    All of them get the longer name, so that none depends on which was there first.
+    """
+    places = [
+        (path, method, item[method])
+        for path, item in schema.get("paths", {}).items()
+        for method in _METHODS
+        if "operationId" in item.get(method, {})
+    ]
+    paths: dict[str, list[str]] = {}
+    for path, _, operation in places:
+        paths.setdefault(operation["operationId"], []).append(path)
+    for path, method, operation in places:
+        name = operation["operationId"]
+        if len(paths[name]) > 1:
+            where = "" if len(set(paths[name])) == 1 else "_" + re.sub(r"\W+", "_", path).strip("_")
+            operation["operationId"] = f"{name}{where}_{method}"
 
 
 def _show_problems(schema: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ forgets those that have not called for longest.
 The headers are those of draft-ietf-httpapi-ratelimit-headers-10, sent with every response of a limited request.
 """
 
+import re
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import lru_cache
@@ -154,10 +155,12 @@ class RateLimit:
         name: What the headers and the 429 problem call it.
 
     Raises:
-        ConfigurationError: The limit cannot be read.
+        ConfigurationError: The limit cannot be read, or the name cannot stand in a header.
     """
 
     def __init__(self, limit: str, *, name: str = "route") -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.:-]+", name):
+            raise ConfigurationError(f"the name {name!r} cannot stand in a header: use letters, digits and any of _.:-")
         self._limits = parse_limits(limit, name=name)
         self._store = MemoryStore()
 

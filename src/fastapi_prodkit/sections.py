@@ -6,7 +6,7 @@ variable `RATE_LIMIT_DEFAULT`. Unknown keys are ignored, because foreign variabl
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
@@ -42,6 +42,14 @@ class Section(BaseModel):
     """The configuration object of one piece."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, defer_build=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _split(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read "a, b" as ("a", "b") wherever a list is asked for."""
+        if isinstance(value, str) and get_origin(cls.model_fields[str(info.field_name)].annotation) is tuple:
+            return tuple(item for part in value.split(",") if (item := part.strip()))
+        return value
 
 
 class ServiceSettings(Section):

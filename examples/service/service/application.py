@@ -38,5 +38,4 @@ def build(settings: ServiceSettings) -> FastAPI:
         description=DESCRIPTION,
         openapi_tags=TAGS,
     )
-    app.state.settings = settings
     return app
