@@ -316,7 +316,7 @@ def test_the_quick_way_does_not_remember_keys_without_end(lines):
     configure_logging()
 
     for number in range(1_200):
-        handler().log_event("info", "a", "request", {f"key_{number}": 1})
+        logging.getLogger("a").info("event", extra={f"key_{number}": 1})
 
     assert len(lines()) == 1_200
     assert len(handler()._harmless) <= 1_000
