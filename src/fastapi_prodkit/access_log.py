@@ -54,10 +54,6 @@ class AccessLogMiddleware(Piece):
         self._propagate = propagate
         self._write = _find_writer()
 
-    def enter(self, exchange: Exchange) -> None:
-        """Be told of exceptions."""
-        exchange.on_error = self._log_error
-
     def leave(self, exchange: Exchange) -> None:
         """Write the line."""
         if exchange.path in self._exempt or not _logger.isEnabledFor(logging.INFO):
@@ -75,7 +71,8 @@ class AccessLogMiddleware(Piece):
             fields["client_ip"] = client[0]
         self._write("info", "fastapi_prodkit.access", "request", fields)
 
-    def _log_error(self, exchange: Exchange, error: Exception) -> bool:
+    def fail(self, exchange: Exchange, error: Exception) -> bool:
+        """Log the exception, and say whether the client has all that it will get."""
         gone = exchange.left and isinstance(error, ClientDisconnect | OSError)
         if gone or isinstance(error, WebSocketDisconnect):
             return True  # not a fault of the app, and there is nobody left to tell

@@ -59,7 +59,7 @@ class CORSMiddleware(Piece):
         values = settings or CorsSettings()
         _refuse_wildcards(values)
         self._public = "*" in values.origins
-        self._origins = frozenset(origin.encode() for origin in values.origins)
+        self._listed = frozenset(() if self._public else (origin.encode() for origin in values.origins))
         self._patterns = tuple(_patterns(values))
         # With `*`, and with nobody, every origin gets the same response: it does not vary.
         self._base = [_VARY_ORIGIN] if values.configured and not self._public else []
@@ -78,7 +78,7 @@ class CORSMiddleware(Piece):
         origin = exchange.headers.get(b"origin")
         if scope["type"] == "websocket":
             return self._handshake(exchange, origin)
-        allowed = self._allowed(origin)
+        allowed = origin if origin in self._listed else self._allowed(origin)
         preflight = origin is not None and scope["method"] == "OPTIONS" and _REQUEST_METHOD in exchange.headers
         if allowed is not None:
             exchange.response_headers[b"access-control-allow-origin"] = allowed
@@ -105,7 +105,7 @@ class CORSMiddleware(Piece):
         """Return the value of Access-Control-Allow-Origin, or None."""
         if self._public:
             return _PUBLIC
-        if origin is None or origin in self._origins:
+        if origin is None or origin in self._listed:
             return origin
         if self._patterns and _ORIGIN.fullmatch(origin):
             text = origin.decode()

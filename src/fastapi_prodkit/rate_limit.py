@@ -137,8 +137,9 @@ class RateLimitMiddleware(Piece):
         """Count the request, or refuse it."""
         if exchange.path in self._exempt:
             return None
-        quotas, refused = self._store.count(self._limits, client_key(exchange.scope))
-        exchange.scope[_QUOTAS] = quotas  # for limits of routes, which write the headers anew
+        scope = exchange.scope
+        quotas, refused = self._store.count(self._limits, client_key(scope))
+        scope[_QUOTAS] = quotas  # for limits of routes, which write the headers anew
         exchange.response_headers[b"ratelimit-policy"] = self._policy
         exchange.response_headers[b"ratelimit"] = _remaining(quotas)
         return Refusal(refusal(quotas)) if refused else None
