@@ -1,6 +1,8 @@
 """The documentation, which runs: every python block of a page, in order, in one process of its own."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +50,18 @@ def test_every_python_block_runs(page, tmp_path):
     if run.stderr.startswith("skip: "):
         pytest.skip(run.stderr.removeprefix("skip: ").strip())
     assert run.returncode == 0, f"{page.relative_to(ROOT)}\n{run.stdout}{run.stderr}"
+
+
+def test_every_name_of_the_reference_exists():
+    """What the reference promises can be imported from where it says."""
+    rows = re.findall(
+        r"^\| `(fastapi_prodkit[.\w]*)` \| (`.*) \|$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE
+    )
+
+    promised = [(module, name) for module, names in rows for name in re.findall(r"`(\w+)`", names)]
+
+    assert len(promised) > 30
+    for module, name in promised:
+        if module == "fastapi_prodkit.database":
+            pytest.importorskip("sqlalchemy")
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"

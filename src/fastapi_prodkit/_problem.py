@@ -16,13 +16,13 @@ MEDIA_TYPE = "application/problem+json"
 def body(scope: Scope, problem: ProblemError) -> bytes:
     """Render the problem object. `instance` is the path without the query, which may hold secrets."""
     members: dict[str, Any] = {
-        **problem.extensions,
         "type": problem.type,
         "title": problem.title,
         "status": problem.status_code,
         "detail": problem.detail,
         "instance": scope["path"],
     }
+    members = {**members, **problem.extensions, **members}  # the standard ones come first, and win
     request_id = (_context.current() or {}).get("request_id")
     if request_id is not None:
         members["request_id"] = request_id
