@@ -33,8 +33,9 @@ build: $(VENV)/.dev ## build wheel and sdist into dist/
 	@$(RUN) -m build --no-isolation >/dev/null
 	@$(RUN) -m twine check --strict dist/*
 
-bench: $(VENV)/.test ## measure what the layer costs
-	@$(RUN) benchmarks/in_process.py
+bench: $(VENV)/.test ## measure what the layer costs per request and per import
+	@$(RUN) benchmarks/in_process.py $(BENCH)
+	@$(RUN) benchmarks/imports.py $(if $(BENCH),--rounds 7 --check)
 
 # Locks hold for every supported Python and platform. dev.txt is solved first; the others agree with it, because they
 # may be installed into the same .venv.

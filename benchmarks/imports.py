@@ -8,6 +8,7 @@ middleware 3.5 % (10 ms).
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,10 @@ def seconds(statement: str) -> tuple[float, float]:
         f"import time; a = time.perf_counter(); {BASE}; b = time.perf_counter(); {statement}; "
         "c = time.perf_counter(); print(b - a, c - b)"
     )
-    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    output = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
+    ).stdout
     base, added = map(float, output.split())
     return base, added
 

@@ -3,7 +3,11 @@
 import asyncio
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
+import warnings
 from collections import Counter
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -24,7 +28,7 @@ from wire import connection, read_all, read_response, request, serving
 
 from fastapi_prodkit import Settings, create_app, install
 from fastapi_prodkit._exchange import Piece
-from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError
+from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError, MissingExtraError, SettingsWarning
 from fastapi_prodkit.health import health_router
 from fastapi_prodkit.logging import bind
 from fastapi_prodkit.rate_limit import RateLimit
@@ -126,6 +130,10 @@ def routes() -> APIRouter:
     async def with_broken_teardown():
         return {}
 
+    @router.get("/broken-early-teardown", dependencies=[Depends(broken_teardown, scope="function")])
+    async def with_broken_early_teardown():
+        return {}
+
     @router.get("/background")
     async def background(tasks: BackgroundTasks):
         tasks.add_task(lambda: logging.getLogger("task").info("in background"))
@@ -218,12 +226,14 @@ OUTCOMES = [
     ("GET", "/nowhere", 404, "_unmatched"),
     ("DELETE", "/ok", 405, "/ok"),
     ("HEAD", "/ok", 405, "/ok"),
+    ("OPTIONS", "/ok", 405, "/ok"),
     ("POST", "/items", 422, "/items"),
     ("GET", "/sync/seven", 422, "/sync/{number}"),
     ("GET", "/unavailable", 503, "/unavailable"),
     ("GET", "/broken", 500, "/broken"),
     ("GET", "/broken-dependency", 500, "/broken-dependency"),
     ("GET", "/broken-teardown", 200, "/broken-teardown"),
+    ("GET", "/broken-early-teardown", 500, "/broken-early-teardown"),
     ("GET", "/background", 200, "/background"),
     ("GET", "/broken-background", 200, "/broken-background"),
     ("GET", "/stream", 200, "/stream"),
@@ -268,6 +278,7 @@ def test_errors_are_problems(path):
 
 def test_announced_and_chunked_oversize_are_413_problems(capsys):
     """LIMITS_MAX_BODY_SIZE holds for both kinds of upload."""
+    before = samples()
     with TestClient(service(limits={"max_body_size": 100})) as client:
         announced = client.post("/items", content=b"x" * 101)
         chunked = client.post("/items", content=iter([b"x" * 60, b"x" * 60]))
@@ -278,10 +289,12 @@ def test_announced_and_chunked_oversize_are_413_problems(capsys):
         assert response.headers["content-type"] == "application/problem+json"
         assert_edge(response)
     assert [line["http_status"] for line in access_lines(capsys.readouterr().out)] == [413, 413]
+    assert added(before) == {("POST", "/items", "413"): 2}
 
 
 def test_limits_are_429_problems_with_headers(capsys):
     """The default and a route's own limit share the headers; the refusal has the whole edge."""
+    before = samples()
     with TestClient(service()) as client:
         first = client.get("/limited")
         second = client.get("/limited", headers={"Origin": ORIGIN})
@@ -293,6 +306,7 @@ def test_limits_are_429_problems_with_headers(capsys):
     assert "RateLimit" in second.headers["access-control-expose-headers"]
     assert_edge(second)
     assert [line["http_status"] for line in access_lines(capsys.readouterr().out)] == [200, 429]
+    assert added(before) == {("GET", "/limited", "200"): 1, ("GET", "/limited", "429"): 1}
 
 
 def test_the_default_limit_counts_every_kind_of_route():
@@ -312,6 +326,7 @@ def test_the_default_limit_counts_every_kind_of_route():
 def test_preflights_are_answered_by_the_edge(capsys):
     """A preflight has the whole edge, too, and never reaches a route."""
     headers = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    before = samples()
     with TestClient(service()) as client:
         response = client.options("/items", headers=headers)
 
@@ -320,6 +335,7 @@ def test_preflights_are_answered_by_the_edge(capsys):
     assert_edge(response)
     (line,) = access_lines(capsys.readouterr().out)
     assert (line["http_method"], line["http_status"]) == ("OPTIONS", 204)
+    assert added(before) == {("OPTIONS", "_unmatched", "204"): 1}  # answered before routing
 
 
 def test_unknown_hosts_are_refused_but_not_for_probes():
@@ -385,7 +401,10 @@ def test_websockets_from_foreign_origins_are_refused(capsys):
 class TestOnTheWire:
     """What only a real server and a real connection can show."""
 
-    @pytest.mark.parametrize("path", ["/broken", "/broken-dependency", "/broken-background", "/broken-teardown"])
+    @pytest.mark.parametrize(
+        "path",
+        ["/broken", "/broken-dependency", "/broken-background", "/broken-teardown", "/broken-early-teardown"],
+    )
     def test_the_connection_stays_usable_after_an_exception(self, path, capsys):
         """The failure is logged once, and the next request on the same connection is served."""
         with serving(service()) as port, connection(port) as client:
@@ -396,7 +415,8 @@ class TestOnTheWire:
 
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         (error,) = [line for line in lines if "exception" in line]
-        assert first.startswith(b"HTTP/1.1 500" if path in ("/broken", "/broken-dependency") else b"HTTP/1.1 200")
+        complete = path in ("/broken-background", "/broken-teardown")  # they fail after the response
+        assert first.startswith(b"HTTP/1.1 200" if complete else b"HTTP/1.1 500")
         assert b"internal-detail" not in first
         assert b"close" not in first.lower().partition(b"\r\n\r\n")[0]
         assert second.startswith(b"HTTP/1.1 200")
@@ -405,12 +425,16 @@ class TestOnTheWire:
 
     def test_a_failure_in_mid_stream_breaks_the_transfer(self, capsys):
         """The client must not take the part for the whole: no final chunk, one error record, one access line."""
+        before = samples()
         with serving(service()) as port, connection(port) as client:
             client.sendall(request("GET", "/broken-stream"))
             received = read_all(client)
 
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert b"first" in received
+        assert b"\r\nx-request-id: " in received
+        assert b"\r\nx-content-type-options: nosniff\r\n" in received
+        assert added(before) == {("GET", "/broken-stream", "200"): 1}
         assert not received.endswith(b"0\r\n\r\n")
         assert len([line for line in lines if "exception" in line]) == 1
         assert len([line for line in lines if line["event"] == "request"]) == 1
@@ -616,6 +640,10 @@ def test_install_serves_an_existing_app(capsys):
         assert request.state.who == "own"
         raise KeyError
 
+    @app.post("/upload")
+    async def upload(request: Request):
+        return len(await request.body())
+
     install(app, settings_of(limits={"max_body_size": 10}))
 
     with TestClient(app) as client:
@@ -624,10 +652,22 @@ def test_install_serves_an_existing_app(capsys):
         assert response.headers["x-mark"] == "1"
         assert_edge(response)
         assert client.get("/health").json() == {"status": "pass"}
-        assert client.get("/docs").status_code == 200
-        assert client.post("/key", content=b"x" * 11).status_code in (405, 413)
+        assert [client.get(path).status_code for path in ("/docs", "/redoc", "/openapi.json")] == [404, 404, 404]
+        assert client.post("/upload", content=b"x" * 11).status_code == 413
     assert started == [app]
-    assert "docs_url=None" in capsys.readouterr().out
+    assert "telemetry={...}" in capsys.readouterr().out
+
+
+def test_install_puts_our_docs_page_in_place_of_fastapis():
+    """FastAPI's own pages load their scripts from a CDN, which our policy forbids."""
+    app = FastAPI()
+    install(app, settings_of(environment="dev"))
+
+    with TestClient(app) as client:
+        page = client.get("/docs")
+        assert "cdn" not in page.text
+        assert "/docs/assets/swagger-ui-bundle.js" in page.text
+        assert [client.get(path).status_code for path in ("/redoc", "/openapi.json")] == [404, 200]
 
 
 def test_install_refuses_what_would_silently_do_nothing():
@@ -663,6 +703,70 @@ def test_a_section_set_to_none_leaves_its_piece_out(section):
     assert ("access-control-allow-origin" in response.headers) == (section != "cors")
     assert ("ratelimit" in response.headers) == (section != "rate_limit")
     assert health.status_code == (404 if section == "health" else 200)
+
+
+def test_leaving_pieces_out_leaves_out_what_they_do(capsys):
+    """No access line, any host, any size of body, no metrics, and logging as it was."""
+    sections = {"access_log": None, "limits": None, "metrics": None, "log": None}
+    with TestClient(service(**sections, environment="dev", hosts=None), base_url="http://anything") as client:
+        response = client.post("/items", content=b'{"name": "' + b"x" * 1_100_000 + b'", "price": 1}')
+        metrics = client.get("/metrics")
+
+    assert response.status_code == 422  # a TestClient sends no content type; read, and not refused for its size
+    assert metrics.status_code == 404
+    assert access_lines(capsys.readouterr().out) == []
+
+
+def test_a_piece_whose_extra_is_missing_fails_with_the_hint(monkeypatch):
+    """DATABASE_URL without SQLAlchemy: one line that says what to install, when the app is made."""
+    for name in [name for name in sys.modules if name.startswith("fastapi_prodkit.database")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+
+    with pytest.raises(MissingExtraError, match=r"pip install 'fastapi-prodkit\[database\]'"):
+        create_app(settings_of(database={"url": "sqlite://"}))
+
+
+def test_warnings_of_the_settings_are_lines_of_the_log(monkeypatch, capsys):
+    """A misspelt variable is reported by the log that it would otherwise precede."""
+    monkeypatch.setenv("ENVIRONMENT", "test")
+    monkeypatch.setenv("RATE_LIMT_DEFAULT", "5/minute")
+    warnings.simplefilter("always", SettingsWarning)
+
+    create_app()
+
+    (line,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert line["logger"] == "py.warnings"
+    assert "did you mean RATE_LIMIT_DEFAULT?" in line["event"]
+
+
+WORKER = """
+import multiprocessing, os
+from fastapi_prodkit import create_app
+
+def work():
+    try:
+        create_app()
+    except ValueError as error:
+        print(error, flush=True)
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("spawn").Process(target=work)
+    worker.start()
+    worker.join()
+"""
+
+
+def test_production_refuses_a_limit_in_each_of_several_workers(tmp_path):
+    """`uvicorn --workers 2` starts children like this one, and tells them nothing of each other."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    environment = {**os.environ, "ENVIRONMENT": "prod", "HOSTS_ALLOWED": "api.example.com"}
+
+    output = subprocess.run(
+        [sys.executable, "worker.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+    assert "RATE_LIMIT_ENABLED: this is a worker process" in output
 
 
 def test_checks_decide_about_readiness():

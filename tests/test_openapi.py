@@ -21,7 +21,7 @@ from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 VALIDATION_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ValidationProblem"}}}
 

@@ -29,7 +29,7 @@ def route_path(scope: Scope) -> str:
     root_path: str = scope.get("root_path", "")
     if root_path and path.startswith(root_path) and path[len(root_path) : len(root_path) + 1] in ("", "/"):
         path = path[len(root_path) :]
-    return path.rstrip("/") or "/"
+    return path.removesuffix("/") or "/"
 
 
 def route_template(scope: Scope, root_path: str) -> str:

@@ -6,7 +6,7 @@ request's headers parsed once, and no wrapper around a wrapper. Alone, each piec
 """
 
 from asyncio import CancelledError
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextvars import Token
 from functools import cached_property
 from time import perf_counter
@@ -17,8 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fastapi_prodkit import _context
 from fastapi_prodkit._asgi import route_path, route_template
 
+LOGGED: Final = "__prodkit_logged__"  # attribute of an exception of which the server need not tell again
 CLIENT_LEFT: Final = 499  # nginx's name for it; no client ever sees the status
 _KEY: Final = "fastapi_prodkit.exchange"
+_READS: Final = frozenset({"GET", "HEAD"})
 _TO_TRIM: Final = ("/", "")  # how a path ends that is not the one to compare
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -34,7 +36,6 @@ class Exchange:
         repeats: Some header has several lines, which is rare; `lines` has them all.
         context: What every log line about the request carries.
         response_headers: What the response will carry, in place of headers of the same names that the app sets.
-        on_error: Told of an exception, and says whether that is the end of it.
         complete: The last message of the response has been sent.
         left: The client went away before that.
         status: Once it is over: what the client saw; 499 if it left early, 101 for an open WebSocket.
@@ -49,14 +50,14 @@ class Exchange:
     __slots__ = (
         "_receive",
         "_send",
-        "_start",
+        "began",
         "complete",
         "context",
         "duration",
+        "failing",
         "headers",
         "leaving",
         "left",
-        "on_error",
         "path",
         "repeats",
         "response_headers",
@@ -67,7 +68,7 @@ class Exchange:
         "status",
     )
 
-    def __init__(self, stack: "Stack", scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, stack: "Stack", outer: "Exchange | None", scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         root_path: str = scope.get("root_path", "")  # mounts lengthen it
         self.scope = scope
@@ -75,17 +76,24 @@ class Exchange:
         self.root_path = root_path
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.repeats = len(self.headers) != len(scope["headers"])
-        self.context: dict[str, Any] = {}
+        self.context: dict[str, Any] = {} if outer is None else outer.context
         self.response_headers: dict[bytes, bytes] = {}
         self.starting = stack.starting
         self.leaving = stack.leaving
-        self.on_error = stack.on_error
+        self.failing = stack.failing
         self.complete = False
         self.left = False
         self.status = 0
         self._receive = receive
         self._send = send
-        self._start = perf_counter()
+        self.began = perf_counter()
+
+    def is_exempt(self, exempt: Container[str]) -> bool:
+        """Say whether this is a request for one of these paths: a GET or HEAD, which is what probes send.
+
+        A piece that asks for every request looks at `path` first, which saves the call.
+        """
+        return self.path in exempt and self.scope.get("method") in _READS
 
     @staticmethod
     def of(scope: Scope) -> "Exchange | None":
@@ -117,7 +125,7 @@ class Exchange:
             raise
         if kind == "http.response.body" and not message.get("more_body"):
             self.complete = True
-            self.duration = perf_counter() - self._start
+            self.duration = perf_counter() - self.began
 
     def _begin_response(self, status: int, message: Message) -> Message:
         self.status = status
@@ -137,13 +145,13 @@ class Exchange:
     def _note(self, kind: str, message: Message) -> Message:
         if kind == "websocket.accept":
             return self._begin_response(101, message)
-        if kind == "websocket.http.response.start":
+        if kind == "websocket.http.response.start" and not self.status:
             return self._begin_response(message["status"], message)
         if kind == "websocket.close":
             self.status = self.status or 403  # closed before it was accepted: servers answer 403
         elif kind == "http.response.pathsend":
             self.complete = True
-            self.duration = perf_counter() - self._start
+            self.duration = perf_counter() - self.began
         return message
 
 
@@ -162,9 +170,9 @@ class Piece:
     def leave(self, exchange: Exchange) -> None:
         """Take note of a request that is over."""
 
-    def fail(self, exchange: Exchange, error: Exception) -> bool:
+    def fail(self, exchange: Exchange, error: Exception) -> bool:  # noqa: ARG002 - for pieces that override it
         """Take note of an exception, and say whether that is the end of it; the innermost piece that does is asked."""
-        raise NotImplementedError
+        return False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -172,14 +180,14 @@ class Piece:
             await self.app(scope, receive, send)
             return
         exchange = Exchange.of(scope)
-        if exchange is None or exchange.root_path != scope.get(
-            "root_path", ""
-        ):  # another app's, if this one is mounted
+        # One that was opened outside of a mount is another app's, and one of another scope speaks of another request.
+        if exchange is None or exchange.scope is not scope or exchange.root_path != scope.get("root_path", ""):
             await self._alone(scope, receive, send)
             return
         exchange.starting = [*self._alone.starting, *exchange.starting]
         exchange.leaving = [*self._alone.leaving, *exchange.leaving]
-        exchange.on_error = self._alone.on_error or exchange.on_error
+        if self._alone.failing is not _pass_on:
+            exchange.failing = self._alone.failing
         await (self.enter(exchange) or self.app)(scope, receive, send)
 
     @cached_property
@@ -199,12 +207,12 @@ class Stack:
         self.entering = [piece.enter for piece in pieces if _does(piece, "enter")]
         self.starting = [piece.start for piece in reversed(pieces) if _does(piece, "start")]
         self.leaving = [piece.leave for piece in reversed(pieces) if _does(piece, "leave")]
-        self.on_error = next((piece.fail for piece in reversed(pieces) if _does(piece, "fail")), None)
+        self.failing = next((piece.fail for piece in reversed(pieces) if _does(piece, "fail")), _pass_on)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        outer = scope.get(_KEY)
-        scope[_KEY] = exchange = Exchange(self, scope, receive, send)
+        outer = Exchange.of(scope)
+        scope[_KEY] = exchange = Exchange(self, outer, scope, receive, send)
         token: Token[Any] | None = _context.begin(exchange.context)
         app = self.app
         try:
@@ -218,12 +226,13 @@ class Stack:
             exchange.left |= not exchange.complete  # before the end of the response: some servers say so of a client
             raise
         except Exception as error:
-            if exchange.on_error is None or not exchange.on_error(exchange, error):
-                token = None  # the context stays: the server logs the exception after this call
+            if not exchange.failing(exchange, error):
+                if LOGGED not in vars(error):
+                    token = None  # the context stays: the server logs the exception after this call
                 raise
         finally:
             if not exchange.complete:
-                exchange.duration = perf_counter() - exchange._start  # noqa: SLF001 - a call less for each request
+                exchange.duration = perf_counter() - exchange.began
             exchange.status = CLIENT_LEFT if exchange.left else exchange.status or 500
             exchange.route = route_template(scope, exchange.root_path)
             for leave in exchange.leaving:
@@ -235,3 +244,7 @@ class Stack:
 
 def _does(piece: Piece, role: str) -> bool:
     return getattr(type(piece), role) is not getattr(Piece, role)
+
+
+def _pass_on(_exchange: Exchange, _error: Exception) -> bool:
+    return False

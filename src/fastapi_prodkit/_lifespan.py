@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from fastapi.routing import iter_route_contexts
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Host, Mount
+from starlette.routing import BaseRoute, Host, Mount, Router
 
 # Starlette's type is a union of the two cases, state or None; it is the same function that may yield either.
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
@@ -26,8 +26,9 @@ def compose(app: Starlette, ours: Sequence[Lifespan]) -> None:
         async with AsyncExitStack() as stack:
             for each in ours:
                 await stack.enter_async_context(each(running))
-            mounted = [sub for sub in dict.fromkeys(_mounted(app.routes)) if sub.router.lifespan_context is not own]
-            watches = [_Watched(sub) for sub in mounted]
+            # By identity, because routers have no hash; one that is mounted twice is one.
+            mounted = {id(router): (sub, router) for sub, router in _mounted(app.routes)}
+            watches = [_Watched(*each) for each in mounted.values() if each[1].lifespan_context is not own]
             own_state = await stack.enter_async_context(own(running))
             state: dict[str, Any] = {}
             for watched in watches:
@@ -44,29 +45,32 @@ def compose(app: Starlette, ours: Sequence[Lifespan]) -> None:
 class _Watched:
     """Notice whether somebody else starts a mounted app's lifespan."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Any, router: Router) -> None:
         self.app = app
-        self.lifespan = cast("Lifespan", app.router.lifespan_context)
+        self.lifespan = cast("Lifespan", router.lifespan_context)
+        self._router = router
         self._started = False
-        app.router.lifespan_context = self._start  # type: ignore[assignment]  # see Lifespan
+        router.lifespan_context = self._start  # type: ignore[assignment]  # see Lifespan
 
     def release(self) -> bool:
         """Put the app's lifespan back, and return whether it has been started."""
-        self.app.router.lifespan_context = self.lifespan  # type: ignore[assignment]  # see Lifespan
+        self._router.lifespan_context = self.lifespan  # type: ignore[assignment]  # see Lifespan
         return self._started
 
-    def _start(self, app: Starlette) -> AbstractAsyncContextManager[Mapping[str, Any] | None]:
+    def _start(self, app: Any) -> AbstractAsyncContextManager[Mapping[str, Any] | None]:
         self._started = True
         return self.lifespan(app)
 
 
-def _mounted(routes: Sequence[BaseRoute]) -> Iterator[Starlette]:
+def _mounted(routes: Sequence[BaseRoute]) -> Iterator[tuple[Any, Router]]:
+    """Yield each app below the routes with its router, which has the lifespan; a bare router is its own."""
     for context in iter_route_contexts(routes):
         route = context.original_route
         app: Any = route.app if isinstance(route, Mount | Host) else None
-        while app is not None and not isinstance(app, Starlette):
+        while app is not None and not isinstance(app, Starlette | Router):
             app = getattr(app, "app", None)  # middleware of the mount
         if app is not None:
-            yield app
-            if not hasattr(app.router.lifespan_context, _COMPOSED):
-                yield from _mounted(app.routes)
+            router = app if isinstance(app, Router) else app.router
+            yield app, router
+            if not hasattr(router.lifespan_context, _COMPOSED):
+                yield from _mounted(router.routes)

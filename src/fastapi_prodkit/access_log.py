@@ -17,13 +17,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocketDisconnect
 
-from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit._exchange import LOGGED, Exchange, Piece
 from fastapi_prodkit.sections import AccessLogSettings
 
 __all__ = ["AccessLogMiddleware"]
 
 _logger = logging.getLogger("fastapi_prodkit.access")
 _errors = logging.getLogger("fastapi_prodkit.error")
+_LONGEST_PATH = 2048  # characters in a line; a path may have as many as the server reads of a request
 
 
 class AccessLogMiddleware(Piece):
@@ -37,6 +38,7 @@ class AccessLogMiddleware(Piece):
         settings: Has no fields of its own.
         exempt: Paths relative to the app, without trailing slash, that get no line; their exceptions are logged.
         propagate: Raise every exception on, complete response or not, so that `TestClient` shows it.
+        silent: Write no lines, and be the boundary of exceptions only.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -48,24 +50,30 @@ class AccessLogMiddleware(Piece):
         *,
         exempt: Container[str] = frozenset(),
         propagate: bool = False,
+        silent: bool = False,
     ) -> None:
         self.app = app
+        self._silent = silent
         self._exempt = exempt
         self._propagate = propagate
         self._write = _find_writer()
 
     def leave(self, exchange: Exchange) -> None:
         """Write the line."""
-        if exchange.path in self._exempt or not _logger.isEnabledFor(logging.INFO):
+        if self._silent or (exchange.path in self._exempt and exchange.is_exempt(self._exempt)):
+            return
+        if not _logger.isEnabledFor(logging.INFO):
             return
         scope = exchange.scope
         fields: dict[str, Any] = {
             "http_method": scope.get("method"),
             "http_route": exchange.route,
-            "http_path": scope["path"],
+            "http_path": scope["path"][:_LONGEST_PATH],
             "http_status": exchange.status,
             "duration_ms": round(exchange.duration * 1000, 3),
         }
+        if fields["http_method"] is None:
+            del fields["http_method"]  # of a WebSocket
         client = scope.get("client")
         if client is not None:
             fields["client_ip"] = client[0]
@@ -76,19 +84,22 @@ class AccessLogMiddleware(Piece):
         gone = exchange.left and isinstance(error, ClientDisconnect | OSError)
         if gone or isinstance(error, WebSocketDisconnect):
             return True  # not a fault of the app, and there is nobody left to tell
-        _errors.error("unhandled exception", exc_info=error, extra={"http_path": exchange.scope["path"]})
-        vars(error)["__prodkit_logged__"] = True  # configure_logging drops the server's record
+        _errors.error(
+            "unhandled exception", exc_info=error, extra={"http_path": exchange.scope["path"][:_LONGEST_PATH]}
+        )
+        vars(error)[LOGGED] = True  # configure_logging drops the server's record
         return exchange.complete and not self._propagate
 
 
 def _find_writer() -> Callable[[str, str, str, dict[str, Any]], None]:
-    """Return the direct way to the handler of `configure_logging`, which saves the LogRecord, or the usual way."""
-    for handler in logging.getLogger().handlers:
-        writer: Callable[[str, str, str, dict[str, Any]], None] | None = getattr(handler, "log_event", None)
-        if writer is not None:
-            return writer
+    """Return the direct way to the handler of `configure_logging`, if nobody else listens; it saves the LogRecord."""
+    loggers = (_logger, logging.getLogger("fastapi_prodkit"), logging.getLogger())
+    handlers = [handler for logger in loggers for handler in logger.handlers]
+    if len(handlers) == 1 and not _logger.filters and _logger.propagate:
+        writer: Callable[[str, str, str, dict[str, Any]], None] = getattr(handlers[0], "log_event", _log)
+        return writer
     return _log
 
 
 def _log(level: str, logger: str, event: str, fields: dict[str, Any]) -> None:  # noqa: ARG001 - the writer's signature
-    _logger.info(event, extra={name: value for name, value in fields.items() if value is not None})
+    _logger.info(event, extra=fields)

@@ -61,7 +61,7 @@ class AllowedHostsMiddleware(Piece):
         if exchange.headers.get(b"host") in self._exact and not exchange.repeats:  # nearly always: no call for it
             return None
         refusal = self._refusal(exchange)
-        if refusal is None or exchange.path in self._exempt:
+        if refusal is None or exchange.is_exempt(self._exempt):
             return None
         return Refusal(ProblemError(400, refusal))
 
@@ -71,8 +71,6 @@ class AllowedHostsMiddleware(Piece):
             return "The Host header is missing."
         if exchange.repeats and len(exchange.lines(b"host")) > 1:
             return "The Host header is repeated."
-        if host in self._exact:
-            return None
         name = _host_name(host)
         if name is None:
             return "The Host header is invalid."

@@ -8,12 +8,15 @@ This is the only module that knows order. It is a list to be read, and to be cop
 """
 
 import logging
+import multiprocessing
+import warnings
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from fastapi_prodkit import _lifespan
@@ -21,24 +24,25 @@ from fastapi_prodkit._asgi import ExactRoutes
 from fastapi_prodkit._exchange import Piece, Stack
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
-from fastapi_prodkit.body_limit import BodyLimitMiddleware
+from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit
 from fastapi_prodkit.client_address import ProxyHeadersMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.errors import add_problem_handlers
-from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
 from fastapi_prodkit.health import Check, health_router
 from fastapi_prodkit.logging import configure_logging
 from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
 from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware
+from fastapi_prodkit.sections import AccessLogSettings
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
 from fastapi_prodkit.settings import Settings
 
 __all__ = ["create_app", "install"]
 
 _PIECES = "fastapi_prodkit"  # scope key and app.state attribute: what dependencies find
-_EXEMPT = frozenset({"/health", "/ready", "/metrics"})
+_LEFT_TO_CONSTRUCTOR = "generate_unique_id_function=fastapi_prodkit.openapi.operation_id, telemetry={...}"
 
 
 def create_app(
@@ -64,8 +68,7 @@ def create_app(
         SettingsError: The environment cannot be used; all that is wrong with it.
         MissingExtraError: A piece is switched on whose optional dependency is not installed.
     """
-    settings = settings or Settings()
-    _configure_logging(settings)
+    settings = _start(settings)
     app = FastAPI(
         lifespan=lifespan, middleware=list(middleware), **{**_constructor_arguments(settings), **fastapi_kwargs}
     )
@@ -78,28 +81,56 @@ def create_app(
 def install(app: FastAPI, settings: Settings | None = None, *, checks: Mapping[str, Check] | None = None) -> None:
     """Put every piece that the settings switch on into an app that already exists.
 
-    What only FastAPI's constructor can set is left as it is, and a log line says so: telemetry, operation ids, and
-    the docs pages of an app that has FastAPI's own.
+    FastAPI's own docs pages, which load their scripts from a CDN, give way to ours; without DOCS_ENABLED they are
+    removed, and the schema with them. What only FastAPI's constructor can set is left as it is, and a log line says
+    so: telemetry, and the names of operations.
 
     Raises:
         ConfigurationError: The app has started, or has been installed before; the edge would do nothing, or all twice.
         SettingsError: The environment cannot be used; all that is wrong with it.
         MissingExtraError: A piece is switched on whose optional dependency is not installed.
     """
-    settings = settings or Settings()
-    _configure_logging(settings)
-    left = ["generate_unique_id_function=fastapi_prodkit.openapi.operation_id", "telemetry={...}"]
-    if app.docs_url is not None or app.redoc_url is not None:
-        left.append("docs_url=None, redoc_url=None")
-    logging.getLogger("fastapi_prodkit").info("install leaves to FastAPI(...): %s", "; ".join(left))
+    settings = _start(settings)
+    if app.middleware_stack is not None:
+        raise ConfigurationError("install(app) came too late: the app has already started; call it where app is made")
+    if hasattr(app.state, _PIECES):
+        raise ConfigurationError("install(app) was called before on this app; call it once")
     app.debug = app.debug or settings.debug
+    _remove_docs(app, settings)
     _assemble(app, settings, checks)
+    logging.getLogger("fastapi_prodkit").info("install leaves to FastAPI(...): %s", _LEFT_TO_CONSTRUCTOR)
 
 
-def _configure_logging(settings: Settings) -> None:
+def _start(settings: Settings | None) -> Settings:
+    """Read the settings unless given, and configure logging before anything else has something to say."""
+    with warnings.catch_warnings(record=True) as caught:
+        settings = settings or Settings()
+    _refuse_worker(settings)
     if settings.log is not None:
         service = settings.service
         configure_logging(settings.log, service=service.name, version=service.version, environment=settings.environment)
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return settings
+
+
+def _refuse_worker(settings: Settings) -> None:
+    """Refuse in production what settings cannot see: the children of `uvicorn --workers` have no WEB_CONCURRENCY."""
+    if settings.environment in ("staging", "prod") and settings.rate_limit and multiprocessing.parent_process():
+        text = (
+            "this is a worker process, and each would count for itself, so that clients get a multiple of the limit: "
+            "run one worker per container, or set it to false"
+        )
+        raise SettingsError({"RATE_LIMIT_ENABLED": text})
+
+
+def _remove_docs(app: FastAPI, settings: Settings) -> None:
+    paths = {app.docs_url, app.redoc_url, app.swagger_ui_oauth2_redirect_url}
+    app.docs_url = app.redoc_url = None
+    if settings.docs is None:
+        paths.add(app.openapi_url)
+        app.openapi_url = None
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", ...) not in paths]
 
 
 def _constructor_arguments(settings: Settings) -> dict[str, Any]:
@@ -116,34 +147,31 @@ def _constructor_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | None) -> None:
-    if app.middleware_stack is not None:
-        raise ConfigurationError("install(app) came too late: the app has already started; call it where app is made")
-    if hasattr(app.state, _PIECES):
-        raise ConfigurationError("install(app) was called before on this app; call it once")
-
     pieces = _pieces(settings)
-    app.state.settings = settings
-    setattr(app.state, _PIECES, pieces)
-    for name, piece in pieces.items():
-        setattr(app.state, name, piece)
+    taken = next((name for name in pieces if hasattr(app.state, name)), None)
+    if taken is not None:
+        raise ConfigurationError(f"app.state.{taken} is taken, and that is where dependencies look: rename yours")
+    for name, piece in {"settings": settings, **pieces, _PIECES: pieces}.items():
+        if not hasattr(app.state, name):
+            setattr(app.state, name, piece)
 
     add_problem_handlers(app)
     add_problem_schemas(app)
+    probes = _probes(settings, pieces, checks)
+    docs = docs_router(app).routes if settings.docs and app.openapi_url and app.docs_url is None else []
     # In front of the app's own routes, so that a catch-all does not hide them; and not through include_router, so that
     # the app's own dependencies, such as authentication, do not apply to a load balancer.
-    routes = _routes(app, settings, pieces, checks)
-    exact = [route for route in routes if "{" not in route.path]
-    app.router.routes[:0] = [ExactRoutes(exact), *(route for route in routes if route not in exact)]
+    app.router.routes[:0] = [ExactRoutes(probes), *docs]
     database = pieces.get("database")
     _lifespan.compose(app, [database.lifespan] if database is not None else [])
 
+    def edge(stack: ASGIApp) -> _Edge:
+        exempt = frozenset(probe.path for probe in probes)
+        return _Edge(stack, _layers(stack, settings, pieces, exempt, app.routes), pieces)
+
+    edge(app.router)  # a setting that no layer can use is an error here, and not in the server's lifespan
     build = app.build_middleware_stack
-
-    def build_with_edge() -> ASGIApp:
-        stack = build()
-        return _Edge(stack, _edge(stack, settings, pieces), pieces)
-
-    app.build_middleware_stack = build_with_edge  # type: ignore[method-assign]  # the one seam outside everything
+    app.build_middleware_stack = lambda: edge(build())  # type: ignore[method-assign]  # the one seam outside everything
 
 
 def _pieces(settings: Settings) -> dict[str, Any]:
@@ -158,9 +186,7 @@ def _pieces(settings: Settings) -> dict[str, Any]:
     return pieces
 
 
-def _routes(
-    app: FastAPI, settings: Settings, pieces: Mapping[str, Any], checks: Mapping[str, Check] | None
-) -> list[Any]:
+def _probes(settings: Settings, pieces: Mapping[str, Any], checks: Mapping[str, Check] | None) -> list[Route]:
     routers = []
     if settings.health is not None:
         database = pieces.get("database")
@@ -168,32 +194,36 @@ def _routes(
         routers.append(health_router(settings.health, checks=ChainMap(cast("dict[str, Check]", checks or {}), ours)))
     if settings.metrics is not None:
         routers.append(metrics_router(settings.metrics))
-    if settings.docs is not None and app.openapi_url is not None and app.docs_url is None:
-        routers.append(docs_router(app))
-    return [route for router in routers for route in router.routes]
+    return [cast("Route", route) for router in routers for route in router.routes]
 
 
-def _edge(app: ASGIApp, settings: Settings, pieces: Mapping[str, Any]) -> list[Piece]:
+def _layers(
+    app: ASGIApp,
+    settings: Settings,
+    pieces: Mapping[str, Any],
+    exempt: frozenset[str],
+    routes: Sequence[BaseRoute],
+) -> list[Piece]:
     """Return the layers of the edge, outermost first; a section that is None has no layer."""
     proxy = settings.proxy if settings.proxy is not None and settings.proxy.trusted else None
     cors = settings.cors if settings.cors is not None and settings.cors.configured else None
-    propagate = settings.environment == "test"
+    propagate, silent = settings.environment == "test", settings.access_log is None
     layers: list[tuple[Callable[..., Piece], Any, dict[str, Any]]] = [
         # The real client and scheme, which everything below reads.
         (ProxyHeadersMiddleware, proxy, {}),
         # Opens the request context, so that everything below can log with the id.
         (RequestIDMiddleware, settings.request_id, {}),
-        # Sees every response with its final status. The boundary of exceptions.
-        (AccessLogMiddleware, settings.access_log, {"exempt": _EXEMPT, "propagate": propagate}),
-        (MetricsMiddleware, settings.metrics, {"exempt": _EXEMPT}),
+        # Sees every response with its final status. The boundary of exceptions, with lines or without.
+        (AccessLogMiddleware, AccessLogSettings(), {"exempt": exempt, "propagate": propagate, "silent": silent}),
+        (MetricsMiddleware, settings.metrics, {"exempt": exempt}),
         # On every answer, those of the layers below included.
         (SecurityHeadersMiddleware, settings.headers, {}),
         # Answers preflights: never limited, never authenticated. Its headers are on every refusal below, too.
         (CORSMiddleware, cors, {}),
-        (AllowedHostsMiddleware, settings.hosts, {"exempt": _EXEMPT}),
+        (AllowedHostsMiddleware, settings.hosts, {"exempt": exempt}),
         # Only a request that is otherwise in order uses up quota.
-        (RateLimitMiddleware, settings.rate_limit, {"exempt": _EXEMPT, "store": pieces.get("rate_limit")}),
-        (BodyLimitMiddleware, settings.limits, {}),
+        (RateLimitMiddleware, settings.rate_limit, {"exempt": exempt, "store": pieces.get("rate_limit")}),
+        (BodyLimitMiddleware, settings.limits, {"largest": largest_limit(routes)}),
     ]
     return [layer(app, section, **seams) for layer, section, seams in layers if section is not None]
 

@@ -4,18 +4,24 @@ The limit is Starlette's own, which counts chunked uploads as they come and know
 (`max_body_size=`). This piece asks it only where there is a body, and makes a problem of its plain-text answer.
 """
 
+import math
+from collections.abc import Sequence
 from http import HTTPStatus
 
+from fastapi.routing import iter_route_contexts
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit._asgi import header
 from fastapi_prodkit._exchange import Exchange, Piece
-from fastapi_prodkit._problem import send_problem
+from fastapi_prodkit._problem import Refusal, send_problem
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
-__all__ = ["BodyLimitMiddleware"]
+__all__ = ["BodyLimitMiddleware", "largest_limit"]
+
+_MOST_DIGITS = 18  # of a length that is looked at: an exabyte is too large already
 
 # What Starlette and FastAPI say of themselves, type and length: `Content Too Large`, and the same in JSON as `detail`.
 _REFUSALS = {(b"text/plain; charset=utf-8", b"17"), (b"application/json", b"30")}
@@ -27,20 +33,39 @@ class BodyLimitMiddleware(Piece):
     Args:
         app: The app to serve.
         settings: `max_body_size`, bytes; None leaves it to the app's own limits.
+        largest: The largest limit that a single route of the app has, bytes; see `largest_limit`. An announced body
+            beyond it is refused before any route runs. Without it Starlette refuses such a body when it is read, or
+            when the response starts, which may be after a handler that does not read it has done its work.
     """
 
-    def __init__(self, app: ASGIApp, settings: LimitsSettings | None = None) -> None:
+    def __init__(self, app: ASGIApp, settings: LimitsSettings | None = None, *, largest: int | None = None) -> None:
         settings = settings or LimitsSettings()
         self.app = app
         size = settings.max_body_size
         self._limited = _ProblemForRefusal(app if size is None else RequestBodyLimitMiddleware(app, size))
+        self._highest = max(size, largest) if size is not None and largest is not None else math.inf
 
     def enter(self, exchange: Exchange) -> ASGIApp | None:
         """Put the limit in front of the app, unless the request has no body (RFC 9112 section 6.3)."""
         headers = exchange.headers
-        if b"content-length" in headers or b"transfer-encoding" in headers or exchange.scope["http_version"] >= "2":
+        announced = headers.get(b"content-length")
+        if announced is not None:
+            too_large = announced.isdigit() and int(announced[:_MOST_DIGITS]) > self._highest
+            return Refusal(ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)) if too_large else self._limited
+        if b"transfer-encoding" in headers or exchange.scope["http_version"] >= "2":
             return self._limited
         return None
+
+
+def largest_limit(routes: Sequence[BaseRoute]) -> int:
+    """Return the largest `max_body_size` of these routes and of apps mounted in them, bytes; 0 if none has one."""
+    largest = 0
+    for context in iter_route_contexts(routes):
+        route = context.original_route
+        inner = largest_limit(route.routes) if isinstance(route, Mount) else 0
+        own = getattr(context, "max_body_size", None) or getattr(getattr(route, "app", None), "max_body_size", None)
+        largest = max(largest, inner, own or 0)
+    return largest
 
 
 class _ProblemForRefusal:

@@ -64,11 +64,11 @@ class CORSMiddleware(Piece):
         # With `*`, and with nobody, every origin gets the same response: it does not vary.
         self._base = [_VARY_ORIGIN] if values.configured and not self._public else []
         credentials = {b"access-control-allow-credentials": b"true"} if values.allow_credentials else {}
-        self._granted = credentials | _listed(b"access-control-expose-headers", values.expose_headers)
+        self._granted = credentials | _header(b"access-control-expose-headers", values.expose_headers)
         self._preflight = {
             b"access-control-max-age": str(values.max_age).encode(),
-            **_listed(b"access-control-allow-methods", values.allow_methods),
-            **_listed(b"access-control-allow-headers", values.allow_headers),
+            **_header(b"access-control-allow-methods", values.allow_methods),
+            **_header(b"access-control-allow-headers", values.allow_headers),
             **credentials,
         }
 
@@ -141,7 +141,7 @@ def _merge(headers: RawHeaders, additions: RawHeaders) -> None:
     headers[:] = [pair for pair in kept if pair[0] != b"vary"] + vary
 
 
-def _listed(name: bytes, values: tuple[str, ...]) -> dict[bytes, bytes]:
+def _header(name: bytes, values: tuple[str, ...]) -> dict[bytes, bytes]:
     return {name: ", ".join(values).encode()} if values else {}
 
 

@@ -78,7 +78,8 @@ def _from_http_exception(error: HTTPException) -> ProblemError:
 
 
 async def _validation_error(request: Request, error: RequestValidationError) -> Response:
-    errors = [_without_input(each) for each in error.errors()[:_MOST_ERRORS]]
+    given: Any = error.errors()  # a list of pydantic's own, unless somebody raised it by hand
+    errors = [_without_input(each) for each in given[:_MOST_ERRORS] if isinstance(each, Mapping)]
     return _respond(request, ProblemError(422, "The request is not valid.", errors=errors))
 
 
@@ -97,12 +98,14 @@ def _respond(request: HTTPConnection, problem: ProblemError) -> Response:
 
 def _without_input(error: Mapping[str, Any]) -> dict[str, Any]:
     """Keep where and what of a pydantic error; `input` and `ctx` repeat what was submitted."""
-    kind = error["type"]
-    return {"loc": _printable(error["loc"]), "msg": _FIXED_MESSAGES.get(kind, error["msg"]), "type": kind}
+    kind = error.get("type", "value_error")
+    message = _FIXED_MESSAGES.get(kind) or error.get("msg", "Value error")
+    return {"loc": _printable(error.get("loc", ())), "msg": message, "type": kind}
 
 
 def _printable(loc: Sequence[str | int]) -> list[str | int]:
     """Escape and cut what a client may have chosen: the keys of a body are part of `loc`."""
     return [
-        each if isinstance(each, int) else each.encode("unicode_escape").decode("ascii")[:_LONGEST_KEY] for each in loc
+        each if isinstance(each, int) else str(each).encode("unicode_escape").decode("ascii")[:_LONGEST_KEY]
+        for each in loc
     ]

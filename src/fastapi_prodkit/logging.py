@@ -24,6 +24,9 @@ from fastapi_prodkit.sections import LogSettings
 __all__ = ["EventHandler", "bind", "configure_logging"]
 
 _SERVERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "hypercorn.error", "gunicorn.error")
+# uvicorn's access lines of WebSockets, with the query string and its tokens; and what it says of every handshake that
+# was refused with a response.
+_TOLD_BY_ACCESS_LOG = ('%s - "WebSocket %s"', "ASGI callable returned without completing handshake.")
 _SERVER_ACCESS = ("uvicorn.access", "hypercorn.access", "gunicorn.access")
 
 
@@ -89,7 +92,7 @@ def _server_line(record: logging.LogRecord) -> bool:
     """
     _adopt_servers()
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    if getattr(error, "__prodkit_logged__", False):
+    if getattr(error, "__prodkit_logged__", False) or str(record.msg).startswith(_TOLD_BY_ACCESS_LOG):
         return False
     return record.levelno >= logging.getLogger(record.name).getEffectiveLevel()
 

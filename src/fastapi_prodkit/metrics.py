@@ -60,13 +60,13 @@ class MetricsMiddleware(Piece):
 
     def enter(self, exchange: Exchange) -> None:
         """Count the request as active."""
-        if exchange.path not in self._exempt:
+        if exchange.path not in self._exempt or not exchange.is_exempt(self._exempt):
             with self._cells.lock:
                 self._cells.active += 1
 
     def leave(self, exchange: Exchange) -> None:
         """Measure the request."""
-        if exchange.path in self._exempt:
+        if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
             return
         method = exchange.scope["method"]
         key = (method if method in _METHODS else "_OTHER", exchange.route, exchange.status)

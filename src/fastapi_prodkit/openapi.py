@@ -117,15 +117,14 @@ def operation_id(route: APIRoute) -> str:
 
 
 def add_problem_schemas(app: FastAPI) -> None:
-    """Make the app's schema show errors as `add_problem_handlers` sends them, and refuse equal operation ids.
+    """Make the app's schema show errors as `add_problem_handlers` sends them, and keep operation ids apart.
 
     Each operation gets a `default` response `Problem`, its 422 becomes a `ValidationProblem`, and error responses
-    that were declared without content get `Problem`; what was declared with content stays. A route with several
-    methods gets one id for each, `{id}_{method}`. Webhooks stay as they are: it is others who answer them.
+    that were declared without content get `Problem`; what was declared with content stays. Operations with one id get
+    their method into it, and their path if that differs. Webhooks stay as they are: it is others who answer them.
 
     `app.openapi` is wrapped, an override of it included. One that is set later can be wrapped by a second call.
-    The work is done once for each schema that is built. Equal operation ids are a `ConfigurationError` then, where
-    FastAPI itself only warns.
+    The work is done once for each schema that is built.
     """
     if not isinstance(app.openapi, _ProblemSchema):
         app.openapi = _ProblemSchema(app.openapi)  # type: ignore[method-assign] # FastAPI's documented way

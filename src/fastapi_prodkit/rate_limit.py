@@ -30,7 +30,7 @@ from fastapi_prodkit.sections import RateLimitSettings
 __all__ = ["MemoryStore", "RateLimit", "RateLimitMiddleware"]
 
 MAX_CLIENTS = 100_000
-_QUOTAS = "fastapi_prodkit.quotas"  # scope key: what was counted for this request, for the headers
+_COUNTED = "fastapi_prodkit.counted"  # scope key: the quotas of this request so far, and where their headers are
 _QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
@@ -135,13 +135,17 @@ class RateLimitMiddleware(Piece):
 
     def enter(self, exchange: Exchange) -> ASGIApp | None:
         """Count the request, or refuse it."""
-        if exchange.path in self._exempt:
+        if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
             return None
         scope = exchange.scope
         quotas, refused = self._store.count(self._limits, client_key(scope))
-        scope[_QUOTAS] = quotas  # for limits of routes, which write the headers anew
-        exchange.response_headers[b"ratelimit-policy"] = self._policy
-        exchange.response_headers[b"ratelimit"] = _remaining(quotas)
+        if _COUNTED in scope:
+            _add(scope[_COUNTED], quotas)
+        else:
+            headers = exchange.response_headers
+            headers[b"ratelimit-policy"] = self._policy
+            headers[b"ratelimit"] = _remaining(quotas)
+            scope[_COUNTED] = quotas, headers
         return Refusal(refusal(quotas)) if refused else None
 
 
@@ -170,15 +174,12 @@ class RateLimit:
         scope = connection.scope
         store: MemoryStore = _installed_store(scope) or self._store
         quotas, refused = store.count(self._limits, client_key(scope))
-        counted: list[Quota] = scope.setdefault(_QUOTAS, [])
-        counted += quotas
-        headers = {b"ratelimit-policy": _policy([limit for limit, _, _ in counted]), b"ratelimit": _remaining(counted)}
         exchange = Exchange.of(scope)
+        counted = scope.setdefault(_COUNTED, ([], {} if exchange is None else exchange.response_headers))
+        _add(counted, quotas)
         own = {}
-        if exchange is not None:  # they are on every kind of response
-            exchange.response_headers |= headers
-        else:
-            own = {name.decode(): value.decode() for name, value in headers.items()}
+        if exchange is None:  # nobody sends what is in the headers of an exchange, on every kind of response
+            own = {name.decode(): value.decode() for name, value in counted[1].items()}
             response.headers.update(own)
         if refused:
             problem = refusal(quotas)
@@ -232,6 +233,14 @@ def refusal(quotas: list[Quota]) -> ProblemError:
     return ProblemError(429, "Too many requests; try again later.", type=_QUOTA_EXCEEDED, headers=wait, **names)
 
 
+def _add(counted: tuple[list[Quota], dict[bytes, bytes]], quotas: list[Quota]) -> None:
+    """Write the headers anew, with further quotas: several limits are several items of one header."""
+    every, headers = counted
+    every += quotas
+    headers[b"ratelimit-policy"] = _policy([limit for limit, _, _ in every])
+    headers[b"ratelimit"] = _remaining(every)
+
+
 def _policy(limits: list[Limit]) -> bytes:
     return ", ".join([limit.policy for limit in limits]).encode()
 
@@ -248,4 +257,5 @@ def _installed_store(scope: Scope) -> MemoryStore | None:
     pieces: Mapping[str, Any] | None = scope.get("fastapi_prodkit")
     if pieces is not None:
         return pieces.get("rate_limit")
-    return getattr(scope["app"].state, "rate_limit", None)
+    store = getattr(scope["app"].state, "rate_limit", None)
+    return store if isinstance(store, MemoryStore) else None

@@ -46,6 +46,8 @@ class RequestIDMiddleware(Piece):
         """Choose the id of the request."""
         name = self._header
         raw = exchange.headers.get(name) if self._trust_inbound else None
+        if "request_id" in exchange.context:  # an app around this one has chosen
+            raw = str(exchange.context["request_id"]).encode()
         if raw is None or not _is_valid(raw):
             request_id = self._new_id()
             raw = request_id.encode()

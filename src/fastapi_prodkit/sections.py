@@ -41,7 +41,9 @@ OrNone = BeforeValidator(_none)
 class Section(BaseModel):
     """The configuration object of one piece."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, defer_build=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", hide_input_in_errors=True, defer_build=True, allow_inf_nan=False
+    )
 
     @field_validator("*", mode="before")
     @classmethod

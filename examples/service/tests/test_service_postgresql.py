@@ -1,8 +1,11 @@
 """The service on a real PostgreSQL: migrations, loading, and the queries that could differ from SQLite."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -13,6 +16,7 @@ from service.config import ServiceSettings
 
 launcher = pytest.importorskip("postgres", reason="tests/postgres.py of fastapi-prodkit starts the server")
 
+SERVICE = Path(__file__).parents[1]
 VISIT = {"airport": "FRA", "visited_on": "2025-05-04", "rating": 4, "comment": "Très bien 👩‍✈️"}
 
 
@@ -21,7 +25,7 @@ def server() -> Iterator[object]:
     try:
         with launcher.postgres() as server:
             yield server
-    except launcher.PostgresMissing as missing:
+    except launcher.PostgresMissingError as missing:
         pytest.skip(str(missing))
 
 
@@ -34,8 +38,11 @@ def postgresql(settings: ServiceSettings, server) -> ServiceSettings:
 def test_the_service_runs_on_postgresql(postgresql, world):
     """The same migrations, the same data, the same answers."""
     config = migrate.alembic_config(postgresql)
-    with ThreadPoolExecutor(2) as deployments:  # two at once: the second waits for the first
-        list(deployments.map(migrate.upgrade, [postgresql]))
+    environment = {**os.environ, "DATABASE_URL": postgresql.database.url.get_secret_value(), "DATABASE_SSL": "off"}
+    deployments = [  # two at once: the second waits for the first
+        subprocess.Popen([sys.executable, "-m", "service.migrate"], cwd=SERVICE, env=environment) for _ in range(2)
+    ]
+    assert [deployment.wait(60) for deployment in deployments] == [0, 0]
     command.check(config)
     asyncio.run(load.main(postgresql))
     asyncio.run(load.main(postgresql))
