@@ -43,13 +43,43 @@ class Handler(logging.Handler):
         self.records.append(record)
 
 
-@pytest.fixture
-def handler():
-    """The root logger with such a handler beside pytest's."""
+def test_others_that_listen_get_the_line(monkeypatch):
+    """A further handler, such as one that writes to a file, is not passed over."""
+    handlers = [Handler(), Handler()]
+    monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
+
+    TestClient(AccessLogMiddleware(service())).get("/ok/1")
+
+    for handler in handlers:
+        assert [record.http_path for record in handler.records if record.name == "fastapi_prodkit.access"] == ["/ok/1"]
+
+
+def test_a_path_is_cut():
+    """A path as long as the server reads is no reason for a line that is as long."""
     handler = Handler()
-    logging.getLogger().addHandler(handler)
-    yield handler
-    logging.getLogger().removeHandler(handler)
+    logger = logging.getLogger("fastapi_prodkit.access")
+    logger.addHandler(handler)
+    try:
+        TestClient(AccessLogMiddleware(service())).get("/" + "x" * 5000)
+    finally:
+        logger.removeHandler(handler)
+
+    assert [len(record.http_path) for record in handler.records] == [2048]
+
+
+@pytest.fixture
+def handler(monkeypatch):
+    """Such a handler, alone on the root logger for apps that are made; pytest's own come back for each test."""
+    handler = Handler()
+    original = AccessLogMiddleware.__init__
+
+    def make_alone(self, *args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(logging.getLogger(), "handlers", [handler])
+            original(self, *args, **kwargs)
+
+    monkeypatch.setattr(AccessLogMiddleware, "__init__", make_alone)
+    return handler
 
 
 def lines(caplog):
@@ -614,12 +644,12 @@ def test_direct_way(handler, caplog):
     assert lines(caplog) == []
 
 
-async def test_direct_way_of_an_exception(handler):
+async def test_direct_way_of_an_exception(handler, caplog):
     """Exceptions are records in any case, for handlers that collect them."""
     await Server().call(AccessLogMiddleware(respond_and(RuntimeError())))
 
     assert len(handler.events) == 1
-    assert [record.name for record in handler.records] == ["fastapi_prodkit.error"]
+    assert len(errors(caplog)) == 1
 
 
 def test_plain_logging_formats(caplog):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import multiprocessing
 import os
 import re
 import subprocess
@@ -28,11 +29,18 @@ from wire import connection, read_all, read_response, request, serving
 
 from fastapi_prodkit import Settings, create_app, install
 from fastapi_prodkit._exchange import Piece
-from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError, MissingExtraError, SettingsWarning
+from fastapi_prodkit.exceptions import (
+    CheckWarning,
+    ConfigurationError,
+    MissingExtraError,
+    SettingsError,
+    SettingsWarning,
+)
 from fastapi_prodkit.health import health_router
 from fastapi_prodkit.logging import bind
-from fastapi_prodkit.rate_limit import RateLimit
-from fastapi_prodkit.request_id import current_request_id
+from fastapi_prodkit.rate_limit import RateLimit, RateLimitMiddleware
+from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
+from fastapi_prodkit.sections import RateLimitSettings
 
 ORIGIN = "https://app.example.com"
 
@@ -289,7 +297,29 @@ def test_announced_and_chunked_oversize_are_413_problems(capsys):
         assert response.headers["content-type"] == "application/problem+json"
         assert_edge(response)
     assert [line["http_status"] for line in access_lines(capsys.readouterr().out)] == [413, 413]
-    assert added(before) == {("POST", "/items", "413"): 2}
+    assert added(before) == {
+        ("POST", "_unmatched", "413"): 1,
+        ("POST", "/items", "413"): 1,
+    }  # before routing, and in it
+
+
+def test_a_body_that_is_announced_too_large_leaves_the_handler_alone():
+    """A client that gets a 413 tries again: nothing may have been done. A route's own larger limit is respected."""
+    done = []
+    app = create_app(settings_of(limits={"max_body_size": 100}))
+
+    @app.post("/transfer")
+    async def transfer(amount: int):
+        done.append(amount)
+
+    @app.post("/upload", max_body_size=1000)
+    async def upload(request: Request):
+        return len(await request.body())
+
+    with TestClient(app) as client:
+        assert client.post("/transfer?amount=5", content=b"x" * 2000).status_code == 413
+        assert client.post("/upload", content=b"x" * 500).json() == 500
+    assert done == []
 
 
 def test_limits_are_429_problems_with_headers(capsys):
@@ -684,6 +714,91 @@ def test_install_refuses_what_would_silently_do_nothing():
 
 
 @pytest.mark.parametrize(
+    ("section", "value", "named"),
+    [
+        ("rate_limit", {"default": "abc/minute"}, "abc/minute"),
+        ("proxy", {"trusted": ["10.0.0.1/8"]}, "PROXY_TRUSTED"),
+        ("hosts", {"allowed": ["https://api.example.com"]}, "HOSTS_ALLOWED"),
+        ("cors", {"origins": ["*"], "allow_credentials": True}, "CORS_"),
+    ],
+)
+def test_a_setting_that_a_layer_cannot_use_fails_where_the_app_is_made(section, value, named):
+    """Later, in the server's lifespan, uvicorn would take the error for an app without a lifespan, and serve."""
+    with pytest.raises(ConfigurationError, match=named):
+        create_app(settings_of(environment="dev", **{section: value}))
+
+
+def test_only_probes_are_exempt():
+    """A user's own route at such a path is limited and checked, and so is whatever only looks like one."""
+    app = create_app(settings_of(metrics=None, rate_limit={"default": "2/minute"}))
+
+    @app.post("/health")
+    @app.post("/metrics")
+    @app.get("/{path:path}")
+    async def own(path: str = ""):
+        return {}
+
+    with TestClient(app) as client:
+        assert [client.get("/health").status_code for _ in range(5)] == [200] * 5
+        requests = [("POST", "/health"), ("GET", "/health//"), ("POST", "/metrics"), ("GET", "/metrics")]
+        assert [client.request(*each).status_code for each in requests] == [200, 200, 429, 429]
+        assert client.post("/health", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_install_does_not_overwrite_the_apps_own_state():
+    """What dependencies would look for is an error; settings of the app's own stay."""
+    own, taken = FastAPI(), FastAPI()
+    own.state.settings = "mine"
+    taken.state.rate_limit = "mine"
+
+    install(own, settings_of())
+
+    assert own.state.settings == "mine"
+    with pytest.raises(ConfigurationError, match=r"app\.state\.rate_limit is taken"):
+        install(taken, settings_of())
+
+
+def test_without_the_access_log_exceptions_are_still_settled(capsys):
+    """The connection stays usable and the exception is logged once, only the lines are gone."""
+    with serving(service(access_log=None)) as port, connection(port) as client:
+        client.sendall(request("GET", "/broken"))
+        first = read_response(client)
+        client.sendall(request("GET", "/ok"))
+        second = read_response(client)
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert first.startswith(b"HTTP/1.1 500")
+    assert second.startswith(b"HTTP/1.1 200")
+    assert len([line for line in lines if "exception" in line]) == 1
+    assert [line for line in lines if line["event"] == "request"] == []
+
+
+def test_pieces_inside_a_mounted_app_share_the_context_and_the_headers(capsys):
+    """One id, one context, and every limit in the headers, although the mounted app has middleware of its own."""
+    sub = FastAPI()
+    sub.add_middleware(RequestIDMiddleware)
+    sub.add_middleware(RateLimitMiddleware, RateLimitSettings(default="5/minute"))
+
+    @sub.get("/")
+    async def read():
+        bind(customer="c-1")
+        return {"id": current_request_id()}
+
+    app = create_app(settings_of())
+    app.mount("/sub", sub)
+
+    with TestClient(app) as client:
+        capsys.readouterr()
+        response = client.get("/sub/")
+
+    (line,) = access_lines(capsys.readouterr().out)
+    assert response.json()["id"] == response.headers["x-request-id"] == line["request_id"]
+    assert line["customer"] == "c-1"
+    assert response.headers["ratelimit-policy"] == '"default";q=100000;w=60, "default";q=5;w=60'
+    assert_edge(response)
+
+
+@pytest.mark.parametrize(
     "section",
     ["log", "access_log", "request_id", "headers", "cors", "hosts", "limits", "rate_limit", "health", "metrics"],
 )
@@ -767,6 +882,16 @@ def test_production_refuses_a_limit_in_each_of_several_workers(tmp_path):
     ).stdout
 
     assert "RATE_LIMIT_ENABLED: this is a worker process" in output
+
+
+def test_a_worker_is_refused_in_production_only(monkeypatch):
+    """Elsewhere, and without a limit, a child process is nothing to refuse."""
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: "a parent")
+
+    create_app(settings_of(environment="dev"))
+    create_app(settings_of(rate_limit=None))
+    with pytest.raises(SettingsError, match="RATE_LIMIT_ENABLED"):
+        create_app(settings_of())
 
 
 def test_checks_decide_about_readiness():

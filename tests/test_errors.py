@@ -906,3 +906,19 @@ def test_a_body_that_is_wrong_everywhere_gets_a_bounded_answer():
 
     assert response.status_code == 422
     assert len(response.json()["errors"]) == 100
+
+
+@pytest.mark.parametrize("errors", ["text", [{"loc": ["q"], "msg": "m"}], [{"loc": [("x", 1)]}], ["text"]])
+def test_a_validation_error_raised_by_hand(errors):
+    """FastAPI lets its errors be anything; the answer is a 422 in any case."""
+    app = FastAPI()
+    add_problem_handlers(app)
+
+    @app.get("/")
+    async def read():
+        raise RequestValidationError(errors)
+
+    response = TestClient(app).get("/")
+
+    assert response.status_code == 422
+    assert all(set(each) == {"loc", "msg", "type"} for each in response.json()["errors"])

@@ -6,6 +6,9 @@ import pytest
 
 from fastapi_prodkit import _context
 from fastapi_prodkit._exchange import Exchange, Piece, Stack
+from fastapi_prodkit.client_address import ProxyHeadersMiddleware
+from fastapi_prodkit.request_id import RequestIDMiddleware
+from fastapi_prodkit.sections import ProxySettings
 
 
 def scope_of(kind="http", *headers):
@@ -294,3 +297,23 @@ async def test_a_client_that_left_stays_away(answers):
         await Server().call(keep)
 
     assert (keep.exchange.status, keep.exchange.complete) == (499, answers)
+
+
+async def test_a_middleware_that_copies_the_scope():
+    """A piece inside of it works on the copy, which is what the app gets, in the same context."""
+    seen = {}
+
+    async def app(scope, receive, send):
+        seen.update(client=scope["client"], context=_context.current())
+        await ok(scope, receive, send)
+
+    proxy = ProxyHeadersMiddleware(app, ProxySettings(trusted=("10.0.0.0/8",)))
+
+    async def copying(scope, receive, send):
+        await proxy(dict(scope), receive, send)
+
+    scope = scope_of() | {"client": ("10.0.0.1", 1), "headers": [(b"x-forwarded-for", b"198.51.100.7")]}
+    await Server().call(RequestIDMiddleware(copying), scope)
+
+    assert seen["client"] == ("198.51.100.7", 0)
+    assert "request_id" in seen["context"]

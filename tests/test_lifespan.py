@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import Host, Mount
+from starlette.routing import Host, Mount, Router
 
 from fastapi_prodkit._lifespan import compose
 
@@ -67,6 +67,23 @@ def test_every_kind_of_mount_is_found():
         pass
 
     assert events[:4] == ["+included", "+inner", "+wrapped", "+hosted"]
+
+
+def test_apps_below_plain_routers_are_found():
+    """A mount may hold routes or a router instead of an app, with a lifespan or with apps of its own."""
+    events = []
+    app = FastAPI()
+    app.router.routes += [
+        Mount("/group", routes=[Mount("/a", FastAPI(lifespan=recording(events, "a")))]),
+        Mount("/router", Router(routes=[Mount("/b", FastAPI(lifespan=recording(events, "b")))])),
+        Mount("/own", Router(lifespan=recording(events, "router"))),
+    ]
+    compose(app, [])
+
+    with TestClient(app):
+        pass
+
+    assert events[:3] == ["+a", "+b", "+router"]
 
 
 def test_an_app_mounted_twice_starts_once():

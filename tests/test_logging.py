@@ -1087,3 +1087,20 @@ def test_the_console_can_be_configured_without_a_standard_output(monkeypatch):
     configure_logging(LogSettings(format="console"))
 
     logging.getLogger("a").info("lost")
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ('%s - "WebSocket %s" [accepted]', ("127.0.0.1:5000", "/ws?ticket=abc")),
+        ('%s - "WebSocket %s" 403', ("127.0.0.1:5000", "/ws?ticket=abc")),
+        ("ASGI callable returned without completing handshake.", ()),
+    ],
+)
+def test_what_uvicorn_says_of_websockets_is_left_to_the_access_log(lines, message, arguments):
+    """Its lines carry the query string, where browsers have to put their tickets."""
+    configure_logging()
+
+    logging.getLogger("uvicorn.error").error(message, *arguments)
+
+    assert lines() == []

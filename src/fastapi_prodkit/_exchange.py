@@ -186,8 +186,8 @@ class Piece:
             return
         exchange.starting = [*self._alone.starting, *exchange.starting]
         exchange.leaving = [*self._alone.leaving, *exchange.leaving]
-        if self._alone.failing is not _pass_on:
-            exchange.failing = self._alone.failing
+        if _does(self, "fail"):
+            exchange.failing = self.fail
         await (self.enter(exchange) or self.app)(scope, receive, send)
 
     @cached_property
@@ -207,7 +207,7 @@ class Stack:
         self.entering = [piece.enter for piece in pieces if _does(piece, "enter")]
         self.starting = [piece.start for piece in reversed(pieces) if _does(piece, "start")]
         self.leaving = [piece.leave for piece in reversed(pieces) if _does(piece, "leave")]
-        self.failing = next((piece.fail for piece in reversed(pieces) if _does(piece, "fail")), _pass_on)
+        self.failing = next((piece.fail for piece in reversed(pieces) if _does(piece, "fail")), Piece().fail)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -244,7 +244,3 @@ class Stack:
 
 def _does(piece: Piece, role: str) -> bool:
     return getattr(type(piece), role) is not getattr(Piece, role)
-
-
-def _pass_on(_exchange: Exchange, _error: Exception) -> bool:
-    return False

@@ -166,7 +166,7 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     _lifespan.compose(app, [database.lifespan] if database is not None else [])
 
     def edge(stack: ASGIApp) -> _Edge:
-        exempt = frozenset(probe.path for probe in probes)
+        exempt = frozenset(probe.path.rstrip("/") for probe in probes)
         return _Edge(stack, _layers(stack, settings, pieces, exempt, app.routes), pieces)
 
     edge(app.router)  # a setting that no layer can use is an error here, and not in the server's lifespan
