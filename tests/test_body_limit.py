@@ -4,7 +4,7 @@ import json
 from http import HTTPStatus
 
 import pytest
-from fastapi import FastAPI, WebSocket
+from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.applications import Starlette
@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from fastapi_prodkit.body_limit import BodyLimitMiddleware
+from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.sections import LimitsSettings
 
@@ -252,3 +252,49 @@ def test_two_apps_in_one_process():
     statuses = [client.post("/raw", content=b"x" * 20).status_code for client in (small, large)]
 
     assert statuses == [413, 200]
+
+
+@pytest.mark.parametrize(
+    ("path", "announced", "status"),
+    # Between the general limit and the largest, Starlette refuses a body that is not read when the response starts.
+    [("/unread", 20, 200), ("/unread", 21, 413), ("/unread", 41, 413), ("/larger", 40, 200), ("/larger", 41, 413)],
+)
+def test_with_the_largest_limit_known(path, announced, status):
+    """What no route takes is refused before any runs; up to a route's own limit it is the route's to decide."""
+    inner = service(size=None)
+    app = BodyLimitMiddleware(inner, LimitsSettings(max_body_size=20), largest=largest_limit(inner.routes))
+
+    response = TestClient(app).post(path, content=b"x" * announced)
+
+    assert response.status_code == status
+
+
+async def test_a_small_announced_body_is_not_looked_at():
+    """Where no route has a limit of its own, an announced size within the limit says it all; chunks are counted."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append("starlette.max_body_size" in scope)
+
+    limited = BodyLimitMiddleware(app, LimitsSettings(max_body_size=20), largest=0)
+    for headers in ([(b"content-length", b"20")], [(b"content-length", b"20"), (b"transfer-encoding", b"chunked")]):
+        scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/", "headers": headers}
+        await limited(scope, None, None)
+
+    assert seen == [False, True]
+
+
+def test_the_largest_limit_of_routes_and_mounts():
+    """Routes, included routers, mounted apps and what is mounted in them."""
+    leaf = FastAPI(max_body_size=300)
+    sub = FastAPI()
+    sub.mount("/leaf", leaf)
+    app = service()
+    router = APIRouter(max_body_size=100)
+    router.add_api_route("/x", lambda: None, methods=["POST"])
+    app.include_router(router)
+
+    assert largest_limit(app.routes) == 100
+    app.mount("/sub", sub)
+    assert largest_limit(app.routes) == 300
+    assert largest_limit([]) == 0

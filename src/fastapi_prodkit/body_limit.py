@@ -44,17 +44,24 @@ class BodyLimitMiddleware(Piece):
         size = settings.max_body_size
         self._limited = _ProblemForRefusal(app if size is None else RequestBodyLimitMiddleware(app, size))
         self._highest = max(size, largest) if size is not None and largest is not None else math.inf
+        self._plain = self._highest if largest == 0 else -1  # up to here nothing but the announcement needs a look
 
     def enter(self, exchange: Exchange) -> ASGIApp | None:
-        """Put the limit in front of the app, unless the request has no body (RFC 9112 section 6.3)."""
+        """Put the limit in front of the app, unless the request has no body, or one of an announced, small size.
+
+        A request without Content-Length and Transfer-Encoding has no body (RFC 9112 section 6.3), and servers let no
+        more of one pass than was announced.
+        """
         headers = exchange.headers
         announced = headers.get(b"content-length")
-        if announced is not None:
-            too_large = announced.isdigit() and int(announced[:_MOST_DIGITS]) > self._highest
-            return Refusal(ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)) if too_large else self._limited
         if b"transfer-encoding" in headers or exchange.scope["http_version"] >= "2":
             return self._limited
-        return None
+        if announced is None:
+            return None
+        size = int(announced[:_MOST_DIGITS]) if announced.isdigit() else 0
+        if size > self._highest:
+            return Refusal(ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
+        return None if size <= self._plain else self._limited
 
 
 def largest_limit(routes: Sequence[BaseRoute]) -> int:
