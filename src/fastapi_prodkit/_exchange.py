@@ -50,7 +50,7 @@ class Exchange:
     __slots__ = (
         "_receive",
         "_send",
-        "began",
+        "_start",
         "complete",
         "context",
         "duration",
@@ -86,7 +86,7 @@ class Exchange:
         self.status = 0
         self._receive = receive
         self._send = send
-        self.began = perf_counter()
+        self._start = perf_counter()
 
     def is_exempt(self, exempt: Container[str]) -> bool:
         """Say whether this is a request for one of these paths: a GET or HEAD, which is what probes send.
@@ -125,16 +125,27 @@ class Exchange:
             raise
         if kind == "http.response.body" and not message.get("more_body"):
             self.complete = True
-            self.duration = perf_counter() - self.began
+            self.duration = perf_counter() - self._start
+
+    def end(self) -> None:
+        """Settle what came of the request, and tell the pieces that want to know."""
+        if not self.complete:
+            self.duration = perf_counter() - self._start
+        self.status = CLIENT_LEFT if self.left else self.status or 500
+        self.route = route_template(self.scope, self.root_path)
+        for leave in self.leaving:
+            leave(self)
 
     def _begin_response(self, status: int, message: Message) -> Message:
         self.status = status
+        ours = self.response_headers
+        if not ours and not self.starting:
+            return message
         headers = list(message.get("headers", ()))
         present = dict(headers)
         if not b"-".join(present).islower():  # ASGI asks for lower case, and not every app minds
             headers = [(name.lower(), value) for name, value in headers]
             present = dict(headers)
-        ours = self.response_headers
         if not ours.keys().isdisjoint(present):
             headers = [pair for pair in headers if pair[0] not in ours]
         for start in self.starting:
@@ -151,7 +162,7 @@ class Exchange:
             self.status = self.status or 403  # closed before it was accepted: servers answer 403
         elif kind == "http.response.pathsend":
             self.complete = True
-            self.duration = perf_counter() - self.began
+            self.duration = perf_counter() - self._start
         return message
 
 
@@ -231,12 +242,8 @@ class Stack:
                     token = None  # the context stays: the server logs the exception after this call
                 raise
         finally:
-            if not exchange.complete:
-                exchange.duration = perf_counter() - exchange.began
-            exchange.status = CLIENT_LEFT if exchange.left else exchange.status or 500
-            exchange.route = route_template(scope, exchange.root_path)
-            for leave in exchange.leaving:
-                leave(exchange)
+            if exchange.leaving:  # otherwise nobody asks what came of it
+                exchange.end()
             scope[_KEY] = outer  # not this one: it refers to the scope, a cycle that only the garbage collector ends
             if token is not None:
                 _context.end(token)
