@@ -135,14 +135,15 @@ class EventHandler(logging.Handler):
     def _write(self, line: bytes) -> None:
         try:
             stream = sys.stdout
-            buffer = getattr(stream, "buffer", None)
-            with self.lock:  # type: ignore[union-attr]  # logging.Handler.__init__ makes it
-                if buffer is None:
+            try:
+                buffer = stream.buffer
+            except AttributeError:  # a stream of text only, as tests put there
+                with self.lock:  # type: ignore[union-attr]  # logging.Handler.__init__ makes it
                     stream.write(line.decode())
                     stream.flush()
-                else:
-                    buffer.write(line)
-                    buffer.flush()
+            else:
+                buffer.write(line)  # which has a lock of its own, so that a line stays in one piece
+                buffer.flush()
         except Exception:  # noqa: BLE001, S110 - closed, gone, or in use below a signal handler: no place to say so
             pass
 
