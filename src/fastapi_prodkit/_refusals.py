@@ -17,6 +17,12 @@ from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettin
 _HOST = re.compile(r"(?:[^:/@]*(?::[^@]*)?@)?(\[[^\]]*\]|[^:/?]*)")
 
 
+COUNTS_ALONE = (
+    "would count for itself, so that clients get a multiple of the limit: run one worker per container "
+    "(WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false"
+)
+
+
 def refusals(section: str, value: Any, earlier: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each variable (section and key) that makes the section unsafe, with the reason and the remedy.
 
@@ -76,11 +82,7 @@ def _cors(cors: CorsSettings, hosts: HostsSettings | None) -> Iterator[tuple[str
 def _rate_limit() -> Iterator[tuple[str, str]]:
     workers = os.environ.get("WEB_CONCURRENCY", "")  # uvicorn's own variable, hence without a prefix
     if workers.isdigit() and int(workers) > 1:
-        text = (
-            "each of the WEB_CONCURRENCY workers would count for itself, so that clients get a multiple of the limit: "
-            "run one worker per container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false"
-        )
-        yield "rate_limit_enabled", text
+        yield "rate_limit_enabled", f"each of the WEB_CONCURRENCY workers {COUNTS_ALONE}"
 
 
 def _database(database: DatabaseSettings) -> Iterator[tuple[str, str]]:
