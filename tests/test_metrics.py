@@ -6,17 +6,17 @@ import math
 
 import httpx2 as httpx
 import pytest
-from fastapi import APIRouter, BackgroundTasks, FastAPI, WebSocket
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi import APIRouter, FastAPI, WebSocket
+from fastapi.responses import StreamingResponse
+from outcomes import items, outcomes
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from pydantic import SecretStr
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
@@ -61,56 +61,10 @@ async def fail():
 
 
 def service(registry, **options) -> FastAPI:
-    router = APIRouter()
-
-    @router.get("/ok/{number}")
-    async def ok(number: int):
-        return number
-
-    @router.get("/sync/{number}")
-    def sync(number: int):
-        return number
-
-    @router.post("/ok/{number}")
-    async def create(number: int, body: dict[str, int]):
-        return number
-
-    @router.get("/empty", status_code=204)
-    async def empty():
-        return None
-
-    @router.get("/unchanged")
-    async def unchanged():
-        return Response(status_code=304)
-
-    @router.get("/elsewhere")
-    async def elsewhere():
-        return RedirectResponse("/ok/1")
-
-    @router.get("/missing")
-    async def missing():
-        raise HTTPException(404)
-
-    @router.get("/limited")
-    async def limited():
-        raise HTTPException(429)
-
-    @router.get("/unavailable")
-    async def unavailable():
-        raise HTTPException(503)
-
-    @router.get("/stream")
-    async def stream():
-        return StreamingResponse(iter([b"a", b"b"]))
-
-    @router.get("/background")
-    async def background(tasks: BackgroundTasks):
-        tasks.add_task(hello)
-        return {}
-
+    router = outcomes()
     router.get("/broken")(fail)
     inner = FastAPI()
-    inner.get("/items/{number}")(ok)
+    inner.include_router(items())
     outer = APIRouter()
     outer.include_router(router, prefix="/v1")
     app = FastAPI(max_body_size=10)
