@@ -46,28 +46,6 @@ class Exchange:
     duration: float
     route: str
 
-    # Slots, and each of them set at once: that takes half the time of attributes in a dictionary.
-    __slots__ = (
-        "_receive",
-        "_send",
-        "_start",
-        "complete",
-        "context",
-        "duration",
-        "failing",
-        "headers",
-        "leaving",
-        "left",
-        "path",
-        "repeats",
-        "response_headers",
-        "root_path",
-        "route",
-        "scope",
-        "starting",
-        "status",
-    )
-
     def __init__(self, stack: "Stack", outer: "Exchange | None", scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         root_path: str = scope.get("root_path", "")  # mounts lengthen it

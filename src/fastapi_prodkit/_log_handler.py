@@ -112,8 +112,8 @@ class EventHandler(logging.Handler):
         return {"timestamp": timestamp, "level": level, "event": "", "logger": logger, **self._static}
 
     def _json(self, head: dict[str, Any], extras: dict[str, Any]) -> bytes:
-        quick = self._quick(head, extras)
-        if quick is not None:
+        # Often it can be seen at a glance that there is nothing to mask, to convert or to cut.
+        if self._is_harmless(extras) and (quick := _dump(head | extras)) is not None:
             return quick
         fields = _join(head, extras)
         line = _encode(self._redactor.fields(fields, size=_SIZE))
@@ -124,10 +124,6 @@ class EventHandler(logging.Handler):
                 key for key in extras if type(key) is str and key not in head and not self._redactor.is_secret(key)
             }
         return line
-
-    def _quick(self, head: dict[str, Any], extras: dict[str, Any]) -> bytes | None:
-        """Return the line if it can be seen at a glance that there is nothing to mask, to convert or to cut."""
-        return _dump(head | extras) if self._is_harmless(extras) else None
 
     def _is_harmless(self, extras: dict[str, Any]) -> bool:
         return self._harmless.issuperset(extras) and _PLAIN.issuperset(map(type, extras.values()))
