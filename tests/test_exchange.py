@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._exchange import Exchange, Piece, Stack
+from fastapi_prodkit._exchange import Exchange, Gate, Piece, Stack
 from fastapi_prodkit.client_address import ProxyHeadersMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware
 from fastapi_prodkit.sections import ProxySettings
@@ -320,3 +320,52 @@ async def test_a_middleware_that_copies_the_scope():
 
     assert seen["client"] == ("198.51.100.7", 0)
     assert "request_id" in seen["context"]
+
+
+class Door(Gate):
+    scope_types = frozenset({"http"})
+
+    def __init__(self, app):
+        self.app = app
+
+    async def admit(self, exchange, scope, receive, send):
+        exchange.response_headers[b"x-door"] = b"open"
+        await self.app(scope, receive, send)
+
+
+async def test_a_gate_alone_has_an_exchange_of_its_own():
+    """Its headers are on the response, with nothing around it that would send them."""
+    start, _ = await Server().call(Door(ok))
+
+    assert (b"x-door", b"open") in start["headers"]
+
+
+async def test_a_gate_uses_the_exchange_around_it():
+    """One exchange serves all, so that each message is looked at once."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(Exchange.of(scope))
+        await ok(scope, receive, send)
+
+    await Server().call(Stack([], Door(Door(app))))
+
+    assert seen[0].response_headers == {b"x-door": b"open"}
+
+
+async def test_a_gate_passes_on_what_is_not_its_own():
+    """A lifespan, or a WebSocket that it does not ask for, goes past it."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["type"])
+
+    await Door(app)({"type": "lifespan"}, None, None)
+
+    assert seen == ["lifespan"]
+
+
+def test_a_gate_has_to_say_what_it_does():
+    """The base class serves nothing."""
+    with pytest.raises(NotImplementedError):
+        Gate().admit(None, {}, None, None)

@@ -6,7 +6,7 @@ request's headers parsed once, and no wrapper around a wrapper. Alone, each piec
 """
 
 from asyncio import CancelledError
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Awaitable, Container, Mapping, Sequence
 from contextvars import Token
 from functools import cached_property
 from time import perf_counter
@@ -77,6 +77,17 @@ class Exchange:
     def of(scope: Scope) -> "Exchange | None":
         """Return the exchange that a piece has opened for this request, if one has."""
         return scope.get(_KEY)
+
+    @classmethod
+    def current(cls, scope: Scope) -> "Exchange | None":
+        """Return the exchange of exactly this request and app.
+
+        One that was opened outside of a mount is another app's, and one of another scope speaks of another request.
+        """
+        exchange = cls.of(scope)
+        if exchange is None or exchange.scope is not scope or exchange.root_path != scope.get("root_path", ""):
+            return None
+        return exchange
 
     def lines(self, name: bytes) -> list[bytes]:
         """Return every line of a header of the request."""
@@ -168,9 +179,8 @@ class Piece:
         if scope["type"] not in self.scope_types:
             await self.app(scope, receive, send)
             return
-        exchange = Exchange.of(scope)
-        # One that was opened outside of a mount is another app's, and one of another scope speaks of another request.
-        if exchange is None or exchange.scope is not scope or exchange.root_path != scope.get("root_path", ""):
+        exchange = Exchange.current(scope)
+        if exchange is None:
             await self._alone(scope, receive, send)
             return
         exchange.starting = [*self._alone.starting, *exchange.starting]
@@ -182,6 +192,37 @@ class Piece:
     @cached_property
     def _alone(self) -> "Stack":
         return Stack([self], self.app)
+
+
+class Gate:
+    """The base of a middleware that lets a request wait, or watches over it while the app works.
+
+    It is an ASGI app inside the exchange: it may await, and wrap the app as it likes, which a `Piece` may not.
+    """
+
+    app: ASGIApp
+    scope_types: frozenset[str] = frozenset({"http"})
+
+    def admit(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve the request with the app, or with something else. Without `async` it costs no coroutine."""
+        raise NotImplementedError
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Servers recognise an app by this being `async`."""
+        await self.serve(scope, receive, send)
+
+    def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Do the same, without a coroutine of its own."""
+        if scope["type"] not in self.scope_types:
+            return self.app(scope, receive, send)
+        exchange = Exchange.current(scope)
+        if exchange is None:
+            return self._alone(scope, receive, send)
+        return self.admit(exchange, scope, receive, send)
+
+    @cached_property
+    def _alone(self) -> "Stack":
+        return Stack([], self.serve)  # opens an exchange, and calls this again
 
 
 class Stack:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from fastapi_prodkit import _lifespan
 from fastapi_prodkit._asgi import ExactRoutes
-from fastapi_prodkit._exchange import Piece, Stack
+from fastapi_prodkit._exchange import Gate, Piece, Stack
 from fastapi_prodkit._refusals import COUNTS_ALONE
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
@@ -200,12 +200,12 @@ def _layers(
     pieces: Mapping[str, Any],
     exempt: frozenset[str],
     routes: Sequence[BaseRoute],
-) -> list[Piece]:
+) -> list[Piece | Gate]:
     """Return the layers of the edge, outermost first; a section that is None has no layer."""
     proxy = settings.proxy if settings.proxy is not None and settings.proxy.trusted else None
     cors = settings.cors if settings.cors is not None and settings.cors.configured else None
     propagate, silent = settings.environment == "test", settings.access_log is None
-    layers: list[tuple[Callable[..., Piece], Any, dict[str, Any]]] = [
+    layers: list[tuple[Callable[..., Piece | Gate], Any, dict[str, Any]]] = [
         # The real client and scheme, which everything below reads.
         (ProxyHeadersMiddleware, proxy, {}),
         # Opens the request context, so that everything below can log with the id.
@@ -222,7 +222,13 @@ def _layers(
         (RateLimitMiddleware, settings.rate_limit, {"exempt": exempt, "store": pieces.get("rate_limit")}),
         (BodyLimitMiddleware, settings.limits, {"largest": largest_limit(routes)}),
     ]
-    return [layer(app, section, **seams) for layer, section, seams in layers if section is not None]
+    stacked: list[Piece | Gate] = []
+    for layer, section, seams in reversed(layers):
+        if section is not None:
+            made = layer(app, section, **seams)
+            app = made.serve if isinstance(made, Gate) else app
+            stacked.insert(0, made)
+    return stacked
 
 
 class _Edge:
@@ -232,11 +238,14 @@ class _Edge:
     dependencies find its own pieces first.
     """
 
-    def __init__(self, app: ASGIApp, layers: Sequence[Piece], pieces: Mapping[str, Any]) -> None:
+    def __init__(self, app: ASGIApp, layers: Sequence[Piece | Gate], pieces: Mapping[str, Any]) -> None:
         self.app = app
         self.layers = layers
+        watching = [layer for layer in layers if isinstance(layer, Piece)]
+        inner = next((layer.serve for layer in layers if isinstance(layer, Gate)), app)
         self._stacks = {
-            kind: Stack([layer for layer in layers if kind in layer.scope_types], app) for kind in ("http", "websocket")
+            kind: Stack([layer for layer in watching if kind in layer.scope_types], inner)
+            for kind in ("http", "websocket")
         }
         self._pieces = pieces
 

@@ -5,7 +5,7 @@ The limit is Starlette's own, which counts chunked uploads as they come and know
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from http import HTTPStatus
 
 from fastapi.routing import iter_route_contexts
@@ -14,8 +14,8 @@ from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit._asgi import header
-from fastapi_prodkit._exchange import Exchange, Piece
-from fastapi_prodkit._problem import Refusal, send_problem
+from fastapi_prodkit._exchange import Exchange, Gate
+from fastapi_prodkit._problem import send_problem
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
@@ -27,7 +27,7 @@ _MOST_DIGITS = 18  # of a length that is looked at: an exabyte is too large alre
 _REFUSALS = {(b"text/plain; charset=utf-8", b"17"), (b"application/json", b"30")}
 
 
-class BodyLimitMiddleware(Piece):
+class BodyLimitMiddleware(Gate):
     """Refuse a body that is too large with a 413 problem: an announced one unread, a chunked one where it passes.
 
     Args:
@@ -46,7 +46,7 @@ class BodyLimitMiddleware(Piece):
         self._highest = max(size, largest) if size is not None and largest is not None else math.inf
         self._plain = self._highest if largest == 0 else -1  # up to here nothing but the announcement needs a look
 
-    def enter(self, exchange: Exchange) -> ASGIApp | None:
+    def admit(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Put the limit in front of the app, unless the request has no body, or one of an announced, small size.
 
         A request without Content-Length and Transfer-Encoding has no body (RFC 9112 section 6.3), and servers let no
@@ -54,14 +54,14 @@ class BodyLimitMiddleware(Piece):
         """
         headers = exchange.headers
         announced = headers.get(b"content-length")
-        if b"transfer-encoding" in headers or exchange.scope["http_version"] >= "2":
-            return self._limited
+        if b"transfer-encoding" in headers or scope["http_version"] >= "2":
+            return self._limited(scope, receive, send)
         if announced is None:
-            return None
+            return self.app(scope, receive, send)
         size = int(announced[:_MOST_DIGITS]) if announced.isdigit() else 0
         if size > self._highest:
-            return Refusal(ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
-        return None if size <= self._plain else self._limited
+            return send_problem(scope, receive, send, ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
+        return (self.app if size <= self._plain else self._limited)(scope, receive, send)
 
 
 def largest_limit(routes: Sequence[BaseRoute]) -> int:

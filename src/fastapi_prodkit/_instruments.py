@@ -1,0 +1,41 @@
+"""Metrics of the pieces beside `metrics`: one of each name in a registry, however many apps share it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics import MetricWrapperBase
+
+    Instrument = TypeVar("Instrument", bound=MetricWrapperBase)
+
+_HOME = "fastapi_prodkit_instruments"  # our own mark on the registry
+
+
+def instrument(
+    kind: "type[Instrument]",
+    name: str,
+    documentation: str,
+    labels: Sequence[str] = (),
+    *,
+    registry: "CollectorRegistry | None" = None,
+    **options: Any,
+) -> "Instrument":
+    """Return the registry's metric of that name, made on first use.
+
+    Args:
+        kind: `Counter`, `Gauge` or `Histogram` of prometheus_client.
+        name: As OpenTelemetry or Prometheus name it, with its unit.
+        documentation: What it says, in a sentence.
+        labels: Names of its labels; their values come from a bounded set, never from a client.
+        registry: prometheus_client's default registry unless given.
+        options: What else the kind takes, such as `buckets`.
+    """
+    from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use: a piece without metrics does not load it
+
+    home = registry or REGISTRY
+    known: dict[str, Any] = vars(home).setdefault(_HOME, {})
+    if name not in known:
+        known[name] = kind(name, documentation, labels, registry=home, **options)
+    made: Instrument = known[name]
+    return made

@@ -1,0 +1,36 @@
+"""Metrics of the pieces beside `metrics`."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from fastapi_prodkit._instruments import instrument
+
+
+def test_two_apps_share_an_instrument():
+    """A second app in the process adds to the first one's metric, where prometheus_client would refuse the name."""
+    registry = CollectorRegistry()
+    first = instrument(Counter, "kit_things_total", "Things.", ["kind"], registry=registry)
+    second = instrument(Counter, "kit_things_total", "Things.", ["kind"], registry=registry)
+
+    first.labels("a").inc()
+    second.labels("a").inc()
+
+    assert registry.get_sample_value("kit_things_total", {"kind": "a"}) == 2
+
+
+def test_registries_are_apart():
+    """What is counted in one registry does not show in another."""
+    first, second = CollectorRegistry(), CollectorRegistry()
+    instrument(Gauge, "kit_level", "Level.", registry=first).set(3)
+    instrument(Gauge, "kit_level", "Level.", registry=second)
+
+    assert first.get_sample_value("kit_level") == 3
+    assert second.get_sample_value("kit_level") == 0
+
+
+def test_the_default_registry_is_prometheus_clients_own():
+    """Without a registry the metric is where /metrics looks."""
+    from prometheus_client import REGISTRY
+
+    instrument(Gauge, "kit_default_level", "Level.").set(1)
+
+    assert REGISTRY.get_sample_value("kit_default_level") == 1
