@@ -36,8 +36,8 @@ class Handler(logging.Handler):
         self.events = []
         self.records = []
 
-    def log_event(self, level, logger, event, fields):
-        self.events.append((level, logger, event, fields))
+    def writer(self, level, logger, event):
+        return lambda fields: self.events.append((level, logger, event, fields))
 
     def emit(self, record):
         self.records.append(record)

@@ -85,9 +85,9 @@ class ExactRoutes(BaseRoute):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match the path exactly, and let its route decide about the rest."""
-        if scope["type"] != "http" or (route := self._routes.get(get_route_path(scope))) is None:
-            return Match.NONE, {}
-        return route.matches(scope)
+        path = get_route_path(scope) if scope.get("root_path") else scope["path"]
+        route = self._routes.get(path)
+        return (Match.NONE, {}) if route is None else route.matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have the route answer."""

@@ -45,23 +45,23 @@ class Exchange:
 
     duration: float
     route: str
+    complete = False
+    left = False
+    status = 0
 
     def __init__(self, stack: "Stack", outer: "Exchange | None", scope: Scope, receive: Receive, send: Send) -> None:
+        raw: list[tuple[bytes, bytes]] = scope["headers"]
         path: str = scope["path"]
-        root_path: str = scope.get("root_path", "")  # mounts lengthen it
         self.scope = scope
+        self.root_path = root_path = scope.get("root_path", "")  # mounts lengthen it
         self.path = route_path(scope) if root_path or path[-1:] in _TO_TRIM else path
-        self.root_path = root_path
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.repeats = len(self.headers) != len(scope["headers"])
+        self.headers: dict[bytes, bytes] = dict(raw)
+        self.repeats = len(self.headers) != len(raw)
         self.context: dict[str, Any] = {} if outer is None else outer.context
         self.response_headers: dict[bytes, bytes] = {}
         self.starting = stack.starting
         self.leaving = stack.leaving
         self.failing = stack.failing
-        self.complete = False
-        self.left = False
-        self.status = 0
         self._receive = receive
         self._send = send
         self._start = perf_counter()
@@ -127,8 +127,8 @@ class Exchange:
 
     def _begin_response(self, status: int, message: Message) -> Message:
         self.status = status
-        ours = self.response_headers
-        if not ours and not self.starting:
+        ours, starting = self.response_headers, self.starting
+        if not ours and not starting:
             return message
         headers = list(message.get("headers", ()))
         present = dict(headers)
@@ -137,7 +137,7 @@ class Exchange:
             present = dict(headers)
         if not ours.keys().isdisjoint(present):
             headers = [pair for pair in headers if pair[0] not in ours]
-        for start in self.starting:
+        for start in starting:
             start(self, headers, present)
         headers += ours.items()
         return {**message, "headers": headers}  # the app may send its own again
@@ -241,7 +241,7 @@ class Stack:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        outer = Exchange.of(scope)
+        outer: Exchange | None = scope.get(_KEY)
         scope[_KEY] = exchange = Exchange(self, outer, scope, receive, send)
         token: Token[Any] | None = _context.begin(exchange.context)
         app = self.app

@@ -7,13 +7,14 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._redact import Redactor, may_hold_secret
+from fastapi_prodkit._redact import MARKS, Redactor, may_hold_secret
 from fastapi_prodkit.sections import LogSettings
 
 __all__ = ["EVENT_DICT", "EventHandler"]
@@ -25,7 +26,7 @@ _SIZE = 200_000  # characters of a careful copy of an event
 _SMALL_SIZE = 40_000  # and if that made too long a line: a character takes 6 bytes at most, so this one fits
 
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
-_OURS = frozenset({"request_id"})  # what a context has from us: a plain string
+_OURS = "request_id"  # what a context has from us: a plain string
 _PLAIN = frozenset({str, int, float, bool, type(None)})  # types that need no conversion and hide no keys
 
 EVENT_DICT = "_structlog"  # the attribute of a record that carries structlog's fields, which may have any names
@@ -89,24 +90,31 @@ class EventHandler(logging.Handler):
             line = self._render(head, {"logging_error": type(error).__name__})
         self._write(line)
 
-    def log_event(self, level: str, logger: str, event: str, fields: dict[str, Any]) -> None:
-        """Write an event without making a record of it: the short way for the line that every request has.
+    def writer(self, level: str, logger: str, event: str) -> Callable[[dict[str, Any]], None]:
+        """Return what writes such an event without making a record of it: the short way for what each request has.
+
+        What it takes are the event's fields: values of plain types, under names that are not secret.
 
         Args:
             level: In lower case; whether it is enabled is for the caller to ask.
             logger: Name of the logger.
             event: What happened.
-            fields: Values of plain types, under names that are not secret.
         """
-        now = datetime.now(UTC)
-        context = _context.current() or {}
-        line = None
-        if self._static and (context.keys() <= _OURS or self._is_harmless(context)):
-            head = {"timestamp": now, "level": level, "event": event, "logger": logger}
-            line = _dump({**head, **self._static, **context, **fields})
-        if line is None:
-            line = self._render(self._head(now, level, logger) | {"event": event}, {**context, **fields})
-        self._write(line)
+        # Rendered once: what stands in each line behind the timestamp, which holds the line's first comma.
+        head = orjson.dumps({"level": level, "event": event, "logger": logger, **self._static})
+        rest, structured = b",%b," % head[1:-1], bool(self._static)
+
+        def write(fields: dict[str, Any]) -> None:
+            now = datetime.now(UTC)
+            context = _context.current() or {}
+            if structured and fields and ((len(context) == 1 and _OURS in context) or self._is_harmless(context)):
+                line = _dump({"timestamp": now, **context, **fields})
+                if line is not None:
+                    self._write(line.replace(b",", rest, 1))
+                    return
+            self._write(self._render(self._head(now, level, logger) | {"event": event}, {**context, **fields}))
+
+        return write
 
     def _head(self, timestamp: datetime, level: str, logger: str) -> dict[str, Any]:
         return {"timestamp": timestamp, "level": level, "event": "", "logger": logger, **self._static}
@@ -129,19 +137,20 @@ class EventHandler(logging.Handler):
         return self._harmless.issuperset(extras) and _PLAIN.issuperset(map(type, extras.values()))
 
     def _write(self, line: bytes) -> None:
+        stream = sys.stdout
         try:
-            stream = sys.stdout
-            try:
-                buffer = stream.buffer
-            except AttributeError:  # a stream of text only, as tests put there
-                with self.lock:  # type: ignore[union-attr]  # logging.Handler.__init__ makes it
-                    stream.write(line.decode())
-                    stream.flush()
-            else:
-                buffer.write(line)  # which has a lock of its own, so that a line stays in one piece
-                buffer.flush()
+            buffer = stream.buffer
+            buffer.write(line)  # which has a lock of its own, so that a line stays in one piece
+            buffer.flush()
+        except AttributeError:  # a stream of text only, as tests put there
+            self._write_text(line)
         except Exception:  # noqa: BLE001, S110 - closed, gone, or in use below a signal handler: no place to say so
             pass
+
+    def _write_text(self, line: bytes) -> None:
+        with suppress(Exception), self.lock:  # type: ignore[union-attr]  # logging.Handler.__init__ makes it
+            sys.stdout.write(line.decode())
+            sys.stdout.flush()
 
 
 class _Console:
@@ -188,7 +197,9 @@ def _dump(plain: dict[str, Any]) -> bytes | None:
         line = orjson.dumps(plain, option=_OPTIONS)
     except TypeError:  # a lone surrogate, or an integer of more than 64 bits
         return None
-    if len(line) > _SMALL_SIZE or may_hold_secret(line):
+    if len(line.translate(None, MARKS)) != len(line) and may_hold_secret(line):
+        return None
+    if len(line) > _SMALL_SIZE:
         return None
     return line if line.isascii() else _UNSAFE.sub(_escape, line.decode()).encode()
 

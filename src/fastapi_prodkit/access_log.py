@@ -65,19 +65,18 @@ class AccessLogMiddleware(Piece):
         if not _logger.isEnabledFor(logging.INFO):
             return
         scope = exchange.scope
-        fields: dict[str, Any] = {
+        client = scope.get("client")
+        fields = {
             "http_method": scope.get("method"),
             "http_route": exchange.route,
             "http_path": scope["path"][:_LONGEST_PATH],
             "http_status": exchange.status,
-            "duration_ms": round(exchange.duration * 1000, 3),
+            "duration_ms": int(exchange.duration * 1e6) / 1e3,
+            "client_ip": client and client[0],
         }
-        if fields["http_method"] is None:
-            del fields["http_method"]  # of a WebSocket
-        client = scope.get("client")
-        if client is not None:
-            fields["client_ip"] = client[0]
-        self._write("info", "fastapi_prodkit.access", "request", fields)
+        if client is None or scope["type"] == "websocket":
+            fields = {name: value for name, value in fields.items() if value is not None}
+        self._write(fields)
 
     def fail(self, exchange: Exchange, error: Exception) -> bool:
         """Log the exception, and say whether the client has all that it will get."""
@@ -91,15 +90,16 @@ class AccessLogMiddleware(Piece):
         return exchange.complete and not self._propagate
 
 
-def _find_writer() -> Callable[[str, str, str, dict[str, Any]], None]:
+def _find_writer() -> Callable[[dict[str, Any]], None]:
     """Return the direct way to the handler of `configure_logging`, if nobody else listens; it saves the LogRecord."""
     loggers = (_logger, logging.getLogger("fastapi_prodkit"), logging.getLogger())
     handlers = [handler for logger in loggers for handler in logger.handlers]
-    if len(handlers) == 1 and not _logger.filters and _logger.propagate:
-        writer: Callable[[str, str, str, dict[str, Any]], None] = getattr(handlers[0], "log_event", _log)
-        return writer
-    return _log
+    direct = getattr(handlers[0], "writer", None) if len(handlers) == 1 else None
+    if direct is None or _logger.filters or not _logger.propagate:
+        return _log
+    writer: Callable[[dict[str, Any]], None] = direct("info", _logger.name, "request")
+    return writer
 
 
-def _log(level: str, logger: str, event: str, fields: dict[str, Any]) -> None:  # noqa: ARG001 - the writer's signature
-    _logger.info(event, extra=fields)
+def _log(fields: dict[str, Any]) -> None:
+    _logger.info("request", extra=fields)

@@ -156,9 +156,11 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     add_problem_schemas(app)
     probes = _probes(settings, pieces, checks)
     docs = docs_router(app).routes if settings.docs and app.openapi_url and app.docs_url is None else []
+    schema = [route for route in app.router.routes if getattr(route, "path", ...) == app.openapi_url]
     # In front of the app's own routes, so that a catch-all does not hide them; and not through include_router, so that
     # the app's own dependencies, such as authentication, do not apply to a load balancer.
-    app.router.routes[:0] = [ExactRoutes(probes), *docs]
+    ours = cast("list[Route]", [*probes, *docs, *schema])
+    app.router.routes[:] = [ExactRoutes(ours), *(route for route in app.router.routes if route not in schema)]
     database = pieces.get("database")
     _lifespan.compose(app, [database.lifespan] if database is not None else [])
 

@@ -61,8 +61,7 @@ class MetricsMiddleware(Piece):
     def enter(self, exchange: Exchange) -> None:
         """Count the request as active."""
         if exchange.path not in self._exempt or not exchange.is_exempt(self._exempt):
-            with self._cells.lock:
-                self._cells.active += 1
+            self._cells.active.append(None)
 
     def leave(self, exchange: Exchange) -> None:
         """Measure the request."""
@@ -72,7 +71,7 @@ class MetricsMiddleware(Piece):
         key = (method if method in _METHODS else "_OTHER", exchange.route, exchange.status)
         cells = self._cells
         with cells.lock:
-            cells.active -= 1
+            cells.active.pop()
             histogram = cells.durations.get(key)
             if histogram is None:
                 histogram = cells.durations[key] = _Histogram()
@@ -129,7 +128,7 @@ class _Cells:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.active = 0
+        self.active: list[None] = []  # as many as are active: a list grows and shrinks without a lock
         self.durations: dict[tuple[str, str, int], _Histogram] = {}
 
     def collect(self) -> "Iterator[Metric]":
@@ -140,7 +139,7 @@ class _Cells:
             "http_server_request_duration_seconds", "Duration of HTTP server requests.", labels=labels
         )
         with self.lock:
-            active = self.active
+            active = len(self.active)
             histograms = [(key, list(each.counts), each.sum) for key, each in self.durations.items()]
         for (method, route, status), counts, total in histograms:
             durations.add_metric([method, route, str(status)], list(_cumulate(counts)), total)

@@ -22,7 +22,6 @@ from urllib.parse import quote
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -100,7 +99,7 @@ def docs_router(app: FastAPI) -> APIRouter:
         routes=[
             Route(_PATH, pages.docs),
             Route(f"{_PATH}/oauth2-redirect", pages.oauth2_redirect),
-            Route(f"{_PATH}/assets/{{name}}", pages.asset),
+            *(Route(f"{_PATH}/assets/{name}", pages.asset, name=name) for name in _ASSETS),
         ]
     )
 
@@ -170,9 +169,7 @@ class _Pages:
         return response
 
     async def asset(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in _ASSETS:
-            raise HTTPException(404)
+        name = request.scope["path"].rpartition("/")[2]
         # The address carries the version, so what is behind it never changes.
         lasting = {"cache-control": "public, max-age=31536000, immutable"}
         return FileResponse(self._assets / name, headers=lasting, media_type=_ASSETS[name])

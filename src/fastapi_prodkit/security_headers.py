@@ -16,6 +16,7 @@ __all__ = ["SecurityHeadersMiddleware"]
 
 SWITCHING_PROTOCOLS, BAD_REQUEST = 101, 400
 _SECURE = frozenset({"https", "wss"})
+_T = (b"t", b"T")  # how the one media type begins that matters here
 _REMOVED = frozenset({b"server", b"x-powered-by"})
 
 
@@ -48,7 +49,8 @@ class SecurityHeadersMiddleware(Piece):
         if status == SWITCHING_PROTOCOLS:
             return
         request = exchange.headers
-        html = present.get(b"content-type", b"")[:9].lower() == b"text/html"
+        media_type = present.get(b"content-type", b"")
+        html = media_type[:1] in _T and media_type[:9].lower() == b"text/html"
         private = status >= BAD_REQUEST or b"authorization" in request or b"cookie" in request
         additions = self._additions[exchange.scope.get("scheme") in _SECURE, html, private]
         if not self._watched.isdisjoint(present):
