@@ -1,0 +1,140 @@
+"""End a process without losing a request: readiness fails first, the port closes last.
+
+On SIGTERM a server closes its port at once, while load balancers go on sending for as long as they have not noticed.
+So the signal is taken here first: for `drain` seconds `/ready` says 503, every response says `Connection: close`, and
+the port keeps answering. Then the server is told to end; it has `grace` seconds for the requests in flight.
+
+ECS, like Docker and Kubernetes, sends SIGKILL some time after SIGTERM: 30 seconds unless `stopTimeout` says otherwise.
+"""
+
+import asyncio
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import FrameType, MethodType
+from typing import Any
+
+from fastapi_prodkit.exceptions import SettingsWarning
+from fastapi_prodkit.sections import ShutdownSettings
+
+__all__ = ["Shutdown"]
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STOP_TIMEOUT = 30.0  # seconds; the default of `stopTimeout` in an ECS task definition
+
+_logger = logging.getLogger(__name__)
+
+
+class Shutdown:
+    """Take the signals that end the process, and let the server have them when the drain is over.
+
+    It works in the main thread of a server that takes signals with Python's `signal` module, as uvicorn does, by
+    itself, in its workers, under `fastapi run` and in gunicorn's uvicorn workers. Elsewhere `drain()` begins the same.
+
+    Args:
+        settings: How long to drain, and how long requests in flight may take after that.
+    """
+
+    def __init__(self, settings: ShutdownSettings | None = None) -> None:
+        self._settings = settings or ShutdownSettings()
+        self._callbacks: list[Callable[[], None]] = []
+        self._draining = False
+        total = self._settings.drain + self._settings.grace
+        if total > _STOP_TIMEOUT:
+            warnings.warn(
+                f"SHUTDOWN_DRAIN and SHUTDOWN_GRACE are {total:g} s together: ECS kills a task after "
+                f"{_STOP_TIMEOUT:g} s unless stopTimeout says otherwise; shorten them, or raise it (Fargate: to 120 s)",
+                SettingsWarning,
+                stacklevel=2,
+            )
+
+    def draining(self) -> bool:
+        """Say whether the process is about to end: `health_router(draining=shutdown.draining)`."""
+        return self._draining
+
+    def on_drain(self, callback: Callable[[], None]) -> None:
+        """Have the callback called, in the event loop, when the drain begins."""
+        self._callbacks.append(callback)
+
+    def drain(self) -> None:
+        """Begin to drain without a signal; the process goes on until it is told to end."""
+        if not self._draining:
+            self._draining = True
+            _logger.info("draining for %g s: /ready says 503, the port still answers", self._settings.drain)
+            for callback in self._callbacks:
+                callback()
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002 - the signature of a lifespan
+        """Take the signals while the app runs: `FastAPI(lifespan=shutdown.lifespan)`.
+
+        It has to be the first of several lifespans: a signal during the start of the others ends that start.
+        """
+        self._draining = False
+        signals = _Signals(self, self._settings)
+        signals.take()
+        try:
+            yield
+        finally:
+            signals.give_back()
+
+
+class _Signals:
+    """The signals of one run of the app: the first begins the drain, the second ends it."""
+
+    def __init__(self, shutdown: Shutdown, settings: ShutdownSettings) -> None:
+        self._shutdown = shutdown
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._starting = asyncio.current_task()
+        self._taken: dict[int, MethodType] = {}
+        self._repeated = False
+
+    def take(self) -> None:
+        if threading.current_thread() is not threading.main_thread():  # Python delivers signals to no other
+            return
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if isinstance(handler, MethodType):  # a server's, not one of Python's or of the event loop's own
+                self._taken[number] = handler
+                signal.signal(number, self._handle)
+
+    def give_back(self) -> None:
+        for number, handler in self._taken.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        """Run between any two instructions of the main thread: leave the work to the event loop."""
+        self._loop.call_soon_threadsafe(self._end if self._repeated else self._begin, number)
+        self._repeated = True
+
+    def _begin(self, number: int) -> None:
+        if self._starting is not None and not getattr(self._server(number), "started", True):
+            _logger.warning("%s during the start: giving it up", signal.Signals(number).name)
+            self._starting.cancel()
+            self._end(number)
+            return
+        self._shutdown.drain()
+        self._loop.call_later(self._settings.drain, self._stop, number)
+
+    def _stop(self, number: int) -> None:
+        """Have the server finish: within the grace if it is uvicorn and was not told otherwise."""
+        server = self._server(number)
+        if not hasattr(server, "should_exit"):  # it is another one than uvicorn's
+            self._taken[number](number, None)
+            return
+        if server.config.timeout_graceful_shutdown is None:
+            server.config.timeout_graceful_shutdown = self._settings.grace
+        server.should_exit = True  # not through its handler, which raises the signal again in the end: exit code 143
+
+    def _end(self, number: int) -> None:
+        """Have the server end without waiting for anybody."""
+        self._stop(number)
+        if hasattr(server := self._server(number), "force_exit"):
+            server.force_exit = True
+
+    def _server(self, number: int) -> Any:
+        return self._taken[number].__self__
