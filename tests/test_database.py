@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import importlib
-import ssl
 import sys
 import time
 import traceback
@@ -28,7 +27,7 @@ from fastapi_prodkit.sections import DatabaseSettings
 pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
 
 from sqlalchemy import ForeignKey, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
+from sqlalchemy.exc import IntegrityError, InvalidRequestError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -597,6 +596,8 @@ async def test_connections_that_the_server_ended_are_replaced(server: Server, on
         ended = await administer(
             server, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
         )
+        while await administer(server, f"SELECT pid FROM pg_stat_activity WHERE datname = '{name}'"):
+            pass
         await database.check()
 
     assert ended == [True]
@@ -606,7 +607,7 @@ async def test_check_fails_when_the_server_is_down() -> None:
     """A port where nobody listens fails the check."""
     database = Database(DatabaseSettings(url=NOWHERE, ssl="off"))
 
-    with pytest.raises(OSError, match="Connect call failed"):
+    with pytest.raises(OperationalError, match="Connect call failed"):
         await database.check()
 
 
@@ -619,7 +620,7 @@ async def test_check_of_a_silent_server_ends(query: str) -> None:
         url = f"postgresql://user:password@127.0.0.1:{port}/name{query}"
         database = Database(DatabaseSettings(url=url, ssl="off", connect_timeout=timeout))
         started = time.monotonic()
-        with pytest.raises(TimeoutError):
+        with pytest.raises(OperationalError, match="TimeoutError"):
             await database.check()
 
     assert time.monotonic() - started < 5
@@ -630,7 +631,7 @@ async def test_slow_statement_ends(on_postgresql: DatabaseSettings) -> None:
     database = Database(on_postgresql.model_copy(update={"command_timeout": 0.2}))
 
     async with database.lifespan(None):
-        with pytest.raises(TimeoutError):
+        with pytest.raises(OperationalError, match="TimeoutError"):
             async with database.session() as session:
                 await session.execute(text("SELECT pg_sleep(60)"))
 
@@ -644,7 +645,7 @@ async def test_check_of_a_server_that_falls_silent_ends(server: Server) -> None:
             await database.check()
             connected.clear()
             started = time.monotonic()
-            with pytest.raises(TimeoutError):
+            with pytest.raises(OperationalError, match="TimeoutError"):
                 await database.check()
 
     assert time.monotonic() - started < 5
@@ -717,7 +718,7 @@ async def test_refusal_does_not_show_the_credentials(server: Server, case: str) 
     }[case]
     database = Database(DatabaseSettings(url=url, ssl="off"))
 
-    with pytest.raises((DBAPIError, OSError)) as caught:
+    with pytest.raises(OperationalError) as caught:
         await database.check()
 
     said = everything_said(caught.value) + repr(database.engine) + str(database.engine.url)
@@ -803,13 +804,13 @@ async def test_certificate_of_an_unknown_authority_is_refused(server: Server, tm
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
 
     for root_cert in (str(tmp_path / "other.pem"), None):
-        with pytest.raises(ssl.SSLCertVerificationError):
+        with pytest.raises(OperationalError, match="SSLCertVerificationError"):
             await encrypted(DatabaseSettings(url=server.url(host="localhost"), ssl_root_cert=root_cert))
 
 
 async def test_certificate_of_another_host_is_refused(server: Server, root_cert: str) -> None:
     """A certificate for `localhost` does not speak for 127.0.0.1."""
-    with pytest.raises(ssl.SSLCertVerificationError, match=r"127\.0\.0\.1"):
+    with pytest.raises(OperationalError, match=r"SSLCertVerificationError.*127\.0\.0\.1"):
         await encrypted(DatabaseSettings(url=server.url(host="127.0.0.1"), ssl_root_cert=root_cert))
 
 
@@ -818,7 +819,7 @@ async def test_server_without_tls_is_refused(mode: Any) -> None:
     """A server, or somebody in between, that declines TLS gets no plain text instead."""
     async with silent_server(answer=b"N") as (port, received):
         settings = DatabaseSettings(url=f"postgresql://user:{SECRET}@127.0.0.1:{port}/name", ssl=mode)
-        with pytest.raises(ConnectionError, match="rejected SSL upgrade"):
+        with pytest.raises(OperationalError, match="rejected SSL upgrade"):
             await Database(settings).check()
 
     assert len(received) == 8  # PostgreSQL's SSLRequest, and nothing else

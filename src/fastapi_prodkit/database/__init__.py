@@ -14,6 +14,26 @@ from fastapi_prodkit import _extras
 
 _extras.require("sqlalchemy", extra="database")
 
-from fastapi_prodkit.database.session import Database, SessionDep, get_session  # noqa: E402 - a hint, not a traceback
+from fastapi_prodkit.database.failure import (  # noqa: E402 - a hint, not a traceback
+    add_outage_handlers,
+    is_transient,
+    is_unavailable,
+)
+from fastapi_prodkit.database.session import (  # noqa: E402 - likewise
+    Database,
+    ReadSessionDep,
+    SessionDep,
+    get_read_session,
+    get_session,
+)
 
-__all__ = ["Database", "SessionDep", "get_session"]
+__all__ = [
+    "Database",
+    "ReadSessionDep",
+    "SessionDep",
+    "add_outage_handlers",
+    "get_read_session",
+    "get_session",
+    "is_transient",
+    "is_unavailable",
+]

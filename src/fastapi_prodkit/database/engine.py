@@ -9,6 +9,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fastapi_prodkit import _extras
+from fastapi_prodkit.database.pool import BoundedPool, check_idle_connections
 from fastapi_prodkit.database.tls import ssl_context, stricter
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
@@ -62,15 +63,26 @@ def _postgresql(url: URL, settings: DatabaseSettings) -> AsyncEngine:
         pool_size=settings.pool_size,
         max_overflow=settings.max_overflow,
         pool_timeout=settings.pool_timeout,
-        pool_pre_ping=True,
+        poolclass=BoundedPool,
         hide_parameters=True,
         connect_args=_connect_args(url, settings),
     )
     event.listen(engine.sync_engine, "handle_error", _hide_detail)
+    _watch_the_server(engine, settings)
     return engine
 
 
+def _watch_the_server(engine: AsyncEngine, settings: DatabaseSettings) -> None:
+    """Notice a server that is gone or silent, at half the pool time-out: the rest is for a new connection."""
+    from fastapi_prodkit.database.cancellation import set_patience  # noqa: PLC0415 - it needs asyncpg
+
+    set_patience(engine, settings.pool_timeout / 2)
+    check_idle_connections(engine, settings.pool_timeout / 2)
+
+
 def _connect_args(url: URL, settings: DatabaseSettings) -> dict[str, Any]:
+    from fastapi_prodkit.database.cancellation import CancellableConnection  # noqa: PLC0415 - it needs asyncpg
+
     asked = {name: values[-1] for name, values in url.normalized_query.items()}  # the last one counts, as in libpq
     mode = stricter(settings.ssl, *(asked[name] for name in ("sslmode", "ssl") if name in asked))
     application = {"application_name": asked["application_name"]} if "application_name" in asked else {}
@@ -79,6 +91,7 @@ def _connect_args(url: URL, settings: DatabaseSettings) -> dict[str, Any]:
         "timeout": _seconds(asked["connect_timeout"]) if "connect_timeout" in asked else settings.connect_timeout,
         "command_timeout": settings.command_timeout,
         "server_settings": application,
+        "connection_class": CancellableConnection,
     }
 
 

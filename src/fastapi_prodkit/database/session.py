@@ -1,19 +1,29 @@
 """The database of an app, and the session of a request."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends
+from fastapi import Depends, Response
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from starlette.requests import HTTPConnection
 
+from fastapi_prodkit import _extras
 from fastapi_prodkit.database.engine import create_engine
+from fastapi_prodkit.database.failure import classify, is_transient, is_unavailable, unavailable
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
 
-__all__ = ["Database", "SessionDep", "get_session"]
+__all__ = ["Database", "ReadSessionDep", "SessionDep", "get_read_session", "get_session"]
+
+_T = TypeVar("_T")
+_BETWEEN_ATTEMPTS = 0.5  # seconds, while start-up waits
+
+_logger = logging.getLogger(__name__)
 
 
 class Database:
@@ -25,7 +35,9 @@ class Database:
 
     Attributes:
         engine: SQLAlchemy's engine.
+        read_engine: The engine of the replica, or `engine` where there is none; its transactions are read only.
         sessionmaker: Makes sessions that neither commit nor close by themselves; `session` is the one that does.
+        read_sessionmaker: The same for `read_session`.
 
     Raises:
         ConfigurationError: The URL or the CA file cannot be used. The message does not repeat the URL.
@@ -34,7 +46,15 @@ class Database:
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self.engine = create_engine(settings)
+        classify(self.engine)
+        replica = self.engine
+        if settings.read_url is not None:
+            replica = create_engine(settings.model_copy(update={"url": settings.read_url}))
+            classify(replica)
+        self.read_engine = replica.execution_options(postgresql_readonly=True)
         self.sessionmaker = async_sessionmaker(self.engine, expire_on_commit=False, close_resets_only=False)
+        self.read_sessionmaker = async_sessionmaker(self.read_engine, expire_on_commit=False, close_resets_only=False)
+        self._startup_timeout = settings.startup_timeout
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
@@ -44,31 +64,120 @@ class Database:
             await session.commit()
 
     @asynccontextmanager
+    async def read_session(self) -> AsyncIterator[AsyncSession]:
+        """Open a session that only reads, on the replica if there is one; PostgreSQL refuses its writes."""
+        async with self.read_sessionmaker() as session:
+            yield session
+            await session.commit()
+
+    async def transact(self, work: Callable[[AsyncSession], Awaitable[_T]], *, attempts: int = 3) -> _T:
+        """Run the work in a session of its own and commit; do so again where the failure was a transient one.
+
+        That is a serialization failure, a deadlock, or a connection that was refused, or lost before the commit. The
+        transaction has left nothing behind then; what else the work does, it does again.
+
+        Args:
+            work: Called with a new session each time. It keeps no objects of an earlier attempt.
+            attempts: How often at most; waits between them grow from a tenth of a second to one second.
+
+        Raises:
+            Exception: Whatever the last attempt raised.
+        """
+        _extras.require("stamina", extra="database")
+        import stamina  # noqa: PLC0415 - on first use
+
+        retries = stamina.retry_context(on=is_transient, attempts=attempts, timeout=None, wait_max=1.0, wait_jitter=0.1)
+        async for attempt in retries:
+            with attempt:
+                async with self.session() as session:
+                    result = await work(session)
+        return result
+
+    @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002 - the signature of a lifespan
         """Close every connection at shutdown: `FastAPI(lifespan=database.lifespan)`."""
         try:
+            await self._wait_for_the_server()
             yield
         finally:
             await self.engine.dispose()
+            if self.read_engine.sync_engine.pool is not self.engine.sync_engine.pool:
+                await self.read_engine.dispose()
 
     async def check(self) -> None:
         """Raise unless the database answers; for readiness, within the pool, connect and command time-outs."""
         async with self.engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
 
+    async def _wait_for_the_server(self) -> None:
+        """Wait as long as the settings say, in the open, and start anyway: readiness tells the rest."""
+        deadline = time.monotonic() + self._startup_timeout
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                return await asyncio.wait_for(self.check(), left)
+            except Exception as error:
+                if not (is_unavailable(error) or isinstance(error, TimeoutError)):
+                    raise
+                _logger.warning("waiting for the database, %.1f s left: %s", left, type(error).__name__)
+            await asyncio.sleep(min(_BETWEEN_ATTEMPTS, max(0.0, deadline - time.monotonic())))
+        if self._startup_timeout:
+            _logger.error("starting without the database, which did not answer within %s s", self._startup_timeout)
+        return None
 
-async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+
+async def get_session(connection: HTTPConnection, response: Response) -> AsyncIterator[AsyncSession]:
     """Open the session of the request; `app.dependency_overrides[get_session]` replaces it in tests.
 
     Raises:
         ConfigurationError: The app has no database.
+        ProblemError: 503, the database cannot serve. An error of the request's own, such as a violated constraint,
+            stays what it is.
     """
-    async with _database(connection).session() as session:
+    session = _database(connection).sessionmaker()
+    try:
         yield session
+        await _end(session, response)
+    except BaseException as error:
+        await _abandon(session, error)
+        raise
+
+
+async def get_read_session(connection: HTTPConnection, response: Response) -> AsyncIterator[AsyncSession]:
+    """Open the request's session for reading, from the replica if there is one.
+
+    Raises:
+        ConfigurationError: The app has no database.
+        ProblemError: 503, the database cannot serve.
+    """
+    session = _database(connection).read_sessionmaker()
+    try:
+        yield session
+        await _end(session, response)
+    except BaseException as error:
+        await _abandon(session, error)
+        raise
 
 
 # The scope decides when the commit happens: "function" is after the handler and before the response is sent.
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
+ReadSessionDep = Annotated[AsyncSession, Depends(get_read_session, scope="function")]
+
+
+async def _end(session: AsyncSession, response: Response) -> None:
+    if (response.status_code or 0) >= 400:  # noqa: PLR2004 - the handler made the response an error
+        await session.rollback()
+    else:
+        await session.commit()
+    if session.in_transaction():  # somebody's after_commit hook has begun another one
+        await session.close()
+    else:
+        session.sync_session.close()  # nothing is left that would have to be awaited
+
+
+async def _abandon(session: AsyncSession, error: BaseException) -> None:
+    await session.__aexit__(None, None, None)  # not close(): this one ends, however often the request is cancelled
+    if is_unavailable(error):
+        raise unavailable(error) from error
 
 
 def _database(connection: HTTPConnection) -> Database:

@@ -1,0 +1,59 @@
+"""A connection to PostgreSQL on which a cancelled query really ends, and which does not wait for a silent server.
+
+asyncpg ends a cancelled query as PostgreSQL wants it: with a cancel request on a connection of its own. That takes a
+moment, during which SQLAlchemy waits in `close()`. A second cancellation, and an anyio cancel scope repeats its own
+until the task has left it, ends this wait and makes SQLAlchemy call `terminate()`, which stops the cancel request as
+well: the query then runs on in PostgreSQL, with nobody to read its result, for as long as it takes.
+"""
+
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]  # it has no annotations for us
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["CancellableConnection", "set_patience"]
+
+# PostgreSQL answers these at once, whatever the tables are like and whoever locks them; not COMMIT, which may check
+# deferred constraints and wait for a replica.
+_ANSWERED_AT_ONCE = ("BEGIN", "ROLLBACK")
+
+
+class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewise
+    """Let a close that has begun end by itself, within its own time; pass it to asyncpg as `connection_class`.
+
+    Attributes:
+        patience: Longest wait for the answer to BEGIN and ROLLBACK and for a close, seconds.
+    """
+
+    patience = 2.0  # what SQLAlchemy gives a close
+    _closing = False
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
+        """Cancel what is running and take leave of the server; drop the connection if that takes too long."""
+        self._closing = True
+        try:
+            await super().close(timeout=min(timeout or self.patience, self.patience))
+        finally:
+            self._closing = False
+
+    def terminate(self) -> None:
+        """Drop the connection, unless it is being closed: then its cancel request is on the way."""
+        if not self._closing:
+            super().terminate()
+
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109 - likewise
+        """Execute a script; SQLAlchemy does so only to begin and end transactions."""
+        if timeout is None and query.startswith(_ANSWERED_AT_ONCE):
+            timeout = self.patience
+        status: str = await super().execute(query, *args, timeout=timeout)
+        return status
+
+
+def set_patience(engine: AsyncEngine, seconds: float) -> None:
+    """Set the patience of each connection that the engine makes."""
+
+    def connected(connection: Any, _record: object) -> None:
+        connection.driver_connection.patience = seconds
+
+    event.listen(engine.sync_engine, "connect", connected)

@@ -1,0 +1,136 @@
+"""What of a database error is the database's fault, and what a client is told of it.
+
+A server that is down, silent, restarting, failing over or out of connections makes asyncpg raise `OSError`,
+`TimeoutError` and errors of three hierarchies. `classify` makes all of them what other drivers raise, so that
+`except DBAPIError` and `except sqlalchemy.exc.TimeoutError` (no connection in time) are enough.
+"""
+
+import logging
+from typing import Any
+
+from sqlalchemy import ExceptionContext, event
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fastapi_prodkit import _problem
+from fastapi_prodkit.exceptions import ProblemError
+
+__all__ = ["add_outage_handlers", "classify", "is_transient", "is_unavailable", "unavailable"]
+
+_RETRY_AFTER = "1"  # seconds; what a client that honours it at all is willing to wait, and a fail-over's granularity
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_READ_ONLY = "25006"
+_UNAVAILABLE_CLASSES = (
+    "08",  # connection exception
+    "53",  # insufficient resources: too many connections, disk full
+    "57",  # operator intervention: shutdown, starting up, statement time-out
+    "58",  # system error
+)
+_ROLLED_BACK = frozenset({"40001", "40P01"})  # serialization failure, deadlock: the server says that nothing was done
+_ENDED = frozenset({"57P01", "57P02", "57P03"})  # an administrator or a crash has ended the connection
+_UNAVAILABLE = _ROLLED_BACK | {"55P03", _READ_ONLY}  # lock time-out; a primary that has become a standby
+
+_logger = logging.getLogger(__name__)
+
+
+class CannotConnectError(OperationalError):
+    """No connection could be made, whatever the reason; nothing has been sent."""
+
+
+def classify(engine: AsyncEngine) -> None:
+    """Make the engine raise `DBAPIError` for whatever goes wrong between here and the server.
+
+    `connection_invalidated` is True where the connection is lost, was never made, or leads to a server that no longer
+    takes writes; then the pool makes new ones.
+    """
+    event.listen(engine.sync_engine, "do_connect", _connect)
+    event.listen(engine.sync_engine, "handle_error", _handle_error)
+
+
+def add_outage_handlers(app: Starlette) -> None:
+    """Answer 503 where a handler lets the error of a session through that it opened itself, with `session()`.
+
+    `SessionDep` needs no handler. One that the app has registered for these exceptions stays in charge.
+    """
+    for kind in (DBAPIError, PoolTimeoutError):
+        if kind not in app.exception_handlers:
+            app.add_exception_handler(kind, _answer)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Tell whether the database could not serve, so that the same request may succeed later."""
+    if isinstance(error, DBAPIError):
+        state = _sqlstate(error)
+        return error.connection_invalidated or state in _UNAVAILABLE - {_READ_ONLY} or state[:2] in _UNAVAILABLE_CLASSES
+    return isinstance(error, PoolTimeoutError)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the transaction surely left nothing behind and may succeed if it is run again, from its start.
+
+    A connection that is lost while COMMIT is on its way leaves open whether the commit happened: that is not retried.
+    Nor is anything that takes as long as a time-out.
+    """
+    if not isinstance(error, DBAPIError) or isinstance(error.orig, TimeoutError):
+        return False
+    if _sqlstate(error) in _ROLLED_BACK or isinstance(error, CannotConnectError):
+        return True
+    return error.connection_invalidated and error.statement is not None  # COMMIT is none to SQLAlchemy
+
+
+def unavailable(error: BaseException) -> ProblemError:
+    """Return the 503 for the error, and log what happened: names and codes, no text that could quote a value."""
+    orig = getattr(error, "orig", None)
+    cause = " ".join(filter(None, [type(error).__name__, _reason(orig), _sqlstate(error)]))
+    _logger.warning("the database is unavailable: %s", cause)
+    return ProblemError(503, "The database is not available.", headers={"Retry-After": _RETRY_AFTER})
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    if not is_unavailable(error):
+        raise error
+    problem = unavailable(error)
+    content = _problem.body(request.scope, problem)
+    return Response(content, status_code=problem.status_code, headers=_problem.headers(problem))
+
+
+def _connect(dialect: Dialect, _record: object, args: list[Any], kwargs: dict[str, Any]) -> DBAPIConnection:
+    try:
+        return dialect.connect(*args, **kwargs)
+    except (OSError, dialect.loaded_dbapi.Error) as error:  # a TimeoutError is an OSError
+        raise CannotConnectError(None, None, error, hide_parameters=True, connection_invalidated=True) from error
+
+
+def _handle_error(context: ExceptionContext) -> OperationalError | None:
+    error = context.original_exception
+    if isinstance(error, OSError):
+        context.is_disconnect = True
+        return OperationalError(context.statement, None, error, hide_parameters=True, connection_invalidated=True)
+    state = getattr(error, "sqlstate", None)
+    if type(error).__name__ == "InternalClientError":  # the server's farewell has met our next query: asyncpg is lost
+        context.is_disconnect = True
+    if state in _ENDED or (state == _READ_ONLY and not _asked_to_read(context)):
+        context.is_disconnect = True
+    return None
+
+
+def _asked_to_read(context: ExceptionContext) -> bool:
+    """Whether the transaction is read only by our wish; if not, the server was the primary when we connected."""
+    connection = context.connection
+    return connection is not None and bool(connection.get_execution_options().get("postgresql_readonly"))
+
+
+def _sqlstate(error: BaseException) -> str:
+    return getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+
+
+def _reason(orig: BaseException | None) -> str:
+    """Name the driver's own exception, which SQLAlchemy wraps in one of a more general name."""
+    cause = getattr(orig, "__cause__", None) or orig
+    return type(cause).__name__ if cause is not None else ""

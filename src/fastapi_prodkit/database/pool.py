@@ -1,0 +1,82 @@
+"""A pool that hands out a working connection within its time-out, or says that it cannot."""
+
+import asyncio
+import math
+import time
+from typing import Any
+
+from sqlalchemy import AsyncAdaptedQueuePool, event
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.util import await_
+
+__all__ = ["BoundedPool", "check_idle_connections"]
+
+_GRACE = 0.25  # seconds: the queue's own time-out comes first, for it knows that the pool is exhausted
+_FRESH = 0.1  # seconds: too short for a restart, and longer than a connection lies idle under load
+_RETURNED_AT = "fastapi_prodkit.returned_at"
+
+
+class BoundedPool(AsyncAdaptedQueuePool):
+    """Bound the whole checkout by the pool time-out: the wait for a turn, the test of the connection, a new one.
+
+    SQLAlchemy bounds the wait alone. A new connection takes up to the connect time-out on top, and the test of an old
+    one as long as a silent server pleases.
+    """
+
+    def connect(self) -> PoolProxiedConnection:
+        """Check a connection out.
+
+        Raises:
+            PoolTimeoutError: It took longer than the pool time-out and a quarter of a second.
+        """
+        bound = asyncio.timeout(self.timeout() + _GRACE)
+        await_(bound.__aenter__())
+        try:
+            connection = super().connect()
+        except BaseException as error:
+            self._leave(bound, error)
+            raise
+        await_(bound.__aexit__(None, None, None))
+        return connection
+
+    def _leave(self, bound: asyncio.Timeout, error: BaseException) -> None:
+        try:
+            await_(bound.__aexit__(type(error), error, error.__traceback__))
+        except TimeoutError:
+            raise PoolTimeoutError(f"the server gave no connection within {self.timeout()} s") from None
+
+
+def check_idle_connections(engine: AsyncEngine, patience: float) -> None:
+    """Replace a connection that has died in the pool before anybody works with it.
+
+    The event loop already knows when the other end has closed it. Whether the server still answers is asked of a
+    connection that has lain idle for a tenth of a second: one round trip, where SQLAlchemy's `pool_pre_ping` takes
+    three each time.
+
+    Args:
+        engine: An engine of asyncpg's.
+        patience: How long the answer may take, seconds.
+    """
+
+    def returned(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info[_RETURNED_AT] = time.monotonic()
+
+    def taken(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+        driver = connection.driver_connection
+        if driver.is_closed():
+            raise InvalidatePoolError
+        if time.monotonic() - record.info.get(_RETURNED_AT, math.inf) > _FRESH:
+            _ask(connection, patience)
+
+    event.listen(engine.sync_engine, "checkin", returned)
+    event.listen(engine.sync_engine, "checkout", taken)
+
+
+def _ask(connection: Any, patience: float) -> None:
+    try:
+        connection.run_async(lambda driver: driver.execute("", timeout=patience))
+    except Exception as error:  # whatever is wrong with this connection, a new one is the answer
+        raise InvalidatePoolError from error

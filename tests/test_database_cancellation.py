@@ -1,0 +1,184 @@
+"""Cancelled requests: however they are cancelled, their queries end in PostgreSQL and the pool stays whole."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+from postgres import PostgresMissingError, Server, postgres
+from wire import connection, read_response, request, serving
+
+from fastapi_prodkit.sections import DatabaseSettings, LimitsSettings
+
+pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+
+from sqlalchemy import text
+
+from fastapi_prodkit.database import Database, SessionDep
+
+REQUESTS = 200
+RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    try:
+        with postgres() as running:
+            yield running
+    except PostgresMissingError as error:
+        pytest.skip(str(error))
+
+
+def database_on(server: Server) -> Database:
+    return Database(DatabaseSettings(url=server.url(), ssl="off", pool_size=15, max_overflow=0))
+
+
+def app_with(database: Database) -> FastAPI:
+    app = FastAPI(lifespan=database.lifespan)
+    app.state.database = database
+
+    @app.get("/slow")
+    async def slow(session: SessionDep) -> None:
+        await session.execute(text("SELECT pg_sleep(30)"))
+
+    @app.get("/fast")
+    async def fast(session: SessionDep) -> int:
+        return int((await session.execute(text("SELECT 1"))).scalar_one())
+
+    return app
+
+
+async def running(server: Server) -> int:
+    """How many sleeping queries another connection sees."""
+    watcher = Database(DatabaseSettings(url=server.url(), ssl="off"))
+    async with watcher.lifespan(None), watcher.engine.connect() as connection:
+        return int((await connection.execute(text(RUNNING))).scalar_one())
+
+
+async def becomes(server: Server, expected: Callable[[int], bool], within: float) -> bool:
+    deadline = time.monotonic() + within
+    while not (reached := expected(await running(server))) and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    return reached
+
+
+async def ask(app: FastAPI, path: str) -> int:
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+        return (await client.get(path, timeout=60)).status_code
+
+
+async def by_task(call: Callable[[], Awaitable[Any]], go: asyncio.Event) -> None:
+    task = asyncio.ensure_future(call())
+    await go.wait()
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def by_repeated_cancels(call: Callable[[], Awaitable[Any]], go: asyncio.Event) -> None:
+    task = asyncio.ensure_future(call())
+    await go.wait()
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+
+
+async def by_scope(call: Callable[[], Awaitable[Any]], go: asyncio.Event) -> None:
+    async def leave(scope: anyio.CancelScope) -> None:
+        await go.wait()
+        scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(leave, group.cancel_scope)
+        await call()
+
+
+async def by_deadline(call: Callable[[], Awaitable[Any]], go: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None) as deadline:
+            waiting = asyncio.ensure_future(go.wait())
+            waiting.add_done_callback(lambda _: deadline.reschedule(0))
+            await call()
+
+
+@pytest.mark.parametrize("cancelled", [by_task, by_repeated_cancels, by_scope, by_deadline])
+async def test_cancelled_queries_end_and_the_pool_serves_on(server: Server, cancelled: Any) -> None:
+    """Two hundred requests that are cancelled in mid-query leave no query, and the next two hundred are served."""
+    database = database_on(server)
+    app = app_with(database)
+    go = asyncio.Event()
+
+    async with database.lifespan(None):
+        tasks = [asyncio.create_task(cancelled(lambda: ask(app, "/slow"), go)) for _ in range(REQUESTS)]
+        busy = await becomes(server, lambda count: count == 15, within=10)
+        go.set()
+        await asyncio.wait(tasks, timeout=10)
+        ended = await becomes(server, lambda count: count == 0, within=2)
+        statuses = await asyncio.gather(*(ask(app, "/fast") for _ in range(REQUESTS)))
+
+    assert busy
+    assert ended
+    assert set(statuses) == {200}
+
+
+async def test_clients_that_leave_a_stream_end_its_query(server: Server) -> None:
+    """Under a real server two hundred clients that hang up on a stream leave no query, and the pool serves on."""
+    database = database_on(server)
+    app = app_with(database)
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def lines() -> AsyncIterator[str]:
+            yield "begun"
+            async with database.session() as session:
+                await session.execute(text("SELECT pg_sleep(30)"))
+
+        return StreamingResponse(lines())
+
+    with serving(app) as port:
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(REQUESTS)]
+        for client in clients:
+            client.sendall(request("GET", "/stream"))
+        busy = await becomes(server, lambda count: count == 15, within=10)
+        for client in clients:
+            client.close()
+        ended = await becomes(server, lambda count: count == 0, within=2)
+        statuses = await asyncio.gather(*(asyncio.to_thread(get, port, "/fast") for _ in range(REQUESTS)))
+
+    assert busy
+    assert ended
+    assert set(statuses) == {200}
+
+
+def get(port: int, path: str) -> int:
+    with connection(port) as client:
+        client.sendall(request("GET", path))
+        return int(read_response(client).split()[1])
+
+
+async def test_query_past_the_deadline_ends(server: Server) -> None:
+    """Requests that meet LIMITS_REQUEST_TIMEOUT are a 504, and their queries end in PostgreSQL."""
+    deadline = pytest.importorskip("fastapi_prodkit.deadline", reason="there is no deadline in this version")
+    database = database_on(server)
+    app = app_with(database)
+    app.add_middleware(deadline.DeadlineMiddleware, LimitsSettings(request_timeout=1.0))
+
+    async with database.lifespan(None):
+        slow = asyncio.gather(*(ask(app, "/slow") for _ in range(REQUESTS)))
+        busy = await becomes(server, lambda count: count == 15, within=10)
+        late = await slow
+        ended = await becomes(server, lambda count: count == 0, within=2)
+        statuses = await asyncio.gather(*(ask(app, "/fast") for _ in range(15)))
+
+    assert busy
+    assert set(late) == {504}
+    assert ended
+    assert set(statuses) == {200}

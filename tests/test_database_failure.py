@@ -1,0 +1,467 @@
+"""A database that is down, silent, full, restarting or failing over: 503 in time, and service as soon as it is back."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+from outages import Outages
+from postgres import PASSWORD, PostgresMissingError, Server, postgres
+
+from fastapi_prodkit.health import health_router
+from fastapi_prodkit.sections import DatabaseSettings, HealthSettings
+
+pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+
+from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep, add_outage_handlers
+from fastapi_prodkit.database.failure import _handle_error
+
+POOL_TIMEOUT = 1.0
+LATEST = POOL_TIMEOUT + 0.5
+SECRET = "hunter2-7f3a"
+NOWHERE = f"postgresql://user:{SECRET}@127.0.0.1:1/name"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("the outages are made with /proc")
+    try:
+        with postgres() as running:
+            yield running
+    except PostgresMissingError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def outages(server: Server) -> Iterator[Outages]:
+    with Outages(server) as outages:
+        yield outages
+
+
+def settings_on(server: Server, **changes: Any) -> DatabaseSettings:
+    values = {"ssl": "off", "pool_size": 3, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT, "command_timeout": 20}
+    return DatabaseSettings(**{"url": server.url(), **values, **changes})
+
+
+@pytest.fixture
+async def database(server: Server) -> AsyncIterator[Database]:
+    database = Database(settings_on(server))
+    async with database.lifespan(None):
+        yield database
+
+
+def app_with(database: Database) -> FastAPI:
+    app = FastAPI(lifespan=database.lifespan)
+    app.state.database = database
+    probes = HealthSettings(timeout=0.5, cache=0)
+    app.include_router(health_router(probes, checks={"database": database.check}))
+
+    @app.get("/")
+    async def query(session: SessionDep) -> int:
+        return int((await session.execute(text("SELECT 1"))).scalar_one())
+
+    return app
+
+
+def client_of(app: FastAPI) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, raise_app_exceptions=False), base_url="http://test")
+
+
+async def timed(client: httpx2.AsyncClient, path: str = "/") -> tuple[httpx2.Response, float]:
+    started = time.perf_counter()
+    response = await client.get(path, timeout=60)
+    return response, time.perf_counter() - started
+
+
+def assert_unavailable(response: httpx2.Response, seconds: float) -> None:
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json() == {"detail": "The database is not available."}
+    assert seconds < LATEST
+
+
+async def recovers(client: httpx2.AsyncClient, path: str, within: float = 2.0) -> bool:
+    deadline = time.monotonic() + within
+    while (status := (await client.get(path)).status_code) != 200 and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    return status == 200
+
+
+async def test_database_that_is_down_is_a_503() -> None:
+    """Without a server a request ends at once, and may be repeated later."""
+    async with client_of(app_with(Database(DatabaseSettings(url=NOWHERE, ssl="off")))) as client:
+        response, seconds = await timed(client)
+
+    assert_unavailable(response, seconds)
+
+
+@pytest.mark.parametrize(("warm", "idle"), [(0, 0.0), (3, 0.0), (3, 0.2)])
+async def test_silent_server_is_a_503_in_time(outages: Outages, database: Database, warm: int, idle: float) -> None:
+    """A server that is frozen costs the pool time-out, whether connections to it are open or have to be made."""
+    async with client_of(app_with(database)) as client:
+        await asyncio.gather(*(database.check() for _ in range(warm)))
+        await asyncio.sleep(idle)  # an idle connection is asked whether it lives, one in use is not
+        with outages.frozen():
+            answers = await asyncio.gather(*(timed(client) for _ in range(10)))
+            ready, ready_after = await timed(client, "/ready")
+            alive, alive_after = await timed(client, "/health")
+        back = await recovers(client, "/ready")
+        served, _ = await timed(client)
+
+    for response, seconds in answers:
+        assert_unavailable(response, seconds)
+    assert (ready.status_code, alive.status_code) == (503, 200)
+    assert ready_after < 1
+    assert alive_after < 0.5
+    assert back
+    assert served.status_code == 200
+
+
+async def test_first_request_after_a_restart_succeeds(outages: Outages, database: Database) -> None:
+    """While the server restarts requests are a 503; the connections of before are not used again."""
+    async with client_of(app_with(database)) as client:
+        await asyncio.gather(*(database.check() for _ in range(3)))
+        with outages.down():
+            during, seconds = await timed(client)
+            ready, _ = await timed(client, "/ready")
+        after, _ = await timed(client)
+        ready_again, _ = await timed(client, "/ready")
+
+    assert_unavailable(during, seconds)
+    assert ready.status_code == 503
+    assert after.status_code == 200
+    assert ready_again.status_code == 200
+
+
+async def test_connection_that_the_server_closed_is_not_even_asked(own: Database, database: Database) -> None:
+    """The event loop knows what the server has closed, however short ago the connection was in use."""
+    await asyncio.gather(*(own.check() for _ in range(3)))
+    await administer(database, own, TERMINATE)
+    for _ in range(20):
+        await database.check()
+
+    await own.check()
+
+    assert own.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # the pool of every engine has it
+
+
+def test_connection_on_which_asyncpg_lost_its_way_is_dropped() -> None:
+    """A server's farewell that meets our next query leaves asyncpg confused: that is an outage."""
+
+    class InternalClientError(Exception): ...
+
+    context = SimpleNamespace(original_exception=InternalClientError(), is_disconnect=False, connection=None)
+
+    answer = _handle_error(context)  # type: ignore[arg-type] # as much of an ExceptionContext as is read
+
+    assert answer is None
+    assert context.is_disconnect
+
+
+async def test_exhausted_pool_is_a_503_in_time(database: Database) -> None:
+    """Who finds every connection taken waits for the pool time-out and no longer."""
+    async with client_of(app_with(database)) as client, AsyncExitStack() as stack:
+        for _ in range(3):
+            await stack.enter_async_context(database.engine.connect())
+        response, seconds = await timed(client)
+
+    assert_unavailable(response, seconds)
+    assert seconds > POOL_TIMEOUT * 0.9
+
+
+async def test_server_without_free_connections_is_a_503(server: Server, database: Database) -> None:
+    """What the server says about its own limits does not reach the client, either."""
+    async with database.session() as session:
+        await session.execute(text("DROP ROLE IF EXISTS few"))
+        await session.execute(text(f"CREATE ROLE few LOGIN PASSWORD '{SECRET}' CONNECTION LIMIT 0"))
+    url = server.url().replace("postgres:", "few:", 1).replace(server.url().split(":")[2].split("@")[0], SECRET)
+    full = Database(settings_on(server, url=url))
+
+    async with full.lifespan(None), client_of(app_with(full)) as client:
+        response, seconds = await timed(client)
+
+    assert_unavailable(response, seconds)
+
+
+@pytest.fixture
+async def own(server: Server, database: Database) -> AsyncIterator[Database]:
+    """A database of the test's own, with one table."""
+    name = f"test_{uuid4().hex}"
+    admin = database.engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with admin.connect() as connection:
+        await connection.execute(text(f"CREATE DATABASE {name} STRATEGY file_copy"))
+    own = Database(settings_on(server, url=server.url(name)))
+    async with own.lifespan(None):
+        async with own.session() as session:
+            await session.execute(text("CREATE TABLE items (name text PRIMARY KEY, size int NOT NULL DEFAULT 0)"))
+        yield own
+    async with admin.connect() as connection:
+        await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+async def administer(database: Database, own: Database, statement: str) -> None:
+    admin = database.engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with admin.connect() as connection:
+        await connection.execute(text(statement.format(name=own.engine.url.database)))
+
+
+async def count(database: Database) -> int:
+    async with database.read_session() as session:
+        return int((await session.execute(text("SELECT count(*) FROM items"))).scalar_one())
+
+
+def writing_app(database: Database) -> FastAPI:
+    app = app_with(database)
+
+    @app.post("/items/{name}")
+    async def create(name: str, session: SessionDep) -> None:
+        await session.execute(text("INSERT INTO items VALUES (:name)"), {"name": name})
+
+    @app.post("/read/{name}")
+    async def create_while_reading(name: str, session: ReadSessionDep) -> None:
+        await session.execute(text("INSERT INTO items VALUES (:name)"), {"name": name})
+
+    return app
+
+
+async def test_fail_over_is_survived(database: Database, own: Database) -> None:
+    """A primary that has become a standby refuses to write: 503 once, and then connections to the new primary."""
+    async with client_of(writing_app(own)) as client:
+        await administer(database, own, "ALTER DATABASE {name} SET default_transaction_read_only = on")
+        await own.engine.dispose()
+        await asyncio.gather(*(own.check() for _ in range(3)))
+        await administer(database, own, "ALTER DATABASE {name} SET default_transaction_read_only = off")
+        refused, seconds = await timed_post(client, "/items/hammer")
+        served = [(await timed_post(client, f"/items/{name}"))[0].status_code for name in ("a", "b", "c")]
+
+    assert_unavailable(refused, seconds)
+    assert served == [200, 200, 200]
+
+
+async def test_session_of_the_handlers_own_fails_alike(own: Database) -> None:
+    """With the handlers of `add_outage_handlers` an outage in `session()` is a 503 problem, and a bug stays a bug."""
+    app = FastAPI()
+    add_outage_handlers(app)
+    missing = Database(DatabaseSettings(url=NOWHERE, ssl="off"))
+
+    @app.get("/down")
+    async def query_of_its_own() -> None:
+        async with missing.session() as session:
+            await session.execute(text("SELECT 1"))
+
+    @app.get("/bug")
+    async def bug() -> None:
+        async with own.session() as session:
+            await session.execute(text("SELECT * FROM missing"))
+
+    async with client_of(app) as client:
+        outage, error = await client.get("/down"), await client.get("/bug")
+
+    assert (outage.status_code, error.status_code) == (503, 500)
+    assert outage.headers["content-type"] == "application/problem+json"
+    assert outage.headers["retry-after"] == "1"
+
+
+async def test_handler_of_the_app_stays_in_charge() -> None:
+    """What the app has registered for database errors itself is not replaced."""
+    app = FastAPI()
+
+    @app.exception_handler(DBAPIError)
+    async def of_the_app(request: Any, error: Any) -> PlainTextResponse:
+        return PlainTextResponse("mine", 502)
+
+    add_outage_handlers(app)
+
+    @app.get("/")
+    async def query() -> None:
+        async with Database(DatabaseSettings(url=NOWHERE, ssl="off")).session() as session:
+            await session.execute(text("SELECT 1"))
+
+    async with client_of(app) as client:
+        response = await client.get("/")
+
+    assert (response.status_code, response.text) == (502, "mine")
+
+
+async def timed_post(client: httpx2.AsyncClient, path: str) -> tuple[httpx2.Response, float]:
+    started = time.perf_counter()
+    response = await client.post(path, timeout=60)
+    return response, time.perf_counter() - started
+
+
+async def test_errors_of_the_request_stay_what_they_are(own: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """A violated constraint and a write in a read session are bugs or conflicts, not outages: no 503."""
+    async with client_of(writing_app(own)) as client:
+        statuses = [(await client.post(path)).status_code for path in ("/items/a", "/items/a", "/read/b")]
+
+    assert statuses == [200, 500, 500]
+    assert await count(own) == 1
+
+
+async def test_lock_time_out_and_deadlock_are_a_503(own: Database) -> None:
+    """What another transaction is in the way of may succeed later."""
+    app = app_with(own)
+
+    @app.post("/locked")
+    async def locked(session: SessionDep) -> None:
+        await session.execute(text("SET LOCAL lock_timeout = '50ms'"))
+        await session.execute(text("LOCK TABLE items"))
+
+    async with client_of(app) as client, own.session() as holder:
+        await holder.execute(text("LOCK TABLE items"))
+        response, seconds = await timed_post(client, "/locked")
+
+    assert_unavailable(response, seconds)
+
+
+async def test_neither_log_nor_answer_quotes_values(own: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """Credentials, parameters and PostgreSQL's DETAIL stay out of all that is written about a failure."""
+    caplog.set_level(logging.DEBUG)
+    unreachable = Database(DatabaseSettings(url=NOWHERE, ssl="off"))
+
+    async with client_of(writing_app(own)) as client, client_of(app_with(unreachable)) as other:
+        answers = [await client.post(f"/items/{SECRET}") for _ in range(2)]
+        answers.append(await other.get("/"))
+        answers.append(await other.get("/ready"))
+
+    assert [answer.status_code for answer in answers] == [200, 500, 503, 503]
+    written = [record for record in caplog.records if not record.name.startswith(("httpx2", "httpcore2"))]
+    said = "".join([*(logging.Formatter().format(record) for record in written), *(answer.text for answer in answers)])
+    assert "the database is unavailable: CannotConnectError ConnectionRefusedError" in said
+    assert SECRET not in said
+    assert PASSWORD not in said
+
+
+# --- start-up
+
+
+async def test_start_waits_as_long_as_it_was_told(
+    server: Server, outages: Outages, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With DATABASE_STARTUP_TIMEOUT a start waits in the open, goes on when the server comes, and on its expiry too."""
+    caplog.set_level(logging.INFO, "fastapi_prodkit")
+    waiting = Database(settings_on(server, startup_timeout=30.0))
+    hopeless = Database(DatabaseSettings(url=NOWHERE, ssl="off", startup_timeout=0.3))
+    started = time.perf_counter()
+
+    async with AsyncExitStack() as stack:
+        with outages.down():
+            starting = asyncio.ensure_future(stack.enter_async_context(waiting.lifespan(None)))
+            while "waiting for the database" not in caplog.text:
+                await asyncio.sleep(0.01)
+        await asyncio.wait_for(starting, 20)
+        await waiting.check()
+    async with hopeless.lifespan(None):
+        pass
+
+    assert time.perf_counter() - started < 20
+    assert "starting without the database, which did not answer within 0.3 s" in caplog.text
+
+
+async def test_start_does_not_wait_for_what_waiting_cannot_cure(server: Server, monkeypatch: Any) -> None:
+    """An error of the check that is no outage ends the start."""
+    database = Database(settings_on(server, startup_timeout=5))
+
+    async def broken() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(database, "check", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        async with database.lifespan(None):
+            pass
+
+
+# --- transact
+
+
+async def test_transient_failure_is_run_again(own: Database, database: Database) -> None:
+    """A transaction that lost its connection, or a conflict with another one, is run again, and stored once."""
+    attempts = []
+
+    async def work(session: Any) -> str:
+        attempts.append(session)
+        await session.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+        size = (await session.execute(text("SELECT count(*) FROM items"))).scalar_one()
+        if len(attempts) == 1:
+            await administer(database, own, TERMINATE)
+        if len(attempts) == 2:
+            async with own.session() as other:
+                await other.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+                await other.execute(text("INSERT INTO items SELECT 'other' || count(*) FROM items"))
+        await session.execute(text("INSERT INTO items VALUES (:name)"), {"name": f"item-{size}"})
+        return f"after {size}"
+
+    result = await own.transact(work)
+
+    assert result == "after 1"
+    assert len(attempts) == 3
+    assert await count(own) == 2
+
+
+TERMINATE = "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE datname = '{name}'"
+
+
+async def test_lost_commit_is_not_run_again(own: Database, database: Database) -> None:
+    """A connection that is lost at the commit may have committed: to run it again could do it twice."""
+    attempts = []
+
+    async def work(session: Any) -> None:
+        attempts.append(session)
+        await session.execute(text("INSERT INTO items VALUES ('hammer')"))
+        await administer(database, own, TERMINATE)
+
+    with pytest.raises(DBAPIError) as caught:
+        await own.transact(work)
+
+    assert caught.value.connection_invalidated
+    assert len(attempts) == 1
+
+
+@pytest.mark.parametrize(("attempts", "refused"), [(1, 1), (2, 2)])
+async def test_attempts_are_limited(attempts: int, refused: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that stays away costs as many attempts as were asked for, and the last error is raised."""
+    database = Database(DatabaseSettings(url=NOWHERE, ssl="off"))
+    calls = []
+
+    async def work(session: Any) -> None:
+        calls.append(session)
+        await session.execute(text("SELECT 1"))
+
+    with pytest.raises(OperationalError):
+        await database.transact(work, attempts=attempts)
+
+    assert len(calls) == refused
+
+
+async def test_own_errors_are_not_run_again(own: Database) -> None:
+    """What would fail again is not repeated: a violated constraint, a statement that takes too long, a bug."""
+    calls = []
+
+    async def twice(session: Any) -> None:
+        calls.append(session)
+        await session.execute(text("INSERT INTO items VALUES ('a'), ('a')"))
+
+    async def bug(session: Any) -> None:
+        calls.append(session)
+        raise RuntimeError("a bug")
+
+    with pytest.raises(IntegrityError):
+        await own.transact(twice)
+    with pytest.raises(RuntimeError):
+        await own.transact(bug)
+
+    assert len(calls) == 2

@@ -1,0 +1,207 @@
+"""The sessions of a request, beyond the happy path: failed responses, reading, jobs, hooks, threads."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import BackgroundTasks, FastAPI, HTTPException, Response
+from fastapi.testclient import TestClient
+
+from fastapi_prodkit.sections import DatabaseSettings
+
+pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+pytest.importorskip("aiosqlite", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+
+from sqlalchemy import event, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep, get_read_session, get_session
+
+TABLE = "CREATE TABLE items (name text PRIMARY KEY)"
+INSERT = text("INSERT INTO items VALUES (:name)")
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/test.db"))
+    async with database.lifespan(None):
+        async with database.session() as session:
+            await session.execute(text(TABLE))
+        yield database
+
+
+def app_with(database: Database) -> FastAPI:
+    app = FastAPI()
+    app.state.database = database
+
+    @app.get("/items")
+    async def read(session: ReadSessionDep) -> list[str]:
+        return list((await session.execute(text("SELECT name FROM items ORDER BY name"))).scalars())
+
+    @app.post("/items/{name}")
+    async def create(name: str, session: SessionDep) -> str:
+        await session.execute(INSERT, {"name": name})
+        return name
+
+    return app
+
+
+def client_of(app: FastAPI) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, raise_app_exceptions=False), base_url="http://test")
+
+
+async def test_nothing_is_committed_for_a_response_made_an_error(database: Database) -> None:
+    """A handler that sets an error status on the response has failed, although it raised nothing."""
+    app = app_with(database)
+
+    @app.post("/refused/{status}")
+    async def refused(status: int, session: SessionDep, response: Response) -> None:
+        await session.execute(INSERT, {"name": f"item-{status}"})
+        response.status_code = status
+
+    async with client_of(app) as client:
+        statuses = [(await client.post(f"/refused/{status}")).status_code for status in (202, 404, 409, 500)]
+        stored = (await client.get("/items")).json()
+
+    assert statuses == [202, 404, 409, 500]
+    assert stored == ["item-202"]
+
+
+async def test_conflict_is_answered_where_it_is_understood(database: Database) -> None:
+    """A handler may turn a violated constraint into its own 409; the transaction is undone."""
+    app = app_with(database)
+
+    @app.post("/once/{name}")
+    async def once(name: str, session: SessionDep) -> None:
+        try:
+            await session.execute(INSERT, {"name": name})
+        except IntegrityError as error:
+            raise HTTPException(409, "there is such an item") from error
+
+    async with client_of(app) as client:
+        statuses = [(await client.post("/once/hammer")).status_code for _ in range(2)]
+
+    assert statuses == [200, 409]
+
+
+async def test_read_session_reads_where_it_is_told_to(database: Database, tmp_path: Path) -> None:
+    """With DATABASE_READ_URL reads come from the replica, and both pools are closed at shutdown."""
+    urls = {"url": f"sqlite:///{tmp_path}/test.db", "read_url": f"sqlite:///{tmp_path}/replica.db"}
+    both = Database(DatabaseSettings(**urls))
+
+    async with both.lifespan(None):
+        async with both.read_session() as session:
+            await session.execute(text(TABLE))
+            await session.execute(INSERT, {"name": "of the replica"})
+        async with client_of(app_with(both)) as client:
+            created = await client.post("/items/hammer")
+            read = await client.get("/items")
+        open_before = both.read_engine.pool.checkedin()  # type: ignore[attr-defined] # the pool of every engine has it
+    open_after = both.read_engine.pool.checkedin()  # type: ignore[attr-defined] # likewise
+
+    assert created.status_code == 200
+    assert read.json() == ["of the replica"]
+    assert (open_before, open_after) == (1, 0)
+
+
+async def test_failed_read_session_gives_its_connection_back(database: Database) -> None:
+    """An error while reading ends the session like any other."""
+    app = app_with(database)
+
+    @app.get("/broken")
+    async def broken(session: ReadSessionDep) -> None:
+        await session.execute(text("SELECT 1"))
+        raise HTTPException(418)
+
+    async with client_of(app) as client:
+        response = await client.get("/broken")
+
+    assert response.status_code == 418
+    assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
+
+
+async def test_hook_that_queries_after_the_commit_leaves_nothing_open(database: Database) -> None:
+    """A transaction that an `after_commit` hook begins is ended, too."""
+    app = app_with(database)
+
+    @app.post("/hooked")
+    async def hooked(session: SessionDep) -> None:
+        await session.execute(INSERT, {"name": "hammer"})
+        event.listen(session.sync_session, "after_transaction_end", begin_again, once=True)
+
+    def begin_again(session: Any, _transaction: Any) -> None:
+        if not session.in_transaction():
+            session.execute(text("SELECT 1"))
+
+    async with client_of(app) as client:
+        response = await client.post("/hooked")
+
+    assert response.status_code == 200
+    assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
+
+
+async def test_background_task_finds_what_the_request_committed(database: Database) -> None:
+    """A background task runs after the commit, and opens a session of its own."""
+    app = app_with(database)
+    found: list[str] = []
+
+    async def look() -> None:
+        async with database.session() as session:
+            found.extend((await session.execute(text("SELECT name FROM items"))).scalars())
+
+    @app.post("/then/{name}")
+    async def then(name: str, session: SessionDep, tasks: BackgroundTasks) -> None:
+        await session.execute(INSERT, {"name": name})
+        tasks.add_task(look)
+
+    async with client_of(app) as client:
+        await client.post("/then/hammer")
+
+    assert found == ["hammer"]
+
+
+def test_sessions_are_replaced_in_tests(tmp_path: Path) -> None:
+    """`dependency_overrides` puts a session of the test's own in the place of both."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/override.db")
+    sessionmaker = async_sessionmaker(engine, expire_on_commit=False)
+    app = FastAPI(lifespan=Database(DatabaseSettings(url="sqlite://")).lifespan)
+
+    async def of_the_test() -> AsyncIterator[AsyncSession]:
+        async with sessionmaker() as session:
+            await session.execute(text("CREATE TABLE IF NOT EXISTS items (name text)"))
+            yield session
+
+    @app.get("/")
+    async def both(session: SessionDep, reading: ReadSessionDep) -> int:
+        await reading.execute(text("SELECT * FROM items"))
+        return int((await session.execute(text("SELECT count(*) FROM items"))).scalar_one())
+
+    app.dependency_overrides[get_session] = of_the_test
+    app.dependency_overrides[get_read_session] = of_the_test
+    with TestClient(app) as client:
+        response = client.get("/")
+        client.portal.call(engine.dispose)  # type: ignore[union-attr] # inside `with` there is one
+
+    assert response.json() == 0
+
+
+async def test_concurrent_requests_have_sessions_of_their_own(database: Database) -> None:
+    """What one request rolls back, another one has not written."""
+    app = app_with(database)
+
+    @app.post("/failed/{name}")
+    async def failed(name: str, session: SessionDep) -> None:
+        await session.execute(INSERT, {"name": name})
+        raise HTTPException(400)
+
+    async with client_of(app) as client:
+        good = [client.post(f"/items/good-{number}") for number in range(10)]
+        bad = [client.post(f"/failed/bad-{number}") for number in range(10)]
+        await asyncio.gather(*good, *bad)
+        stored = (await client.get("/items")).json()
+
+    assert stored == [f"good-{number}" for number in range(10)]
