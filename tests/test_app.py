@@ -250,7 +250,7 @@ OUTCOMES = [
 
 @pytest.mark.parametrize("prefix", ["", "/outer/inner", "/sub"])
 @pytest.mark.parametrize(("method", "path", "status", "route"), OUTCOMES)
-def test_every_outcome_has_the_whole_edge(prefix, method, path, status, route, capsys):  # noqa: PLR0917 - a table
+def test_every_outcome_has_the_whole_edge(prefix, method, path, status, route, capsys):
     """Direct, nested or mounted: id, headers, one log line, and one sample under the route's template."""
     before = samples()
     label = route if route == "_unmatched" else prefix + route

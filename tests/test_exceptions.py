@@ -13,6 +13,7 @@ from fastapi_prodkit._extras import require
 from fastapi_prodkit.exceptions import (
     CheckWarning,
     ConfigurationError,
+    MigrationError,
     MissingExtraError,
     ProblemError,
     ProdkitError,
@@ -27,6 +28,7 @@ from fastapi_prodkit.exceptions import (
         (ConfigurationError, ValueError),
         (SettingsError, ConfigurationError),
         (MissingExtraError, ImportError),
+        (MigrationError, Exception),
         (CheckWarning, Exception),
         (ProblemError, HTTPException),
     ],

@@ -7,6 +7,7 @@ import threading
 from base64 import b64encode
 from enum import Enum
 from hashlib import sha256
+from typing import Annotated
 
 import pytest
 import uvicorn
@@ -509,3 +510,34 @@ def test_an_override_of_the_schema_keeps_working():
     validate(schema)
     assert schema["info"]["x-logo"] == {"url": "logo.png"}
     assert schema["paths"]["/items/{item_id}"]["get"]["responses"]["422"]["content"] == VALIDATION_PROBLEM
+
+
+def test_refusals_of_dependencies_are_shown():
+    """A route that depends on a limit shows its 429 as a problem, wherever the dependency stands; others do not."""
+
+    class Limit:
+        statuses = (429,)
+
+        async def __call__(self): ...
+
+    limit = Limit()
+
+    async def nested(_: Annotated[None, Depends(limit)]): ...
+
+    app = FastAPI()
+    router = APIRouter(dependencies=[Depends(limit)])
+    router.add_api_route("/router", lambda: None)
+    app.include_router(router, prefix="/v1")
+    app.add_api_route("/nested", lambda: None, dependencies=[Depends(nested)], methods=["GET", "POST"])
+    app.add_api_route("/hidden", lambda: None, dependencies=[Depends(limit)], include_in_schema=False)
+    app.add_api_route("/free", lambda: None)
+    add_problem_schemas(app)
+
+    paths = app.openapi()["paths"]
+
+    shown = {
+        f"{method} {path}" for path, item in paths.items() for method in item if "429" in item[method]["responses"]
+    }
+    assert shown == {"get /v1/router", "get /nested", "post /nested"}
+    assert paths["/nested"]["get"]["responses"]["429"]["description"] == "Too Many Requests"
+    assert "application/problem+json" in paths["/nested"]["get"]["responses"]["429"]["content"]

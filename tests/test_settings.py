@@ -780,7 +780,8 @@ class TestRefusals:
             "CORS_ORIGIN_REGEX": "also matches https://probe.invalid, which anybody could own: escape every dot, put "
             "no .* next to a name, or list CORS_ORIGINS",
             "RATE_LIMIT_ENABLED": "each of the WEB_CONCURRENCY workers would count for itself, so that clients get a "
-            "multiple of the limit: run one worker per container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false",
+            "multiple of the limit: set RATE_LIMIT_STORAGE_URL=redis://..., which all of them share, run one worker per "
+            "container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false",
             "DATABASE_SSL": "sends passwords and data in plain text to another host: use verify-full",
         }
 
@@ -860,6 +861,20 @@ class TestRefusals:
 
         assert (settings.rate_limit is None) == (section is not None)
 
+    def test_several_workers_that_share_a_store_are_fine(self, load):
+        """They count together."""
+        settings = load({**SAFE, "WEB_CONCURRENCY": "4", "RATE_LIMIT_STORAGE_URL": "redis://:hunter2@host:6379/0"})
+
+        assert settings.rate_limit.shared
+        assert "hunter2" not in repr(settings)
+
+    def test_a_replica_without_tls_is_refused(self, refused):
+        """What is read crosses the network as well as what is written."""
+        replica = "postgresql://db.internal/x"
+        urls = {"DATABASE_URL": "sqlite:///x.db", "DATABASE_READ_URL": replica, "DATABASE_SSL": "off"}
+
+        assert set(refused({**SAFE, **urls})) == {"DATABASE_SSL"}
+
     @pytest.mark.parametrize(
         "url",
         [
@@ -919,6 +934,8 @@ def shown(default):
     """Write a default as the page does."""
     if default is None or default in ("", ()):
         return "none"
+    if isinstance(default, SecretStr):
+        return f"`{default.get_secret_value()}`"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     if isinstance(default, tuple):

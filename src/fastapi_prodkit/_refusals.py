@@ -11,15 +11,15 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs
 
-from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettings, ProxySettings
+from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettings, ProxySettings, RateLimitSettings
 
 # The host of a database URL: behind the password, which ends at the last @, and before port, path and query.
 _HOST = re.compile(r"(?:[^:/@]*(?::[^@]*)?@)?(\[[^\]]*\]|[^:/?]*)")
 
 
 COUNTS_ALONE = (
-    "would count for itself, so that clients get a multiple of the limit: run one worker per container "
-    "(WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false"
+    "would count for itself, so that clients get a multiple of the limit: set RATE_LIMIT_STORAGE_URL=redis://..., "
+    "which all of them share, run one worker per container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false"
 )
 
 
@@ -43,7 +43,7 @@ def refusals(section: str, value: Any, earlier: Mapping[str, Any]) -> Iterator[t
         case "cors", _:
             yield from _cors(value, earlier.get("hosts"))
         case "rate_limit", _:
-            yield from _rate_limit()
+            yield from _rate_limit(value)
         case "database", _:
             yield from _database(value)
 
@@ -79,14 +79,15 @@ def _cors(cors: CorsSettings, hosts: HostsSettings | None) -> Iterator[tuple[str
         yield "cors_origin_regex", f"{text}: escape every dot, put no .* next to a name, or list CORS_ORIGINS"
 
 
-def _rate_limit() -> Iterator[tuple[str, str]]:
+def _rate_limit(rate_limit: RateLimitSettings) -> Iterator[tuple[str, str]]:
     workers = os.environ.get("WEB_CONCURRENCY", "")  # uvicorn's own variable, hence without a prefix
-    if workers.isdigit() and int(workers) > 1:
+    if workers.isdigit() and int(workers) > 1 and not rate_limit.shared:
         yield "rate_limit_enabled", f"each of the WEB_CONCURRENCY workers {COUNTS_ALONE}"
 
 
 def _database(database: DatabaseSettings) -> Iterator[tuple[str, str]]:
-    if not _encrypted(database):
+    urls = [url.get_secret_value() for url in (database.url, database.read_url) if url is not None]
+    if database.ssl == "off" and not all(map(_encrypted, urls)):
         yield "database_ssl", "sends passwords and data in plain text to another host: use verify-full"
 
 
@@ -112,10 +113,10 @@ def _lookalikes(pattern: str, scheme: str, names: Sequence[str]) -> Iterator[str
             domain = parent
 
 
-def _encrypted(database: DatabaseSettings) -> bool:
-    """Say whether what goes to the database is encrypted, or stays on this machine."""
-    scheme, _, rest = database.url.get_secret_value().partition("://")
-    if database.ssl != "off" or scheme.startswith("sqlite"):
+def _encrypted(url: str) -> bool:
+    """Say whether what goes to the database is encrypted by its URL's own word, or stays on this machine."""
+    scheme, _, rest = url.partition("://")
+    if scheme.startswith("sqlite"):
         return True
     query = parse_qs(rest.rpartition("?")[2])
     if {"require", "verify-ca", "verify-full"}.intersection(query.get("sslmode", []) + query.get("ssl", [])):

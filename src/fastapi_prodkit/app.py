@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from fastapi_prodkit import _lifespan
 from fastapi_prodkit._asgi import ExactRoutes
-from fastapi_prodkit._exchange import Gate, Piece, Stack
+from fastapi_prodkit._exchange import Exchange, Gate, Piece, RawHeaders, Stack
 from fastapi_prodkit._refusals import COUNTS_ALONE
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
@@ -34,11 +34,12 @@ from fastapi_prodkit.health import Check, health_router
 from fastapi_prodkit.logging import configure_logging
 from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
 from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
-from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware
+from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware, SharedStore
 from fastapi_prodkit.request_id import RequestIDMiddleware
 from fastapi_prodkit.sections import AccessLogSettings
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
 from fastapi_prodkit.settings import Settings
+from fastapi_prodkit.shutdown import Shutdown
 
 __all__ = ["create_app", "install"]
 
@@ -117,7 +118,8 @@ def _start(settings: Settings | None) -> Settings:
 
 def _refuse_worker(settings: Settings) -> None:
     """Refuse in production what settings cannot see: the children of `uvicorn --workers` have no WEB_CONCURRENCY."""
-    if settings.environment in ("staging", "prod") and settings.rate_limit and multiprocessing.parent_process():
+    alone = settings.rate_limit is not None and not settings.rate_limit.shared
+    if settings.environment in ("staging", "prod") and alone and multiprocessing.parent_process():
         raise SettingsError({"RATE_LIMIT_ENABLED": f"this is a worker process, and each {COUNTS_ALONE}"})
 
 
@@ -153,6 +155,10 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
             setattr(app.state, name, piece)
 
     add_problem_handlers(app)
+    if "database" in pieces:
+        from fastapi_prodkit.database import add_outage_handlers  # noqa: PLC0415 - needs an extra
+
+        add_outage_handlers(app)
     add_problem_schemas(app)
     probes = _probes(settings, pieces, checks)
     docs = docs_router(app).routes if settings.docs and app.openapi_url and app.docs_url is None else []
@@ -161,12 +167,16 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     # the app's own dependencies, such as authentication, do not apply to a load balancer.
     ours = cast("list[Route]", [*probes, *docs, *schema])
     app.router.routes[:] = [ExactRoutes(ours), *(route for route in app.router.routes if route not in schema)]
-    database = pieces.get("database")
-    _lifespan.compose(app, [database.lifespan] if database is not None else [])
+    # The signals first, so that one that comes while the others start is noticed.
+    living = (pieces[name] for name in ("shutdown", "database", "rate_limit") if name in pieces)
+    _lifespan.compose(app, [piece.lifespan for piece in living if hasattr(piece, "lifespan")])
 
     def edge(stack: ASGIApp) -> _Edge:
         exempt = frozenset(probe.path.rstrip("/") for probe in probes)
-        return _Edge(stack, _layers(stack, settings, pieces, exempt, app.routes), pieces)
+        edge = _Edge(stack, _layers(stack, settings, pieces, exempt, app.routes), pieces)
+        if "shutdown" in pieces:
+            pieces["shutdown"].on_drain(edge.close_connections)
+        return edge
 
     edge(app.router)  # a setting that no layer can use is an error here, and not in the server's lifespan
     build = app.build_middleware_stack
@@ -177,20 +187,30 @@ def _pieces(settings: Settings) -> dict[str, Any]:
     """Make the objects that dependencies look for."""
     pieces: dict[str, Any] = {}
     if settings.rate_limit is not None:
-        pieces["rate_limit"] = MemoryStore()
+        shared = settings.rate_limit.shared
+        memory = MemoryStore(settings.rate_limit.strategy)
+        pieces["rate_limit"] = SharedStore(settings.rate_limit, prefix=settings.service.name) if shared else memory
     if settings.database is not None:
         from fastapi_prodkit.database import Database  # noqa: PLC0415 - needs an extra
 
         pieces["database"] = Database(settings.database)
+    if settings.shutdown is not None:
+        pieces["shutdown"] = Shutdown(settings.shutdown)
     return pieces
 
 
 def _probes(settings: Settings, pieces: Mapping[str, Any], checks: Mapping[str, Check] | None) -> list[Route]:
     routers = []
     if settings.health is not None:
-        database = pieces.get("database")
-        ours = {"database": database.check} if database is not None else {}
-        routers.append(health_router(settings.health, checks=ChainMap(cast("dict[str, Check]", checks or {}), ours)))
+        ours: dict[str, Check] = {}
+        if settings.database is not None:
+            from fastapi_prodkit.database.readiness import readiness_checks  # noqa: PLC0415 - needs an extra
+
+            ours = readiness_checks(pieces["database"], settings.database)
+        every = ChainMap(cast("dict[str, Check]", checks or {}), ours)
+        shutdown = pieces.get("shutdown")
+        draining = shutdown.draining if shutdown is not None else None
+        routers.append(health_router(settings.health, checks=every, draining=draining))
     if settings.metrics is not None:
         routers.append(metrics_router(settings.metrics))
     return [cast("Route", route) for router in routers for route in router.routes]
@@ -251,6 +271,10 @@ class _Edge:
         }
         self._pieces = pieces
 
+    def close_connections(self) -> None:
+        """Have every response from now on say that its connection is closed; it costs nothing before."""
+        self._stacks["http"].starting.append(_close_connection)
+
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         app = self.app
         if scope["type"] != "lifespan":
@@ -259,3 +283,9 @@ class _Edge:
                 app = self._stacks[scope["type"]]
             scope[_PIECES] = self._pieces if outer is None else {**outer, **self._pieces}
         return app(scope, receive, send)
+
+
+def _close_connection(exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
+    """Say `Connection: close` (RFC 9112 section 9.6), which HTTP/2 forbids and does otherwise."""
+    if exchange.scope["http_version"] < "2" and b"connection" not in present:
+        headers.append((b"connection", b"close"))

@@ -4,6 +4,7 @@
     ├── ConfigurationError (ValueError)    a setting or an argument is wrong; raised at construction
     │   └── SettingsError                  what `Settings()` found, all of it, without any value
     ├── MissingExtraError (ImportError)    a piece is switched on and its extra is not installed
+    ├── MigrationError                     the database's schema is not what this release needs, or stays locked
     ├── CheckWarning                       raised by a readiness check: degraded, but still able to serve
     └── ProblemError (HTTPException)       an error response, RFC 9457
 
@@ -20,6 +21,7 @@ from starlette.exceptions import HTTPException
 __all__ = [
     "CheckWarning",
     "ConfigurationError",
+    "MigrationError",
     "MissingExtraError",
     "ProblemError",
     "ProdkitError",
@@ -55,6 +57,10 @@ class SettingsWarning(UserWarning):
 
 class MissingExtraError(ProdkitError, ImportError):
     """Name the extra to install."""
+
+
+class MigrationError(ProdkitError):
+    """Say that migrations are pending, were refused, or could not run because another process is migrating."""
 
 
 class CheckWarning(ProdkitError):  # noqa: N818 - it is the warning level of a check, not an error

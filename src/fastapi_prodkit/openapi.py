@@ -11,20 +11,22 @@ import json
 import re
 import warnings
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from hashlib import sha256
+from http import HTTPStatus
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI
+from fastapi.dependencies.models import Dependant
 from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from fastapi_prodkit._asgi import route_path
 from fastapi_prodkit._problem import MEDIA_TYPE
@@ -119,14 +121,15 @@ def add_problem_schemas(app: FastAPI) -> None:
     """Make the app's schema show errors as `add_problem_handlers` sends them, and keep operation ids apart.
 
     Each operation gets a `default` response `Problem`, its 422 becomes a `ValidationProblem`, and error responses
-    that were declared without content get `Problem`; what was declared with content stays. Operations with one id get
-    their method into it, and their path if that differs. Webhooks stay as they are: it is others who answer them.
+    that were declared without content get `Problem`; what was declared with content stays. A dependency's `statuses`
+    are shown on the routes that depend on it: a rate limit's 429. Operations with one id get their method into it, and
+    their path if that differs. Webhooks stay as they are: it is others who answer them.
 
     `app.openapi` is wrapped, an override of it included. One that is set later can be wrapped by a second call.
     The work is done once for each schema that is built.
     """
     if not isinstance(app.openapi, _ProblemSchema):
-        app.openapi = _ProblemSchema(app.openapi)  # type: ignore[method-assign] # FastAPI's documented way
+        app.openapi = _ProblemSchema(app.openapi, app)  # type: ignore[method-assign] # FastAPI's documented way
 
 
 class _Pages:
@@ -178,8 +181,9 @@ class _Pages:
 class _ProblemSchema:
     """Build the schema with the function that was there before, and complete it once."""
 
-    def __init__(self, build: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, build: Callable[[], dict[str, Any]], app: FastAPI) -> None:
         self._build = build
+        self._app = app
         self._completed: dict[str, Any] | None = None
 
     def __call__(self) -> dict[str, Any]:
@@ -188,6 +192,7 @@ class _ProblemSchema:
             schema = self._build()
         if schema is not self._completed:
             _name_operations(schema)
+            _declare(schema, self._app.routes)
             _show_problems(schema)
             self._completed = schema
         return schema
@@ -212,6 +217,23 @@ def _name_operations(schema: dict[str, Any]) -> None:
         if len(paths[name]) > 1:
             where = "" if len(set(paths[name])) == 1 else "_" + re.sub(r"\W+", "_", path).strip("_")
             operation["operationId"] = f"{name}{where}_{method}"
+
+
+def _declare(schema: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
+    """Show the refusals that an endpoint's dependencies name in an attribute `statuses`, such as a rate limit's 429."""
+    for context in iter_route_contexts(routes):
+        if not isinstance(context.original_route, APIRoute):
+            continue
+        item = schema.get("paths", {}).get(context.path_format, {})
+        for operation in (item.get(method.lower()) for method in context.methods or ()):
+            for status in _statuses(context.dependant) if operation is not None else ():
+                operation["responses"].setdefault(str(status), {"description": HTTPStatus(status).phrase})
+
+
+def _statuses(dependant: Dependant) -> Iterator[int]:
+    yield from getattr(dependant.call, "statuses", ())
+    for each in dependant.dependencies:
+        yield from _statuses(each)
 
 
 def _show_problems(schema: dict[str, Any]) -> None:

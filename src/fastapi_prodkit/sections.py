@@ -192,6 +192,22 @@ class RateLimitSettings(Section):
     """How often a client may call."""
 
     default: str = Field("100/minute", min_length=1, description="Limit on every request of one client.")
+    storage_url: SecretStr = Field(
+        SecretStr("memory://"), min_length=1, description="Where to count; redis://... is shared by all processes."
+    )
+    strategy: Literal["fixed-window", "moving-window", "sliding-window"] = Field(
+        "fixed-window", description="What the seconds of a limit mean."
+    )
+    on_storage_error: Literal["memory", "allow", "deny"] = Field(
+        "memory", description="While the store fails: count in this process, let all pass, or refuse with 503."
+    )
+    storage_timeout: float = Field(0.1, gt=0, description="Longest time for one operation of the store, seconds.")
+    legacy_headers: bool = Field(False, description="Send X-RateLimit-* as well.")
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes count together."""
+        return not self.storage_url.get_secret_value().startswith("memory:")
 
 
 class HealthSettings(Section):
@@ -217,13 +233,32 @@ class DatabaseSettings(Section):
     """How to reach the database."""
 
     url: SecretStr = Field(min_length=1, description="postgresql://user:password@host/name or sqlite:///file.")
+    read_url: SecretStr | None = Field(None, min_length=1, description="The same for a read replica.")
     pool_size: int = Field(5, ge=1, description="Connections kept open by each worker.")
     max_overflow: int = Field(5, ge=0, description="Further connections under load, by each worker.")
     pool_timeout: float = Field(5.0, gt=0, description="Longest wait for a free connection, seconds.")
     connect_timeout: float = Field(5.0, gt=0, description="Longest time to connect, seconds.")
     command_timeout: float = Field(30.0, gt=0, description="Longest time for one statement, seconds.")
+    startup_timeout: float = Field(0.0, ge=0, description="Longest wait for the database at start-up, seconds.")
     ssl: Literal["off", "require", "verify-full"] = Field("verify-full", description="TLS to PostgreSQL.")
     ssl_root_cert: str | None = Field(None, description="File with the CA certificates; the system's by default.")
+    migrations: Literal["fail", "warn", "off"] = Field("fail", description="What /ready says of pending migrations.")
+    migrations_config: str | None = Field(
+        None, description="alembic.ini or pyproject.toml of the migrations; with it /ready looks for pending ones."
+    )
+    migrations_url: SecretStr | None = Field(
+        None, min_length=1, description="For migrations: around a pooler, or as the owner of the tables."
+    )
+    migrations_lock_timeout: float = Field(
+        300.0, ge=0, description="Longest wait for another process that is migrating, seconds."
+    )
+
+
+class ShutdownSettings(Section):
+    """How the process ends; drain and grace together stay below what the platform allows, 30 s on ECS."""
+
+    drain: float = Field(5.0, ge=0, description="How long the port keeps answering after SIGTERM, seconds.")
+    grace: float = Field(20.0, gt=0, description="How long requests in flight may take after that, seconds.")
 
 
 class SecretsSettings(Section):

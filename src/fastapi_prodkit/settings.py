@@ -38,6 +38,7 @@ PROFILES: Final[Mapping[str, Mapping[str, str]]] = {
         "METRICS_PUBLIC": "true",
         "DOCS_ENABLED": "true",
         "DATABASE_SSL": "off",
+        "SHUTDOWN_DRAIN": "0",
     },
     "test": {
         "HOSTS_ALLOWED": "*",
@@ -45,6 +46,7 @@ PROFILES: Final[Mapping[str, Mapping[str, str]]] = {
         "METRICS_PUBLIC": "true",
         "DOCS_ENABLED": "true",
         "DATABASE_SSL": "off",
+        "SHUTDOWN_DRAIN": "0",
     },
     "staging": {},
     "prod": {},
@@ -89,6 +91,7 @@ class Settings(BaseSettings):
     metrics: sections.MetricsSettings | None = Field(default_factory=sections.MetricsSettings)
     docs: sections.DocsSettings | None = None
     database: sections.DatabaseSettings | None = None
+    shutdown: sections.ShutdownSettings | None = Field(default_factory=sections.ShutdownSettings)
     secrets: sections.SecretsSettings = Field(default_factory=sections.SecretsSettings)
 
     def __init__(self, **values: Any) -> None:

@@ -1,7 +1,7 @@
-"""Bring the database up to date: `python -m service.migrate`, a step of its own before the service starts.
+"""Migrations from code, for the demo and the tests; a deployment runs `prodkit db upgrade` before the service starts.
 
-It is Alembic's `upgrade head` with the service's settings. It never runs at start-up: there, replicas would race, and
-a long migration would look like a service that does not come up.
+It never happens at start-up: there, replicas would race, and a long migration would look like a service that does not
+come up.
 """
 
 from pathlib import Path
@@ -20,8 +20,3 @@ def alembic_config(settings: ServiceSettings) -> Config:
 def upgrade(settings: ServiceSettings) -> None:
     """Run the migrations that the database lacks."""
     command.upgrade(alembic_config(settings), "head")
-
-
-if __name__ == "__main__":
-    upgrade(ServiceSettings())
-    print("The database is up to date.")

@@ -97,6 +97,22 @@ def test_the_app_never_migrates(settings, path):
     assert tables(path) == set()
 
 
+def test_readiness_knows_what_is_pending(settings, path):
+    """With the path of alembic.ini, as in .env.example, /ready waits for the migrations of this release."""
+    ini = migrate.alembic_config(settings).config_file_name
+    database = settings.database.model_copy(update={"migrations_config": ini})
+    settings = settings.model_copy(update={"database": database})
+
+    with TestClient(build(settings)) as client:
+        before = client.get("/ready").json()["checks"]
+    migrate.upgrade(settings)
+    with TestClient(build(settings)) as client:
+        after = client.get("/ready").json()["checks"]
+
+    assert before["migrations"][0]["status"] == "fail"
+    assert after["migrations"][0]["status"] == "pass"
+
+
 def test_an_empty_table_is_a_warning(settings):
     """Without airports the service works, and readiness says what is missing."""
     migrate.upgrade(settings)

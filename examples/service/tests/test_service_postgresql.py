@@ -40,7 +40,8 @@ def test_the_service_runs_on_postgresql(postgresql, world):
     config = migrate.alembic_config(postgresql)
     environment = {**os.environ, "DATABASE_URL": postgresql.database.url.get_secret_value(), "DATABASE_SSL": "off"}
     deployments = [  # two at once: the second waits for the first
-        subprocess.Popen([sys.executable, "-m", "service.migrate"], cwd=SERVICE, env=environment) for _ in range(2)
+        subprocess.Popen([sys.executable, "-m", "fastapi_prodkit", "db", "upgrade"], cwd=SERVICE, env=environment)
+        for _ in range(2)
     ]
     assert [deployment.wait(60) for deployment in deployments] == [0, 0]
     command.check(config)
