@@ -1,0 +1,21 @@
+"""`prodkit`, also as `python -m fastapi_prodkit`: the door, which names the extra where it is not installed."""
+
+import sys
+
+from fastapi_prodkit.exceptions import MissingExtraError
+
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run the command line and return its exit code."""
+    try:
+        from fastapi_prodkit import cli  # noqa: PLC0415 - it needs the extra
+    except MissingExtraError as error:
+        sys.stderr.write(f"prodkit: {error}\n")
+        return 1
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,9 @@
+"""`prodkit`: what a service needs beside its requests, from a terminal or as a step of a deployment."""
+
+from fastapi_prodkit import _extras
+
+_extras.require("typer", extra="cli")
+
+from fastapi_prodkit.cli.program import COMMANDS, main  # noqa: E402 - a hint, not a traceback
+
+__all__ = ["COMMANDS", "main"]

@@ -1,0 +1,243 @@
+"""`prodkit db`: migrations with Alembic, as a step of its own before the service starts."""
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from fastapi_prodkit.cli.program import CommandGroup
+
+__all__ = ["app"]
+
+_THE_ANSWER_IS_NO = 3
+_LOGGERS = (
+    "alembic.runtime.migration",
+    "fastapi_prodkit.database.migrations",
+    "fastapi_prodkit.database.migration_lock",
+)
+
+app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def _db(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            envvar=["ALEMBIC_CONFIG", "DATABASE_MIGRATIONS_CONFIG"],
+            help="alembic.ini or pyproject.toml; by default those of the current directory.",
+        ),
+    ] = None,
+) -> None:
+    """Migrate the database: Alembic with the settings of the service.
+
+    The database is DATABASE_URL, or DATABASE_MIGRATIONS_URL if that is set; a settings class that alembic/env.py names
+    comes first. On PostgreSQL one process migrates at a time, and the others wait.
+    """
+    ctx.obj = config
+
+
+_Sql = Annotated[bool, typer.Option("--sql", help="Write the SQL instead of running it; nothing connects.")]
+_LockTimeout = Annotated[
+    float | None,
+    typer.Option(min=0, help="Longest wait for another process, seconds; by default DATABASE_MIGRATIONS_LOCK_TIMEOUT."),
+]
+
+
+@app.command()
+def upgrade(
+    ctx: typer.Context,
+    revision: Annotated[str, typer.Argument(help="Where to: a revision, +1, or head.")] = "head",
+    *,
+    sql: _Sql = False,
+    lock_timeout: _LockTimeout = None,
+) -> None:
+    """Run the migrations that the database lacks.
+
+    A database that is ahead, because a newer release has migrated it, is left as it is.
+    """
+    from alembic import command  # noqa: PLC0415 - on first use
+    from alembic.util import CommandError  # noqa: PLC0415 - likewise
+
+    with _progress() as steps:
+        try:
+            command.upgrade(_config(ctx, lock_timeout), revision, sql=sql)
+        except CommandError as error:
+            if revision not in ("head", "heads") or "Can't locate revision" not in str(error):
+                raise
+            _say("Nothing to do: the database is ahead, a newer release has migrated it.")
+            return
+    if not sql:
+        _summary(steps, "Nothing to do: the database is up to date.")
+
+
+class _Downgrade(TyperCommand):
+    """Take `-1` for the revision that it is."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put what looks like an option behind those that are."""
+        back = [arg for arg in args if re.fullmatch(r"-\d+", arg)]
+        return super().parse_args(ctx, [*(arg for arg in args if arg not in back), *(["--", *back] if back else [])])
+
+
+@app.command(cls=_Downgrade)
+def downgrade(
+    ctx: typer.Context,
+    revision: Annotated[str, typer.Argument(help="Where to: a revision, -1, or base; with --sql FROM:TO.")],
+    *,
+    sql: _Sql = False,
+    lock_timeout: _LockTimeout = None,
+) -> None:
+    """Take migrations back."""
+    from alembic import command  # noqa: PLC0415 - on first use
+
+    with _progress() as steps:
+        command.downgrade(_config(ctx, lock_timeout), revision, sql=sql)
+    if not sql:
+        _summary(steps, "Nothing to do: the database is there already.")
+
+
+@app.command()
+def current(
+    ctx: typer.Context,
+    *,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 3 unless it is the newest.")] = False,
+) -> None:
+    """Show the revision that the database is at."""
+    from alembic import command  # noqa: PLC0415 - on first use
+    from alembic.util import DatabaseNotAtHead  # noqa: PLC0415 - likewise
+
+    with _progress():
+        try:
+            command.current(_config(ctx), check_heads=check)
+        except DatabaseNotAtHead:
+            _say("The database is not at the newest revision.")
+            raise typer.Exit(_THE_ANSWER_IS_NO) from None
+
+
+@app.command()
+def history(
+    ctx: typer.Context,
+    *,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show files and dates, too.")] = False,
+) -> None:
+    """List the migrations, newest first; the database is not asked."""
+    from alembic import command  # noqa: PLC0415 - on first use
+
+    command.history(_config(ctx), verbose=verbose)
+
+
+@app.command()
+def revision(
+    ctx: typer.Context,
+    message: Annotated[str, typer.Option("--message", "-m", help="What the migration does.")],
+    *,
+    autogenerate: Annotated[
+        bool, typer.Option("--autogenerate", help="Write what leads from the database to the models.")
+    ] = False,
+) -> None:
+    """Write a new migration; read it before you run it."""
+    from alembic import command  # noqa: PLC0415 - on first use
+
+    with _progress():
+        command.revision(_config(ctx), message, autogenerate=autogenerate)
+
+
+@app.command()
+def check(ctx: typer.Context) -> None:
+    """Compare models and migrations; exit with 3 if they differ."""
+    from alembic import command  # noqa: PLC0415 - on first use
+    from alembic.util import AutogenerateDiffsDetected, CommandError  # noqa: PLC0415 - likewise
+
+    with _progress():
+        try:
+            command.check(_config(ctx))
+        except AutogenerateDiffsDetected as error:
+            _say("The migrations lack what the models have:")
+            for difference in error.diffs:
+                _say(f"  {_words(difference)}")
+            raise typer.Exit(_THE_ANSWER_IS_NO) from None
+        except CommandError as error:
+            if "not up to date" not in str(error):
+                raise
+            _say("The database lacks migrations: run `prodkit db upgrade` first.")
+            raise typer.Exit(_THE_ANSWER_IS_NO) from None
+
+
+class _Progress(logging.Handler):
+    """Show what runs and what is done, while it happens.
+
+    Alembic and we log it; the handler is gone with the command. An `env.py` that configures logging replaces it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.begun = time.perf_counter()
+        self.steps = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.name.startswith("alembic"):
+            if not message.startswith("Running "):
+                return
+            self.steps += 1
+        _say(message)
+
+
+@contextmanager
+def _progress() -> Iterator[_Progress]:
+    handler = _Progress()
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield handler
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+def _config(ctx: typer.Context, lock_timeout: float | None = None) -> Any:
+    from fastapi_prodkit.database.migrations import alembic_config  # noqa: PLC0415 - it needs an extra
+    from fastapi_prodkit.settings import Settings  # noqa: PLC0415 - on first use
+
+    config = alembic_config(ctx.obj)
+    config.attributes |= {"default_settings": Settings, "lock_timeout": lock_timeout}
+    return config
+
+
+def _summary(progress: _Progress, nothing: str) -> None:
+    if not progress.steps:
+        _say(nothing)
+        return
+    noun = "migration" if progress.steps == 1 else "migrations"
+    _say(f"Done: {progress.steps} {noun} in {time.perf_counter() - progress.begun:.2f} s.")
+
+
+def _words(difference: Any) -> str:
+    """Return one of Alembic's differences in words: what to do, and to what."""
+    if isinstance(difference, list):  # several changes of one column
+        return "; ".join(_words(change) for change in difference)
+    operation, *parts = difference
+    names = [part if isinstance(part, str) else getattr(part, "name", None) for part in parts[:3]]
+    table = getattr(getattr(parts[-1], "table", None), "name", None)
+    place = f"on {table}" if table and table not in names else None
+    return " ".join(word for word in (operation.replace("_", " "), *names, place) if word)
+
+
+def _say(message: str) -> None:
+    typer.echo(message, err=True)
+    sys.stderr.flush()

@@ -1,0 +1,131 @@
+"""The database that migrations go to: which one it is, and how to reach it."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import sqlalchemy
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from fastapi_prodkit.database.engine import create_engine
+from fastapi_prodkit.database.failure import classify
+from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.sections import DatabaseSettings
+
+__all__ = ["HasDatabase", "Source", "dialect", "engine_for", "is_pooled", "lock_timeout", "target"]
+
+_PATIENCE = 86_400.0  # seconds for one statement: a migration may rebuild a large table, and ends by itself
+_OURS = ("postgresql", "postgres", "postgresql+asyncpg", "sqlite", "sqlite+aiosqlite")
+_PGBOUNCER_PORT = 6432
+
+
+class HasDatabase(Protocol):
+    """What `Settings` and its subclasses are to a migration."""
+
+    @property
+    def database(self) -> DatabaseSettings | None:
+        """The section of the database; None if it is not configured."""
+
+
+Source: TypeAlias = DatabaseSettings | HasDatabase | Callable[[], HasDatabase]
+
+
+def target(config: Any, settings: Source | None) -> DatabaseSettings:
+    """Return how to reach the database for migrations: without haste, and around a pooler if there is a way.
+
+    Args:
+        config: Alembic's configuration; `attributes["settings"]` wins over `settings`, and these over what `prodkit db`
+            has read, which stands in `attributes["default_settings"]`, and over `sqlalchemy.url`.
+        settings: What `env.py` names.
+
+    Raises:
+        ConfigurationError: None of them names a database.
+    """
+    section = _section(config, settings)
+    timeout = lock_timeout(config, section)
+    changes: dict[str, Any] = {
+        "migrations_lock_timeout": timeout,
+        "command_timeout": _PATIENCE,
+        "statement_timeout": None,
+    }
+    if section.migrations_url is not None:
+        changes |= {"url": section.migrations_url, "pooler": None}
+    patient = section.model_copy(update=changes)
+    if dialect(patient) == "sqlite":  # there it is the wait for another writer, and so for another migration
+        patient = patient.model_copy(update={"command_timeout": timeout})
+    return patient
+
+
+def lock_timeout(config: Any, settings: DatabaseSettings) -> float:
+    """Return how long to wait for another process that is migrating, seconds; `attributes["lock_timeout"]` wins."""
+    asked: float | None = config.attributes.get("lock_timeout")
+    return settings.migrations_lock_timeout if asked is None else asked
+
+
+def dialect(settings: DatabaseSettings) -> str:
+    """Return SQLAlchemy's name of the kind of database."""
+    name = _driver(settings).partition("+")[0]
+    return "postgresql" if name == "postgres" else name
+
+
+def is_pooled(settings: DatabaseSettings, engine: Engine | AsyncEngine) -> bool:
+    """Whether something between here and PostgreSQL hands out its connections by transaction."""
+    return getattr(settings, "pooler", None) == "pgbouncer" or engine.url.port == _PGBOUNCER_PORT
+
+
+def engine_for(settings: DatabaseSettings) -> Engine | AsyncEngine:
+    """Return our own engine where the URL asks for one of its drivers, and else what SQLAlchemy makes of the URL.
+
+    Raises:
+        ConfigurationError: The URL cannot be used. The message does not repeat it.
+        MissingExtraError: The driver is one of ours and is not installed.
+    """
+    raw = settings.url.get_secret_value()
+    driver = _driver(settings)
+    if driver in _OURS or "://" not in raw:
+        return _rebuildable(create_engine(settings))
+    try:
+        return sqlalchemy.create_engine(raw, hide_parameters=True)
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        problem = "is not one that SQLAlchemy understands"
+    except ModuleNotFoundError as error:
+        problem = f"needs a driver that is not installed: {error.name}"
+    # Raised out here, so that it is not chained to the errors above: they may quote a part of the password.
+    raise ConfigurationError(f"the URL of the database ({driver}://...) {problem}")
+
+
+def _section(config: Any, settings: Source | None) -> DatabaseSettings:
+    attributes = config.attributes
+    for source in (attributes.get("settings"), settings, attributes.get("default_settings")):
+        made: Any = source() if callable(source) else source
+        section: DatabaseSettings | None = getattr(made, "database", made)
+        if section is not None:
+            return section
+    url = config.get_alembic_option("sqlalchemy.url")
+    if not url:
+        raise ConfigurationError(
+            "there is no database to migrate: set DATABASE_URL, or hand the settings to run_migrations() in env.py"
+        )
+    return DatabaseSettings(url=url)
+
+
+def _driver(settings: DatabaseSettings) -> str:
+    return settings.url.get_secret_value().partition(":")[0]
+
+
+def _rebuildable(engine: AsyncEngine) -> AsyncEngine:
+    """Let SQLite rebuild tables: with foreign keys enforced, dropping the old table would empty those that refer to it.
+
+    https://www.sqlite.org/lang_altertable.html section 7; it cannot be switched inside a transaction.
+    """
+    classify(engine)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine.sync_engine, "connect", _ignore_foreign_keys)
+    return engine
+
+
+def _ignore_foreign_keys(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys = OFF")
+    cursor.close()

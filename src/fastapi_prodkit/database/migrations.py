@@ -1,0 +1,163 @@
+"""Migrations with Alembic: the whole of an `env.py`.
+
+    from alembic import context
+    from fastapi_prodkit.database.migrations import run_migrations
+    from shop.models import Base
+    from shop.settings import ShopSettings
+
+    run_migrations(context, Base.metadata, ShopSettings)
+
+It works under `prodkit db`, Alembic's own command line and `alembic.command`, with async and sync drivers, and from
+within a running event loop. Logging stays as it is. An app never migrates when it starts: replicas would race, and a
+long migration would look like a service that does not come up.
+"""
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, event
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from fastapi_prodkit import _extras
+from fastapi_prodkit.database.migration_lock import MigrationLock, exclude_other_writers, foreign_key_violations
+from fastapi_prodkit.database.migration_target import Source, dialect, engine_for, is_pooled, lock_timeout, target
+from fastapi_prodkit.exceptions import ConfigurationError, MigrationError
+from fastapi_prodkit.sections import DatabaseSettings
+
+__all__ = ["alembic_config", "run_migrations"]
+
+_POOLED = (
+    "migrations go through a pooler, which keeps two of them apart for one transaction only: "
+    "set DATABASE_MIGRATIONS_URL to a URL of PostgreSQL itself"
+)
+
+_logger = logging.getLogger(__name__)
+
+
+def run_migrations(context: Any, target_metadata: Any = None, settings: Source | None = None, **options: Any) -> None:
+    """Do what the Alembic command at hand asks for; the last line of an `env.py`.
+
+    Args:
+        context: `alembic.context`.
+        target_metadata: The metadata of the models, which `--autogenerate` and `check` compare with the database.
+        settings: Where the database is: settings, or what makes them, such as the class. What stands in
+            `config.attributes` wins: a `connection`, or `settings`. Without any of these it is the DATABASE_URL that
+            `prodkit db` has read, or else `sqlalchemy.url` of alembic.ini.
+        options: Whatever Alembic's `context.configure` takes; they win over ours.
+
+    Raises:
+        ConfigurationError: There is no database, or its URL cannot be used. The message does not repeat the URL.
+        MigrationError: Another process is migrating and does not end in time; or rows in SQLite would refer to nothing.
+        MissingExtraError: The driver of the URL is not installed.
+    """
+    run = _Run(context, target_metadata, options)
+    connection: Connection | None = context.config.attributes.get("connection")
+    if context.is_offline_mode():
+        run.offline(connection.dialect.name if connection else dialect(target(context.config, settings)))
+        return
+    if connection is not None:
+        run.online(connection, lock_timeout(context.config, DatabaseSettings(url="unused")), own=False)
+        return
+    database = target(context.config, settings)
+    engine, timeout = engine_for(database), database.migrations_lock_timeout
+    if pooled := is_pooled(database, engine):
+        _logger.warning(_POOLED)
+    if isinstance(engine, AsyncEngine):
+        _finish(_with_connection(engine, lambda connection: run.online(connection, timeout, pooled=pooled)))
+        return
+    try:
+        with engine.connect() as connection:
+            run.online(connection, timeout, pooled=pooled)
+    finally:
+        engine.dispose()
+
+
+def alembic_config(path: str | Path | None = None) -> Any:
+    """Return Alembic's configuration from a file, or from what there is in the current directory.
+
+    Args:
+        path: An `alembic.ini`, or a `pyproject.toml` with a table `[tool.alembic]`.
+
+    Raises:
+        ConfigurationError: There is no such file, or it configures no migrations.
+        MissingExtraError: Alembic is not installed.
+    """
+    _extras.require("alembic", extra="database")
+    from alembic.config import Config  # noqa: PLC0415 - on first use
+
+    candidates = [Path(path)] if path else [Path("alembic.ini"), Path("pyproject.toml")]
+    files = {file.suffix == ".toml": file for file in candidates if file.is_file()}
+    config = Config(files.get(False), files.get(True), stdout=sys.stdout, output_buffer=sys.stdout)
+    if config.get_alembic_option("script_location") is None:
+        place = f"in {path}" if path else f"in alembic.ini or pyproject.toml in {Path.cwd()}"
+        raise ConfigurationError(f"no migrations are configured {place}: name the file, or run `alembic init`")
+    return config
+
+
+class _Run:
+    """One run of `env.py`."""
+
+    def __init__(self, context: Any, target_metadata: Any, options: Mapping[str, Any]) -> None:
+        self._context = context
+        applied = options.get("on_version_apply") or ()
+        self._theirs: tuple[Callable[..., None], ...] = (applied,) if callable(applied) else tuple(applied)
+        self._options = {"target_metadata": target_metadata, **options}
+        self._since = 0.0
+
+    def offline(self, dialect_name: str) -> None:
+        """Write SQL, for `--sql`; nothing connects."""
+        ours = {"dialect_name": dialect_name, "literal_binds": True, "dialect_opts": {"paramstyle": "named"}}
+        self._context.configure(**{**ours, **self._options})
+        with self._context.begin_transaction():
+            self._context.run_migrations()
+
+    def online(self, connection: Connection, timeout: float, *, pooled: bool = False, own: bool = True) -> None:
+        """Run on the connection; one that is not our own keeps its ways with transactions."""
+        sqlite = connection.dialect.name == "sqlite"
+        ours: dict[str, Any] = {"render_as_batch": sqlite} | ({"transactional_ddl": True} if sqlite and own else {})
+        callbacks = {"on_version_apply": (self._applied, *self._theirs)}
+        self._context.configure(connection=connection, **{**ours, **self._options, **callbacks})
+        if self._context.get_context().opts.get("dont_mutate"):  # `current` answers while another process migrates
+            self._context.run_migrations()
+            return
+        if sqlite and own:
+            event.listen(connection, "begin", exclude_other_writers)
+        lock = MigrationLock(connection, timeout, pooled=pooled)
+        with lock.session():
+            self._since = time.monotonic()
+            with self._context.begin_transaction():
+                lock.transaction()
+                self._context.run_migrations()
+
+    def _applied(self, *, ctx: Any, step: Any, **_: Any) -> None:
+        """Say that a migration is done; before it is committed, so that SQLite undoes one that leaves rows alone."""
+        if ctx.connection.dialect.name == "sqlite" and (alone := foreign_key_violations(ctx.connection)):
+            raise MigrationError(f"{step.up_revision_id} would leave rows that refer to nothing: {', '.join(alone)}")
+        now = time.monotonic()
+        _logger.info("%s done in %.2f s", step.up_revision_id or "stamp", now - self._since)
+        self._since = now
+
+
+async def _with_connection(engine: AsyncEngine, work: Callable[[Connection], None]) -> None:
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(work)
+    finally:
+        await engine.dispose()
+
+
+def _finish(work: Any) -> None:
+    """Run the coroutine to its end, in a thread of its own where this one has a running event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(asyncio.run, work).result()
