@@ -35,6 +35,7 @@ build: $(VENV)/.dev ## build wheel and sdist into dist/
 
 bench: $(VENV)/.test ## measure what the layer costs per request and per import
 	@$(RUN) benchmarks/in_process.py $(BENCH)
+	@$(RUN) benchmarks/rate_limit.py
 	@$(RUN) benchmarks/imports.py $(if $(BENCH),--rounds 7 --check)
 
 # Locks hold for every supported Python and platform. dev.txt is solved first; the others agree with it, because they

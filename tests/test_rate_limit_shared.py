@@ -12,6 +12,7 @@ import httpx2 as httpx
 import pytest
 from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
+from faults import proxy
 from limits.aio.storage import Storage
 from processes import free_port, running
 from prometheus_client import CollectorRegistry
@@ -349,6 +350,36 @@ def test_a_missing_client_is_named(monkeypatch):
         store_of("redis://host")
     with pytest.raises(MissingExtraError, match="valkey"):
         store_of("valkey://host")
+
+
+@pytest.mark.parametrize("fault", ["slow", "reset"])
+async def test_a_network_that_fails(server, url, fault):
+    """A store that answers late, and connections that are reset, are outages like the others."""
+    registry = CollectorRegistry()
+    with proxy(server.port) as network:
+        store = failing("memory", registry, f"redis://127.0.0.1:{network.port}/0")
+        app = service(store, default="1000/minute")
+        before = await burst(app, 10)
+        if fault == "slow":
+            network.latency = 1.0
+        network.broken = fault == "reset"
+
+        during = [*await burst(app, 10), *await burst(app, 10)]
+        down = registry.get_sample_value("rate_limit_storage_up")
+        network.latency, network.broken = 0.0, False
+        deadline = (
+            time.monotonic() + 4
+        )  # two seconds, what is still on its way through a slow network, and a busy machine
+        while registry.get_sample_value("rate_limit_storage_up") == 0 and time.monotonic() < deadline:
+            await burst(app, 1)
+            await asyncio.sleep(0.02)
+        async with store.lifespan(None):
+            pass
+
+    assert {status for status, _ in before + during} == {200}
+    assert down == 0
+    assert registry.get_sample_value("rate_limit_storage_up") == 1
+    assert statistics.median(seconds for _, seconds in during[10:]) < 0.1
 
 
 # Processes

@@ -125,14 +125,13 @@ class Limiter(slowapi.Limiter):
             options["cost"],
             options["override_defaults"],
         )
-        if not callable(value):
-            _verify(group, value)
+        fixed = None if callable(value) else _read(group, value)
         where = f"{endpoint.__module__}.{endpoint.__qualname__}"
         position = _position(endpoint)
 
         async def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> HTTPConnection:
             connection: HTTPConnection = kwargs.get("request", kwargs.get("websocket")) or args[position]
-            await self._check(connection, group, where)
+            await self._check(connection, group if fixed is None else fixed, where)
             return connection
 
         if inspect.iscoroutinefunction(endpoint):
@@ -157,11 +156,12 @@ class Limiter(slowapi.Limiter):
         limited_in_thread.statuses = (429,)  # type: ignore[attr-defined]
         return limited_in_thread
 
-    async def _check(self, connection: HTTPConnection, group: LimitGroup, where: str) -> None:
+    async def _check(self, connection: HTTPConnection, limits: LimitGroup | list[SlowapiLimit], where: str) -> None:
         store: Store = installed_store(connection.scope) or self._own
         self._used.add(store)
-        group.request = connection  # type: ignore[assignment]  # for a limit that depends on it, and is read at once
-        for limit in list(group):
+        if isinstance(limits, LimitGroup):
+            limits.request = connection  # type: ignore[assignment]  # for a limit that depends on it; read at once
+        for limit in list(limits):
             for ours, key, cost in self._applying(connection, limit, where):
                 quotas = await store.hit([ours], key, cost)
                 note(connection.scope, quotas)
@@ -194,9 +194,9 @@ def _bound(method: Callable[..., Any], *args: Any, **options: Any) -> dict[str, 
     return arguments.arguments
 
 
-def _verify(group: LimitGroup, value: str) -> None:
+def _read(group: LimitGroup, value: str) -> list[SlowapiLimit]:
     try:
-        list(group)
+        return list(group)
     except ValueError:
         raise ConfigurationError(f"rate limit {value!r} cannot be read: write it as '100/minute'") from None
 
@@ -210,7 +210,12 @@ def _position(endpoint: Callable[..., Any]) -> int:
 
 
 def _call(key_func: Callable[..., Any], connection: HTTPConnection) -> Any:
-    return key_func(connection) if "request" in inspect.signature(key_func).parameters else key_func()
+    return key_func(connection) if _takes_request(key_func) else key_func()
+
+
+@functools.lru_cache(maxsize=256)
+def _takes_request(key_func: Callable[..., Any]) -> bool:
+    return "request" in inspect.signature(key_func).parameters
 
 
 def _refusal(quotas: Sequence[Quota], limit: SlowapiLimit) -> Exception:
