@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+Collector = TypeVar("Collector")
+
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics import MetricWrapperBase
@@ -39,3 +41,22 @@ def instrument(
         known[name] = kind(name, documentation, labels, registry=home, **options)
     made: Instrument = known[name]
     return made
+
+
+def collector(kind: type[Collector], registry: "CollectorRegistry | None" = None) -> Collector:
+    """Return the registry's collector of that class, made on first use.
+
+    Args:
+        kind: A class without arguments, with a method `collect`.
+        registry: prometheus_client's default registry unless given.
+    """
+    from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use
+
+    home = registry or REGISTRY
+    known: dict[str, Any] = vars(home).setdefault(_HOME, {})
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name not in known:
+        known[name] = made = kind()
+        home.register(made)  # type: ignore[arg-type]  # it asks for its own base class, and uses `collect` only
+    found: Collector = known[name]
+    return found

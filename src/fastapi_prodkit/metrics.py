@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit._instruments import collector
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import MetricsSettings
 
@@ -56,7 +57,7 @@ class MetricsMiddleware(Piece):
     ) -> None:
         self.app = app
         self._exempt = exempt
-        self._cells = _cells_of(registry)
+        self._cells = collector(_Cells, registry)
 
     def enter(self, exchange: Exchange) -> None:
         """Count the request as active."""
@@ -162,16 +163,3 @@ def _cumulate(counts: list[int]) -> Iterator[tuple[str, float]]:
     for bound, count in zip((*map(str, BUCKETS), "+Inf"), counts, strict=True):
         total += count
         yield bound, float(total)
-
-
-def _cells_of(registry: "CollectorRegistry | None") -> _Cells:
-    """Return the registry's cells; there is one set in each, kept on the registry itself."""
-    from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use
-
-    home = registry or REGISTRY
-    cells: _Cells | None = getattr(home, "fastapi_prodkit", None)
-    if cells is None:
-        cells = _Cells()
-        home.register(cells)
-        home.fastapi_prodkit = cells  # type: ignore[attr-defined]  # our own mark on their object
-    return cells

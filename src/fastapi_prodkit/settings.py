@@ -33,6 +33,7 @@ __all__ = ["PROFILES", "Settings"]
 PROFILES: Final[Mapping[str, Mapping[str, str]]] = {
     "dev": {
         "LOG_FORMAT": "console",
+        "DATABASE_N_PLUS_ONE": "10",
         "HOSTS_ALLOWED": "*",
         "HEALTH_DETAILS": "true",
         "METRICS_PUBLIC": "true",

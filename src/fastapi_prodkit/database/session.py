@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Response
 from sqlalchemy import text
@@ -15,8 +15,12 @@ from starlette.requests import HTTPConnection
 from fastapi_prodkit import _extras
 from fastapi_prodkit.database.engine import create_engine
 from fastapi_prodkit.database.failure import classify, is_transient, is_unavailable, unavailable
+from fastapi_prodkit.database.observation import observe, observe_waits
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 __all__ = ["Database", "ReadSessionDep", "SessionDep", "get_read_session", "get_session"]
 
@@ -39,19 +43,26 @@ class Database:
         sessionmaker: Makes sessions that neither commit nor close by themselves; `session` is the one that does.
         read_sessionmaker: The same for `read_session`.
 
+    Args:
+        settings: How to reach it, and how long that may take.
+        registry: Where the metrics are shown; prometheus_client's default registry unless given.
+
     Raises:
         ConfigurationError: The URL or the CA file cannot be used. The message does not repeat the URL.
         MissingExtraError: The driver of the URL is not installed.
     """
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    def __init__(self, settings: DatabaseSettings, *, registry: "CollectorRegistry | None" = None) -> None:
         self.engine = create_engine(settings)
         classify(self.engine)
-        replica = self.engine
+        observe(self.engine.sync_engine, settings, pool="primary", registry=registry)
+        replica, pool = self.engine, "primary"
         if settings.read_url is not None:
-            replica = create_engine(settings.model_copy(update={"url": settings.read_url}))
+            replica, pool = create_engine(settings.model_copy(update={"url": settings.read_url})), "replica"
             classify(replica)
+            observe(replica.sync_engine, settings, pool=pool, registry=registry)
         self.read_engine = replica.execution_options(postgresql_readonly=True)
+        observe_waits(self.read_engine.sync_engine, pool=pool, registry=registry)
         self.sessionmaker = async_sessionmaker(self.engine, expire_on_commit=False, close_resets_only=False)
         self.read_sessionmaker = async_sessionmaker(self.read_engine, expire_on_commit=False, close_resets_only=False)
         self._startup_timeout = settings.startup_timeout

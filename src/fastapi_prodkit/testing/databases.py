@@ -1,0 +1,60 @@
+"""Databases for single tests: copies of one that was migrated once."""
+
+import asyncio
+import secrets
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from fastapi_prodkit import _extras
+
+__all__ = ["Databases"]
+
+_T = TypeVar("_T")
+
+
+class Databases:
+    """Create databases on a server, and drop them.
+
+    Args:
+        url: Of a database on the server, with a role that may create databases.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @contextmanager
+    def temporary(self, template: str | None = None) -> Iterator[str]:
+        """Yield the URL of a new database, empty or a copy of the one with this URL, to which nobody is connected."""
+        name = f"test_{secrets.token_hex(8)}"
+        copied = f'TEMPLATE "{_name(template)}"' if template else ""
+        run_apart(self._execute(f'CREATE DATABASE "{name}" {copied}'))
+        try:
+            yield self._named(name)
+        finally:
+            run_apart(self._execute(f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+    async def _execute(self, statement: str) -> Any:
+        _extras.require("asyncpg", extra="database")
+        import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra; it has no types
+
+        connection = await asyncpg.connect(self._url.replace("+asyncpg", "", 1))
+        try:
+            return await connection.fetchval(statement)
+        finally:
+            await connection.close()
+
+    def _named(self, name: str) -> str:
+        base, _, query = self._url.partition("?")
+        return f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+
+
+def run_apart(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run the work in a thread of its own: here an event loop may be running, and theirs to be left alone."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+def _name(url: str) -> str:
+    return url.partition("?")[0].rpartition("/")[2]

@@ -1,0 +1,56 @@
+"""Sessions and clients for tests that are asynchronous themselves, under pytest-asyncio and anyio alike."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
+
+from fastapi_prodkit import _extras
+from fastapi_prodkit.sections import DatabaseSettings
+
+if TYPE_CHECKING:
+    from httpx2 import AsyncClient
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+__all__ = ["client_of", "rolled_back_session"]
+
+
+@asynccontextmanager
+async def client_of(app: Starlette, *, base_url: str = "http://testserver") -> AsyncIterator["AsyncClient"]:
+    """Start the app, yield a client that calls it in this event loop, and end the app."""
+    httpx2 = _extras.require("httpx2", extra="testing")
+    async with app.router.lifespan_context(app) as state:
+
+        async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["state"] = dict(state or {})
+            await app(scope, receive, send)
+
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(with_state), base_url=base_url) as client:
+            yield client
+
+
+@asynccontextmanager
+async def rolled_back_session(url: str, **settings: Any) -> AsyncIterator["AsyncSession"]:
+    """Open a session of which nothing remains: a commit in it ends a savepoint, and at the end all is rolled back.
+
+    Args:
+        url: Of a database that is migrated.
+        settings: Further fields of `DatabaseSettings`; TLS is off unless they say otherwise.
+    """
+    _extras.require("sqlalchemy", extra="database")
+    from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - an extra
+
+    from fastapi_prodkit.database.engine import create_engine  # noqa: PLC0415 - it needs the extra
+
+    engine = create_engine(DatabaseSettings.model_validate({"ssl": "off", **settings, "url": url}))
+    try:
+        async with engine.connect() as connection:
+            transaction = await connection.begin()
+            options: dict[str, Any] = {"join_transaction_mode": "create_savepoint", "expire_on_commit": False}
+            async with AsyncSession(connection, **options) as session:
+                yield session
+            await transaction.rollback()
+    finally:
+        await engine.dispose()

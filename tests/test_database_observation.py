@@ -1,0 +1,217 @@
+"""What the database costs can be seen: in metrics, on the access line, and in the log; values never."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry
+
+REASON = "needs the extra: pip install 'fastapi-prodkit[database]'"
+pytest.importorskip("sqlalchemy", reason=REASON)
+pytest.importorskip("aiosqlite", reason=REASON)
+
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from fastapi_prodkit import create_app
+from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep
+from fastapi_prodkit.sections import DatabaseSettings
+from fastapi_prodkit.settings import Settings
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry()
+
+
+def database_of(tmp_path, registry, **options):
+    return Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/a.db", **options), registry=registry)
+
+
+def app_of(tmp_path, **options):
+    url = f"sqlite:///{tmp_path}/a.db"
+    app = create_app(Settings(environment="test", database={"url": url, **options}))
+
+    @app.get("/three")
+    async def three(session: SessionDep, reading: ReadSessionDep):
+        for number in range(2):
+            await session.execute(text("SELECT :number"), {"number": number})
+        await reading.execute(text("SELECT 'read'"))
+
+    @app.get("/none")
+    async def none(): ...
+
+    @app.get("/sync")
+    def sync(session: SessionDep): ...
+
+    @app.get("/repeated")
+    async def repeated(session: SessionDep, count: int):
+        for number in range(count):
+            await session.execute(text("SELECT :number"), {"number": number})
+
+    return app
+
+
+def access_lines(capsys):
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["event"] == "request"]
+
+
+def test_the_access_line_counts_the_queries_of_its_request(tmp_path, capsys):
+    """How many statements, and how long they took; a request without any does not mention it."""
+    with TestClient(app_of(tmp_path)) as client:
+        for path in ("/three", "/none", "/three"):
+            client.get(path)
+
+    first, without, second = access_lines(capsys)
+    assert (first["db_query_count"], second["db_query_count"]) == (3, 3)
+    assert 0 < first["db_time_ms"] < first["duration_ms"]
+    assert "db_query_count" not in without
+
+
+async def test_the_metrics_of_a_pool(tmp_path, registry):
+    """What is used, what is idle, who waits, and how long that takes."""
+    database = database_of(tmp_path, registry, pool_size=1, max_overflow=1)
+
+    def usage(state):
+        return registry.get_sample_value("db_client_connections_usage", {"pool": "primary", "state": state})
+
+    def value(name):
+        return registry.get_sample_value(f"db_client_connections_{name}", {"pool": "primary"})
+
+    async def work():
+        async with database.session() as session:
+            await session.execute(text("SELECT 1"))
+
+    async with database.engine.connect(), database.engine.connect():
+        waiting = asyncio.create_task(work())
+        while not value("pending_requests"):
+            await asyncio.sleep(0.01)
+        busy = usage("used"), usage("idle"), value("max"), value("overflow"), value("pending_requests")
+    await waiting
+    calm = usage("used"), value("overflow"), value("pending_requests")
+    await database.engine.dispose()
+
+    assert busy == (2, 0, 2, 1, 1)
+    assert calm == (0, 0, 0)
+    assert value("wait_time_seconds_count") == 3
+    assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 1
+
+
+async def test_pools_of_one_name_add_up(tmp_path, registry):
+    """Two apps in a process show what the process holds; one that is gone is not shown."""
+    first, second = (database_of(tmp_path, registry, pool_size=3, max_overflow=0) for _ in range(2))
+
+    both = registry.get_sample_value("db_client_connections_max", {"pool": "primary"})
+
+    assert both == 6
+    for database in (first, second):
+        await database.engine.dispose()
+
+
+async def test_a_replica_is_a_pool_of_its_own(tmp_path, registry):
+    """Reads are measured where they go."""
+    database = database_of(tmp_path, registry, read_url=f"sqlite:///{tmp_path}/a.db")
+
+    async with database.read_session() as session:
+        await session.execute(text("SELECT 1"))
+    await database.engine.dispose()
+    await database.read_engine.dispose()
+
+    assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "replica"}) == 1
+    assert registry.get_sample_value("db_client_connections_wait_time_seconds_count", {"pool": "replica"}) == 1
+    assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 0
+
+
+async def test_a_slow_query_is_logged_without_its_values(tmp_path, registry, caplog):
+    """The statement with its placeholders, and how long it took; a quick one is not."""
+    database = database_of(tmp_path, registry, slow_query=0.000001)
+    quick = database_of(tmp_path, registry, slow_query=None)
+
+    for each in (database, quick):
+        async with each.session() as session:
+            await session.execute(text("SELECT :secret"), {"secret": "hunter2"})
+        await each.engine.dispose()
+
+    [record] = [record for record in caplog.records if record.getMessage() == "slow query"]
+    assert record.db_statement == "SELECT ?"
+    assert record.db_duration_ms > 0
+    assert "hunter2" not in caplog.text
+
+
+async def test_a_statement_that_fails_has_taken_its_time_as_well(tmp_path, registry):
+    """A time-out is the slowest query there is."""
+    database = database_of(tmp_path, registry)
+
+    with pytest.raises(OperationalError):
+        async with database.session() as session:
+            await session.execute(text("SELECT * FROM nowhere"))
+    await database.engine.dispose()
+
+    assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 1
+
+
+async def test_a_commit_that_fails_is_no_statement(tmp_path, registry):
+    """What fails outside of a statement is not measured as one."""
+    database = database_of(tmp_path, registry)
+
+    with pytest.raises(IntegrityError):
+        async with database.session() as session:
+            await session.execute(text("CREATE TABLE a (id INTEGER PRIMARY KEY)"))
+            await session.execute(text("CREATE TABLE b (a INTEGER REFERENCES a DEFERRABLE INITIALLY DEFERRED)"))
+            await session.execute(text("INSERT INTO b VALUES (1)"))
+    await database.engine.dispose()
+
+    assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 3
+
+
+@pytest.mark.parametrize(("most", "warnings"), [(3, 1), (4, 0), ("none", 0)])
+def test_a_repeated_statement_is_warned_about_once(tmp_path, caplog, most, warnings):
+    """The same statement for each row is what an ORM does where a join was meant."""
+    caplog.set_level(logging.WARNING)
+
+    with TestClient(app_of(tmp_path, n_plus_one=most)) as client:
+        client.get("/repeated?count=4")
+        client.get("/repeated?count=3")
+
+    assert sum("same statement" in record.getMessage() for record in caplog.records) == warnings
+
+
+async def test_statements_outside_of_a_request_count_for_nobody(tmp_path, registry, caplog):
+    """A job may do the same thing a thousand times."""
+    database = database_of(tmp_path, registry, n_plus_one=1)
+
+    async with database.session() as session:
+        for _ in range(3):
+            await session.execute(text("SELECT 1"))
+    await database.engine.dispose()
+
+    assert not [record for record in caplog.records if "same statement" in record.getMessage()]
+
+
+@pytest.mark.parametrize(("sql_comment", "expected"), [(True, "SELECT 1 /*request_id='{}'*/"), (False, "SELECT 1")])
+def test_a_statement_can_say_whose_it_is(tmp_path, sql_comment, expected):
+    """The request's id stands in the server's own log; outside of requests there is none."""
+    app = create_app(
+        Settings(environment="test", database={"url": f"sqlite:///{tmp_path}/a.db", "sql_comment": sql_comment})
+    )
+    statements = []
+
+    @app.get("/")
+    async def read(session: SessionDep):
+        await session.execute(text("SELECT 1"))
+
+    from sqlalchemy import event
+
+    event.listen(
+        app.state.database.engine.sync_engine,
+        "after_cursor_execute",
+        lambda connection, cursor, statement, *_: statements.append(statement),
+    )
+    with TestClient(app) as client:
+        request_id = client.get("/").headers["x-request-id"]
+        client.portal.call(app.state.database.check)
+
+    assert statements == [expected.format(request_id), "SELECT 1"]
