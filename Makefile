@@ -1,7 +1,7 @@
 # python3 (3.11 or newer) and make are enough: everything else goes into .venv, pinned and hash-checked.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types docs build lock bench clean
+.PHONY: help demo demo-postgres test lint types docs build lock bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,10 +9,13 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --quiet --disable-pip-version-check --no-input install
 
 help: ## list these targets
-	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## run the example service on http://127.0.0.1:8000 (PORT=... for another port)
 	@cd examples/service && exec ../../$(RUN) -m service.demo
+
+demo-postgres: $(VENV)/.test ## run the example service on a real PostgreSQL
+	@cd examples/service && exec ../../$(RUN) -m service.demo postgresql
 
 test: $(VENV)/.test ## run all tests, with branch coverage
 	@$(RUN) -m pytest --cov --cov-branch

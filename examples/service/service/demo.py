@@ -1,7 +1,7 @@
-"""Try the service in one step: `python -m service.demo`.
+"""Try the service in one step: `python -m service.demo`, or `python -m service.demo postgresql`.
 
-It keeps an SQLite database in `.demo/`, fills it on the first run, and serves on 127.0.0.1 at the port PORT, or 8000.
-Ctrl-C ends it.
+It keeps an SQLite database in `.demo/` and fills it on the first run; or it starts a PostgreSQL of its own, which ends
+with it. It serves on 127.0.0.1 at the port PORT, or 8000. Ctrl-C ends it.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
@@ -37,21 +38,44 @@ Try, in another terminal:
   curl '{url}/v1/reports' -H 'Content-Type: application/json' \\
     -d '{{"airport": "FRA", "visited_on": "2025-05-04", "rating": 4, "comment": "Long walks, short queues."}}'
 
-Ctrl-C ends it. Its data stays in {directory}.
+Ctrl-C ends it. Its data {whereabouts}.
 """
 
 
 def main() -> None:
     """Prepare the database, say what to try, and serve until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C at every stage, with exit code 0
-    with contextlib.suppress(KeyboardInterrupt), listen(os.environ.get("PORT", "8000")) as listener:
-        DIRECTORY.mkdir(exist_ok=True)
-        url = f"sqlite:///{DIRECTORY / 'airports.sqlite3'}"
+    database = DATABASES[sys.argv[1] if len(sys.argv) > 1 else "sqlite"]
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        listen(os.environ.get("PORT", "8000")) as listener,
+        database() as (url, whereabouts),
+    ):
         settings = ServiceSettings(environment="dev", service={"name": "airports"}, database={"url": url})
         prepare(settings)
         host, port = listener.getsockname()
-        print(INVITATION.format(url=f"http://{host}:{port}", directory=DIRECTORY), flush=True)
+        print(INVITATION.format(url=f"http://{host}:{port}", whereabouts=whereabouts), flush=True)
         serve(settings, listener)
+
+
+@contextlib.contextmanager
+def sqlite() -> Iterator[tuple[str, str]]:
+    """Yield the URL of a file, and what becomes of the data."""
+    DIRECTORY.mkdir(exist_ok=True)
+    yield f"sqlite:///{DIRECTORY / 'airports.sqlite3'}", f"stays in {DIRECTORY}"
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[tuple[str, str]]:
+    """Start a real PostgreSQL, and yield the same."""
+    from fastapi_prodkit.testing import postgres  # noqa: PLC0415 - it needs the extra `testing`
+
+    print("Starting PostgreSQL ...", flush=True)
+    with postgres() as server:
+        yield server.url(), "is gone then"
+
+
+DATABASES = {"sqlite": sqlite, "postgresql": postgresql}
 
 
 def listen(port: str) -> socket.socket:

@@ -13,6 +13,12 @@ from service import load, migrate
 from service.application import build
 from service.config import ServiceSettings
 
+from fastapi_prodkit.testing import Databases, postgresql_url
+
+__all__ = [
+    "postgresql_url"
+]  # the plugin's fixture; a service of its own has pytest_plugins = ["fastapi_prodkit.testing"]
+
 
 def settings_for(url: str) -> ServiceSettings:
     return ServiceSettings(
@@ -36,9 +42,33 @@ def loaded_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def loaded_postgresql(postgresql_url: str) -> Iterator[str]:
+    """The same in PostgreSQL: the URL of a database to be copied, to which nobody connects."""
+    with Databases(postgresql_url).temporary() as url:
+        settings = settings_for(url)
+        migrate.upgrade(settings)
+        asyncio.run(load.main(settings))
+        yield url
+
+
 @pytest.fixture
-def settings(loaded_database: Path, tmp_path: Path) -> ServiceSettings:
+def sqlite(loaded_database: Path, tmp_path: Path) -> ServiceSettings:
+    """Settings with a loaded SQLite database for this test alone."""
     return settings_for(f"sqlite:///{shutil.copy(loaded_database, tmp_path)}")
+
+
+@pytest.fixture
+def postgresql(postgresql_url: str, loaded_postgresql: str) -> Iterator[ServiceSettings]:
+    """Settings with a loaded PostgreSQL database for this test alone."""
+    with Databases(postgresql_url).temporary(template=loaded_postgresql) as url:
+        yield settings_for(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest) -> ServiceSettings:
+    """Settings with a loaded database: every test that has them runs on both."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

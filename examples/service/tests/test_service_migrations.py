@@ -22,9 +22,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(settings: ServiceSettings, path: Path) -> ServiceSettings:
-    database = settings.database.model_validate({"url": f"sqlite:///{path}"})
-    return settings.model_copy(update={"database": database})
+def settings(sqlite: ServiceSettings, path: Path) -> ServiceSettings:
+    database = sqlite.database.model_validate({"url": f"sqlite:///{path}"})
+    return sqlite.model_copy(update={"database": database})
 
 
 def sql(path: Path, *statements: str) -> list[tuple]:

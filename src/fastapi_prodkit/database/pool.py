@@ -26,6 +26,8 @@ class BoundedPool(AsyncAdaptedQueuePool):
     one as long as a silent server pleases.
     """
 
+    _sqla_logger_namespace = "sqlalchemy.pool.BoundedPool"  # whose level is SQLAlchemy's, not the service's
+
     def connect(self) -> PoolProxiedConnection:
         """Check a connection out.
 
