@@ -9,11 +9,11 @@ import uvicorn
 
 
 @contextmanager
-def serving(app) -> Iterator[int]:
+def serving(app, http="auto", header_timeout=10.0) -> Iterator[int]:
     """Serve the app on a free port of 127.0.0.1, and yield the port."""
-    config = uvicorn.Config(
-        app, port=0, log_config=None, access_log=False, server_header=False, proxy_headers=False, ws="websockets-sansio"
-    )
+    quiet = {"log_config": None, "access_log": False, "server_header": False, "proxy_headers": False}
+    config = uvicorn.Config(app, port=0, ws="websockets-sansio", http=http, **quiet)
+    config.header_timeout = header_timeout  # of our own protocol
     server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -23,6 +23,8 @@ __all__ = ["COMMANDS", "CommandGroup", "main"]
 # Each is a module of this package with a `typer.Typer` named `app`, and what `prodkit --help` says of it. The module is
 # imported when it is asked for, and imports what it works with when it runs: so `--help` is quick.
 COMMANDS: Final[dict[str, str]] = {
+    "serve": "Serve an app with uvicorn, as production wants it.",
+    "health": "Ask a service whether it is well.",
     "db": "Migrate the database.",
 }
 

@@ -1,0 +1,146 @@
+"""`prodkit serve module:app`: uvicorn with the production settings that nobody remembers."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastapi_prodkit import _extras
+from fastapi_prodkit.exceptions import ConfigurationError
+
+__all__ = ["app"]
+
+KEEP_ALIVE = 75  # seconds: longer than a balancer keeps an idle connection (ALB: 60), so that it is the one to close it
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def serve(  # noqa: PLR0913 - an option each
+    application: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Such as service.main:app.")],
+    *,
+    host: Annotated[
+        str, typer.Option(envvar="HOST", help="Address to listen on; 0.0.0.0 in a container.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="PORT", min=0, max=65535, help="Port to listen on.")] = 8000,
+    workers: Annotated[
+        int | None,
+        typer.Option(envvar="WEB_CONCURRENCY", min=1, help="Processes; by default one for each core they may use."),
+    ] = None,
+    header_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Longest time for the head of a request, seconds.")
+    ] = 10.0,
+    factory: Annotated[bool, typer.Option("--factory", help="APP is a function that returns the app.")] = False,
+) -> None:
+    """Serve an app with uvicorn, as production wants it.
+
+    Logging is the app's, one line a request; no Server header; connections are kept for 75 s; requests in flight have
+    SHUTDOWN_GRACE to finish; X-Forwarded-* count from PROXY_TRUSTED only; a client that takes too long for the head of
+    a request is closed. Without a shared store for rate limits one process is the default.
+    """
+    _extras.require("uvicorn", extra="standard")
+    import uvicorn  # noqa: PLC0415 - an extra
+
+    sys.path.insert(0, str(Path.cwd()))
+    settings = _settings_of(_load(application, factory=factory))
+    processes = workers or _default_workers(settings)
+    config = uvicorn.Config(
+        application,
+        factory=factory,
+        host=host,
+        port=port,
+        workers=processes,
+        http=_protocol(),
+        log_config=_parent_log(settings) if processes > 1 else None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=_grace(settings),  # type: ignore[arg-type]  # it goes to asyncio, which takes a float
+        lifespan="on",
+    )
+    config.header_timeout = header_timeout  # type: ignore[attr-defined]  # goes with it into each worker
+    _announce(config, processes)
+    raise typer.Exit(_run(config, processes))
+
+
+def _load(application: str, *, factory: bool) -> Any:
+    from uvicorn.importer import ImportFromStringError, import_from_string  # noqa: PLC0415 - an extra
+
+    try:
+        loaded = import_from_string(application)
+    except ImportFromStringError as error:
+        raise ConfigurationError(f"{str(error).rstrip('.')}; write module:app, such as service.main:app") from None
+    return loaded() if factory else loaded
+
+
+def _settings_of(loaded: Any) -> Any:
+    """Return the settings that create_app has left with the app; None for an app of another kind."""
+    return getattr(getattr(loaded, "state", None), "settings", None)
+
+
+def _default_workers(settings: Any) -> int:
+    limit = getattr(settings, "rate_limit", None)
+    if limit is not None and not limit.shared:
+        return 1  # several would each count for itself
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores or 1
+
+
+def _grace(settings: Any) -> float:
+    from fastapi_prodkit.sections import ShutdownSettings  # noqa: PLC0415 - `--help` does not need it
+
+    shutdown = getattr(settings, "shutdown", None) or ShutdownSettings()
+    return float(shutdown.grace)
+
+
+def _protocol() -> Any:
+    """Return uvicorn's protocol with a time for the head; what uvicorn finds by itself where httptools is missing."""
+    try:
+        from fastapi_prodkit.cli.protocol import PatientProtocol  # noqa: PLC0415 - an extra
+    except ImportError:
+        return "auto"
+    return PatientProtocol
+
+
+def _parent_log(settings: Any) -> dict[str, Any]:
+    """Have the process that starts the workers, and serves nothing itself, write the same lines as they do."""
+    service = getattr(settings, "service", None)
+    handler = {
+        "()": "fastapi_prodkit.logging.EventHandler",
+        "settings": getattr(settings, "log", None),
+        "service": getattr(service, "name", "fastapi-service"),
+        "version": getattr(service, "version", "0.0.0"),
+        "environment": getattr(settings, "environment", "prod"),
+    }
+    root = {"handlers": ["stdout"], "level": "INFO"}
+    return {"version": 1, "disable_existing_loggers": False, "handlers": {"stdout": handler}, "root": root}
+
+
+def _announce(config: Any, processes: int) -> None:
+    loop = config.get_loop_factory()
+    logging.getLogger("fastapi_prodkit.serve").info(
+        "serving %s with %d process(es), loop %s, protocol %s, keep-alive %d s, head %g s, grace %g s",
+        config.app,
+        processes,
+        "asyncio" if loop is None else loop.__module__.partition(".")[0],
+        getattr(config.http, "__name__", config.http),
+        config.timeout_keep_alive,
+        config.header_timeout,
+        config.timeout_graceful_shutdown,
+    )
+
+
+def _run(config: Any, processes: int) -> int:
+    from uvicorn import Server  # noqa: PLC0415 - an extra
+    from uvicorn.supervisors import Multiprocess  # noqa: PLC0415 - likewise
+
+    if processes > 1:
+        Multiprocess(config, [config.bind_socket()]).run()
+        return 0
+    server = Server(config)
+    server.run()
+    return 0 if server.started else 3

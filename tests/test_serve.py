@@ -1,0 +1,262 @@
+"""`prodkit serve` and `prodkit health`: real processes, as a container runs them."""
+
+import json
+import socket
+import time
+
+import pytest
+
+pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
+pytest.importorskip("httptools", reason="needs the extra: pip install 'fastapi-prodkit[standard]'")
+
+import wire
+from processes import free_port, running
+from wire import read_all, read_response, request
+
+from fastapi_prodkit.cli import main
+from fastapi_prodkit.cli.protocol import PatientProtocol
+from fastapi_prodkit.cli.serve import _default_workers, _load, _protocol
+from fastapi_prodkit.settings import Settings
+
+SERVICE = """
+from fastapi_prodkit import create_app
+
+def create():
+    app = create_app()
+
+    @app.get("/")
+    async def read():
+        return "ok"
+
+    return app
+
+app = create()
+"""
+
+PLAIN = """
+from fastapi import FastAPI
+app = FastAPI()
+
+@app.get("/health")
+async def health():
+    return "ok"
+"""
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "service.py").write_text(SERVICE)
+    (tmp_path / "plain.py").write_text(PLAIN)
+    return tmp_path
+
+
+def serving(directory, application, *arguments, **environment):
+    port = free_port()
+    environment = {"ENVIRONMENT": "test", "PORT": str(port), **environment}
+    return running("fastapi_prodkit", "serve", application, *arguments, directory=directory, port=port, **environment)
+
+
+def ask(port, *lines, wait=0.0):
+    with socket.create_connection(("127.0.0.1", port), timeout=15) as client:
+        client.sendall(request("GET", "/", *lines))
+        return read_response(client)
+
+
+def events(server):
+    return [json.loads(line) for line in server.output().splitlines() if line.startswith("{")]
+
+
+def test_a_service(directory):
+    """One line says what was chosen, all are JSON, there is no Server header, and SIGTERM ends with 0."""
+    with serving(directory, "service:app") as server:
+        response = ask(server.port)
+        server.terminate()
+        code = server.wait()
+        lines = server.output().splitlines()
+
+    assert b"200 OK" in response
+    assert b"\r\nserver:" not in response.lower()
+    assert code == 0
+    announced = [event["event"] for event in map(json.loads, lines) if event["logger"] == "fastapi_prodkit.serve"]
+    assert len(announced) == 1
+    assert "1 process(es)" in announced[0]
+    assert "keep-alive 75 s, head 10 s, grace 20 s" in announced[0]
+
+
+def test_a_factory(directory):
+    """`--factory` calls what it is given."""
+    with serving(directory, "service:create", "--factory") as server:
+        assert b"200 OK" in ask(server.port)
+
+
+def test_workers(directory):
+    """WEB_CONCURRENCY says how many; the process that starts them writes the same lines, and all end with 0."""
+    with serving(directory, "service:app", WEB_CONCURRENCY="2", RATE_LIMIT_ENABLED="false") as server:
+        deadline = time.monotonic() + 20
+        while server.output().count("Application startup complete") < 2:
+            assert time.monotonic() < deadline, server.output()
+            time.sleep(0.05)
+        response = ask(server.port)
+        server.terminate()
+
+        assert server.wait() == 0
+        assert b"200 OK" in response
+        assert {event["environment"] for event in events(server)} == {"test"}
+        assert any("Started parent process" in event["event"] for event in events(server))
+
+
+def test_an_app_of_another_kind(directory):
+    """What create_app did not make is served with the defaults."""
+    with serving(directory, "plain:app", "--workers", "1") as server:
+        assert main(["health", f"http://127.0.0.1:{server.port}/health"]) == 0
+
+
+async def hello(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def test_a_head_that_does_not_come_is_not_waited_for():
+    """A client that sends a byte now and then holds a connection for ten seconds, not for ever; so does an idle one."""
+    with wire.serving(hello, http=PatientProtocol, header_timeout=0.5) as port:
+        for begun in (b"", b"GET / HTTP/1.1\r\nHost: a\r\n"):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                client.sendall(begun)
+                assert read_all(client) == b""
+
+
+def test_a_kept_connection_is_not_cut():
+    """Between requests it is the keep-alive that counts; a later head has its time again."""
+    with (
+        wire.serving(hello, http=PatientProtocol, header_timeout=0.5) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=10) as client,
+    ):
+        for _ in range(2):
+            client.sendall(request("GET", "/"))
+            assert b"200 OK" in read_response(client)
+            time.sleep(0.8)
+        client.sendall(b"GET / HTTP/1.1\r\n")
+        assert read_all(client) == b""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("starts", [True, False])
+def test_what_uvicorn_is_told(directory, monkeypatch, processes, starts):
+    """The settings that nobody remembers, whatever the number of processes; a start that fails is exit code 3."""
+    told = []
+
+    def run(server):
+        server.started = starts
+        told.append(server.config)
+
+    monkeypatch.chdir(directory)
+    monkeypatch.setenv("ENVIRONMENT", "test")
+    monkeypatch.setattr("uvicorn.Server.run", run)
+    monkeypatch.setattr("uvicorn.supervisors.Multiprocess.__init__", lambda self, config, sockets: told.append(config))
+    monkeypatch.setattr("uvicorn.supervisors.Multiprocess.run", lambda self: None)
+    monkeypatch.setattr("uvicorn.Config.bind_socket", lambda self: None)
+
+    code = main(["serve", "service:app", "--workers", str(processes)])
+
+    [config] = told
+    assert code == (0 if starts or processes > 1 else 3)
+    assert (config.timeout_keep_alive, config.timeout_graceful_shutdown, config.header_timeout) == (75, 20, 10)
+    assert [config.access_log, config.server_header, config.proxy_headers] == [False] * 3
+    assert (config.log_config is None) == (processes == 1)
+
+
+def test_a_factory_is_called_for_its_settings(directory, monkeypatch):
+    """They decide about processes and grace."""
+    monkeypatch.chdir(directory)
+    monkeypatch.setenv("ENVIRONMENT", "test")
+    monkeypatch.syspath_prepend(directory)
+
+    assert _load("service:create", factory=True).state.settings.environment == "test"
+
+
+@pytest.mark.parametrize(
+    ("application", "said"),
+    [("nowhere:app", "nowhere"), ("service:nothing", "nothing"), ("service", "module:app")],
+)
+def test_an_app_that_is_not_there(directory, monkeypatch, capsys, application, said):
+    """One line says what was looked for, and how it is written."""
+    monkeypatch.chdir(directory)
+    monkeypatch.setenv("ENVIRONMENT", "test")
+
+    code = main(["serve", application])
+
+    error = capsys.readouterr().err
+    assert code == 1
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_start_that_fails_has_exit_code_3(directory):
+    """As uvicorn has it, so that a platform sees it."""
+    (directory / "broken.py").write_text(
+        "from fastapi import FastAPI\nfrom contextlib import asynccontextmanager\n"
+        "@asynccontextmanager\nasync def lifespan(app):\n    raise RuntimeError('no')\n    yield\n"
+        "app = FastAPI(lifespan=lifespan)\n"
+    )
+    port = free_port()
+    command = ("fastapi_prodkit", "serve", "broken:app", "--workers", "1", "--port", str(port))
+    with running(*command, directory=directory, port=port, listening=False) as server:
+        assert server.wait() == 3
+
+
+def test_several_processes_by_default_only_if_they_count_together(monkeypatch):
+    """A limit that each counts for itself is a multiple of what was asked for."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    shared = {"storage_url": "redis://localhost"}
+
+    assert _default_workers(Settings(environment="test")) == 1
+    assert _default_workers(Settings(environment="test", rate_limit=shared)) == 3
+    assert _default_workers(Settings(environment="test", rate_limit=None)) == 3
+    assert _default_workers(None) == 3
+
+
+def test_cores_where_the_system_does_not_say_which(monkeypatch):
+    """macOS and Windows count what there is."""
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+
+    assert _default_workers(None) == 8
+
+
+def test_without_httptools(monkeypatch):
+    """uvicorn takes the protocol that it has."""
+    monkeypatch.setitem(__import__("sys").modules, "fastapi_prodkit.cli.protocol", None)
+
+    assert _protocol() == "auto"
+
+
+def test_health(directory, monkeypatch, capsys):
+    """0 for a 2xx, 1 for anything else or nothing; without an address it is the port of the container."""
+    with serving(directory, "service:app") as server:
+        monkeypatch.setenv("PORT", str(server.port))
+        well, missing = main(["health"]), main(["health", f"http://127.0.0.1:{server.port}/nowhere"])
+    gone = main(["health"])
+
+    captured = capsys.readouterr()
+    assert (well, missing, gone) == (0, 1, 1)
+    assert captured.out == '200 {"status":"pass"}\n'
+    assert "404" in captured.err
+    assert "no answer" in captured.err
+
+
+def test_health_follows_nobody(directory):
+    """A redirect is somebody else's answer."""
+    (directory / "moved.py").write_text(
+        "from fastapi import FastAPI\nfrom fastapi.responses import RedirectResponse\napp = FastAPI()\n"
+        "@app.get('/health')\nasync def health():\n    return RedirectResponse('/well')\n"
+        "@app.get('/well')\nasync def well():\n    return 'ok'\n"
+    )
+    with serving(directory, "moved:app", "--workers", "1") as server:
+        assert main(["health", f"http://127.0.0.1:{server.port}/health"]) == 1
+
+
+def test_health_of_something_else(capsys):
+    """What is no URL is told how to be written."""
+    assert main(["health", "localhost:8000"]) == 2
+    assert "http://" in capsys.readouterr().err
