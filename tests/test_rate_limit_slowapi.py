@@ -1,22 +1,34 @@
 """slowapi's decorators on our store: what people have in their code goes on to work, and works everywhere."""
 
 import asyncio
+import functools
 import itertools
+import logging
+import threading
 import time
+from collections.abc import AsyncIterator, Iterator
 
 import httpx2 as httpx
 import pytest
 import slowapi
-from fastapi import APIRouter, FastAPI, Request, Response, WebSocket
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, WebSocket
+from fastapi.requests import HTTPConnection
 from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
+from redis_servers import RedisMissingError, redis_server
 from slowapi.errors import RateLimitExceeded
+from slowapi.middleware import SlowAPIASGIMiddleware, SlowAPIMiddleware
+from slowapi.util import get_ipaddr, get_remote_address
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.routing import Host, Route, Router
 from starlette.testclient import WebSocketDenialResponse
 
+import fastapi_prodkit.rate_limit
 from fastapi_prodkit import create_app
 from fastapi_prodkit.exceptions import ConfigurationError
-from fastapi_prodkit.rate_limit import MemoryStore, SharedStore
-from fastapi_prodkit.rate_limit.slowapi import Limiter
+from fastapi_prodkit.rate_limit import Limiter, MemoryStore, SharedStore, by_header
 from fastapi_prodkit.sections import RateLimitSettings
 from fastapi_prodkit.settings import Settings
 
@@ -25,24 +37,24 @@ def app_of(**rate_limit):
     return create_app(Settings(environment="test", rate_limit={"default": "1000/minute", **rate_limit}))
 
 
-def service(limiter, app):
+def service(limiter, app, limit="2/minute"):
     """Add the code that somebody has written for slowapi, on every kind of route."""
     app.state.limiter = limiter
 
     @app.get("/direct")
-    @limiter.limit("2/minute")
+    @limiter.limit(limit)
     async def direct(request: Request):
         return {"route": "direct"}
 
     @app.get("/sync")
-    @limiter.limit("2/minute")
+    @limiter.limit(limit)
     def sync(request: Request):
         return PlainTextResponse("sync")
 
     inner = APIRouter(prefix="/inner")
 
     @inner.get("/nested/{number}")
-    @limiter.limit("2/minute")
+    @limiter.limit(limit)
     async def nested(request: Request, number: int):
         return number
 
@@ -53,7 +65,7 @@ def service(limiter, app):
     sub = FastAPI()
 
     @sub.get("/mounted")
-    @limiter.limit("2/minute")
+    @limiter.limit(limit)
     async def mounted(request: Request):
         return "mounted"
 
@@ -94,24 +106,48 @@ def test_a_path_parameter_gives_no_fresh_quota():
 
 def test_the_default_holds_everywhere():
     """A stock limiter's default limits do nothing on included routers, mounts and unknown paths."""
-    client = TestClient(service(Limiter(), app_of(default="3/minute")))
+    stock = slowapi.Limiter(get_remote_address, default_limits=["1/minute"])
+    plain = FastAPI()
+    plain.add_middleware(SlowAPIMiddleware)
 
-    paths = ("/outer/inner/nested/1", "/sub/mounted", "/nowhere", "/direct")
-    statuses = [client.get(path).status_code for path in paths]
+    def statuses(app, limiter):
+        router = APIRouter()
+        router.get("/included")(lambda: None)
+        service(limiter, app).include_router(router)
+        client = TestClient(app)
+        paths = ("/included", "/included", "/nowhere", "/nowhere", "/direct")
+        return [client.get(path).status_code for path in paths]
 
-    assert statuses == [200, 200, 404, 429]
-
-
-def test_it_is_a_slowapi_limiter():
-    """Code that asks finds one, and the middlewares that would count wrongly are refused."""
-    limiter = Limiter()
-
-    assert isinstance(limiter, slowapi.Limiter)
-    with pytest.raises(ConfigurationError, match="remove them"):
-        limiter._check_request_limit(None, None)
+    assert statuses(app_of(default="4/minute"), Limiter()) == [200, 200, 404, 404, 429]
+    assert statuses(plain, stock) == [200, 200, 404, 404, 200]
 
 
-def test_a_handler_for_slowapis_exception_is_not_needed():
+@pytest.mark.parametrize("middleware", [SlowAPIMiddleware, SlowAPIASGIMiddleware])
+def test_slowapis_middlewares_do_not_count(middleware, caplog):
+    """Beside the edge they would count a second time: they do nothing, and one log line says that they are there."""
+    app = service(Limiter(), app_of(default="7/minute"))
+    app.add_middleware(middleware)
+    app.get("/plain")(lambda: None)
+    client = TestClient(app)
+
+    with caplog.at_level(logging.WARNING, "fastapi_prodkit"):
+        statuses = [client.get(path).status_code for path in ["/plain"] * 3 + ["/direct"] * 3]
+
+    assert statuses == [200] * 5 + [429]
+    assert [record.message for record in caplog.records] == [
+        "slowapi's middlewares do nothing here but cost time, and break streams: remove them"
+    ]
+
+
+def test_it_is_found_beside_the_other_limits():
+    """`from fastapi_prodkit.rate_limit import Limiter` loads slowapi only then; a misspelt name is Python's error."""
+    with pytest.raises(AttributeError, match="Limitr"):
+        fastapi_prodkit.rate_limit.Limitr  # noqa: B018 - asking for it is the test
+
+    assert issubclass(fastapi_prodkit.rate_limit.Limiter, slowapi.Limiter)
+
+
+def test_slowapis_own_handler_is_not_needed():
     """It may stay registered; the refusal is our problem all the same."""
     app = service(Limiter(), app_of())
     app.add_exception_handler(RateLimitExceeded, slowapi._rate_limit_exceeded_handler)
@@ -120,6 +156,49 @@ def test_a_handler_for_slowapis_exception_is_not_needed():
     problems = [client.get("/direct").json() for _ in range(3)]
 
     assert problems[2]["violated-policies"] == ["route"]
+    assert problems[2]["detail"] == "Too many requests; try again later."
+
+
+@pytest.mark.parametrize("edge", [True, False])
+def test_a_handler_that_the_user_has_written_stays_in_charge(edge):
+    """It finds what slowapi gave it: the exception, the limit, the detail, and the function that adds headers."""
+    app = service(Limiter(), app_of() if edge else FastAPI())
+    seen = []
+
+    @app.exception_handler(RateLimitExceeded)
+    async def handler(request: Request, error: RateLimitExceeded) -> Response:
+        seen.append(
+            (error.status_code, error.detail, error.limit.limit.amount, request.state.view_rate_limit[0].amount)
+        )
+        response = PlainTextResponse("easy!", status_code=429)
+        return request.app.state.limiter._inject_headers(response, request.state.view_rate_limit)
+
+    client = TestClient(app)
+    response = [client.get("/direct") for _ in range(3)][2]
+
+    assert (response.status_code, response.text) == (429, "easy!")
+    assert seen == [(429, "2 per 1 minute", 2, 2)]
+    assert response.headers["retry-after"] == "60"
+    assert response.headers["ratelimit"].endswith('"route";r=0;t=60')
+
+
+def test_the_refusal_is_slowapis_exception_to_those_who_catch_it():
+    """An `except RateLimitExceeded` around a decorated function goes on to work."""
+    app = app_of()
+
+    @Limiter().limit("1/minute", error_message="slow down")
+    async def limited(request: Request): ...
+
+    @app.get("/")
+    async def endpoint(request: Request):
+        try:
+            await limited(request)
+        except RateLimitExceeded as error:
+            return [error.detail, str(error.limit.limit)]
+
+    client = TestClient(app)
+
+    assert [client.get("/").json() for _ in range(2)] == [None, ["slow down", "1 per 1 minute"]]
 
 
 def test_arguments_of_the_decorator():
@@ -168,10 +247,6 @@ def test_arguments_of_the_decorator():
     @limiter.limit("1/minute; 9/hour")
     async def several(request: Request): ...
 
-    @app.get("/left-alone")
-    @limiter.exempt
-    async def left_alone(request: Request): ...
-
     client = TestClient(app)
 
     def statuses(*paths, method="GET", **headers):
@@ -187,21 +262,19 @@ def test_arguments_of_the_decorator():
     assert statuses(*["/no-key"] * 3) == [200, 200, 200]
     assert statuses(*["/dynamic"] * 3, **{"x-plan": "big"}) == [200, 200, 429]
     assert statuses(*["/several"] * 2) == [200, 429]
-    assert statuses(*["/left-alone"] * 3) == [200, 200, 200]
 
 
 def test_shared_limit():
     """Two endpoints have one quota, and the headers call it by its scope."""
     limiter = Limiter()
     app = app_of()
-    search = limiter.shared_limit("2/minute", scope=lambda: "search")
 
     @app.get("/a")
-    @search
+    @limiter.shared_limit("2/minute", scope=lambda: "search")
     async def a(request: Request): ...
 
     @app.get("/b")
-    @search
+    @limiter.shared_limit("2/minute", "search")
     def b(request: Request): ...
 
     client = TestClient(app)
@@ -209,6 +282,21 @@ def test_shared_limit():
 
     assert [response.status_code for response in responses] == [200, 200, 429]
     assert responses[2].json()["violated-policies"] == ["search"]
+
+
+def test_a_shared_limit_can_be_named_after_the_endpoint():
+    """A scope function that takes something is told the endpoint's name; stock raises an AttributeError there."""
+    limiter = Limiter()
+    app = app_of()
+
+    @app.get("/")
+    @limiter.shared_limit("1/minute", scope=lambda endpoint: f"any {endpoint}")
+    async def search(request: Request): ...
+
+    client = TestClient(app)
+
+    assert [client.get("/").status_code for _ in range(2)] == [200, 429]
+    assert '"route";q=1' in client.get("/").headers["ratelimit-policy"]  # a blank cannot stand in a header
 
 
 def test_websocket():
@@ -267,7 +355,7 @@ def test_reset_of_a_shared_store_is_refused():
 
 
 def test_without_an_edge():
-    """In a plain FastAPI app it counts in a memory of its own, and the headers are where there is a response."""
+    """In a plain FastAPI app it counts in a memory of its own, and the headers are on every kind of response."""
     limiter = Limiter()
     app = FastAPI()
 
@@ -289,9 +377,11 @@ def test_without_an_edge():
     client = TestClient(app)
 
     assert client.get("/data").headers["ratelimit"] == '"route";r=0;t=60'
-    assert client.get("/data").status_code == 429
+    refused = client.get("/data")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
+    assert refused.headers["ratelimit"] == '"route";r=0;t=60'
     assert client.get("/response").headers["ratelimit"] == '"route";r=0;t=60'
-    assert "ratelimit" not in client.get("/nothing").headers
+    assert client.get("/nothing").headers["ratelimit"] == '"route";r=0;t=60'
 
 
 @pytest.mark.parametrize("name", ["default_limits", "storage_uri", "headers_enabled"])
@@ -307,12 +397,392 @@ def test_an_argument_that_does_not_exist():
         Limiter(storage_url="redis://")
 
 
-def test_an_endpoint_without_a_request():
-    """slowapi's own rule, told when the module is imported."""
-    with pytest.raises(ConfigurationError, match="request"):
+@pytest.mark.parametrize("variable", ["RATELIMIT_DEFAULT", "RATELIMIT_STORAGE_URL"])
+def test_variables_that_have_another_place(variable, monkeypatch, tmp_path):
+    """What slowapi would read from the environment or from `.env` is not silently dropped."""
+    monkeypatch.chdir(tmp_path)
+    Limiter()
+    (tmp_path / ".env").write_text(f"{variable}=redis://127.0.0.1\n")
 
-        @Limiter().limit("1/minute")
-        async def endpoint(): ...
+    with pytest.raises(ConfigurationError, match=f"{variable}.*instead of it there is RATE_LIMIT_"):
+        Limiter()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_variable_that_switches_off(enabled, monkeypatch):
+    """RATELIMIT_ENABLED=false is what test suites set; to a stock limiter that is off it reads as on."""
+    monkeypatch.setenv("RATELIMIT_ENABLED", "false")
+
+    assert Limiter(enabled=enabled).enabled is False
+    assert bool(slowapi.Limiter(get_remote_address, enabled=enabled).enabled) is not enabled
+
+
+class Order(BaseModel):
+    number: int
+
+
+def test_an_endpoint_needs_no_request():
+    """A stock limiter refuses it, or takes a body that is called `request` for the request."""
+    limiter = Limiter()
+    app = app_of()
+
+    @app.get("/none")
+    @limiter.limit("1/minute")
+    async def none(number: int, **rest: str):
+        return number
+
+    @app.get("/sync")
+    @limiter.limit("1/minute")
+    def sync(number: int):
+        return number
+
+    @app.post("/body")
+    @limiter.limit("1/minute")
+    async def body(request: Order):
+        return request.number
+
+    @app.get("/other")
+    @limiter.limit("1/minute")
+    async def other(connection: HTTPConnection, answer: Response):
+        answer.status_code = 201
+        return connection.url.path
+
+    client = TestClient(app)
+
+    def answers(path, **more):
+        return [(response.status_code, response.json()) for response in (more["do"](path) for _ in range(2))]
+
+    for path in ("/none?number=7&rest=1", "/sync?number=7"):
+        (status, content), (refused, _) = answers(path, do=client.get)
+        assert (status, content, refused) == (200, 7, 429)
+    (status, content), (refused, _) = answers("/body", do=lambda path: client.post(path, json={"number": 7}))
+    assert (status, content, refused) == (200, 7, 429)
+    (status, content), (refused, _) = answers("/other", do=client.get)
+    assert (status, content, refused) == (201, "/other", 429)
+    with pytest.raises(Exception, match='No "request"'):
+        slowapi.Limiter(get_remote_address).limit("1/minute")(lambda: None)
+
+
+def test_annotations_that_only_type_checkers_know():
+    """A parameter that is called `request` is taken for one, if its annotation cannot be looked up."""
+
+    @Limiter().limit("1/minute")
+    async def endpoint(request: "NoSuchName", kind: "Request"): ...  # noqa: F821
+
+    assert endpoint.__signature__.parameters.keys() == {"request", "kind", "prodkit_response"}
+
+
+async def test_code_that_calls_a_limited_function_is_not_limited():
+    """There is no request then, and nobody to count."""
+
+    @Limiter().limit("1/minute")
+    async def endpoint(number: int):
+        return number
+
+    @Limiter().limit("1/minute")
+    def sync(number: int):
+        return number
+
+    assert [await endpoint(1), await endpoint(2), sync(3), sync(4)] == [1, 2, 3, 4]
+
+
+def test_starlettes_own_routes():
+    """They pass the request by position, to functions and to methods."""
+    limiter = Limiter()
+
+    class Page(HTTPEndpoint):
+        @limiter.limit("1/minute")
+        async def get(self, request):
+            return PlainTextResponse("page")
+
+    @limiter.limit("1/minute")
+    def home(request: Request):
+        return PlainTextResponse("home")
+
+    client = TestClient(Starlette(routes=[Route("/page", Page), Route("/", home)]))
+
+    assert [client.get(path).status_code for path in ("/page", "/page", "/", "/")] == [200, 429, 200, 429]
+    assert client.get("/").headers["ratelimit"] == '"route";r=0;t=60'
+
+
+@pytest.mark.parametrize("edge", [True, False])
+def test_endpoints_that_yield(edge):
+    """They are limited before the response starts."""
+    limiter = Limiter()
+    app = app_of() if edge else FastAPI()
+
+    @app.get("/async")
+    @limiter.limit("2/minute")
+    @limiter.limit("1/minute")
+    async def async_numbers() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    @app.get("/sync")
+    @limiter.limit("1/minute")
+    def numbers(request: Request) -> Iterator[int]:
+        yield 1
+        yield 2
+
+    @app.get("/staff")
+    @limiter.limit("1/minute", exempt_when=lambda: True)
+    def staff() -> Iterator[int]:
+        yield 1
+
+    client = TestClient(app)
+    first, again = client.get("/async"), client.get("/async")
+    sync = [client.get("/sync") for _ in range(2)]
+
+    assert (first.text, again.status_code) == ("1\n2\n", 429)
+    assert '"route";r=0;t=60, "route-2";r=1;t=60' in first.headers["ratelimit"]
+    assert (sync[0].text, sync[1].status_code) == ("1\n2\n", 429)
+    assert '"route";r=0;t=60' in sync[0].headers["ratelimit"]
+    assert [client.get("/staff").status_code for _ in range(2)] == [200, 200]
+
+
+def test_a_decorator_between_that_is_async():
+    """Whatever the function is under its wrappers, FastAPI and the limit see the same kind."""
+    limiter = Limiter()
+    app = app_of()
+
+    def wrapped(endpoint):
+        @functools.wraps(endpoint)
+        def wrapper(*args, **kwargs):
+            return endpoint(*args, **kwargs)
+
+        return wrapper
+
+    @app.get("/")
+    @limiter.limit("1/minute")
+    @wrapped
+    async def endpoint(request: Request):
+        return "async"
+
+    client = TestClient(app)
+
+    assert client.get("/").json() == "async"
+    assert client.get("/").status_code == 429
+
+
+def test_functions_of_the_decorator_run_where_the_endpoint_does():
+    """Those of a sync endpoint may block, as they might with slowapi: they are in its thread."""
+    limiter = Limiter()
+    app = app_of()
+    threads = []
+
+    def key(request):
+        threads.append(threading.get_ident())
+        return "key"
+
+    @app.get("/")
+    @limiter.limit("5/minute", key_func=key)
+    def endpoint(request: Request):
+        return threads.append(threading.get_ident())
+
+    @app.get("/loop")
+    async def loop():
+        threads.append(threading.get_ident())
+
+    with TestClient(app) as client:
+        client.get("/")
+        client.get("/loop")
+
+    assert threads[0] == threads[1] != threads[2]
+
+
+def test_equal_names_are_different_endpoints():
+    """Functions that a factory makes have quotas of their own; a stock limiter counts them twice, and together."""
+
+    def service(limiter, app):
+        def add(path):
+            @app.get(path)
+            @limiter.limit("3/minute")
+            async def endpoint(request: Request): ...
+
+        add("/a")
+        add("/b")
+        client = TestClient(app)
+        return [client.get(path).status_code for path in ("/a", "/a", "/b", "/b", "/b")]
+
+    assert service(Limiter(), app_of()) == [200] * 5
+    stock = slowapi.Limiter(get_remote_address, key_style="endpoint")
+    assert service(stock, FastAPI()) == [200, 429, 429, 429, 429]
+
+
+@pytest.mark.parametrize("stock_key", [get_remote_address, get_ipaddr])
+def test_slowapis_key_functions_mean_by_address(stock_key):
+    """A header that everybody can send is no key, and an IPv6 client is its network."""
+    app = app_of()
+    limiter = Limiter(key_func=stock_key)
+
+    @app.get("/")
+    @limiter.limit("1/minute")
+    async def endpoint(request: Request): ...
+
+    def statuses(host, **headers):
+        return TestClient(app, client=(host, 1), headers=headers).get("/").status_code
+
+    assert [statuses("2001:db8::1"), statuses("2001:db8::2"), statuses("2001:db8:0:1::1")] == [200, 429, 200]
+    assert [statuses("192.0.2.1"), statuses("192.0.2.1", X_FORWARDED_FOR="192.0.2.2")] == [200, 429]
+
+
+def test_key_functions_of_this_package():
+    """What `RateLimit` takes as a key is a key here, too."""
+    app = app_of()
+
+    @app.get("/")
+    @Limiter().limit("1/minute", key_func=by_header("X-API-Key"))
+    async def endpoint(request: Request): ...
+
+    client = TestClient(app)
+
+    assert [client.get("/", headers={"x-api-key": key}).status_code for key in "aab"] == [200, 429, 200]
+
+
+def exempting(app, limiter):
+    """Add endpoints that the default limit is to leave alone, on every kind of route."""
+
+    @app.get("/hook/{name}")
+    @limiter.limit("1/minute")
+    @limiter.exempt
+    async def hook(request: Request, name: str): ...
+
+    @app.get("/hook-2")
+    @limiter.exempt
+    @limiter.limit("1/minute")
+    async def second(request: Request): ...
+
+    @app.post("/hook-2")
+    async def other(): ...
+
+    @app.get("/busy")
+    @limiter.limit("4/minute", override_defaults=True)
+    async def busy(request: Request): ...
+
+    router = APIRouter(prefix="/included")
+
+    @router.get("/hook/")
+    @limiter.exempt
+    def included(): ...
+
+    sub = FastAPI()
+
+    @sub.get("/hook")
+    @limiter.exempt
+    async def mounted(): ...
+
+    app.include_router(router, prefix="/v1")
+    app.mount("/{tenant}/sub", sub)
+    app.router.routes.append(Host("api.test", Router([Route("/hosted", limiter.exempt(lambda _: Response()))])))
+    return app
+
+
+@pytest.mark.parametrize("path", ["/hook/a", "/hook-2", "/v1/included/hook/", "/acme/sub/hook", "/hosted"])
+def test_exempt(path):
+    """An exempt endpoint is neither counted nor refused, with its own limit and with the default one."""
+    client = TestClient(exempting(app_of(default="1/minute"), Limiter()), base_url="http://api.test")
+    client.get("/nowhere")
+
+    responses = [client.get(path) for _ in range(3)]
+
+    assert [response.status_code for response in responses] == [200] * 3
+    assert "ratelimit" not in responses[0].headers
+    assert client.get("/nowhere").status_code == 429
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/hook-2"),
+        ("DELETE", "/hook-2"),
+        ("GET", "/hook/a/b"),
+        ("GET", "/x/sub/hooks"),
+        ("GET", "/x/sub/y/hook"),
+    ],
+)
+def test_what_only_looks_like_an_exempt_endpoint_counts(method, path):
+    """It is the endpoint that is exempt, and not the path."""
+    client = TestClient(exempting(app_of(default="1/minute"), Limiter()))
+
+    first, second = (client.request(method, path).status_code for _ in range(2))
+
+    assert first in {200, 404, 405}
+    assert second == 429
+
+
+def test_a_route_in_front_of_an_exempt_endpoint_counts():
+    """Routing decides which endpoint a request is for."""
+    app = app_of(default="1/minute")
+
+    @app.get("/hook/me")
+    async def me(): ...
+
+    client = TestClient(exempting(app, Limiter()))
+
+    assert [client.get("/hook/me").status_code for _ in range(2)] == [200, 429]
+    assert client.get("/hook/you").status_code == 200
+
+
+def test_a_limit_instead_of_the_default():
+    """`override_defaults=True`, if it is written, leaves an endpoint its own limit only, which may be higher."""
+    client = TestClient(exempting(app_of(default="1/minute"), Limiter()))
+
+    responses = [client.get("/busy") for _ in range(5)]
+
+    assert [response.status_code for response in responses] == [200] * 4 + [429]
+    assert responses[0].headers["ratelimit-policy"] == '"route";q=4;w=60'
+
+
+def test_a_decorator_in_the_wrong_order_is_reported(caplog):
+    """Above the route's decorator a limit does nothing, with slowapi as well, which does not say so."""
+    limiter = Limiter()
+    app = app_of()
+
+    @limiter.limit("1/minute")
+    @app.get("/wrong/{number}")
+    async def wrong(request: Request, number: int): ...
+
+    def plain(request: Request): ...
+
+    once, twice = limiter.limit("1/minute")(plain), limiter.limit("2/minute")(plain)
+    app.get("/once")(once)
+    app.get("/twice")(twice)
+    with caplog.at_level(logging.WARNING, "fastapi_prodkit"), TestClient(app) as client:
+        client.get("/wrong/1")
+
+    assert [record.message for record in caplog.records] == [
+        "the limit of /wrong/{number} does nothing: put its decorator below the one of the route"
+    ]
+
+
+def test_the_schema_of_a_limited_endpoint():
+    """The schema shows the 429 of a decorated endpoint, and none of the parameters that the limit needs."""
+    app = app_of()
+
+    @app.get("/")
+    @Limiter().limit("1/minute")
+    async def endpoint(): ...
+
+    operation = app.openapi()["paths"]["/"]["get"]
+
+    assert "429" in operation["responses"]
+    assert "parameters" not in operation
+
+
+def test_an_error_of_the_endpoint_counts():
+    """A request that fails in the endpoint has been counted, and says so under the edge."""
+    app = app_of()
+
+    @app.get("/")
+    @Limiter().limit("1/minute")
+    async def endpoint():
+        raise HTTPException(404)
+
+    client = TestClient(app)
+    first, second = client.get("/"), client.get("/")
+
+    assert (first.status_code, second.status_code) == (404, 429)
+    assert '"route";r=0;t=60' in first.headers["ratelimit"]
 
 
 def test_a_limit_that_cannot_be_read():
@@ -363,6 +833,34 @@ async def test_a_silent_store_does_not_stop_the_event_loop():
     assert statuses == [200, 200, 200, 429]
     assert max(later - earlier for earlier, later in itertools.pairwise(ticks)) < 0.5
     assert len(ticks) > 5
+
+
+@pytest.mark.parametrize(
+    ("policy", "without"), [("memory", [200, 200, 429]), ("allow", [200] * 3), ("deny", [503] * 3)]
+)
+def test_processes_share_a_store_and_an_outage_follows_the_policy(policy, without):
+    """A real Redis counts for two processes together, for async and sync endpoints, until it is gone."""
+    pytest.importorskip("redis", reason="needs the extra redis")
+    try:
+        with redis_server() as running:
+            options = {
+                "storage_url": running.url(),
+                "on_storage_error": policy,
+                "storage_timeout": 2,
+                "default": "9/day",
+            }
+            # In each process the decorators of a module make the same limits anew.
+            apps = [service(Limiter(), app_of(**options), "2/day") for _ in range(2)]
+            with TestClient(apps[0]) as first, TestClient(apps[1]) as second:
+                shared = [client.get(path) for path in ("/direct", "/sync") for client in (first, second, first)]
+                running.kill()
+                alone = [second.get(path).status_code for path in ("/direct", "/sync") for _ in range(3)]
+    except RedisMissingError as error:
+        pytest.skip(str(error))
+
+    assert [response.status_code for response in shared] == [200, 200, 429] * 2
+    assert shared[5].headers["content-type"] == "application/problem+json"
+    assert alone == without * 2
 
 
 def test_memory_is_the_store_of_an_app_without_one():

@@ -2,8 +2,10 @@
 
 `RateLimitMiddleware` counts every request against a default; `Depends(RateLimit("5/minute"))` counts the requests of
 a route or router against a limit of its own. They count in a `MemoryStore`, in this process, or in a `SharedStore`,
-which all processes and machines have in common.
+which all processes and machines have in common. `Limiter` is slowapi's, on the same stores.
 """
+
+from typing import TYPE_CHECKING
 
 from fastapi_prodkit.rate_limit.dependency import RateLimit
 from fastapi_prodkit.rate_limit.keys import by_address, by_header
@@ -11,4 +13,16 @@ from fastapi_prodkit.rate_limit.memory import MemoryStore
 from fastapi_prodkit.rate_limit.middleware import RateLimitMiddleware
 from fastapi_prodkit.rate_limit.shared import SharedStore
 
-__all__ = ["MemoryStore", "RateLimit", "RateLimitMiddleware", "SharedStore", "by_address", "by_header"]
+if TYPE_CHECKING:
+    from fastapi_prodkit.rate_limit.slowapi import Limiter
+
+__all__ = ["Limiter", "MemoryStore", "RateLimit", "RateLimitMiddleware", "SharedStore", "by_address", "by_header"]
+
+
+def __getattr__(name: str) -> "type[Limiter]":
+    """Load `Limiter` on first use: it brings slowapi with it, which others need not pay for (PEP 562)."""
+    if name != "Limiter":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fastapi_prodkit.rate_limit.slowapi import Limiter  # noqa: PLC0415 - on first use
+
+    return Limiter

@@ -1,6 +1,6 @@
 """The limit on every request, whatever serves it."""
 
-from collections.abc import Awaitable, Container
+from collections.abc import Awaitable, Callable, Container
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,6 +25,7 @@ class RateLimitMiddleware(Gate):
         settings: The default limit, and whether the older headers are sent.
         exempt: Paths relative to the app, without trailing slash, that are not counted.
         store: Where to count; in a memory of its own unless given.
+        uncounted: Says which other requests are not counted; see `endpoints.exempt_endpoints`.
 
     Raises:
         ConfigurationError: The limit cannot be read.
@@ -39,10 +40,12 @@ class RateLimitMiddleware(Gate):
         *,
         exempt: Container[str] = frozenset(),
         store: Store | None = None,
+        uncounted: Callable[[Scope], bool] | None = None,
     ) -> None:
         settings = settings or RateLimitSettings()
         self.app = app
         self._exempt = exempt
+        self._uncounted = uncounted
         self._store = store or MemoryStore(settings.strategy)
         self._limits = parse_limits(settings.default, name="default")
         self._legacy = settings.legacy_headers
@@ -54,6 +57,8 @@ class RateLimitMiddleware(Gate):
     def admit(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Count the request, or refuse it."""
         if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
+            return self.app(scope, receive, send)
+        if self._uncounted is not None and self._uncounted(scope):
             return self.app(scope, receive, send)
         if self._hit is None:
             return self._admit_later(scope, receive, send)

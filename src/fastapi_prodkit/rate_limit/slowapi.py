@@ -5,23 +5,29 @@ limits skip every included router. This one is a `slowapi.Limiter` to whoever as
 counts, and what is answered, is this package's.
 """
 
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import slowapi
-from anyio import from_thread
+from limits import RateLimitItem, parse_many
+from slowapi.errors import RateLimitExceeded
+from slowapi.util import get_ipaddr, get_remote_address
 from slowapi.wrappers import Limit as SlowapiLimit
-from slowapi.wrappers import LimitGroup
+from starlette.config import Config
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from fastapi_prodkit._exchange import Exchange
-from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
+from fastapi_prodkit.rate_limit.decorated import Claim, Rule, decorate
 from fastapi_prodkit.rate_limit.dependency import installed_store
-from fastapi_prodkit.rate_limit.keys import bounded, client_key
+from fastapi_prodkit.rate_limit.endpoints import exempt_from_all, exempt_from_default
+from fastapi_prodkit.rate_limit.keys import by_address
 from fastapi_prodkit.rate_limit.limits import Limit, Quota, Store, note, refusal, refused
 from fastapi_prodkit.rate_limit.memory import MemoryStore
 
@@ -30,6 +36,8 @@ __all__ = ["Limiter"]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 Value = str | Callable[..., str]
 
+_logger = logging.getLogger("fastapi_prodkit.rate_limit")
+_MEMORY = "RATE_LIMIT_ON_STORAGE_ERROR=memory, the default"
 # What a stock limiter is told and this one is not, and where it is said instead.
 _REPLACED: Mapping[str, str] = {
     "default_limits": "RATE_LIMIT_DEFAULT, which holds for every request",
@@ -39,19 +47,26 @@ _REPLACED: Mapping[str, str] = {
     "storage_uri": "RATE_LIMIT_STORAGE_URL",
     "storage_options": "RATE_LIMIT_STORAGE_URL and RATE_LIMIT_STORAGE_TIMEOUT",
     "swallow_errors": "RATE_LIMIT_ON_STORAGE_ERROR=allow",
-    "in_memory_fallback": "RATE_LIMIT_ON_STORAGE_ERROR=memory, the default",
-    "in_memory_fallback_enabled": "RATE_LIMIT_ON_STORAGE_ERROR=memory, the default",
+    "in_memory_fallback": _MEMORY,
+    "in_memory_fallback_enabled": _MEMORY,
     "key_prefix": "SERVICE_NAME, which begins each key",
     "key_style": "nothing: a limit is the endpoint's, whatever its path",
     "retry_after": "nothing: Retry-After is in seconds",
     "auto_check": "enabled",
     "config_filename": "the settings",
 }
-
-
-def address(request: HTTPConnection) -> str:
-    """Return the client's address, which proxies that are trusted have told."""
-    return client_key(request.scope)
+# The same of the variables that a stock limiter reads, from the environment and from `.env`.
+_REPLACED_VARIABLES: Mapping[str, str] = {
+    "RATELIMIT_DEFAULT": _REPLACED["default_limits"],
+    "RATELIMIT_APPLICATION": _REPLACED["application_limits"],
+    "RATELIMIT_STORAGE_URL": _REPLACED["storage_uri"],
+    "RATELIMIT_STORAGE_OPTIONS": _REPLACED["storage_options"],
+    "RATELIMIT_STRATEGY": _REPLACED["strategy"],
+    "RATELIMIT_SWALLOW_ERRORS": _REPLACED["swallow_errors"],
+    "RATELIMIT_IN_MEMORY_FALLBACK": _MEMORY,
+    "RATELIMIT_IN_MEMORY_FALLBACK_ENABLED": _MEMORY,
+    "RATELIMIT_KEY_PREFIX": _REPLACED["key_prefix"],
+}
 
 
 class Limiter(slowapi.Limiter):
@@ -61,38 +76,48 @@ class Limiter(slowapi.Limiter):
     counts, and the default limit does as well.
 
     Args:
-        key_func: Whose requests are counted together, by address unless given; takes `request`, or nothing.
-        enabled: Whether limits are looked at.
+        key_func: Whose requests are counted together, by address unless given; takes the request, or nothing.
+            slowapi's own two functions mean by address, too.
+        enabled: Whether limits are looked at; RATELIMIT_ENABLED=false switches them off as well.
         replaced: What a stock limiter takes beside these.
 
     Raises:
-        ConfigurationError: An argument has another place here; the message says which.
+        ConfigurationError: An argument or a variable of slowapi's has another place here; the message says which.
     """
 
-    def __init__(self, key_func: Callable[..., str] = address, *, enabled: bool = True, **replaced: Any) -> None:
+    def __init__(self, key_func: Callable[..., Any] = by_address, *, enabled: bool = True, **replaced: Any) -> None:
         for name in replaced:
             if name not in _REPLACED:
                 raise TypeError(f"Limiter() got an unexpected keyword argument {name!r}")
             raise ConfigurationError(f"Limiter({name}=...) is not used here; instead of it there is {_REPLACED[name]}")
-        super().__init__(key_func, enabled=enabled, key_style="endpoint")
+        variables = Config(".env" if os.path.isfile(".env") else None)  # noqa: PTH113 - as slowapi itself asks
+        for name, place in _REPLACED_VARIABLES.items():
+            if variables(name, default=None) is not None:
+                raise ConfigurationError(f"the variable {name} is slowapi's; instead of it there is {place}")
+        self._asked = False
+        super().__init__(key_func, strategy="fixed-window", storage_uri="memory://")
+        self.enabled = enabled and variables("RATELIMIT_ENABLED", cast=bool, default=True)
         self._own = MemoryStore()
         self._used: WeakSet[Any] = WeakSet()
-        self._limits: dict[tuple[str, str, int, int], Limit] = {}
+        self._limits: dict[str, Limit] = {}  # by their ids: equal limits of one scope are one quota
+        self._homes: Counter[str] = Counter()
 
     def limit(self, limit_value: Value, *args: Any, **options: Any) -> Callable[[Endpoint], Endpoint]:
-        """Limit an endpoint, with the arguments of slowapi's own; it needs a parameter `request`."""
-        arguments = _bound(super().limit, limit_value, *args, **options)
-        return functools.partial(self._decorate, limit_value, None, arguments)
+        """Limit an endpoint, with the arguments of slowapi's own decorator.
+
+        The default limit counts as well; `override_defaults=True`, if it is written, takes the endpoint out of it.
+        """
+        return self._decorator(None, _bound(super().limit, limit_value, *args, **options))
 
     def shared_limit(
         self, limit_value: Value, scope: Value, *args: Any, **options: Any
     ) -> Callable[[Endpoint], Endpoint]:
-        """Limit several endpoints with one quota, with the arguments of slowapi's own."""
-        arguments = _bound(super().shared_limit, limit_value, scope, *args, **options)
-        return functools.partial(self._decorate, limit_value, scope() if callable(scope) else scope, arguments)
+        """Limit several endpoints with one quota, with the arguments of slowapi's own decorator."""
+        return self._decorator(scope, _bound(super().shared_limit, limit_value, scope, *args, **options))
 
     def exempt(self, endpoint: Endpoint) -> Endpoint:
-        """Return the endpoint as it is: the default limit holds for it as for every other."""
+        """Take an endpoint out of every limit, the default one included."""
+        exempt_from_all(endpoint)
         return endpoint
 
     def reset(self) -> None:
@@ -107,130 +132,103 @@ class Limiter(slowapi.Limiter):
                 raise ConfigurationError("a shared store is cleared with: await app.state.rate_limit.clear()")
             store.clear()
 
-    def check_request_limit(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse slowapi's middlewares."""
-        raise ConfigurationError("slowapi's middlewares are not used here: remove them; the edge counts every request")
+    @property
+    def _auto_check(self) -> bool:
+        """Tell slowapi's middlewares, which alone ask, not to count, and say once that they are there."""
+        if not self._asked:
+            self._asked = True
+            _logger.warning("slowapi's middlewares do nothing here but cost time, and break streams: remove them")
+        return False
 
-    _check_request_limit = check_request_limit
+    @_auto_check.setter
+    def _auto_check(self, value: bool) -> None:
+        """Leave what slowapi's own constructor says."""
 
-    def _decorate(self, value: Value, scope: str | None, options: Any, endpoint: Any) -> Any:
-        group = LimitGroup(
-            value,
-            options["key_func"] or self._key_func,
-            scope,
-            options.get("per_method", False),
-            options.get("methods"),
-            options["error_message"],
-            options["exempt_when"],
-            options["cost"],
-            options["override_defaults"],
-        )
-        fixed = None if callable(value) else _read(group, value)
-        where = f"{endpoint.__module__}.{endpoint.__qualname__}"
-        position = _position(endpoint)
+    def _inject_headers(self, response: Response, current_limit: Any) -> Response:
+        """Put the headers onto the response of a handler that somebody has written for slowapi."""
+        response.headers.update(current_limit.headers)
+        return response
 
-        async def check(args: Sequence[Any], kwargs: Mapping[str, Any]) -> HTTPConnection:
-            connection: HTTPConnection = kwargs.get("request", kwargs.get("websocket")) or args[position]
-            await self._check(connection, group if fixed is None else fixed, where)
-            return connection
+    def _decorator(self, scope: Value | None, options: dict[str, Any]) -> Callable[[Endpoint], Endpoint]:
+        options["key_func"] = _key_func(options.get("key_func") or self._key_func)
 
-        if inspect.iscoroutinefunction(endpoint):
+        def decorator(endpoint: Any) -> Any:
+            shared = _called(scope, endpoint.__name__) if callable(scope) else scope
+            home = self._home(endpoint) if shared is None else f"scope:{shared}"
+            rule = Rule(options, home=home, name=shared, endpoint=endpoint, known=self._limits)
 
-            @functools.wraps(endpoint)
-            async def limited(*args: Any, **kwargs: Any) -> Any:
-                if not self.enabled:
-                    return await endpoint(*args, **kwargs)
-                connection = await check(args, kwargs)
-                return _with_headers(connection, await endpoint(*args, **kwargs), kwargs)
+            async def count(connection: HTTPConnection, claim: Claim) -> None:
+                await self._count(connection, rule, claim)
 
-            limited.statuses = (429,)  # type: ignore[attr-defined]  # what the schema shows
+            limited = decorate(endpoint, rule, count, lambda: self.enabled)
+            if options.get("override_defaults"):
+                exempt_from_default(limited)
             return limited
 
-        @functools.wraps(endpoint)
-        def limited_in_thread(*args: Any, **kwargs: Any) -> Any:
-            if not self.enabled:
-                return endpoint(*args, **kwargs)
-            connection = from_thread.run(check, args, kwargs)
-            return _with_headers(connection, endpoint(*args, **kwargs), kwargs)
+        return decorator
 
-        limited_in_thread.statuses = (429,)  # type: ignore[attr-defined]
-        return limited_in_thread
+    def _home(self, endpoint: Any) -> str:
+        """Name an endpoint, and which one of those of this name it is."""
+        name = f"{endpoint.__module__}.{endpoint.__qualname__}"
+        self._homes[name] += 1
+        return f"{name}#{self._homes[name]}"
 
-    async def _check(self, connection: HTTPConnection, limits: LimitGroup | list[SlowapiLimit], where: str) -> None:
+    async def _count(self, connection: HTTPConnection, rule: Rule, claim: Claim) -> None:
         store: Store = installed_store(connection.scope) or self._own
         self._used.add(store)
-        if isinstance(limits, LimitGroup):
-            limits.request = connection  # type: ignore[assignment]  # for a limit that depends on it; read at once
-        for limit in list(limits):
-            for ours, key, cost in self._applying(connection, limit, where):
-                quotas = await store.hit([ours], key, cost)
-                note(connection.scope, quotas)
-                if refused(quotas):
-                    raise _refusal(quotas, limit)
+        quotas = await store.hit(claim.limits, claim.key, claim.cost)
+        headers = note(connection.scope, quotas)
+        if refused(quotas):
+            raise _refusal(connection, rule, claim, quotas, headers)
 
-    def _applying(self, connection: Any, limit: SlowapiLimit, where: str) -> Iterator[tuple[Limit, str, int]]:
-        """Yield what a limit comes to for a request: nothing, or whom it counts for what."""
-        method = connection.scope.get("method", "WEBSOCKET")
-        if limit.is_exempt(connection) or (limit.methods is not None and method.lower() not in limit.methods):
-            return
-        key = _call(limit.key_func, connection)
-        if key:
-            home = f"{limit.scope or where}:{method}" if limit.per_method else limit.scope or where
-            cost = limit.cost(connection) if callable(limit.cost) else limit.cost
-            yield self._ours(home, limit), bounded(str(key)), cost
 
-    def _ours(self, home: str, limit: SlowapiLimit) -> Limit:
-        name = limit.scope if limit.scope and limit.scope.isidentifier() else "route"
-        key = (home, name, limit.limit.amount, limit.limit.get_expiry())
-        if key not in self._limits:
-            self._limits[key] = Limit(name, key[2], key[3], home=home)
-        return self._limits[key]
+class _Exceeded(ProblemError, RateLimitExceeded):  # noqa: N818 - by the name of slowapi's
+    """Be our problem, and slowapi's exception to the handlers and `except` clauses that people have."""
+
+    def __init__(self, problem: ProblemError, limit: SlowapiLimit) -> None:
+        ProblemError.__init__(self, 429, problem.detail, headers=problem.headers, type=problem.type)
+        self.extensions = problem.extensions
+        self.limit = limit
+
+
+class _Told(tuple[RateLimitItem, list[str]]):  # noqa: SLOT001 - slots and a tuple exclude each other
+    """What slowapi keeps in `request.state.view_rate_limit`: the limit that was hit, and for whom."""
+
+    headers: dict[str, str]
+
+
+def _refusal(
+    connection: HTTPConnection, rule: Rule, claim: Claim, quotas: list[Quota], noted: dict[bytes, bytes]
+) -> ProblemError:
+    problem = refusal(quotas)
+    headers = {name.decode(): value.decode() for name, value in noted.items() if name.startswith(b"ratelimit")}
+    headers.update(problem.headers or {})
+    if Exchange.of(connection.scope) is None:  # nobody else sends what is noted
+        problem.headers = headers
+    message = rule.message()
+    problem.detail = message or problem.detail
+    handler = getattr(connection.scope.get("app"), "exception_handlers", {}).get(RateLimitExceeded)
+    if handler is slowapi._rate_limit_exceeded_handler:  # noqa: SLF001 - its documented name
+        return problem  # which nobody has written: an app of slowapi's tutorial gets our problem
+    item = parse_many(claim.text)[next(place for place, quota in enumerate(quotas) if quota[1] < 0)]
+    if handler is not None:  # a handler of the user's own stays in charge, and finds what it knows
+        problem.detail = message or str(item)
+        noted[b"retry-after"] = headers["Retry-After"].encode()
+        told = connection.state.view_rate_limit = _Told((item, [claim.key, rule.home]))
+        told.headers = headers
+    return _Exceeded(problem, rule.as_slowapi_has_it(SlowapiLimit, item))
 
 
 def _bound(method: Callable[..., Any], *args: Any, **options: Any) -> dict[str, Any]:
-    """Read the arguments as slowapi's own decorator does."""
-    arguments = inspect.signature(method).bind(*args, **options)
-    arguments.apply_defaults()
-    return arguments.arguments
+    """Read the arguments as slowapi's own decorator does; those that are not given are left out."""
+    return inspect.signature(method).bind(*args, **options).arguments
 
 
-def _read(group: LimitGroup, value: str) -> list[SlowapiLimit]:
-    try:
-        return list(group)
-    except ValueError:
-        raise ConfigurationError(f"rate limit {value!r} cannot be read: write it as '100/minute'") from None
+def _key_func(key_func: Callable[..., Any]) -> Callable[..., Any]:
+    """Put our address in the place of slowapi's: of an IPv6 client it has 2^64, and one that it reads from a header."""
+    return by_address if key_func in (get_remote_address, get_ipaddr) else key_func
 
 
-def _position(endpoint: Callable[..., Any]) -> int:
-    names = list(inspect.signature(endpoint).parameters)
-    for name in ("request", "websocket"):
-        if name in names:
-            return names.index(name)
-    raise ConfigurationError(f"{endpoint.__qualname__} needs a parameter `request: Request` for its limit")
-
-
-def _call(key_func: Callable[..., Any], connection: HTTPConnection) -> Any:
-    return key_func(connection) if _takes_request(key_func) else key_func()
-
-
-@functools.lru_cache(maxsize=256)
-def _takes_request(key_func: Callable[..., Any]) -> bool:
-    return "request" in inspect.signature(key_func).parameters
-
-
-def _refusal(quotas: Sequence[Quota], limit: SlowapiLimit) -> Exception:
-    problem = refusal(quotas)
-    message = limit.error_message
-    if message is not None:
-        problem.detail = message() if callable(message) else message
-    return problem
-
-
-def _with_headers(connection: HTTPConnection, result: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Put the headers on the response, where no exchange sends them."""
-    if Exchange.of(connection.scope) is None:
-        response = result if isinstance(result, Response) else kwargs.get("response")
-        if response is not None:
-            headers = note(connection.scope, ())
-            response.headers.update({name.decode(): value.decode() for name, value in headers.items()})
-    return result
+def _called(function: Callable[..., str], name: str) -> str:
+    """Ask for a scope; a function that takes something is told the endpoint's name, as in flask-limiter."""
+    return function(name) if inspect.signature(function).parameters else function()

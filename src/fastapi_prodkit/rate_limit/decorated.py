@@ -1,0 +1,268 @@
+"""A limit as a decorator of an endpoint: what it says, and the function that looks at it before the endpoint runs."""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from inspect import Parameter
+from typing import Any, NamedTuple
+
+from anyio import from_thread
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from fastapi_prodkit._exchange import Exchange
+from fastapi_prodkit.rate_limit.endpoints import is_limited, limited_elsewhere
+from fastapi_prodkit.rate_limit.keys import bounded
+from fastapi_prodkit.rate_limit.limits import Limit, note, parse_limits
+
+__all__ = ["Claim", "Rule", "decorate"]
+
+# What an endpoint does not ask for itself is asked for in its name.
+_CONNECTION, _RESPONSE, _CHECK = "prodkit_connection", "prodkit_response", "prodkit_check"
+_COUNT = "__prodkit_limits__"  # attribute of a decorated endpoint: how many limits it has
+
+Count = Callable[[HTTPConnection, "Claim"], Coroutine[Any, Any, None]]
+Ask = Callable[[HTTPConnection | None], "Claim | None"]
+
+
+class Claim(NamedTuple):
+    """What a request counts against, as whom and for how much."""
+
+    limits: list[Limit]
+    key: str
+    cost: int
+    text: str
+
+
+class Rule:
+    """What one decorator says.
+
+    Args:
+        options: The decorator's arguments by slowapi's names; those that are not given are missing. The limit is a
+            text, or a function that returns it, of the key if it has a parameter of that name.
+        home: What the limit belongs to: an endpoint, or what several endpoints share.
+        name: What headers and problems call it, if they can.
+        endpoint: The endpoint.
+        known: The limits there are, by id.
+
+    Raises:
+        ConfigurationError: The limit cannot be read.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        *,
+        home: str,
+        name: str | None,
+        endpoint: Any,
+        known: dict[str, Limit],
+    ) -> None:
+        before = getattr(endpoint, _COUNT, 0)
+        self.home = home
+        self.options = options
+        self._name = name if name and re.fullmatch(r"[A-Za-z0-9_.:-]+", name) else f"route-{before + 1}"
+        self._name = "route" if self._name == "route-1" else self._name
+        self._value = value = options["limit_value"]
+        self._known = known
+        self._read: dict[tuple[str, str], list[Limit]] = {}
+        self._by_key = callable(value) and "key" in inspect.signature(value).parameters
+        self._key_takes = _takes_request(options["key_func"])
+        self._exempt_when = options.get("exempt_when")
+        self._exempt_takes = self._exempt_when is not None and len(inspect.signature(self._exempt_when).parameters) == 1
+        self._methods = {method.upper() for method in options["methods"]} if options.get("methods") else None
+        self.count = before + (1 if callable(value) else len(self._limits(value, home)))
+
+    def claim(self, connection: HTTPConnection) -> Claim | None:
+        """Return what a request counts against; None if this limit does not apply to it."""
+        method = connection.scope.get("method", "WEBSOCKET")
+        if self._methods is not None and method not in self._methods:
+            return None
+        if self._exempt_when is not None and self._exempt_when(*[connection] * self._exempt_takes):
+            return None
+        key = self.options["key_func"](*[connection] * self._key_takes)
+        if not key:
+            return None
+        text = self._value if isinstance(self._value, str) else self._value(*[key] * self._by_key)
+        home = f"{self.home}:{method}" if self.options.get("per_method") else self.home
+        cost = self.options.get("cost", 1)
+        return Claim(self._limits(text, home), bounded(str(key)), cost(connection) if callable(cost) else cost, text)
+
+    def message(self) -> str | None:
+        """Return what the decorator says to who is refused."""
+        message: str | Callable[[], str] | None = self.options.get("error_message")
+        return message() if callable(message) else message
+
+    def as_slowapi_has_it(self, kind: Callable[..., Any], item: Any) -> Any:
+        """Return the limit as an object of slowapi's, whose class is given: this module does without it."""
+        given = self.options.get
+        return kind(
+            item,
+            given("key_func"),
+            self.home,
+            given("per_method", False),
+            given("methods"),
+            given("error_message"),
+            given("exempt_when"),
+            given("cost", 1),
+            given("override_defaults", False),
+        )
+
+    def _limits(self, text: str, home: str) -> list[Limit]:
+        limits = self._read.get((text, home))
+        if limits is None:
+            made = parse_limits(text, name=self._name, home=home)
+            limits = self._read[text, home] = [self._known.setdefault(limit.id, limit) for limit in made]
+        return limits
+
+
+def decorate(endpoint: Any, rule: Rule, count: Count, enabled: Callable[[], bool]) -> Any:
+    """Return the endpoint with a look at its limit before it runs.
+
+    Args:
+        endpoint: A function, async or not, or one that yields.
+        rule: The limit.
+        count: Counts a request, or raises.
+        enabled: Whether to look.
+    """
+
+    def claim(connection: HTTPConnection | None) -> Claim | None:
+        return rule.claim(connection) if connection is not None and enabled() and is_limited(limited) else None
+
+    inner = inspect.unwrap(endpoint)
+    if inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner):
+        limited = _yielding(endpoint, claim, count)
+    elif inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(inner):
+        limited = _async(endpoint, claim, count)
+    else:
+        limited = _in_thread(endpoint, claim, count)
+    vars(limited).update({_COUNT: rule.count, "statuses": (429,)})  # the schema shows the statuses
+    limited_elsewhere(endpoint, limited)
+    return limited
+
+
+def _async(endpoint: Any, claim: Ask, count: Count) -> Any:
+    parameters = _Parameters(endpoint)
+
+    @functools.wraps(endpoint)
+    async def limited(*args: Any, **kwargs: Any) -> Any:
+        connection, response = parameters.take(args, kwargs)
+        claimed = claim(connection)
+        if connection is None or claimed is None:
+            return await endpoint(*args, **kwargs)
+        await count(connection, claimed)
+        return _with_headers(connection, response, await endpoint(*args, **kwargs))
+
+    return parameters.show(limited)
+
+
+def _in_thread(endpoint: Any, claim: Ask, count: Count) -> Any:
+    parameters = _Parameters(endpoint)
+
+    @functools.wraps(endpoint)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        connection, response = parameters.take(args, kwargs)
+        claimed = claim(connection)  # here, in the thread: the functions of the decorator may block
+        if connection is None or claimed is None:
+            return endpoint(*args, **kwargs)
+        from_thread.run(count, connection, claimed)
+        return _with_headers(connection, response, endpoint(*args, **kwargs))
+
+    return parameters.show(limited)
+
+
+def _yielding(endpoint: Any, claim: Ask, count: Count) -> Any:
+    """Limit an endpoint that yields with a dependency: when it begins to run, its response has begun as well."""
+
+    async def check(connection: HTTPConnection, response: Response) -> None:
+        claimed = claim(connection)
+        if claimed is not None:
+            await count(connection, claimed)
+            _with_headers(connection, response, None)
+
+    signature = inspect.signature(endpoint)
+    name = f"{_CHECK}_{len(signature.parameters)}"
+
+    @functools.wraps(endpoint)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop(name, None)
+        return endpoint(*args, **kwargs)
+
+    return _show(limited, signature, [Parameter(name, Parameter.KEYWORD_ONLY, default=Depends(check))])
+
+
+class _Parameters:
+    """Where an endpoint has its connection and its response; it need not have them."""
+
+    def __init__(self, endpoint: Any) -> None:
+        self._signature = _signature(endpoint)
+        connection = _find(self._signature, HTTPConnection, {"request", "websocket"})
+        response = _find(self._signature, Response, set())
+        self._connection = connection or _CONNECTION
+        self._response = response or _RESPONSE
+        self._position = list(self._signature.parameters).index(connection) if connection else -1
+        self._added = [
+            Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind)
+            for name, kind, found in ((_CONNECTION, HTTPConnection, connection), (_RESPONSE, Response, response))
+            if found is None
+        ]
+
+    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[HTTPConnection | None, Response | None]:
+        """Return both, and leave the endpoint what is its own; None if it was called by other code than the app's."""
+        connection, response = kwargs.get(self._connection), kwargs.get(self._response)
+        for parameter in self._added:
+            kwargs.pop(parameter.name, None)
+        if connection is None and 0 <= self._position < len(args):
+            connection = args[self._position]
+        return connection if isinstance(connection, HTTPConnection) else None, response
+
+    def show(self, limited: Any) -> Any:
+        """Have FastAPI pass both."""
+        return _show(limited, self._signature, self._added)
+
+
+def _show(limited: Any, signature: inspect.Signature, added: list[Parameter]) -> Any:
+    # A parameter for the rest of the keywords is the last.
+    own = list(signature.parameters.values())
+    rest = [own.pop()] if own and own[-1].kind is Parameter.VAR_KEYWORD else []
+    limited.__signature__ = signature.replace(parameters=[*own, *added, *rest])
+    return limited
+
+
+def _signature(endpoint: Any) -> inspect.Signature:
+    try:
+        return inspect.signature(endpoint, eval_str=True)
+    except NameError:  # a name that is known to type checkers only
+        return inspect.signature(endpoint)
+
+
+def _find(signature: inspect.Signature, kind: type, names: set[str]) -> str | None:
+    """Return the parameter that is annotated as such a thing, or else is called so and not annotated as another."""
+    for name, parameter in signature.parameters.items():
+        annotation = parameter.annotation
+        if isinstance(annotation, type) and issubclass(annotation, kind) and annotation is not Parameter.empty:
+            return name
+    for name, parameter in signature.parameters.items():
+        if name in names and (parameter.annotation is Parameter.empty or isinstance(parameter.annotation, str)):
+            return name
+    return None
+
+
+def _takes_request(function: Callable[..., Any]) -> bool:
+    """Say whether a key function is to be called with the request: if it has one, or cannot do without an argument."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(
+        each.name == "request" or (each.default is Parameter.empty and each.kind <= Parameter.POSITIONAL_OR_KEYWORD)
+        for each in parameters
+    )
+
+
+def _with_headers(connection: HTTPConnection, response: Response | None, result: Any) -> Any:
+    """Put the headers on the response, where no exchange sends them."""
+    response = result if isinstance(result, Response) else response
+    if response is not None and Exchange.of(connection.scope) is None:
+        headers = note(connection.scope, ())
+        response.headers.update({name.decode(): value.decode() for name, value in headers.items()})
+    return result

@@ -1,0 +1,89 @@
+"""Which endpoints the default limit leaves alone: it counts before routing, so it has to find that out by itself."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.routing import BaseRoute
+from starlette.types import Scope
+
+from fastapi_prodkit._asgi import endpoint_of, route_path
+
+__all__ = ["exempt_endpoints", "exempt_from_all", "exempt_from_default"]
+
+# Attributes of an endpoint; a decorator that wraps it with functools.wraps hands them on.
+_NO_DEFAULT: Final = "__prodkit_no_default_limit__"
+_NO_LIMIT: Final = "__prodkit_no_limit__"
+_LIMIT_ELSEWHERE: Final = "__prodkit_limit_elsewhere__"
+
+_logger = logging.getLogger("fastapi_prodkit.rate_limit")
+
+
+def exempt_from_default(endpoint: Any) -> None:
+    """Have the default limit leave an endpoint alone."""
+    vars(endpoint)[_NO_DEFAULT] = True
+
+
+def exempt_from_all(endpoint: Any) -> None:
+    """Have every limit leave an endpoint alone, those that it was wrapped in before included."""
+    while endpoint is not None:
+        vars(endpoint).update({_NO_LIMIT: True, _NO_DEFAULT: True})
+        endpoint = getattr(endpoint, "__wrapped__", None)
+
+
+def is_limited(endpoint: Any) -> bool:
+    """Say whether the limits of an endpoint count."""
+    return _NO_LIMIT not in vars(endpoint)
+
+
+def limited_elsewhere(endpoint: Any, limited: Any) -> None:
+    """Take note that the limit of an endpoint is in something that wraps it, which is what a route should have."""
+    vars(endpoint)[_LIMIT_ELSEWHERE] = True
+    vars(limited).pop(_LIMIT_ELSEWHERE, None)
+
+
+def exempt_endpoints(routes: Sequence[BaseRoute]) -> Callable[[Scope], bool] | None:
+    """Return what tells whether a request is for an endpoint that the default limit leaves alone.
+
+    None if there is no such endpoint. Routes that are added later are not known. A limit that stands above the
+    route's own decorator, where it does nothing, is logged.
+    """
+    paths = [path for path, endpoint in _walk(routes, "") if _is_exempt(endpoint)]
+    if not paths:
+        return None
+    possible = re.compile("|".join(_pattern(path) for path in paths))
+
+    def is_exempt(scope: Scope) -> bool:
+        # Routing twice is for the few whose path looks like it.
+        return possible.fullmatch(route_path(scope)) is not None and _is_exempt(endpoint_of(routes, scope))
+
+    return is_exempt
+
+
+def _is_exempt(endpoint: Any) -> bool:
+    return hasattr(endpoint, _NO_DEFAULT)
+
+
+def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, Any]]:
+    for context in iter_route_contexts(routes):
+        path = f"{prefix}{context.path or ''}"
+        inner = getattr(context.original_route, "routes", None)
+        if inner is not None:
+            yield from _walk(inner, path)
+        elif context.endpoint is not None:
+            _report(context, path)
+            yield path, context.endpoint
+
+
+def _report(context: RouteContext, path: str) -> None:
+    marks = getattr(context.endpoint, "__dict__", {})
+    if marks.pop(_LIMIT_ELSEWHERE, False):
+        _logger.warning("the limit of %s does nothing: put its decorator below the one of the route", path)
+
+
+def _pattern(template: str) -> str:
+    """Return an expression for at least what a path template stands for."""
+    parts = re.split(r"(\{[^}]*\})", template.removesuffix("/") or "/")
+    return "".join(".*" if part.startswith("{") else re.escape(part) for part in parts)
