@@ -47,14 +47,8 @@ ORIGIN = "https://app.example.com"
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch, tmp_path):
-    """No variables and no .env files but the test's own; and the process's logging as it was."""
+    """No variables and no .env files but the test's own."""
     monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
 
 
 def settings_of(**sections) -> Settings:
@@ -962,7 +956,7 @@ def test_probes_are_free_of_the_apps_own_dependencies():
 
 def test_the_order_of_the_edge():
     """The list in app.py is the order that the design gives reasons for."""
-    app = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]}))
+    app = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]}, limits={"max_concurrent": 100}))
     edge = app.build_middleware_stack()
 
     names = [type(layer).__name__ for layer in edge.layers]
@@ -975,7 +969,9 @@ def test_the_order_of_the_edge():
         "SecurityHeadersMiddleware",
         "CORSMiddleware",
         "AllowedHostsMiddleware",
+        "ConcurrencyLimitMiddleware",
         "RateLimitMiddleware",
+        "DeadlineMiddleware",
         "BodyLimitMiddleware",
     ]
     assert type(edge.app).__name__ == "ServerErrorMiddleware"

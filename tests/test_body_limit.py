@@ -1,5 +1,6 @@
 """The body limit: what is too large is refused as a problem, announced or not; what an app says itself stays."""
 
+import asyncio
 import json
 from http import HTTPStatus
 
@@ -12,9 +13,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from wire import connection, read_all, read_response, request, serving
 
 from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit
 from fastapi_prodkit.errors import add_problem_handlers
+from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
 PROBLEM = "application/problem+json"
@@ -298,3 +301,227 @@ def test_the_largest_limit_of_routes_and_mounts():
     app.mount("/sub", sub)
     assert largest_limit(app.routes) == 300
     assert largest_limit([]) == 0
+
+
+PATIENCE = 0.05  # seconds
+HALF = {"type": "http.request", "body": b"[1", "more_body": True}
+
+
+def paced(**options) -> FastAPI:
+    app = FastAPI()
+    app.add_middleware(BodyLimitMiddleware, LimitsSettings(body_timeout=PATIENCE, **options))
+
+    @app.post("/")
+    async def read(numbers: list[int]):
+        return numbers
+
+    @app.post("/raw")
+    async def raw(request: Request):
+        return len(await request.body())
+
+    return app
+
+
+async def stall(app, *, version="1.1", path="/", messages=(HALF,), headers=((b"content-length", b"3"),)):
+    """Call an app as a server does whose client sends these messages and then nothing."""
+    sent, coming = [], list(messages)
+
+    async def receive():
+        if not coming:
+            await asyncio.sleep(30)
+        return coming.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "http_version": version, "method": "POST", "path": path, "query_string": b""}
+    await app(scope | {"headers": [(b"content-type", b"application/json"), *headers]}, receive, send)
+    return sent
+
+
+def is_stalled(sent, *, closed=True):
+    """Say whether the one response is the problem, and the connection is closed after it."""
+    headers = dict(sent[0]["headers"])
+    assert sent[0]["status"] == json.loads(sent[1]["body"])["status"] == 408
+    assert headers[b"content-type"] == PROBLEM.encode()
+    assert (headers.get(b"connection") == b"close") == closed
+    assert ["status" in message for message in sent].count(True) == 1
+    return True
+
+
+@pytest.mark.parametrize("handlers", [True, False])
+@pytest.mark.parametrize("path", ["/", "/raw"])
+@pytest.mark.parametrize("headers", [((b"content-length", b"3"),), ((b"transfer-encoding", b"chunked"),)])
+async def test_stalled_body(handlers, path, headers):
+    """A body that stops coming is a 408 problem, announced or chunked, with the problem handlers and without."""
+    app = paced()
+    if handlers:
+        add_problem_handlers(app)
+
+    assert is_stalled(await stall(app, path=path, headers=headers))
+    assert is_stalled(await stall(app, path=path, headers=headers, messages=()))
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_stalled_body_of_a_plain_app():
+    """An app that knows no exceptions of HTTP gets the same answer; HTTP/2 closes no connection that way."""
+
+    async def app(scope, receive, send):
+        while True:
+            await receive()
+
+    limited = BodyLimitMiddleware(app, LimitsSettings(body_timeout=PATIENCE))
+
+    assert is_stalled(await stall(limited))
+    assert is_stalled(await stall(limited, version="2", headers=()), closed=False)
+
+
+async def test_stalled_body_below_task_groups():
+    """A middleware that runs the app in another task changes nothing."""
+    app = paced()
+    inner = app.middleware("http")
+
+    @inner
+    async def pass_on(request, call_next):
+        return await call_next(request)
+
+    outer = BodyLimitMiddleware(app, LimitsSettings(body_timeout=PATIENCE))
+
+    assert is_stalled(await stall(outer))
+    assert is_stalled(await stall(app))
+
+
+async def test_a_handler_that_answers_a_stalled_body_itself():
+    """What a handler makes of the problem is its own affair."""
+
+    async def app(scope, receive, send):
+        try:
+            await receive()
+        except ProblemError:
+            await PlainTextResponse("enough")(scope, receive, send)
+
+    sent = await stall(BodyLimitMiddleware(app, LimitsSettings(body_timeout=PATIENCE)), messages=())
+
+    assert [message.get("status") for message in sent] == [200, None]
+
+
+async def test_body_that_stalls_after_the_response_has_started():
+    """Once the response has started, a client that sends no more counts as gone."""
+    seen = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        seen.extend([await receive(), await receive()])
+
+    await stall(BodyLimitMiddleware(app, LimitsSettings(body_timeout=PATIENCE)))
+
+    assert [message["type"] for message in seen] == ["http.request", "http.disconnect"]
+
+
+async def test_a_problem_of_the_app_is_its_own():
+    """A problem that the app raises while its body comes is raised on."""
+
+    async def app(scope, receive, send):
+        raise ProblemError(418)
+
+    with pytest.raises(ProblemError, match="418"):
+        await stall(BodyLimitMiddleware(app))
+
+
+async def test_waiting_for_the_client_to_leave_takes_as_long_as_it_takes():
+    """When the body is complete, an app may wait for the disconnect without end."""
+    gone = asyncio.Event()
+    messages = [{"type": "http.request", "body": b"[1]"}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def app(scope, receive, send):
+        await receive()
+        asyncio.get_running_loop().call_later(3 * PATIENCE, gone.set)
+        assert (await receive())["type"] == "http.disconnect"
+
+    scope = {"type": "http", "http_version": "2", "method": "POST", "path": "/", "headers": []}
+    await BodyLimitMiddleware(app, LimitsSettings(body_timeout=PATIENCE))(scope, receive, None)
+
+    assert gone.is_set()
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_request_that_is_cancelled_while_its_body_comes(late):
+    """A request that the server cancels stays cancelled, even in the moment in which the time is over."""
+
+    async def receive():
+        try:
+            await asyncio.sleep(30 if late else 0)
+        finally:
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
+
+    async def app(scope, receive, send):
+        await receive()
+
+    limited = BodyLimitMiddleware(app, LimitsSettings(body_timeout=PATIENCE))
+    scope = {"type": "http", "http_version": "2", "method": "POST", "path": "/", "headers": []}
+    task = asyncio.create_task(limited(scope, receive, None))
+    await asyncio.wait([task], timeout=10)
+
+    assert task.cancelled()
+
+
+async def test_no_time_for_bodies():
+    """With `none` nothing is watched."""
+
+    async def app(scope, receive, send):
+        seen.append(receive)
+
+    async def receive(): ...
+
+    seen = []
+    scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/"}
+    limited = BodyLimitMiddleware(app, LimitsSettings(body_timeout=None), largest=0)
+    for length in (b"0", b"1"):
+        await limited(scope | {"headers": [(b"content-length", length)]}, receive, None)
+
+    assert [each.__qualname__ for each in seen] == ["Exchange.receive"] * 2
+
+
+def test_stalled_body_on_the_wire():
+    """Under a real server a client that sends half of its body hears so, and its connection is closed."""
+    half = request("POST", "/", "Content-Type: application/json", body=b"[1, 2, 3]")[:-4]
+
+    with serving(paced()) as port:
+        with connection(port) as slow:
+            slow.sendall(half)
+            answer = read_all(slow)
+        with connection(port) as fast:
+            for part in (half, b", 3]"):
+                fast.sendall(part)
+            served = read_response(fast)
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.split()[1] == b"408"
+    assert b"connection: close" in head.lower()
+    assert json.loads(body)["detail"] == "The body of the request did not arrive in time."
+    assert served.endswith(b"[1,2,3]")
+
+
+async def test_two_that_wait_for_one_body():
+    """A second task that asks for messages while the first waits gets what comes after that."""
+    messages = asyncio.Queue()
+
+    async def app(scope, receive, send):
+        waiting = [asyncio.create_task(receive()) for _ in range(2)]
+        await asyncio.sleep(0)
+        messages.put_nowait({"type": "http.request", "body": b"x"})
+        messages.put_nowait({"type": "http.disconnect"})
+        seen.extend([await task for task in waiting])
+
+    seen = []
+    scope = {"type": "http", "http_version": "2", "method": "POST", "path": "/", "headers": []}
+    await BodyLimitMiddleware(app)(scope, messages.get, None)
+
+    assert [message["type"] for message in seen] == ["http.request", "http.disconnect"]

@@ -1,6 +1,7 @@
 """The rules of the house, which hold for every module there is and every one to come."""
 
 import ast
+import gc
 import functools
 import importlib.metadata
 import json
@@ -66,6 +67,7 @@ def rank(module: str) -> int:
 def imports(module: str) -> set[str]:
     """Return the modules of ours that `module` imports anywhere in its source."""
     found = set()
+    gc.collect()  # gh-106905: CPython before 3.11.8 and 3.12.1 cannot parse while a collection runs code that parses
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}

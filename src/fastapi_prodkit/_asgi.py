@@ -57,6 +57,20 @@ def route_template(scope: Scope, root_path: str) -> str:
     return mounted + template
 
 
+def route_dependencies(scope: Scope) -> Iterator[Any]:
+    """Yield what the route that was chosen depends on, in the order in which FastAPI calls it."""
+    route = scope.get("route")
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    chosen = context if context is not None and context.original_route is route else route
+    yield from _walk_dependencies(getattr(chosen, "dependant", None))
+
+
+def _walk_dependencies(dependant: Any) -> Iterator[Any]:
+    for each in getattr(dependant, "dependencies", ()):
+        yield from _walk_dependencies(each)
+        yield each.call
+
+
 def _mount_prefixes(router: Router) -> frozenset[str]:
     """Return what mounts can add to root_path, without the mounts whose path has parameters: those add raw values.
 
@@ -75,6 +89,17 @@ def _walk_mounts(routes: Sequence[BaseRoute], prefix: str) -> Iterator[str]:
         if isinstance(mount, Mount) and "{" not in (path := f"{prefix}{context.path or ''}"):
             yield path
             yield from _walk_mounts(mount.routes, path)
+
+
+def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:
+    """Return the endpoint that will serve a request, before routing: that of the first route that matches, or None."""
+    scope = {**scope, "fastapi": {}}  # routing leaves findings there, and these are not for the app to see
+    for context in iter_route_contexts(routes):
+        match, found = context.matches(scope)
+        if match is Match.FULL:
+            inner = getattr(context.original_route, "routes", None)
+            return found.get("endpoint") if inner is None else endpoint_of(inner, {**scope, **found})
+    return None
 
 
 class ExactRoutes(BaseRoute):

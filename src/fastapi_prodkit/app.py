@@ -28,13 +28,16 @@ from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit
 from fastapi_prodkit.client_address import ProxyHeadersMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
+from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
 from fastapi_prodkit.health import Check, health_router
 from fastapi_prodkit.logging import configure_logging
 from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
 from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
+from fastapi_prodkit.overload import ConcurrencyLimitMiddleware
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware, SharedStore
+from fastapi_prodkit.rate_limit.endpoints import exempt_endpoints
 from fastapi_prodkit.request_id import RequestIDMiddleware
 from fastapi_prodkit.sections import AccessLogSettings
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
@@ -226,6 +229,8 @@ def _layers(
     """Return the layers of the edge, outermost first; a section that is None has no layer."""
     proxy = settings.proxy if settings.proxy is not None and settings.proxy.trusted else None
     cors = settings.cors if settings.cors is not None and settings.cors.configured else None
+    crowded = settings.limits if settings.limits is not None and settings.limits.max_concurrent else None
+    counters, uncounted = pieces.get("rate_limit"), exempt_endpoints(routes)
     propagate, silent = settings.environment == "test", settings.access_log is None
     layers: list[tuple[Callable[..., Piece | Gate], Any, dict[str, Any]]] = [
         # The real client and scheme, which everything below reads.
@@ -240,8 +245,12 @@ def _layers(
         # Answers preflights: never limited, never authenticated. Its headers are on every refusal below, too.
         (CORSMiddleware, cors, {}),
         (AllowedHostsMiddleware, settings.hosts, {"exempt": exempt}),
+        # Before anything that costs time; what is refused here uses up no quota.
+        (ConcurrencyLimitMiddleware, crowded, {"exempt": exempt}),
         # Only a request that is otherwise in order uses up quota.
-        (RateLimitMiddleware, settings.rate_limit, {"exempt": exempt, "store": pieces.get("rate_limit")}),
+        (RateLimitMiddleware, settings.rate_limit, {"exempt": exempt, "store": counters, "uncounted": uncounted}),
+        # A time for what the app does; with none for all, for the routes that set their own.
+        (DeadlineMiddleware, settings.limits, {"exempt": exempt}),
         (BodyLimitMiddleware, settings.limits, {"largest": largest_limit(routes)}),
     ]
     stacked: list[Piece | Gate] = []

@@ -1,12 +1,15 @@
-"""How large a request's body may be.
+"""How large a request's body may be, and how long it may keep the app waiting.
 
 The limit is Starlette's own, which counts chunked uploads as they come and knows the limits of single routes
 (`max_body_size=`). This piece asks it only where there is a body, and makes a problem of its plain-text answer.
 """
 
+import asyncio
 import math
+from asyncio import CancelledError, Task
 from collections.abc import Awaitable, Sequence
 from http import HTTPStatus
+from typing import cast
 
 from fastapi.routing import iter_route_contexts
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -15,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit._asgi import header
 from fastapi_prodkit._exchange import Exchange, Gate
+from fastapi_prodkit._expiry import Expiry
 from fastapi_prodkit._problem import send_problem
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LimitsSettings
@@ -30,9 +34,13 @@ _REFUSALS = {(b"text/plain; charset=utf-8", b"17"), (b"application/json", b"30")
 class BodyLimitMiddleware(Gate):
     """Refuse a body that is too large with a 413 problem: an announced one unread, a chunked one where it passes.
 
+    A body of which nothing comes for `body_timeout` while the app waits for it is a 408 problem (RFC 9110 section
+    15.5.9); once the response has started, the client counts as gone.
+
     Args:
         app: The app to serve.
-        settings: `max_body_size`, bytes; None leaves it to the app's own limits.
+        settings: `max_body_size`, bytes, and `body_timeout`, seconds; None leaves size to the app's own limits, and
+            sets none on time.
         largest: The largest limit that a single route of the app has, bytes; see `largest_limit`. An announced body
             beyond it is refused before any route runs. Without it Starlette refuses such a body when it is read, or
             when the response starts, which may be after a handler that does not read it has done its work.
@@ -44,6 +52,7 @@ class BodyLimitMiddleware(Gate):
         size = settings.max_body_size
         self._limited = _ProblemForRefusal(app if size is None else RequestBodyLimitMiddleware(app, size))
         self._highest = max(size, largest) if size is not None and largest is not None else math.inf
+        self._expiry = None if settings.body_timeout is None else Expiry(settings.body_timeout)
         self._plain = self._highest if largest == 0 else -1  # up to here nothing but the announcement needs a look
 
     def admit(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -55,13 +64,18 @@ class BodyLimitMiddleware(Gate):
         headers = exchange.headers
         announced = headers.get(b"content-length")
         if b"transfer-encoding" in headers or scope["http_version"] >= "2":
-            return self._limited(scope, receive, send)
-        if announced is None:
+            return self._pass_on(self._limited, exchange, receive, send)
+        if announced is None or announced == b"0":
             return self.app(scope, receive, send)
         size = int(announced[:_MOST_DIGITS]) if announced.isdigit() else 0
         if size > self._highest:
             return send_problem(scope, receive, send, ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
-        return (self.app if size <= self._plain else self._limited)(scope, receive, send)
+        return self._pass_on(self.app if size <= self._plain else self._limited, exchange, receive, send)
+
+    def _pass_on(self, app: ASGIApp, exchange: Exchange, receive: Receive, send: Send) -> Awaitable[None]:
+        if self._expiry is None:
+            return app(exchange.scope, receive, send)
+        return _Pace(self._expiry, exchange, receive, send).keep(app)
 
 
 def largest_limit(routes: Sequence[BaseRoute]) -> int:
@@ -73,6 +87,83 @@ def largest_limit(routes: Sequence[BaseRoute]) -> int:
         own = getattr(context, "max_body_size", None) or getattr(getattr(route, "app", None), "max_body_size", None)
         largest = max(largest, inner, own or 0)
     return largest
+
+
+class _Pace:
+    """Watch over a body that comes: each part within the time."""
+
+    due: float
+    _task: "Task[None]"  # who waits for a part
+
+    def __init__(self, expiry: Expiry, exchange: Exchange, receive: Receive, send: Send) -> None:
+        self._expiry = expiry
+        self._exchange = exchange
+        self._receive = receive
+        self._send = send
+        self._complete = self._waiting = self._over = False  # of the body
+        self._started = self._answered = False  # the response
+        self._problem: ProblemError | None = None
+
+    async def keep(self, app: ASGIApp) -> None:
+        """Serve the request."""
+        try:
+            await app(self._exchange.scope, self.receive, self.send)
+        except ProblemError as error:
+            if error is not self._problem or self._started:
+                raise
+            await self._answer(error)
+
+    async def receive(self) -> Message:
+        """Return what comes, or raise the problem if nothing does."""
+        if self._complete or self._waiting:
+            return await self._receive()  # the client leaves, some day; or somebody else waits already
+        self._waiting = True
+        self._task = task = cast("Task[None]", asyncio.current_task())  # there is one: this is a coroutine
+        before = task.cancelling()
+        line = self._expiry.add(self, task.get_loop())
+        try:
+            message = await self._receive()
+        except CancelledError:
+            if self._over and task.cancelling() - 1 <= before:  # as `asyncio.timeout` finds out who cancelled
+                return self._give_up()
+            raise
+        finally:
+            line.pop(self, None)
+            self._waiting = False
+            if self._over:
+                task.uncancel()
+        self._complete = message["type"] != "http.request" or not message.get("more_body")
+        return message
+
+    def expire(self) -> None:
+        """Have the task wait no longer."""
+        self._over = True
+        self._task.cancel()
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass a message on; in place of the app's own words about the problem, the problem."""
+        if self._answered:
+            return asyncio.sleep(0)
+        if message["type"] == "http.response.start":
+            self._started = True
+            if self._problem is not None and message["status"] == HTTPStatus.REQUEST_TIMEOUT:
+                return self._answer(self._problem)
+        return self._send(message)
+
+    def _give_up(self) -> Message:
+        self._complete = True
+        if self._started:
+            self._exchange.left |= not self._exchange.complete
+            return {"type": "http.disconnect"}
+        # RFC 9110 section 15.5.9: what is left of the body may still come, and must not be taken for a request.
+        headers = {"Connection": "close"} if self._exchange.scope["http_version"] < "2" else {}
+        text = "The body of the request did not arrive in time."
+        self._problem = ProblemError(HTTPStatus.REQUEST_TIMEOUT, text, headers=headers)
+        raise self._problem
+
+    def _answer(self, problem: ProblemError) -> Awaitable[None]:
+        self._started = self._answered = True
+        return send_problem(self._exchange.scope, self._receive, self._send, problem)
 
 
 class _ProblemForRefusal:

@@ -186,6 +186,18 @@ class LimitsSettings(Section):
     """How much a single request may ask for."""
 
     max_body_size: Annotated[int | None, OrNone] = Field(1_048_576, ge=0, description="Largest body, bytes; or none.")
+    body_timeout: Annotated[float | None, OrNone] = Field(
+        20.0, gt=0, description="Longest wait for the next part of a body, seconds; or none."
+    )
+    request_timeout: Annotated[float | None, OrNone] = Field(
+        30.0, gt=0, description="Longest time until a response starts, seconds; or none."
+    )
+    max_concurrent: Annotated[int | None, OrNone] = Field(
+        None, ge=1, description="Most requests that are served at a time; or none."
+    )
+    queue_timeout: Annotated[float | None, OrNone] = Field(
+        1.0, gt=0, description="Longest wait for a place among them, seconds; none refuses at once."
+    )
 
 
 class RateLimitSettings(Section):
@@ -242,6 +254,13 @@ class DatabaseSettings(Section):
     startup_timeout: float = Field(0.0, ge=0, description="Longest wait for the database at start-up, seconds.")
     ssl: Literal["off", "require", "verify-full"] = Field("verify-full", description="TLS to PostgreSQL.")
     ssl_root_cert: str | None = Field(None, description="File with the CA certificates; the system's by default.")
+    slow_query: Annotated[float | None, OrNone] = Field(
+        1.0, gt=0, description="A statement that takes longer is logged, seconds; or none."
+    )
+    n_plus_one: Annotated[int | None, OrNone] = Field(
+        None, ge=1, description="A statement that a request repeats more often is warned about; or none."
+    )
+    sql_comment: bool = Field(False, description="Append the request's id to each statement, as a comment.")
     migrations: Literal["fail", "warn", "off"] = Field("fail", description="What /ready says of pending migrations.")
     migrations_config: str | None = Field(
         None, description="alembic.ini or pyproject.toml of the migrations; with it /ready looks for pending ones."
