@@ -1,8 +1,8 @@
 """The rules of the house, which hold for every module there is and every one to come."""
 
 import ast
-import gc
 import functools
+import gc
 import importlib.metadata
 import json
 import re

@@ -9,13 +9,17 @@ pytest-xdist each worker has one. FASTAPI_PRODKIT_TEST_POSTGRESQL_URL names a se
 import os
 from collections.abc import Callable, Iterator
 
-import pytest
+from fastapi_prodkit import _extras
 
-from fastapi_prodkit.sections import DatabaseSettings
-from fastapi_prodkit.testing.databases import Databases
-from fastapi_prodkit.testing.postgresql import PostgresMissingError, postgres
-from fastapi_prodkit.testing.queries import assert_max_queries
-from fastapi_prodkit.testing.sessions import client_of, rolled_back_session
+_extras.require("pytest", extra="testing")
+
+import pytest  # noqa: E402 - a hint, not a traceback
+
+from fastapi_prodkit.sections import DatabaseSettings  # noqa: E402
+from fastapi_prodkit.testing.databases import Databases  # noqa: E402
+from fastapi_prodkit.testing.postgresql import PostgresMissingError, postgres  # noqa: E402
+from fastapi_prodkit.testing.queries import assert_max_queries  # noqa: E402
+from fastapi_prodkit.testing.sessions import client_of, rolled_back_session  # noqa: E402
 
 __all__ = ["Databases", "assert_max_queries", "client_of", "postgres", "rolled_back_session"]
 
