@@ -780,8 +780,8 @@ class TestRefusals:
             "CORS_ORIGIN_REGEX": "also matches https://probe.invalid, which anybody could own: escape every dot, put "
             "no .* next to a name, or list CORS_ORIGINS",
             "RATE_LIMIT_ENABLED": "each of the WEB_CONCURRENCY workers would count for itself, so that clients get a "
-            "multiple of the limit: set RATE_LIMIT_STORAGE_URL=redis://..., which all of them share, run one worker per "
-            "container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false",
+            "multiple of the limit: set RATE_LIMIT_STORAGE_URL=redis://..., which all of them share, run one worker "
+            "per container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false",
             "DATABASE_SSL": "sends passwords and data in plain text to another host: use verify-full",
         }
 
