@@ -409,8 +409,7 @@ class TestLock:
 
     def test_through_a_pooler_the_transaction_holds_the_lock(self, directory, on_postgresql, caplog):
         """A session's lock would stay behind on a connection of the pooler's; the remedy is told."""
-        pooled = DatabaseSettings.model_validate({"url": on_postgresql, "ssl": "off"})
-        settings = Pooled(**pooled.model_dump())
+        settings = DatabaseSettings.model_validate({"url": on_postgresql, "ssl": "off", "pooler": "pgbouncer"})
         release = hold(on_postgresql)
         try:
             with pytest.raises(MigrationError, match="another process"):
@@ -423,12 +422,6 @@ class TestLock:
         assert version(on_postgresql) == ["0002"]
         assert any("DATABASE_MIGRATIONS_URL" in line for line in caplog.messages)
         assert sql(on_postgresql, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [0]
-
-
-class Pooled(DatabaseSettings):
-    """Settings that say that a pooler is in between."""
-
-    pooler: str | None = "pgbouncer"
 
 
 class TestReadiness:

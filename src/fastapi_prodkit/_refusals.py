@@ -86,7 +86,9 @@ def _rate_limit(rate_limit: RateLimitSettings) -> Iterator[tuple[str, str]]:
 
 
 def _database(database: DatabaseSettings) -> Iterator[tuple[str, str]]:
-    urls = [url.get_secret_value() for url in (database.url, database.read_url) if url is not None]
+    urls = [
+        url.get_secret_value() for url in (database.url, database.read_url, database.migrations_url) if url is not None
+    ]
     if database.ssl == "off" and not all(map(_encrypted, urls)):
         yield "database_ssl", "sends passwords and data in plain text to another host: use verify-full"
 

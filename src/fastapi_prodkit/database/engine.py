@@ -1,6 +1,8 @@
 """The engine that a URL and the settings ask for."""
 
 import math
+import re
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +11,9 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fastapi_prodkit import _extras
+from fastapi_prodkit.database.passwords import PasswordProvider, password_provider
 from fastapi_prodkit.database.pool import BoundedPool, check_idle_connections
+from fastapi_prodkit.database.sizing import check_room
 from fastapi_prodkit.database.tls import ssl_context, stricter
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
@@ -21,12 +25,24 @@ _SQLITE = ("sqlite", "sqlite+aiosqlite")
 
 # What PostgreSQL's own clients understand in a URL and asyncpg's SQLAlchemy dialect would pass on as an unknown keyword
 # argument. `ssl` is how asyncpg's users have come to write sslmode; `host` and `port` are the dialect's to read.
-_TRANSLATED = ("sslmode", "ssl", "sslrootcert", "application_name", "connect_timeout")
+_TRANSLATED = (
+    *("sslmode", "ssl", "sslrootcert", "application_name", "connect_timeout", "options", "target_session_attrs"),
+)
 _UNDERSTOOD = (*_TRANSLATED, "host", "port")
 
+# A transaction after the next runs on another connection of the server, where what was prepared before is not known.
+_POOLERS: Mapping[str | None, Mapping[str, int]] = {
+    None: {},
+    "pgbouncer": {"statement_cache_size": 0, "prepared_statement_cache_size": 0},
+}
 
-def create_engine(settings: DatabaseSettings) -> AsyncEngine:
+
+def create_engine(settings: DatabaseSettings, *, password: PasswordProvider | None = None) -> AsyncEngine:
     """Return an engine that has not connected yet.
+
+    Args:
+        settings: How to reach the database.
+        password: Asked for the password of each new connection, of PostgreSQL; instead of what the settings name.
 
     Raises:
         ConfigurationError: The URL or the CA file cannot be used. The message does not repeat the URL.
@@ -34,7 +50,7 @@ def create_engine(settings: DatabaseSettings) -> AsyncEngine:
     """
     url = _parse(settings.url.get_secret_value())
     if url.drivername in _POSTGRESQL:
-        return _postgresql(url, settings)
+        return _postgresql(url, settings, password)
     if url.drivername in _SQLITE:
         return _sqlite(url, settings)
     raise ConfigurationError(
@@ -54,7 +70,7 @@ def _parse(raw: str) -> URL:
     return url
 
 
-def _postgresql(url: URL, settings: DatabaseSettings) -> AsyncEngine:
+def _postgresql(url: URL, settings: DatabaseSettings, password: PasswordProvider | None) -> AsyncEngine:
     _extras.require("asyncpg", extra="database")
     if not url.query.keys() <= set(_UNDERSTOOD):  # not named: after a stray & it may be a part of a password
         raise ConfigurationError(f"DATABASE_URL: after the question mark only {', '.join(_UNDERSTOOD)} are understood")
@@ -63,12 +79,15 @@ def _postgresql(url: URL, settings: DatabaseSettings) -> AsyncEngine:
         pool_size=settings.pool_size,
         max_overflow=settings.max_overflow,
         pool_timeout=settings.pool_timeout,
+        pool_recycle=settings.pool_recycle,
         poolclass=BoundedPool,
         hide_parameters=True,
-        connect_args=_connect_args(url, settings),
+        connect_args=_connect_args(url, settings, password or password_provider(url, settings)),
     )
     event.listen(engine.sync_engine, "handle_error", _hide_detail)
     _watch_the_server(engine, settings)
+    if settings.pooler is None:  # whose connections are not the server's
+        check_room(engine, settings)
     return engine
 
 
@@ -80,19 +99,53 @@ def _watch_the_server(engine: AsyncEngine, settings: DatabaseSettings) -> None:
     check_idle_connections(engine, settings.pool_timeout / 2)
 
 
-def _connect_args(url: URL, settings: DatabaseSettings) -> dict[str, Any]:
+def _connect_args(url: URL, settings: DatabaseSettings, password: PasswordProvider | None) -> dict[str, Any]:
     from fastapi_prodkit.database.cancellation import CancellableConnection  # noqa: PLC0415 - it needs asyncpg
 
     asked = {name: values[-1] for name, values in url.normalized_query.items()}  # the last one counts, as in libpq
     mode = stricter(settings.ssl, *(asked[name] for name in ("sslmode", "ssl") if name in asked))
-    application = {"application_name": asked["application_name"]} if "application_name" in asked else {}
+    passwords = {} if password is None else {"password": password}
+    sessions = {name: asked[name] for name in ("target_session_attrs",) if name in asked}
     return {
+        **passwords,
+        **sessions,
+        **_POOLERS[settings.pooler],
         "ssl": ssl_context(mode, asked.get("sslrootcert", settings.ssl_root_cert)),
         "timeout": _seconds(asked["connect_timeout"]) if "connect_timeout" in asked else settings.connect_timeout,
         "command_timeout": settings.command_timeout,
-        "server_settings": application,
+        "server_settings": _server_settings(asked, settings),
         "connection_class": CancellableConnection,
     }
+
+
+def _server_settings(asked: Mapping[str, str], settings: DatabaseSettings) -> dict[str, str]:
+    """Return what each session begins with. A pooler hands sessions on, so it refuses all but a name."""
+    named = {"application_name": asked["application_name"]} if "application_name" in asked else {}
+    options = _options(asked.get("options", ""))
+    if settings.pooler is not None:
+        if options:
+            raise ConfigurationError(
+                "DATABASE_URL: a pooler refuses `options`; set them for the role: ALTER ROLE ... SET"
+            )
+        return named
+    times = {
+        "statement_timeout": settings.statement_timeout,
+        "lock_timeout": settings.lock_timeout,
+        "idle_in_transaction_session_timeout": settings.idle_transaction_timeout,
+    }
+    milliseconds = {name: str(int(seconds * 1000)) for name, seconds in times.items() if seconds is not None}
+    return {**milliseconds, **named, **options}
+
+
+def _options(text: str) -> dict[str, str]:
+    """Read `-c name=value --name=value`, which is what the server's own command line takes."""
+    words = re.sub(r"(^|\s)-c\s*", r"\1--", text).split()
+    pairs = [word.removeprefix("--").partition("=") for word in words]
+    if not all(word.startswith("--") and name and equals for word, (name, equals, _) in zip(words, pairs, strict=True)):
+        raise ConfigurationError(
+            "DATABASE_URL: options are written as options=-c%20name=value, without spaces in a value"
+        )
+    return {name.replace("-", "_"): value for name, _, value in pairs}
 
 
 def _sqlite(url: URL, settings: DatabaseSettings) -> AsyncEngine:

@@ -48,6 +48,8 @@ def target(config: Any, settings: Source | None) -> DatabaseSettings:
         "migrations_lock_timeout": timeout,
         "command_timeout": _PATIENCE,
         "statement_timeout": None,
+        "lock_timeout": None,
+        "idle_transaction_timeout": None,
     }
     if section.migrations_url is not None:
         changes |= {"url": section.migrations_url, "pooler": None}
@@ -71,7 +73,7 @@ def dialect(settings: DatabaseSettings) -> str:
 
 def is_pooled(settings: DatabaseSettings, engine: Engine | AsyncEngine) -> bool:
     """Whether something between here and PostgreSQL hands out its connections by transaction."""
-    return getattr(settings, "pooler", None) == "pgbouncer" or engine.url.port == _PGBOUNCER_PORT
+    return settings.pooler is not None or engine.url.port == _PGBOUNCER_PORT
 
 
 def engine_for(settings: DatabaseSettings) -> Engine | AsyncEngine:

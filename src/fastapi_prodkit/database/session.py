@@ -16,6 +16,7 @@ from fastapi_prodkit import _extras
 from fastapi_prodkit.database.engine import create_engine
 from fastapi_prodkit.database.failure import classify, is_transient, is_unavailable, unavailable
 from fastapi_prodkit.database.observation import observe, observe_waits
+from fastapi_prodkit.database.passwords import PasswordProvider
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Database", "ReadSessionDep", "SessionDep", "get_read_session", "get_session"]
 
 _T = TypeVar("_T")
+_DISPOSAL = 5.0  # seconds for all connections together; each is closed in turn
 _BETWEEN_ATTEMPTS = 0.5  # seconds, while start-up waits
 
 _logger = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ class Database:
 
     Args:
         settings: How to reach it, and how long that may take.
+        password: Asked for the password of each new connection, a function or a coroutine function; instead of what
+            the settings name.
         registry: Where the metrics are shown; prometheus_client's default registry unless given.
 
     Raises:
@@ -52,13 +56,22 @@ class Database:
         MissingExtraError: The driver of the URL is not installed.
     """
 
-    def __init__(self, settings: DatabaseSettings, *, registry: "CollectorRegistry | None" = None) -> None:
-        self.engine = create_engine(settings)
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        *,
+        password: PasswordProvider | None = None,
+        registry: "CollectorRegistry | None" = None,
+    ) -> None:
+        self.engine = create_engine(settings, password=password)
         classify(self.engine)
         observe(self.engine.sync_engine, settings, pool="primary", registry=registry)
         replica, pool = self.engine, "primary"
         if settings.read_url is not None:
-            replica, pool = create_engine(settings.model_copy(update={"url": settings.read_url})), "replica"
+            replica, pool = (
+                create_engine(settings.model_copy(update={"url": settings.read_url}), password=password),
+                "replica",
+            )
             classify(replica)
             observe(replica.sync_engine, settings, pool=pool, registry=registry)
         self.read_engine = replica.execution_options(postgresql_readonly=True)
@@ -111,9 +124,16 @@ class Database:
             await self._wait_for_the_server()
             yield
         finally:
-            await self.engine.dispose()
-            if self.read_engine.sync_engine.pool is not self.engine.sync_engine.pool:
-                await self.read_engine.dispose()
+            await self._dispose()
+
+    async def _dispose(self) -> None:
+        try:
+            async with asyncio.timeout(_DISPOSAL):
+                await self.engine.dispose()
+                if self.read_engine.sync_engine.pool is not self.engine.sync_engine.pool:
+                    await self.read_engine.dispose()
+        except TimeoutError:
+            _logger.warning("connections were not closed in time: the server does not answer")
 
     async def check(self) -> None:
         """Raise unless the database answers; for readiness, within the pool, connect and command time-outs."""
