@@ -188,9 +188,7 @@ class LimitsSettings(Section):
 
     max_body_size: Annotated[int | None, OrNone] = Field(1_048_576, ge=0, description="Largest body, bytes; or none.")
     body_timeout: MaybeSeconds = Field(20.0, gt=0, description="Longest wait for a part of a body, seconds; or none.")
-    request_timeout: MaybeSeconds = Field(
-        30.0, gt=0, description="Longest time to a response's start, seconds; or none."
-    )
+    request_timeout: MaybeSeconds = Field(30.0, gt=0, description="Longest time to a response, seconds; or none.")
     max_concurrent: Annotated[int | None, OrNone] = Field(
         None, ge=1, description="Most requests that are served at a time; or none."
     )
@@ -250,17 +248,13 @@ class DatabaseSettings(Section):
     pool_timeout: float = Field(5.0, gt=0, description="Longest wait for a free connection, seconds.")
     connect_timeout: float = Field(5.0, gt=0, description="Longest time to connect, seconds.")
     command_timeout: float = Field(30.0, gt=0, description="Longest time for one statement, seconds.")
-    statement_timeout: MaybeSeconds = Field(
-        30.0, gt=0, description="The server ends what takes longer, seconds; or none."
-    )
+    statement_timeout: MaybeSeconds = Field(30.0, gt=0, description="The server ends what takes longer, seconds.")
     lock_timeout: MaybeSeconds = Field(10.0, gt=0, description="The server ends what waits longer for a lock, seconds.")
     idle_transaction_timeout: MaybeSeconds = Field(
         60.0, gt=0, description="The server ends a connection that idles longer in a transaction, seconds; or none."
     )
     pool_recycle: float = Field(300.0, gt=0, description="A connection that is older is replaced, seconds.")
-    pooler: Annotated[Literal["pgbouncer"] | None, OrNone] = Field(
-        None, description="pgbouncer, if the URL leads to one."
-    )
+    pooler: Annotated[Literal["pgbouncer"] | None, OrNone] = Field(None, description="pgbouncer where it is one.")
     password_secret: str | None = Field(
         None, min_length=1, description="AWS Secrets Manager secret with the password; read for each new connection."
     )
@@ -268,9 +262,7 @@ class DatabaseSettings(Section):
     startup_timeout: float = Field(0.0, ge=0, description="Longest wait for the database at start-up, seconds.")
     ssl: Literal["off", "require", "verify-full"] = Field("verify-full", description="TLS to PostgreSQL.")
     ssl_root_cert: str | None = Field(None, description="File with the CA certificates; the system's by default.")
-    slow_query: MaybeSeconds = Field(
-        1.0, gt=0, description="A statement that takes longer is logged, seconds; or none."
-    )
+    slow_query: MaybeSeconds = Field(1.0, gt=0, description="What takes longer is logged, seconds; or none.")
     n_plus_one: Annotated[int | None, OrNone] = Field(
         None, ge=1, description="A statement that a request repeats more often is warned about; or none."
     )
@@ -280,7 +272,7 @@ class DatabaseSettings(Section):
         None, description="alembic.ini or pyproject.toml of the migrations; with it /ready looks for pending ones."
     )
     migrations_url: SecretStr | None = Field(
-        None, min_length=1, description="For migrations: around a pooler, or owner."
+        None, min_length=1, description="For migrations: around a pooler, or as the owner of the tables."
     )
     migrations_lock_timeout: float = Field(
         300.0, ge=0, description="Longest wait for another process that is migrating, seconds."
