@@ -421,6 +421,39 @@ async def test_requests_end_in_their_order():
     assert (len(line), line.timed) == (0, False)
 
 
+async def test_an_error_at_the_end_of_one_wait():
+    """A wait that cannot be ended is told to the event loop, and the next ones end all the same."""
+    ended, told, expiry, loop = [], [], Expiry(SHORT), asyncio.get_running_loop()
+
+    class Wait:
+        due = 0.0
+
+        def __init__(self, error=None):
+            self.error = error
+            expiry.add(self, loop)
+
+        def expire(self):
+            if self.error is not None:
+                raise self.error
+            ended.append(self)
+
+    async def until_has(count, found):
+        deadline = time.monotonic() + 10
+        while len(found) < count and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+
+    loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+    error = RuntimeError("broken")
+    Wait(error)
+    waiting = Wait()
+    await until_has(1, told)
+    later = Wait()
+    await until_has(2, ended)
+
+    assert told == [error]
+    assert ended == [waiting, later]
+
+
 def test_event_loops_have_timers_of_their_own():
     """One app may be served by several event loops, one after the other or at once."""
     app = service()

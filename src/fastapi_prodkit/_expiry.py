@@ -29,6 +29,7 @@ class Line(dict[Expiring, None]):
 
     def look(self) -> None:
         """End what is due, and look again when the oldest of the others is."""
+        self.timed = False  # should an `expire` raise, the next wait begins anew
         while self:
             oldest = next(iter(self))
             left = oldest.due - monotonic()
@@ -39,7 +40,6 @@ class Line(dict[Expiring, None]):
                 return
             del self[oldest]
             oldest.expire()
-        self.timed = False
 
 
 class Expiry:
