@@ -1040,3 +1040,35 @@ def test_health_router_alone_does_not_clash():
 
     with TestClient(app) as client:
         assert client.get("/health").status_code == 200
+
+
+def test_a_drain_closes_connections():
+    """From the drain on each response says that it was the connection's last; one that says so itself says it once."""
+    app = create_app(settings_of())
+
+    @app.get("/")
+    async def read():
+        return "ok"
+
+    @app.get("/closing")
+    async def closing():
+        return PlainTextResponse("bye", headers={"connection": "close"})
+
+    with TestClient(app) as client:
+        before = client.get("/")
+        app.state.shutdown.drain()
+        after, twice, ready = client.get("/"), client.get("/closing"), client.get("/ready")
+
+    assert "connection" not in before.headers
+    assert after.headers.get_list("connection") == ["close"]
+    assert twice.headers.get_list("connection") == ["close"]
+    assert ready.status_code == 503
+
+
+def test_a_server_may_keep_its_signals():
+    """SHUTDOWN_ENABLED=false leaves the drain out, and readiness to the checks."""
+    app = create_app(settings_of(shutdown=None))
+
+    with TestClient(app) as client:
+        assert client.get("/ready").status_code == 200
+    assert not hasattr(app.state, "shutdown")

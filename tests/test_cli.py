@@ -1,6 +1,7 @@
 """The command line: what it says, where it says it, and how it ends."""
 
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -89,7 +90,7 @@ class TestProgram:
         code, out, err = run(*arguments)
 
         assert code == (0 if arguments else 2)
-        assert "db  Migrate the database." in out + err
+        assert re.search(r"db +Migrate the database\.", out + err)
         assert "Exit codes: 0 done, 1 failed" in out + err
         assert "\033" not in out + err
 

@@ -38,7 +38,8 @@ def server() -> Iterator[Server]:
 
 
 def database_on(server: Server) -> Database:
-    return Database(DatabaseSettings(url=server.url(), ssl="off", pool_size=15, max_overflow=0))
+    # The time-out is for a busy machine, on which two hundred requests take their time.
+    return Database(DatabaseSettings(url=server.url(), ssl="off", pool_size=15, max_overflow=0, pool_timeout=15))
 
 
 def app_with(database: Database) -> FastAPI:

@@ -45,7 +45,7 @@ async def health():
 
 @pytest.fixture
 def directory(tmp_path):
-    (tmp_path / "service.py").write_text(SERVICE)
+    (tmp_path / "served_app.py").write_text(SERVICE)
     (tmp_path / "plain.py").write_text(PLAIN)
     return tmp_path
 
@@ -68,7 +68,7 @@ def events(server):
 
 def test_a_service(directory):
     """One line says what was chosen, all are JSON, there is no Server header, and SIGTERM ends with 0."""
-    with serving(directory, "service:app") as server:
+    with serving(directory, "served_app:app") as server:
         response = ask(server.port)
         server.terminate()
         code = server.wait()
@@ -85,13 +85,13 @@ def test_a_service(directory):
 
 def test_a_factory(directory):
     """`--factory` calls what it is given."""
-    with serving(directory, "service:create", "--factory") as server:
+    with serving(directory, "served_app:create", "--factory") as server:
         assert b"200 OK" in ask(server.port)
 
 
 def test_workers(directory):
     """WEB_CONCURRENCY says how many; the process that starts them writes the same lines, and all end with 0."""
-    with serving(directory, "service:app", WEB_CONCURRENCY="2", RATE_LIMIT_ENABLED="false") as server:
+    with serving(directory, "served_app:app", WEB_CONCURRENCY="2", RATE_LIMIT_ENABLED="false") as server:
         deadline = time.monotonic() + 20
         while server.output().count("Application startup complete") < 2:
             assert time.monotonic() < deadline, server.output()
@@ -140,6 +140,13 @@ def test_a_kept_connection_is_not_cut():
         assert read_all(client) == b""
 
 
+def test_a_client_that_leaves_after_its_request():
+    """There is no head to wait for any more."""
+    with wire.serving(hello, http=PatientProtocol, header_timeout=0.5) as port, wire.connection(port) as client:
+        client.sendall(request("GET", "/"))
+        assert b"200 OK" in read_response(client)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("starts", [True, False])
 def test_what_uvicorn_is_told(directory, monkeypatch, processes, starts):
@@ -157,7 +164,7 @@ def test_what_uvicorn_is_told(directory, monkeypatch, processes, starts):
     monkeypatch.setattr("uvicorn.supervisors.Multiprocess.run", lambda self: None)
     monkeypatch.setattr("uvicorn.Config.bind_socket", lambda self: None)
 
-    code = main(["serve", "service:app", "--workers", str(processes)])
+    code = main(["serve", "served_app:app", "--workers", str(processes)])
 
     [config] = told
     assert code == (0 if starts or processes > 1 else 3)
@@ -172,12 +179,12 @@ def test_a_factory_is_called_for_its_settings(directory, monkeypatch):
     monkeypatch.setenv("ENVIRONMENT", "test")
     monkeypatch.syspath_prepend(directory)
 
-    assert _load("service:create", factory=True).state.settings.environment == "test"
+    assert _load("served_app:create", factory=True).state.settings.environment == "test"
 
 
 @pytest.mark.parametrize(
     ("application", "said"),
-    [("nowhere:app", "nowhere"), ("service:nothing", "nothing"), ("service", "module:app")],
+    [("nowhere:app", "nowhere"), ("served_app:nothing", "nothing"), ("served_app", "module:app")],
 )
 def test_an_app_that_is_not_there(directory, monkeypatch, capsys, application, said):
     """One line says what was looked for, and how it is written."""
@@ -233,7 +240,7 @@ def test_without_httptools(monkeypatch):
 
 def test_health(directory, monkeypatch, capsys):
     """0 for a 2xx, 1 for anything else or nothing; without an address it is the port of the container."""
-    with serving(directory, "service:app") as server:
+    with serving(directory, "served_app:app") as server:
         monkeypatch.setenv("PORT", str(server.port))
         well, missing = main(["health"]), main(["health", f"http://127.0.0.1:{server.port}/nowhere"])
     gone = main(["health"])
