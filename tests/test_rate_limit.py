@@ -703,6 +703,19 @@ async def test_other_scopes():
     assert seen == [({"type": "lifespan"}, 1, 2)]
 
 
+@pytest.mark.parametrize("inner", ["1/minute", "1/minute; 5/hour"])
+def test_an_app_in_an_app(inner):
+    """What is left of both limits is told; a refusal is about the one that is exceeded."""
+    around = RateLimitMiddleware(starlette(default=inner), RateLimitSettings(default="3/minute"))
+    client = TestClient(around)
+
+    served, refused = client.get("/"), client.get("/")
+
+    assert limits(served)[1].startswith('"default";r=2;t=60, "default";r=0;t=60')
+    assert (served.status_code, refused.status_code) == (200, 429)
+    assert limits(refused)[1].startswith('"default";r=1;t=60, "default";r=0;t=60')
+
+
 def test_two_apps_in_one_process():
     """Two apps count separately, whether their settings differ or not."""
     first, second = TestClient(starlette(default="1/minute")), TestClient(starlette(default="1/minute"))
@@ -792,16 +805,18 @@ def test_a_moving_window_counts_each_request_for_the_whole_time(clock):
     assert len(passed) >= 6
 
 
-def test_what_a_moving_window_remembers_is_bounded(monkeypatch, clock):
-    """However many requests there are, their times do not fill the memory."""
+@pytest.mark.parametrize("clients", [1, 7, 1000])
+def test_what_a_moving_window_remembers_is_bounded(monkeypatch, clock, clients):
+    """However many requests there are, and of however few clients, their times do not fill the memory."""
     monkeypatch.setattr(memory, "MAX_HITS", 100)
-    store, limit = MemoryStore("moving-window", clock=clock), Limit("default", 1000, 60)
-    for number in range(1000):
-        admitted(store, limit, f"client {number}")
+    store, limit = MemoryStore("moving-window", clock=clock), Limit("default", 60, 60)
 
-    window = store.window(limit)
-
-    assert len(window._hits.new) <= 50
+    for number in range(2000):
+        admitted(store, limit, f"client {number % clients}")
+        clock.now += 0.01
+        recent = store.window(limit)._hits
+        remembered = {id(hits): len(hits) for hits in [*recent.new.values(), *recent._old.values()]}
+        assert sum(remembered.values()) <= 100 + 60
 
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
@@ -852,6 +867,8 @@ def test_long_keys_are_kept_as_their_hash():
     assert bounded("x" * 64) == "x" * 64
     assert bounded("x" * 65) == hashed("x" * 65)
     assert bounded("ü") == hashed("ü")
+    assert bounded("a b\r\n") == hashed("a b\r\n")
+    assert Limit("name", 1, 60, home="a b").id == "a%20b/name/1/60"
     assert len(hashed("\ud800" * 10_000)) == 33
 
 

@@ -327,6 +327,7 @@ async def test_a_question_ends_with_the_app(url, server):
         "redis+sentinel://:hunter2@host:26379",
         "redis://:hunter2@host:port",
         "redis+cluster://:hunter2@host:port",
+        "redis://:hunter2@[::1",
     ],
 )
 def test_a_url_that_cannot_be_used(url):

@@ -1,5 +1,6 @@
 """Whose requests are counted together."""
 
+import re
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from hashlib import blake2b
@@ -13,7 +14,7 @@ __all__ = ["Key", "by_address", "by_header", "client_key"]
 # None: the request is not limited.
 Key = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
 
-_LONGEST = 64  # characters of a key that is kept as it is; a longer one is kept as its hash
+_PLAIN = re.compile("[!-~]{0,64}")  # a key that is kept as it is; others, which some stores refuse, as their hash
 
 
 def by_address(connection: HTTPConnection) -> str:
@@ -49,8 +50,8 @@ def hashed(value: str) -> str:
 
 
 def bounded(key: str) -> str:
-    """Return the key, or its hash where it is long: a client may have chosen it."""
-    return key if len(key) <= _LONGEST and key.isascii() else hashed(key)
+    """Return the key, or its hash where it is long or has spaces or the like: a client may have chosen it."""
+    return key if _PLAIN.fullmatch(key) else hashed(key)
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,7 @@ The headers are those of draft-ietf-httpapi-ratelimit-headers-10, sent with ever
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from starlette.types import Scope
 
@@ -40,7 +41,7 @@ class Limit:
         self.policy = f'"{name}";q={amount};w={seconds}'
         self.header = self.policy.encode()
         self.quota = f'"{name}";r=%d;t=%d'.encode()
-        self.id = f"{home}/{name}/{amount}/{seconds}"
+        self.id = f"{quote(home, safe='/:#<>')}/{name}/{amount}/{seconds}"
 
 
 # What a limit has left for a client after a request: requests, and seconds until there are more. Fewer than none mean

@@ -15,7 +15,7 @@ from fastapi_prodkit.rate_limit.limits import Limit, Quota
 __all__ = ["MAX_CLIENTS", "MemoryStore", "Strategy"]
 
 MAX_CLIENTS: Final = 100_000  # of each limit; about 12 MB
-MAX_HITS: Final = 1_000_000  # that a moving window remembers of each limit; about 40 MB
+MAX_HITS: Final = 1_000_000  # that a moving window remembers of each limit, and those of one client; about 40 MB
 
 Strategy = Literal["fixed-window", "moving-window", "sliding-window"]
 _Value = TypeVar("_Value")
@@ -74,10 +74,15 @@ class _Recent(Generic[_Value]):
     """A dictionary of two generations: the older one is forgotten as a whole when the newer is full.
 
     Who keeps calling moves to the newer one, so there is no list of who called when.
+
+    Attributes:
+        new: The newer generation.
+        size: How much is remembered in it, where that is not one thing for each key.
     """
 
     def __init__(self, default: Callable[[], _Value]) -> None:
         self.new: dict[str, _Value] = {}
+        self.size = 0
         self._old: dict[str, _Value] = {}
         self._default = default
 
@@ -96,7 +101,7 @@ class _Recent(Generic[_Value]):
 
     def turn(self) -> None:
         """Forget the older generation."""
-        self._old, self.new = self.new, {}
+        self._old, self.new, self.size = self.new, {}, 0
 
 
 class _FixedWindow:
@@ -167,26 +172,23 @@ class _MovingWindow:
 
     def clear(self) -> None:
         self._hits: _Recent[deque[float]] = _Recent(deque)
-        self._remembered = 0
 
     def hit(self, key: str, cost: int, now: float) -> tuple[int, int]:
-        hits = self._hits.new.get(key)
+        recent = self._hits
+        hits = recent.new.get(key)
         if hits is None:
-            hits = self._hits.recall(key)
+            hits = recent.recall(key)
+            recent.size += len(hits)
         while hits and now - hits[0] >= self._seconds:
             hits.popleft()
         remaining = self._amount - len(hits) - cost
         if remaining >= 0:
             hits.extend([now] * cost)
-            self._remember(cost)
+            recent.size += cost
+        if recent.size >= MAX_HITS // 2:
+            recent.turn()
         oldest = hits[0] if hits else now
         return remaining, max(1, math.ceil(self._seconds - (now - oldest)))
-
-    def _remember(self, count: int) -> None:
-        self._remembered += count
-        if self._remembered >= MAX_HITS // 2:
-            self._hits.turn()
-            self._remembered = 0
 
 
 _WINDOWS: dict[str, Any] = {
