@@ -6,8 +6,12 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import threading
+import time
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -15,13 +19,15 @@ REASON = "needs the extra: pip install 'fastapi-prodkit[database]'"
 pytest.importorskip("sqlalchemy", reason=REASON)
 pytest.importorskip("asyncpg", reason=REASON)
 
+from outages import Outages
 from postgres import PASSWORD, PostgresMissingError, postgres
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from fastapi_prodkit.database import Database
+from fastapi_prodkit.database import Database, is_unavailable
 from fastapi_prodkit.database.engine import create_engine
-from fastapi_prodkit.database.passwords import _Remembered, password_provider, rds_token, secret_password
+from fastapi_prodkit.database.passwords import RememberedPassword, password_provider, rds_token, secret_password
+from fastapi_prodkit.database.url import parameters, parse
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -51,7 +57,10 @@ async def ask(settings, *statements):
 
 async def test_time_outs_of_the_server(server):
     """A statement, a lock and an idle transaction end on the server, whatever becomes of the client."""
-    names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    names = (
+        *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
+        "client_connection_check_interval",
+    )
     shows = [f"SHOW {name}" for name in names]
 
     production = await ask(settings_of(server.url()), *shows)
@@ -60,14 +69,61 @@ async def test_time_outs_of_the_server(server):
         *shows,
     )
 
-    assert production == ["30s", "10s", "1min"]
-    assert none == ["0", "0", "0"]
+    assert production == ["30s", "10s", "1min", "1s"]
+    assert none == ["0", "0", "0", "1s"]
+
+
+async def test_a_time_out_below_a_millisecond_is_not_none(server):
+    """PostgreSQL counts in milliseconds, and its 0 means for ever."""
+    assert await ask(settings_of(server.url(), lock_timeout=0.0001), "SHOW lock_timeout") == ["1ms"]
 
 
 async def test_a_statement_that_takes_too_long_is_ended_by_the_server(server):
     """It is not only the client that stops waiting."""
     with pytest.raises(DBAPIError, match="statement timeout"):
         await ask(settings_of(server.url(), statement_timeout=0.1), "SELECT pg_sleep(20)")
+
+
+async def test_the_query_of_a_client_that_is_gone_ends(server):
+    """A worker that was killed cannot ask the server to stop; the server notices by itself."""
+    engine = create_engine(settings_of(server.url(), pool_size=2))
+    async with engine.connect() as witness:
+        await witness.execution_options(isolation_level="AUTOCOMMIT")  # a transaction sees one state of the activity
+        lost = await engine.connect()
+        pid = await lost.scalar(text("SELECT pg_backend_pid()"))
+        query = asyncio.create_task(lost.scalar(text("SELECT pg_sleep(60)")))
+        alive = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid AND state = :state")
+
+        async def count(state):
+            return await witness.scalar(alive, {"pid": pid, "state": state})
+
+        async with asyncio.timeout(10):
+            while not await count("active"):
+                await asyncio.sleep(0.02)
+            driver = (await lost.get_raw_connection()).driver_connection
+            driver.terminate()
+            while await count("active"):
+                await asyncio.sleep(0.05)
+
+    with pytest.raises(DBAPIError):
+        await query
+    await lost.invalidate()
+    await lost.close()
+    await engine.dispose()
+
+
+async def test_a_server_that_does_not_know_the_check_of_clients(server, monkeypatch, caplog):
+    """It is left out, and the connection works; other options that nobody knows are the user's own error."""
+    url = make_url(server.url()).update_query_dict({"options": "-c no_such_option=1"})
+    settings = settings_of(url.render_as_string(hide_password=False))
+
+    with pytest.raises(DBAPIError, match="no_such_option"):
+        await ask(settings, "SELECT 1")
+    monkeypatch.setattr("fastapi_prodkit.database.connecting.CHECK_INTERVAL", "no_such_option")
+    found = await ask(settings, "SELECT 1")
+
+    assert found == [1]
+    assert "the server has no no_such_option" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -92,14 +148,72 @@ def test_options_that_cannot_be_read(options):
         create_engine(settings_of(url))
 
 
-async def test_target_session_attrs(server):
-    """Of several hosts the one that takes writes; a server that does not is no choice."""
-    url = server.url(query="target_session_attrs=read-write")
-    several = f"postgresql://postgres@/postgres?host=127.0.0.1:1&host=127.0.0.1:{server.port}"
-    both = make_url(several).set(password=PASSWORD).render_as_string(hide_password=False)
+def several(server, *hosts, **query):
+    """Return a URL of several hosts, as libpq writes it."""
+    before, _, after = server.url().partition(f"127.0.0.1:{server.port}")
+    parameters = "&".join(f"{name}={value}" for name, value in query.items())
+    return f"{before}{','.join(hosts)}{after}?{parameters}"
 
-    assert await ask(settings_of(url), "SELECT 1") == [1]
-    assert await ask(settings_of(both), "SELECT 1") == [1]
+
+async def test_target_session_attrs(server):
+    """Of several hosts the one that takes writes; where there is none, that is an outage."""
+    here = f"127.0.0.1:{server.port}"
+    sqlalchemy_like = f"postgresql://postgres@/postgres?host=127.0.0.1:1&host={here}"
+    urls = [
+        server.url(query="target_session_attrs=read-write"),
+        several(server, "127.0.0.1:1", here, target_session_attrs="primary"),
+        several(server, here, "127.0.0.1:1", target_session_attrs="prefer-standby"),
+        several(server, "127.0.0.1:1", here),
+        make_url(sqlalchemy_like).set(password=PASSWORD).render_as_string(hide_password=False),
+    ]
+
+    served = [await ask(settings_of(url), "SELECT 1") for url in urls]
+    database = Database(settings_of(several(server, here, "127.0.0.1:1", target_session_attrs="standby")))
+    with pytest.raises(DBAPIError) as nobody:
+        await database.check()
+
+    assert served == [[1]] * 5
+    assert is_unavailable(nobody.value)
+
+
+async def test_a_silent_host_leaves_time_for_the_next(server):
+    """Each of several hosts has its part of the connect time-out, and the one that served is asked first."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections wait in its backlog for ever
+        url = several(server, f"127.0.0.1:{silent.getsockname()[1]}", f"127.0.0.1:{server.port}")
+        engine = create_engine(settings_of(url, connect_timeout=0.6))
+        started = time.perf_counter()
+        async with engine.connect():
+            first = time.perf_counter() - started
+            async with engine.connect() as connection:
+                second = time.perf_counter() - started - first
+                found = await connection.scalar(text("SELECT 1"))
+        await engine.dispose()
+
+    assert found == 1
+    assert second < 0.3 <= first
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("postgresql://u:p@a,b:6432/d", ("a:5432", "b:6432")),
+        ("postgresql://a:1,b:2/d?application_name=x@y", ("a:1", "b:2")),
+        ("postgres://u:a%2Cb@h,i?sslmode=require", ("h:5432", "i:5432")),
+        ("postgresql://u:p@/d?host=a&host=b", ("a:5432", "b:5432")),
+        ("postgresql://u:p@x,y/d?host=a&host=b:1", ("a:5432", "b:1")),
+    ],
+)
+def test_several_hosts_are_read(url, hosts):
+    """They may be written as in libpq or as in SQLAlchemy, and the port has its default."""
+    plain, _ = parameters(parse(url))
+
+    assert plain.normalized_query["host"] == hosts
+
+
+def test_a_comma_lists_nothing_before_the_hosts():
+    """A comma in the password is a part of the password."""
+    assert parse("postgresql://u:a,b@h/d").password == "a,b"
+    assert parse("postgresql://u:a,b@h/d").host == "h"
 
 
 async def test_a_pooler_gets_no_settings_and_no_prepared_statements(server):
@@ -179,8 +293,8 @@ def aws(monkeypatch):
 
 
 async def test_a_rotated_password_needs_no_deployment(server, aws, monkeypatch):
-    """The role's password and the secret change while the service runs; the next connection has the new one."""
-    monkeypatch.setattr("fastapi_prodkit.database.passwords._SECRET_FRESH", 0)
+    """The role's password and the secret change while the service runs; the refused one is read anew at once."""
+    monkeypatch.setattr("fastapi_prodkit.database.passwords._PAUSE", 0)
     client = aws.client("secretsmanager")
     client.create_secret(Name="orders/db", SecretString=json.dumps({"username": "rotated", "password": "first"}))
     await ask(settings_of(server.url()), "SELECT 1")
@@ -202,6 +316,85 @@ async def test_a_rotated_password_needs_no_deployment(server, aws, monkeypatch):
     assert (before, after) == ("rotated", "rotated")
     await engine.dispose()
     await admin.dispose()
+
+
+async def test_a_wrong_password_is_refused_and_the_store_not_flooded(server):
+    """Connections that are refused ask for a new password once in a second, all together."""
+    asked = []
+
+    def ask_store():
+        asked.append(True)
+        return "wrong"
+
+    provider = RememberedPassword(ask_store, 60)
+    url = f"postgresql://postgres@127.0.0.1:{server.port}/postgres"
+    database = Database(settings_of(url), password=provider)
+
+    results = await asyncio.gather(*[database.check() for _ in range(5)], return_exceptions=True)
+    provider._asked -= 2  # as if two seconds had passed
+    with pytest.raises(DBAPIError):
+        await database.check()
+    await database.engine.dispose()
+
+    assert all(is_unavailable(result) for result in results)
+    assert len(asked) == 2
+
+
+async def test_a_wrong_password_from_a_function_is_refused(server):
+    """Who gives a password for each connection has given the newest."""
+    url = f"postgresql://postgres@127.0.0.1:{server.port}/postgres"
+    database = Database(settings_of(url), password=lambda: "wrong")
+
+    with pytest.raises(DBAPIError) as refused:
+        await database.check()
+
+    assert is_unavailable(refused.value)
+
+
+async def test_a_store_that_is_down_is_an_outage(server):
+    """Without a password there is no connection: a 503, not an error of the handler's."""
+
+    def ask_store():
+        raise LookupError("no store")
+
+    url = f"postgresql://postgres@127.0.0.1:{server.port}/postgres"
+    database = Database(settings_of(url), password=ask_store)
+
+    with pytest.raises(DBAPIError) as failed:
+        await database.check()
+
+    assert is_unavailable(failed.value)
+
+
+async def test_who_gives_up_waiting_does_not_ask_again():
+    """A store that hangs holds one thread, however many requests wait for it and go."""
+    started, go = threading.Event(), threading.Event()
+    asked = []
+
+    def ask_store():
+        asked.append(True)
+        started.set()
+        go.wait(10)
+        return "secret"
+
+    provider = RememberedPassword(ask_store, 60)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(provider(), 0.01)
+    waiting = asyncio.create_task(provider())
+    await asyncio.to_thread(started.wait, 10)
+    go.set()
+
+    assert await waiting == "secret"
+    assert len(asked) == 1
+
+
+def test_two_sources_are_one_too_many():
+    """Which one would count could only be guessed."""
+    url = "postgresql://u@h/d"
+
+    with pytest.raises(ConfigurationError, match="exclude each other"):
+        create_engine(settings_of(url, iam_auth=True, password_secret="s"))
 
 
 async def test_a_password_from_a_function(server):
@@ -264,7 +457,7 @@ async def test_connections_that_open_together_ask_once():
         asked.append(threading.current_thread())
         return "secret"
 
-    provider = _Remembered(ask_once, 60)
+    provider = RememberedPassword(ask_once, 60)
 
     assert await asyncio.gather(*[provider() for _ in range(5)]) == ["secret"] * 5
     assert len(asked) == 1
@@ -278,7 +471,7 @@ async def test_the_last_password_is_tried_where_a_new_one_cannot_be_had(caplog):
     def ask():
         return answers.pop()
 
-    provider = _Remembered(ask, 0)
+    provider = RememberedPassword(ask, 0)
 
     assert [await provider(), await provider()] == ["first", "first"]
     assert "IndexError" in caplog.text
@@ -292,7 +485,7 @@ async def test_without_any_password_the_error_is_told():
         raise LookupError
 
     with pytest.raises(LookupError):
-        await _Remembered(ask, 0)()
+        await RememberedPassword(ask, 0)()
 
 
 # Room
@@ -307,6 +500,50 @@ async def test_pools_larger_than_the_server_allows_are_warned_about(server, monk
     await ask(settings_of(server.url()), "SELECT 1")
 
     assert ("the server allows 97" in caplog.text) == warned
+
+
+async def test_the_limit_of_a_role_counts(server, caplog):
+    """A role may open fewer connections than the server allows."""
+    admin = create_engine(settings_of(server.url()))
+    async with admin.begin() as connection:
+        await connection.execute(text("CREATE ROLE limited LOGIN PASSWORD 'x' CONNECTION LIMIT 7"))
+    await admin.dispose()
+
+    found = await ask(settings_of(f"postgresql://limited:x@127.0.0.1:{server.port}/postgres"), "SELECT 1")
+
+    assert found == [1]
+    assert "the server allows 7" in caplog.text
+
+
+async def test_a_server_that_does_not_tell_its_limit_still_serves(server, monkeypatch, caplog):
+    """What is like PostgreSQL may lack its catalogue."""
+    monkeypatch.setattr("fastapi_prodkit.database.sizing._ALLOWED", "SELECT nothing")
+
+    assert await ask(settings_of(server.url()), "SELECT 1") == [1]
+    assert "is not known: UndefinedColumnError" in caplog.text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+async def test_disposal_of_a_frozen_server_is_bounded(server, caplog):
+    """All connections are dropped together, without a traceback for each."""
+    database = Database(settings_of(server.url(), read_url=server.url(), pool_timeout=0.6))
+
+    async def use(engine):
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT pg_sleep(0.1)"))
+
+    with Outages(server) as outages:
+        async with AsyncExitStack() as stack:
+            async with database.lifespan(None):
+                engines = [database.engine, database.read_engine]
+                await asyncio.gather(*[use(engine) for engine in engines for _ in range(4)])
+                stack.enter_context(outages.frozen())
+                started = time.perf_counter()
+            took = time.perf_counter() - started
+
+    assert took < 2
+    assert caplog.text.count("4 connections were dropped") == 2
+    assert "Traceback" not in caplog.text
 
 
 async def test_disposal_is_bounded(server, monkeypatch, caplog):

@@ -884,6 +884,7 @@ class TestRefusals:
             "postgresql://u:a@[::1]:5432/x",
             "postgresql:///x?host=/var/run/postgresql",
             "postgresql://ignored/x?host=localhost:1,127.0.0.1:2",
+            "postgresql://u:p@localhost:1,[::1]:2/x",
             "postgresql://u:p@db.internal/x?sslmode=require",
             "postgresql://u:p@db.internal/x?ssl=verify-full",
         ],
@@ -902,6 +903,7 @@ class TestRefusals:
             "postgresql://localhost@db.internal/x?sslmode=prefer",
             "postgresql://u:p?#@10.0.0.7:5432/x",
             "postgresql://localhost/x?host=localhost,db.internal",
+            "postgresql://u:p@localhost:1,db.internal:2/x",
             "postgresql://[2001:db8::1]/x",
         ],
     )

@@ -13,8 +13,9 @@ from urllib.parse import parse_qs
 
 from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettings, ProxySettings, RateLimitSettings
 
-# The host of a database URL: behind the password, which ends at the last @, and before port, path and query.
-_HOST = re.compile(r"(?:[^:/@]*(?::[^@]*)?@)?(\[[^\]]*\]|[^:/?]*)")
+# The hosts of a database URL: behind the password, which ends at the last @, and before path and query.
+_HOSTS = re.compile(r"(?:[^:/@]*(?::[^@]*)?@)?([^/?]*)")
+_PORT = re.compile(r":\d*$")
 
 
 COUNTS_ALONE = (
@@ -123,14 +124,14 @@ def _encrypted(url: str) -> bool:
     query = parse_qs(rest.rpartition("?")[2])
     if {"require", "verify-ca", "verify-full"}.intersection(query.get("sslmode", []) + query.get("ssl", [])):
         return True  # a URL can tighten what the setting says
-    match = _HOST.match(rest)
+    match = _HOSTS.match(rest)
     named = ",".join(query.get("host", [])) or (match[1] if match else "")
     return all(_is_local(host) for host in named.split(","))
 
 
 def _is_local(host: str) -> bool:
-    if host.count(":") == 1:
-        host = host.partition(":")[0]
+    if host.startswith("[") or host.count(":") == 1:
+        host = _PORT.sub("", host)
     if host in ("", "localhost") or host.startswith("/"):  # a path is a socket's
         return True
     try:

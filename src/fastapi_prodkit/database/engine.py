@@ -1,13 +1,10 @@
 """The engine that a URL and the settings ask for."""
 
 import math
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, ExceptionContext, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, ExceptionContext, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fastapi_prodkit import _extras
@@ -15,20 +12,14 @@ from fastapi_prodkit.database.passwords import PasswordProvider, password_provid
 from fastapi_prodkit.database.pool import BoundedPool, check_idle_connections
 from fastapi_prodkit.database.sizing import check_room
 from fastapi_prodkit.database.tls import ssl_context, stricter
+from fastapi_prodkit.database.url import POSTGRESQL, parameters, parse, read_options, read_seconds
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
 
 __all__ = ["create_engine"]
 
-_POSTGRESQL = ("postgresql", "postgres", "postgresql+asyncpg")
-_SQLITE = ("sqlite", "sqlite+aiosqlite")
-
-# What PostgreSQL's own clients understand in a URL and asyncpg's SQLAlchemy dialect would pass on as an unknown keyword
-# argument. `ssl` is how asyncpg's users have come to write sslmode; `host` and `port` are the dialect's to read.
-_TRANSLATED = (
-    *("sslmode", "ssl", "sslrootcert", "application_name", "connect_timeout", "options", "target_session_attrs"),
-)
-_UNDERSTOOD = (*_TRANSLATED, "host", "port")
+# The server looks that often whether the client of a running query is still there, which costs it one system call.
+_CHECK_INTERVAL = "1s"
 
 # A transaction after the next runs on another connection of the server, where what was prepared before is not known.
 _POOLERS: Mapping[str | None, Mapping[str, int]] = {
@@ -48,41 +39,23 @@ def create_engine(settings: DatabaseSettings, *, password: PasswordProvider | No
         ConfigurationError: The URL or the CA file cannot be used. The message does not repeat the URL.
         MissingExtraError: The driver of the URL is not installed.
     """
-    url = _parse(settings.url.get_secret_value())
-    if url.drivername in _POSTGRESQL:
-        return _postgresql(url, settings, password)
-    if url.drivername in _SQLITE:
-        return _sqlite(url, settings)
-    raise ConfigurationError(
-        f"DATABASE_URL must begin with one of {', '.join(f'{n}://' for n in _POSTGRESQL + _SQLITE)}"
-    )
-
-
-def _parse(raw: str) -> URL:
-    url = None
-    with suppress(ArgumentError, ValueError):  # not chained to ours below: they may quote a part of the password
-        url = make_url(raw)
-    if url is None or (url.drivername in _POSTGRESQL and raw.count("@") > 1):
-        raise ConfigurationError(
-            "DATABASE_URL is not a URL like postgresql://user:password@host:5432/name; "
-            "special characters in the user name and the password must be percent-encoded (an @ is %40)"
-        )
-    return url
+    url = parse(settings.url.get_secret_value())
+    return _postgresql(url, settings, password) if url.drivername in POSTGRESQL else _sqlite(url, settings)
 
 
 def _postgresql(url: URL, settings: DatabaseSettings, password: PasswordProvider | None) -> AsyncEngine:
     _extras.require("asyncpg", extra="database")
-    if not url.query.keys() <= set(_UNDERSTOOD):  # not named: after a stray & it may be a part of a password
-        raise ConfigurationError(f"DATABASE_URL: after the question mark only {', '.join(_UNDERSTOOD)} are understood")
+    plain, asked = parameters(url)
+    provider = password or password_provider(url, settings)
     engine = create_async_engine(
-        url.set(drivername="postgresql+asyncpg").difference_update_query(_TRANSLATED),
+        plain,
         pool_size=settings.pool_size,
         max_overflow=settings.max_overflow,
         pool_timeout=settings.pool_timeout,
         pool_recycle=settings.pool_recycle,
         poolclass=BoundedPool,
         hide_parameters=True,
-        connect_args=_connect_args(url, settings, password or password_provider(url, settings)),
+        connect_args=_connect_args(asked, settings, provider),
     )
     event.listen(engine.sync_engine, "handle_error", _hide_detail)
     _watch_the_server(engine, settings)
@@ -99,29 +72,30 @@ def _watch_the_server(engine: AsyncEngine, settings: DatabaseSettings) -> None:
     check_idle_connections(engine, settings.pool_timeout / 2)
 
 
-def _connect_args(url: URL, settings: DatabaseSettings, password: PasswordProvider | None) -> dict[str, Any]:
+def _connect_args(
+    asked: Mapping[str, str], settings: DatabaseSettings, password: PasswordProvider | None
+) -> dict[str, Any]:
     from fastapi_prodkit.database.cancellation import CancellableConnection  # noqa: PLC0415 - it needs asyncpg
+    from fastapi_prodkit.database.connecting import Connector  # noqa: PLC0415 - likewise
 
-    asked = {name: values[-1] for name, values in url.normalized_query.items()}  # the last one counts, as in libpq
     mode = stricter(settings.ssl, *(asked[name] for name in ("sslmode", "ssl") if name in asked))
-    passwords = {} if password is None else {"password": password}
     sessions = {name: asked[name] for name in ("target_session_attrs",) if name in asked}
     return {
-        **passwords,
         **sessions,
         **_POOLERS[settings.pooler],
         "ssl": ssl_context(mode, asked.get("sslrootcert", settings.ssl_root_cert)),
-        "timeout": _seconds(asked["connect_timeout"]) if "connect_timeout" in asked else settings.connect_timeout,
+        "timeout": read_seconds(asked["connect_timeout"]) if "connect_timeout" in asked else settings.connect_timeout,
         "command_timeout": settings.command_timeout,
         "server_settings": _server_settings(asked, settings),
         "connection_class": CancellableConnection,
+        "async_creator_fn": Connector(password),
     }
 
 
 def _server_settings(asked: Mapping[str, str], settings: DatabaseSettings) -> dict[str, str]:
     """Return what each session begins with. A pooler hands sessions on, so it refuses all but a name."""
     named = {"application_name": asked["application_name"]} if "application_name" in asked else {}
-    options = _options(asked.get("options", ""))
+    options = read_options(asked.get("options", ""))
     if settings.pooler is not None:
         if options:
             raise ConfigurationError(
@@ -133,19 +107,9 @@ def _server_settings(asked: Mapping[str, str], settings: DatabaseSettings) -> di
         "lock_timeout": settings.lock_timeout,
         "idle_in_transaction_session_timeout": settings.idle_transaction_timeout,
     }
-    milliseconds = {name: str(int(seconds * 1000)) for name, seconds in times.items() if seconds is not None}
-    return {**milliseconds, **named, **options}
-
-
-def _options(text: str) -> dict[str, str]:
-    """Read `-c name=value --name=value`, which is what the server's own command line takes."""
-    words = re.sub(r"(^|\s)-c\s*", r"\1--", text).split()
-    pairs = [word.removeprefix("--").partition("=") for word in words]
-    if not all(word.startswith("--") and name and equals for word, (name, equals, _) in zip(words, pairs, strict=True)):
-        raise ConfigurationError(
-            "DATABASE_URL: options are written as options=-c%20name=value, without spaces in a value"
-        )
-    return {name.replace("-", "_"): value for name, _, value in pairs}
+    # Rounded up: 0 would mean no time-out.
+    milliseconds = {name: str(math.ceil(seconds * 1000)) for name, seconds in times.items() if seconds is not None}
+    return {**milliseconds, "client_connection_check_interval": _CHECK_INTERVAL, **named, **options}
 
 
 def _sqlite(url: URL, settings: DatabaseSettings) -> AsyncEngine:
@@ -167,16 +131,6 @@ def _sqlite(url: URL, settings: DatabaseSettings) -> AsyncEngine:
     event.listen(engine.sync_engine, "connect", _enforce_foreign_keys)
     event.listen(engine.sync_engine, "savepoint", _begin_before_savepoint)
     return engine
-
-
-def _seconds(value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ConfigurationError("DATABASE_URL: connect_timeout must be a number of seconds above 0")
-    return seconds
 
 
 def _hide_detail(context: ExceptionContext) -> None:

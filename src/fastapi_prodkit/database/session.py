@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Database", "ReadSessionDep", "SessionDep", "get_read_session", "get_session"]
 
 _T = TypeVar("_T")
-_DISPOSAL = 5.0  # seconds for all connections together; each is closed in turn
+_DISPOSAL = 5.0  # seconds for all connections together
 _BETWEEN_ATTEMPTS = 0.5  # seconds, while start-up waits
 
 _logger = logging.getLogger(__name__)
@@ -129,9 +129,8 @@ class Database:
     async def _dispose(self) -> None:
         try:
             async with asyncio.timeout(_DISPOSAL):
-                await self.engine.dispose()
-                if self.read_engine.sync_engine.pool is not self.engine.sync_engine.pool:
-                    await self.read_engine.dispose()
+                engines = {engine.sync_engine.pool: engine for engine in (self.engine, self.read_engine)}
+                await asyncio.gather(*[engine.dispose() for engine in engines.values()])
         except TimeoutError:
             _logger.warning("connections were not closed in time: the server does not answer")
 

@@ -14,17 +14,33 @@ __all__ = ["check_room"]
 _logger = logging.getLogger("fastapi_prodkit.database")
 
 
+# Names that older servers do not know are null, and least() passes over null.
+_ALLOWED = """
+SELECT least(
+  current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+    - coalesce(current_setting('reserved_connections', true)::int, 0),
+  (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user AND NOT rolsuper),
+  (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
+)"""
+
+
 def check_room(engine: AsyncEngine, settings: DatabaseSettings) -> None:
     """Warn with the first connection if the pools of all workers together are larger than the server allows.
 
-    What other machines open is not known here: leave room for as many tasks as there may be.
+    It allows what its configuration, the role and the database do. What other machines open is not known here: leave
+    room for as many containers as there may be.
     """
     workers = os.environ.get("WEB_CONCURRENCY", "")
     processes = int(workers) if workers.isdigit() else 1
     wanted = (settings.pool_size + settings.max_overflow) * max(1, processes)
 
     def compare(connection: Any, _record: object) -> None:
-        allowed = _ask(connection, "max_connections") - _ask(connection, "superuser_reserved_connections")
+        try:
+            # Past SQLAlchemy, which would begin a transaction and leave it to the first session.
+            allowed = connection.run_async(lambda driver: driver.fetchval(_ALLOWED))
+        except Exception as error:  # noqa: BLE001 - whatever it is, a service does not fail for want of a warning
+            _logger.warning("how many connections the server allows is not known: %s", type(error).__name__)
+            return
         if wanted > allowed:
             _logger.warning(
                 "the pools may open %d connections (DATABASE_POOL_SIZE and DATABASE_MAX_OVERFLOW, for each worker), "
@@ -34,11 +50,3 @@ def check_room(engine: AsyncEngine, settings: DatabaseSettings) -> None:
             )
 
     event.listen(engine.sync_engine, "first_connect", compare)
-
-
-def _ask(connection: Any, name: str) -> int:
-    cursor = connection.cursor()
-    cursor.execute(f"SHOW {name}")
-    value = int(cursor.fetchone()[0])
-    cursor.close()
-    return value

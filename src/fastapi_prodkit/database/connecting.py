@@ -1,0 +1,79 @@
+"""How a connection to PostgreSQL is opened: which of several hosts, and with which password.
+
+asyncpg gives all hosts together one time-out, so that a first host that is silent leaves nothing for the second; and it
+knows nothing of passwords that have changed since they were read.
+"""
+
+import logging
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]  # it has no annotations for us
+
+from fastapi_prodkit.database.passwords import PasswordProvider, RememberedPassword, told
+
+__all__ = ["CHECK_INTERVAL", "Connector"]
+
+CHECK_INTERVAL = "client_connection_check_interval"
+
+# The host is down, silent, starting up or not of the kind that is wanted: another one may be. Not a refused password.
+_NEXT_HOST = (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
+
+_logger = logging.getLogger("fastapi_prodkit.database")
+
+
+class Connector:
+    """Open connections; pass it to SQLAlchemy's asyncpg dialect as `async_creator_fn`.
+
+    Args:
+        password: Asked for each connection. If the server refuses a remembered password, a new one is read, once.
+    """
+
+    def __init__(self, password: PasswordProvider | None) -> None:
+        self._password = password
+        self._host = 0  # which of several served last: that one is asked first
+
+    async def __call__(self, **options: Any) -> asyncpg.Connection:
+        """Return a connection; the options are those of `asyncpg.connect`."""
+        if self._password is None:
+            return await self._reach(options)
+        password = await told(self._password)
+        try:
+            return await self._reach({**options, "password": password})
+        except asyncpg.InvalidAuthorizationSpecificationError:
+            if not isinstance(self._password, RememberedPassword):
+                raise
+            renewed = await self._password.instead_of(password)
+            if renewed == password:
+                raise
+        return await self._reach({**options, "password": renewed})
+
+    async def _reach(self, options: dict[str, Any]) -> asyncpg.Connection:
+        hosts = options.get("host")
+        if not isinstance(hosts, list):
+            return await _open(options)
+        wanted = options.get("target_session_attrs", "any")
+        passes = ("standby", "any") if wanted == "prefer-standby" else (wanted,)
+        failure: Exception = OSError("there is no host")
+        for attribute, turn in [(attribute, turn) for attribute in passes for turn in range(len(hosts))]:
+            index = (self._host + turn) % len(hosts)
+            place = {"host": hosts[index], "port": options["port"][index], "target_session_attrs": attribute}
+            try:
+                connection = await _open({**options, **place, "timeout": options["timeout"] / len(hosts)})
+            except _NEXT_HOST as error:
+                failure = error
+            else:
+                self._host = index
+                return connection
+        raise failure
+
+
+async def _open(options: dict[str, Any]) -> asyncpg.Connection:
+    settings = options["server_settings"]
+    try:
+        return await asyncpg.connect(**options)
+    except (asyncpg.UndefinedObjectError, asyncpg.InvalidParameterValueError) as error:
+        # Taken out for good: the engine hands out the same dict each time.
+        if CHECK_INTERVAL not in str(error) or settings.pop(CHECK_INTERVAL, None) is None:
+            raise
+        _logger.warning("the server has no %s: queries of clients that are gone run on", CHECK_INTERVAL)
+    return await asyncpg.connect(**options)
