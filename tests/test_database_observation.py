@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 
+import anyio
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry
@@ -12,11 +13,13 @@ REASON = "needs the extra: pip install 'fastapi-prodkit[database]'"
 pytest.importorskip("sqlalchemy", reason=REASON)
 pytest.importorskip("aiosqlite", reason=REASON)
 
-from sqlalchemy import text
+from postgres import PostgresMissingError, postgres
+from sqlalchemy import NullPool, create_engine, event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from fastapi_prodkit import create_app
+from fastapi_prodkit import _context, create_app
 from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep
+from fastapi_prodkit.database.observation import observe
 from fastapi_prodkit.sections import DatabaseSettings
 from fastapi_prodkit.settings import Settings
 
@@ -43,8 +46,18 @@ def app_of(tmp_path, **options):
     @app.get("/none")
     async def none(): ...
 
-    @app.get("/sync")
-    def sync(session: SessionDep): ...
+    async def one():
+        async with app.state.database.session() as session:
+            await session.execute(text("SELECT 1"))
+
+    @app.get("/tasks")
+    async def tasks():
+        await asyncio.gather(*(one() for _ in range(4)))
+
+    @app.get("/thread")
+    def thread():
+        for _ in range(4):
+            anyio.from_thread.run(one)
 
     @app.get("/repeated")
     async def repeated(session: SessionDep, count: int):
@@ -69,6 +82,19 @@ def test_the_access_line_counts_the_queries_of_its_request(tmp_path, capsys):
     assert (first["db_query_count"], second["db_query_count"]) == (3, 3)
     assert 0 < first["db_time_ms"] < first["duration_ms"]
     assert "db_query_count" not in without
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/thread"])
+def test_whoever_works_for_a_request_counts_for_it(tmp_path, capsys, caplog, path):
+    """Tasks that run at once, and a handler in a thread, have copies of the context, but no counts of their own."""
+    with TestClient(app_of(tmp_path, n_plus_one=3)) as client:
+        client.get(path)
+        client.get("/none")
+
+    first, without = access_lines(capsys)
+    assert first["db_query_count"] == 4
+    assert "db_query_count" not in without
+    assert sum("same statement" in record.getMessage() for record in caplog.records) == 1
 
 
 async def test_the_metrics_of_a_pool(tmp_path, registry):
@@ -153,6 +179,42 @@ async def test_a_statement_that_fails_has_taken_its_time_as_well(tmp_path, regis
     assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 1
 
 
+async def test_a_statement_that_is_cancelled_has_taken_its_time_as_well(registry, caplog):
+    """What ends at the deadline is what one looks for in the log of slow queries."""
+    try:
+        with postgres() as server:
+            database = Database(DatabaseSettings(url=server.url(), ssl="off", slow_query=0.05), registry=registry)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5), database.session() as session:
+                    await session.execute(text("SELECT pg_sleep(60)"))
+            await database.engine.dispose()
+    except PostgresMissingError as missing:
+        pytest.skip(str(missing))
+
+    assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 1
+    assert "SELECT pg_sleep(60)" in [getattr(record, "db_statement", None) for record in caplog.records]
+
+
+def test_rows_that_fail_to_come_are_no_second_statement(registry):
+    """The statement has been counted when it began to answer."""
+    engine = create_engine("sqlite://")
+    observe(engine, DatabaseSettings(url="sqlite://"), pool="primary", registry=registry)
+
+    with engine.connect() as connection, pytest.raises(OperationalError):
+        connection.execute(text("SELECT 1 UNION ALL SELECT abs(-9223372036854775807 - 1)")).all()
+    engine.dispose()
+
+    assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 1
+
+
+def test_a_pool_that_keeps_nothing_has_no_numbers(registry):
+    """A scrape does not fail over it."""
+    engine = create_engine("sqlite://", poolclass=NullPool)
+    observe(engine, DatabaseSettings(url="sqlite://"), pool="primary", registry=registry)
+
+    assert registry.get_sample_value("db_client_connections_max", {"pool": "primary"}) is None
+
+
 async def test_a_commit_that_fails_is_no_statement(tmp_path, registry):
     """What fails outside of a statement is not measured as one."""
     database = database_of(tmp_path, registry)
@@ -179,6 +241,23 @@ def test_a_repeated_statement_is_warned_about_once(tmp_path, caplog, most, warni
     assert sum("same statement" in record.getMessage() for record in caplog.records) == warnings
 
 
+def test_statements_of_old_requests_are_forgotten(registry, caplog):
+    """What is remembered to find repetitions is bounded."""
+    engine = create_engine("sqlite://")
+    observe(engine, DatabaseSettings(url="sqlite://", n_plus_one=1), pool="primary", registry=registry)
+    oldest = {"request_id": "oldest"}
+
+    with engine.connect() as connection:
+        for request in (oldest, *({"request_id": str(number)} for number in range(100)), oldest):
+            token = _context.begin(request)
+            connection.execute(text("SELECT 1"))
+            _context.end(token)
+    engine.dispose()
+
+    assert oldest["db_query_count"] == 2
+    assert not [record for record in caplog.records if "same statement" in record.getMessage()]
+
+
 async def test_statements_outside_of_a_request_count_for_nobody(tmp_path, registry, caplog):
     """A job may do the same thing a thousand times."""
     database = database_of(tmp_path, registry, n_plus_one=1)
@@ -203,8 +282,6 @@ def test_a_statement_can_say_whose_it_is(tmp_path, sql_comment, expected):
     async def read(session: SessionDep):
         await session.execute(text("SELECT 1"))
 
-    from sqlalchemy import event
-
     event.listen(
         app.state.database.engine.sync_engine,
         "after_cursor_execute",
@@ -215,3 +292,19 @@ def test_a_statement_can_say_whose_it_is(tmp_path, sql_comment, expected):
         client.portal.call(app.state.database.check)
 
     assert statements == [expected.format(request_id), "SELECT 1"]
+
+
+def test_a_comment_ends_where_it_should(registry):
+    """Whatever a service has bound as its ids, it stays a comment; the trace follows where there is one."""
+    engine = create_engine("sqlite://")
+    statements = []
+    observe(engine, DatabaseSettings(url="sqlite://", sql_comment=True), pool="primary", registry=registry)
+    event.listen(engine, "after_cursor_execute", lambda connection, cursor, statement, *_: statements.append(statement))
+    token = _context.begin({"request_id": "a'*/ b", "trace_id": "0af7"})
+
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    _context.end(token)
+    engine.dispose()
+
+    assert statements == ["SELECT 1 /*request_id='a%27%2A%2F%20b',trace_id='0af7'*/"]

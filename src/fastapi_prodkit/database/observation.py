@@ -4,14 +4,15 @@ Values never appear: statements are logged with their placeholders.
 """
 
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Engine, event
+from sqlalchemy.pool import QueuePool
 
 from fastapi_prodkit import _context
 from fastapi_prodkit._instruments import collector, instrument
@@ -26,9 +27,9 @@ __all__ = ["observe"]
 # Seconds; OpenTelemetry semantic conventions, database metrics, db.client.operation.duration.
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 _LONGEST = 2_000  # characters of a statement in a log line
+_REMEMBERED = 100  # requests whose statements are counted; the one that began first is forgotten
 
 _logger = logging.getLogger("fastapi_prodkit.database")
-_statements: ContextVar[tuple[dict[str, Any], Counter[str]] | None] = ContextVar("statements", default=None)
 
 
 def observe(
@@ -95,13 +96,13 @@ class _Watch:
         self._repeats = settings.n_plus_one
         self._comment = settings.sql_comment
         self._durations = durations
+        # By identity of the request's context, which the entry keeps alive. In a ContextVar each task had its own.
+        self._counts: OrderedDict[int, tuple[dict[str, Any], Counter[str]]] = OrderedDict()
 
     def before(self, _connection: Any, _cursor: Any, statement: str, parameters: Any, *rest: Any) -> tuple[str, Any]:
         rest[0].prodkit_started = perf_counter()  # the execution's context
         if self._comment:
-            request_id = (_context.current() or {}).get("request_id")
-            if request_id is not None:  # of characters that end no comment: RequestIDMiddleware sees to it
-                statement = f"{statement} /*request_id='{request_id}'*/"
+            statement += _comment(_context.current() or {})
         return statement, parameters
 
     def after(self, _connection: Any, _cursor: Any, statement: str, _parameters: Any, *rest: Any) -> None:
@@ -110,8 +111,8 @@ class _Watch:
     def failed(self, context: Any) -> None:
         """A statement that fails, most often at a time-out, has taken its time as well."""
         started = getattr(context.execution_context, "prodkit_started", None)
-        if started is not None:
-            self._note(context.statement or "", perf_counter() - started)
+        if started is not None and context.statement is not None:  # without one it is rows that fail to come
+            self._note(context.statement, perf_counter() - started)
 
     def _note(self, statement: str, seconds: float) -> None:
         self._durations.observe(seconds)
@@ -127,10 +128,11 @@ class _Watch:
             )
 
     def _count(self, request: dict[str, Any], statement: str, most: int) -> None:
-        known = _statements.get()
-        if known is None or known[0] is not request:
-            known = request, Counter()
-            _statements.set(known)
+        known = self._counts.get(id(request))
+        if known is None:
+            known = self._counts[id(request)] = request, Counter()
+            if len(self._counts) > _REMEMBERED:
+                self._counts.popitem(last=False)
         counts = known[1]
         counts[statement] += 1
         if counts[statement] == most + 1:
@@ -173,6 +175,14 @@ class _Pools:
         sums: dict[str, tuple[int, ...]] = {}
         for engine, name in list(self.engines.items()):
             pool: Any = engine.pool
+            if not isinstance(pool, QueuePool):
+                continue  # the others count nothing
             numbers = (pool.checkedout(), pool.checkedin(), pool.size() + pool._max_overflow, max(0, pool.overflow()))  # noqa: SLF001 - not public
             sums[name] = tuple(map(sum, zip(numbers, sums.get(name, (0, 0, 0, 0)), strict=True)))
         return sums
+
+
+def _comment(request: dict[str, Any]) -> str:
+    """Return what SQLCommenter appends: names in order, values escaped, so that none ends the comment."""
+    pairs = [f"{name}='{quote(str(request[name]), safe='')}'" for name in ("request_id", "trace_id") if name in request]
+    return f" /*{','.join(pairs)}*/" if pairs else ""
