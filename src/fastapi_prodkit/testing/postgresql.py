@@ -27,6 +27,15 @@ PASSWORD = "correct horse/battery:staple@%"  # noqa: S105 - of a server on loopb
 START_TIMEOUT = 30.0
 _ROOM = 2**30  # bytes
 
+# Reading ends when this process does, however it does: the pipe's other end is gone. The server then has ten seconds.
+_WATCH = """
+read -r _
+kill -INT "$0"
+left=100
+while [ -e "$1/postmaster.pid" ] && [ "$left" -gt 0 ]; do left=$((left - 1)); sleep 0.1; done
+rm -rf "${1%/data}" "$2"
+"""
+
 Account = tuple[int, int]  # user id and group id
 
 
@@ -56,7 +65,7 @@ class Server:
 
 @contextmanager
 def postgres(*, certificate: bytes | None = None, key: bytes | None = None) -> Iterator[Server]:
-    """Start a server of its own on 127.0.0.1 and stop it afterwards.
+    """Start a server of its own on 127.0.0.1 and stop it afterwards; nothing is left, even if this process is killed.
 
     Args:
         certificate: PEM chain; with it the server offers TLS, beside plain connections.
@@ -67,8 +76,8 @@ def postgres(*, certificate: bytes | None = None, key: bytes | None = None) -> I
     """
     found = _binaries()
     with (
-        tempfile.TemporaryDirectory(prefix="postgres-") as name,
-        tempfile.TemporaryDirectory(prefix="postgres-", dir=_memory()) as place,
+        tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as name,
+        tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True, dir=_memory()) as place,
     ):
         directory, data = Path(name), Path(place) / "data"
         account = _account()
@@ -77,7 +86,7 @@ def postgres(*, certificate: bytes | None = None, key: bytes | None = None) -> I
         _initialise(binaries, directory, data, account)
         port = _free_port()
         _configure(data, port, certificate, key, account)
-        with _running(binaries, data, account) as pid:
+        with _running(binaries, directory, data, account) as pid:
             yield Server("127.0.0.1", port, pid)
 
 
@@ -160,7 +169,7 @@ def _configure(data: Path, port: int, certificate: bytes | None, key: bytes | No
 
 
 @contextmanager
-def _running(binaries: Path, data: Path, account: Account | None) -> Iterator[int]:
+def _running(binaries: Path, directory: Path, data: Path, account: Account | None) -> Iterator[int]:
     log = data / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - the binary found above
@@ -173,12 +182,27 @@ def _running(binaries: Path, data: Path, account: Account | None) -> Iterator[in
             start_new_session=True,  # or a Ctrl-C meant for the tests would reach the server first
             **_identity(account),
         )
+    watcher = _watch(process.pid, data, directory)
     try:
         _wait_until_ready(process, data / "postmaster.pid", log)
         yield process.pid
     finally:
         process.send_signal(signal.SIGINT)  # a "fast" shutdown: connections are ended, data is kept
         process.wait(START_TIMEOUT)
+        watcher.kill()  # not before: whoever is interrupted while waiting leaves the rest to it
+        watcher.communicate()
+
+
+def _watch(pid: int, data: Path, directory: Path) -> subprocess.Popen[bytes]:
+    """Start what stops the server and removes its files once this process is gone."""
+    return subprocess.Popen(  # noqa: S603 - a fixed program
+        ["/bin/sh", "-c", _WATCH, str(pid), data, directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,  # what ends this process and its group must not end the watcher
+    )
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], pid_file: Path, log: Path) -> None:
