@@ -23,8 +23,8 @@ class RedisMissingError(Exception):
 class Server:
     """A redis-server on a free port of 127.0.0.1, without persistence."""
 
-    def __init__(self, binary: str) -> None:
-        self._binary = binary
+    def __init__(self, binary: str, *options: str) -> None:
+        self._command = (binary, *options)
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -37,7 +37,7 @@ class Server:
         """Start it, and return when it answers."""
         arguments = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
         self._process = subprocess.Popen(
-            [self._binary, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [*self._command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         deadline = time.monotonic() + PATIENCE
         while not self._answers():
@@ -68,18 +68,21 @@ class Server:
     def _answers(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
             client.sendall(b"PING\r\n")
-            return client.recv(16).startswith(b"+PONG")
+            return client.recv(16).startswith((b"+PONG", b"-NOAUTH"))
         return False
 
 
 @contextmanager
-def redis_server() -> Iterator[Server]:
+def redis_server(*options: str) -> Iterator[Server]:
     """Start a server, and end it whatever happens.
+
+    Args:
+        options: Further arguments of redis-server; the first may be a file.
 
     Raises:
         RedisMissingError: There is no binary.
     """
-    server = Server(_binary())
+    server = Server(_binary(), *options)
     try:
         server.start()
         yield server

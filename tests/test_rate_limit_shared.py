@@ -1,12 +1,15 @@
 """Limits that several processes share, on a real Redis, and what happens when it fails."""
 
 import asyncio
+import gc
+import socket
 import statistics
 import threading
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import httpx2 as httpx
 import pytest
@@ -22,6 +25,7 @@ from fastapi_prodkit import _extras, create_app
 from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError, ProblemError
 from fastapi_prodkit.rate_limit import RateLimit, RateLimitMiddleware, SharedStore
 from fastapi_prodkit.rate_limit.limits import Limit, refused
+from fastapi_prodkit.rate_limit.time_limit import TimeLimit
 from fastapi_prodkit.sections import RateLimitSettings
 from fastapi_prodkit.settings import Settings
 
@@ -45,8 +49,10 @@ def url(server):
     return server.url()
 
 
-def store_of(url, registry=None, **options):
-    return SharedStore(RateLimitSettings(storage_url=url, **options), registry=registry or CollectorRegistry())
+def store_of(url, registry=None, *, storage_timeout=5, **options):
+    """Make a store that is patient, because the machine may be busy."""
+    settings = RateLimitSettings(storage_url=url, storage_timeout=storage_timeout, **options)
+    return SharedStore(settings, registry=registry or CollectorRegistry())
 
 
 def service(store, default="5/minute"):
@@ -62,7 +68,7 @@ def service(store, default="5/minute"):
     async def health():
         return "ok"
 
-    @app.get("/limited", dependencies=[Depends(RateLimit("2/minute"))])
+    @app.get("/limited", dependencies=[Depends(RateLimit("2/hour"))])
     async def limited():
         return "ok"
 
@@ -85,7 +91,7 @@ async def burst(app, count=50, path="/"):
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
 async def test_exactly_as_many_pass_as_the_limit_says(url, strategy):
     """Of fifty at once, on two apps that share the store, five pass."""
-    stores = [store_of(url, strategy=strategy, storage_timeout=5) for _ in range(2)]
+    stores = [store_of(url, strategy=strategy) for _ in range(2)]
     first, second = (service(store, default="5/hour") for store in stores)  # a minute ends too often
 
     results = [*await burst(first, 25), *await burst(second, 25)]
@@ -99,15 +105,15 @@ async def test_exactly_as_many_pass_as_the_limit_says(url, strategy):
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
 def test_headers(url, strategy):
     """What is left, and until when, is what the store says; each limit is an item."""
-    with TestClient(service(store_of(url, strategy=strategy), default="5/minute; 100/hour")) as client:
+    with TestClient(service(store_of(url, strategy=strategy), default="5/hour; 100/day")) as client:
         first, second = client.get("/"), client.get("/")
 
-    assert first.headers["ratelimit-policy"] == '"default";q=5;w=60, "default-2";q=100;w=3600'
+    assert first.headers["ratelimit-policy"] == '"default";q=5;w=3600, "default-2";q=100;w=86400'
     left = [item.split(";")[1] for item in second.headers["ratelimit"].split(", ")]
     seconds = [int(item.split("t=")[1]) for item in second.headers["ratelimit"].split(", ")]
     assert left == ["r=3", "r=98"]
-    assert 0 < seconds[0] <= 61
-    assert 0 < seconds[1] <= 3601
+    assert 0 < seconds[0] <= 3601
+    assert 0 < seconds[1] <= 86_401
 
 
 def test_a_dependency_counts_in_the_shared_store(url):
@@ -132,7 +138,9 @@ def test_services_do_not_share_by_accident(url):
     statuses = []
     for name in ("a", "b"):
         settings = Settings(
-            environment="test", service={"name": name}, rate_limit={"default": "1/minute", "storage_url": url}
+            environment="test",
+            service={"name": name},
+            rate_limit={"default": "1/hour", "storage_url": url, "storage_timeout": 5},
         )
         with TestClient(create_app(settings)) as client:
             statuses += [client.get("/nowhere").status_code for _ in range(2)]
@@ -145,7 +153,7 @@ async def test_a_fixed_window_is_one_round_trip(server, url):
     store = store_of(url)
     limits = [Limit(f"l{number}", 10, 60) for number in range(3)]
     await store.hit(limits, "a")
-    client = store._storage().bridge.storage
+    client = store._remote().storage.bridge.storage
     before = (await client.info("stats"))["total_commands_processed"]
 
     await store.hit(limits[:1], "a")
@@ -158,7 +166,7 @@ async def test_a_fixed_window_is_one_round_trip(server, url):
 
 async def test_clear(url):
     """Every client starts anew."""
-    store, limit = store_of(url), Limit("default", 1, 60)
+    store, limit = store_of(url), Limit("default", 1, 3600)
     before = [refused(await store.hit([limit], "a")) for _ in range(2)]
 
     await store.clear()
@@ -169,11 +177,122 @@ async def test_clear(url):
         pass
 
 
+# Servers
+
+
+def commands(port, *lines):
+    """Send commands to a server, and return what it says first."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        for line in lines:
+            client.sendall(f"{line}\r\n".encode())
+            answer = client.recv(4096).decode()
+    return answer
+
+
+def until(answers, word):
+    deadline = time.monotonic() + 10
+    while word not in answers():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextmanager
+def unix_socket(directory):
+    with redis_server("--unixsocket", f"{directory}/redis.sock"):
+        yield f"redis+unix://{directory}/redis.sock"
+
+
+@contextmanager
+def cluster(directory):
+    bus = str(free_port())  # by default the port plus 10000, which may be none
+    options = ("--cluster-enabled", "yes", "--cluster-port", bus, "--dir", str(directory))
+    with redis_server(*options, "--requirepass", "p@ss/word") as server:
+        commands(server.port, "AUTH p@ss/word", "CLUSTER ADDSLOTSRANGE 0 16383")
+        until(lambda: commands(server.port, "AUTH p@ss/word", "CLUSTER INFO"), "cluster_state:ok")
+        yield f"redis+cluster://:p%40ss%2Fword@127.0.0.1:{server.port}"
+
+
+@contextmanager
+def sentinel(directory):
+    with redis_server() as server:
+        file = directory / "sentinel.conf"
+        file.write_text(f"sentinel monitor mine 127.0.0.1 {server.port} 1\n")
+        with redis_server(str(file), "--sentinel") as watcher:
+            until(lambda: commands(watcher.port, "SENTINEL CKQUORUM mine"), "OK")
+            yield f"redis+sentinel://127.0.0.1:{watcher.port}/mine"
+
+
+@pytest.mark.parametrize("kind", [unix_socket, cluster, sentinel])
+@pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
+async def test_other_kinds_of_redis(tmp_path, kind, strategy):
+    """A socket, a cluster and sentinels count as well, and leave no connection open; a password may be encoded."""
+    limits = [Limit("default", 2, 3600), Limit("default-2", 100, 86_400)]
+    with kind(tmp_path) as url:
+        store = store_of(url, strategy=strategy)
+        found = [await store.hit(limits, "a") for _ in range(3)]
+        async with store.lifespan(None):
+            pass
+        del store
+        gc.collect()  # what is left open says so when it goes
+
+    assert [[left for _, left, _ in quotas] for quotas in found] == [[1, 99], [0, 98], [-1, 97]]
+
+
+def test_a_cluster_with_tls():
+    """What `limits` has no name for has the name that one would guess."""
+    store = store_of("rediss+cluster://host:6379")
+
+    async def secured():
+        return store._remote().storage.bridge.storage.connection_kwargs["connection_class"].__name__
+
+    assert asyncio.run(secured()) == "SSLConnection"
+
+
+async def test_connections_are_few(url):
+    """However many requests come at once, a worker has sixteen connections, and the store is not thought to fail."""
+    store = store_of(url)
+    limits = [Limit("default", 10_000, 3600), Limit("default-2", 10_000, 86_400)]
+
+    await asyncio.gather(*[store.hit(limits, "a") for _ in range(300)])
+
+    clients = await store._remote().storage.bridge.storage.info("clients")
+    assert clients["connected_clients"] <= 16
+    assert not store._outage.on
+    assert [left for _, left, _ in await store.hit(limits, "a")] == [9699, 9699]
+    async with store.lifespan(None):
+        pass
+
+
+async def test_a_turn_that_does_not_come(url):
+    """A request that would wait for others longer than the time-out is decided without the store, which works."""
+    store = store_of(url, storage_timeout=0.01)
+    store._remote().turns = asyncio.Semaphore(0)
+
+    quotas = await store.hit([Limit("default", 5, 60)], "a")
+
+    assert [left for _, left, _ in quotas] == [4]
+    assert not store._outage.on
+
+
+async def test_a_turn_that_comes_too_late(url):
+    """Who waited while the store began to fail does not ask it."""
+    store = store_of(url, on_storage_error="allow")
+    turns = store._remote().turns = asyncio.Semaphore(0)
+    waiting = asyncio.create_task(store.hit([Limit("default", 5, 60)], "a"))
+    await asyncio.sleep(0)
+    store._outage.begin(TimeoutError())
+
+    turns.release()
+
+    assert await waiting == []
+    assert turns._value == 1
+
+
 # Outages
 
 
 def failing(policy, registry, url):
-    return store_of(url, registry, on_storage_error=policy)
+    return store_of(url, registry, on_storage_error=policy, storage_timeout=0.1)
 
 
 @pytest.mark.parametrize(("policy", "statuses"), [("memory", {200, 429}), ("allow", {200}), ("deny", {503})])
@@ -240,13 +359,13 @@ async def test_a_store_that_is_slow_again_at_the_question_stays_out(server, url)
     store._outage.begin(TimeoutError())
     server.pause()
     try:
-        await store._outage._ask(store._storage())
+        await store._outage._ask(store._remote().storage)
     finally:
         server.resume()
     still = registry.get_sample_value("rate_limit_storage_up")
 
-    await store._outage._ask(store._storage())
-    await store._outage._ask(store._storage())
+    await store._outage._ask(store._remote().storage)
+    await store._outage._ask(store._remote().storage)
 
     assert still == 0
     assert registry.get_sample_value("rate_limit_storage_up") == 1
@@ -255,14 +374,16 @@ async def test_a_store_that_is_slow_again_at_the_question_stays_out(server, url)
 
 
 async def test_a_store_without_connections_is_closed_as_well():
-    """Not every client of `limits` has something to close."""
+    """Not every client of `limits` has something to close, and not every app is called before it ends."""
     store = store_of("memory://")
-    store._storage()
 
     async with store.lifespan(None):
         pass
+    store._remote()
+    async with store.lifespan(None):
+        pass
 
-    assert not store._storages
+    assert not store._remotes
 
 
 class Plain(Storage):
@@ -299,11 +420,34 @@ async def test_a_store_that_raises_anything(caplog):
     store = store_of("plain://", on_storage_error="allow")
 
     quotas = await store.hit([Limit("default", 1, 60)], "a")
-    await store._outage._ask(store._storage())
+    await store._outage._ask(store._remote().storage)
 
     assert quotas == []
     assert store._outage.is_on(None)
     assert "(ValueError)" in caplog.text
+
+
+class Distant(Plain):
+    """A store to which the way is long, until there is a connection."""
+
+    STORAGE_SCHEME = ["async+distant"]  # noqa: RUF012 - how `limits` finds it
+
+    connected = False
+
+    async def check(self):
+        await asyncio.sleep(0 if self.connected else 0.1)
+        self.connected = True
+        return True
+
+
+async def test_a_store_is_back_although_connecting_takes_longer_than_an_operation():
+    """What no request waits for may take longer."""
+    store = store_of("distant://", storage_timeout=0.05)
+    store._outage.begin(TimeoutError())
+
+    await store._outage._ask(store._remote().storage)
+
+    assert not store._outage.on
 
 
 async def test_a_question_ends_with_the_app(url, server):
@@ -349,8 +493,91 @@ def test_a_missing_client_is_named(monkeypatch):
 
     with pytest.raises(MissingExtraError, match=r"fastapi-prodkit\[redis\]"):
         store_of("redis://host")
-    with pytest.raises(MissingExtraError, match="valkey"):
-        store_of("valkey://host")
+    with pytest.raises(MissingExtraError, match=r"limits\[async-valkey\]"):
+        store_of("valkeys://host")
+
+
+async def test_a_lost_cancellation_is_repeated():
+    """A client that loses a cancellation does not keep a request waiting."""
+    lost = []
+
+    async def operation():
+        for number in range(3):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                lost.append(number)
+        await asyncio.sleep(60)
+
+    with pytest.raises(TimeoutError), TimeLimit(0.01):
+        await operation()
+
+    assert lost == [0, 1, 2]
+    assert not asyncio.current_task().cancelling()
+
+
+async def test_a_late_answer_of_an_operation_that_was_cancelled():
+    """What an operation returns counts, although it had been cancelled."""
+    with TimeLimit(0.01):
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        answer = "answer"
+
+    assert answer == "answer"
+    assert not asyncio.current_task().cancelling()
+
+
+async def test_an_event_loop_that_was_late():
+    """If the answer is there when the loop comes to look at the time, the store was not slow."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.send(b"answer")
+        asyncio.get_running_loop().call_soon(time.sleep, 0.05)
+
+        with TimeLimit(0.01):
+            await asyncio.sleep(0)
+            answer = await asyncio.get_running_loop().sock_recv(ours, 16)
+
+    assert answer == b"answer"
+
+
+@pytest.mark.parametrize("too_late", [False, True])
+async def test_a_request_that_is_cancelled(too_late):
+    """It stays cancelled, also if its time is over at the same moment."""
+
+    async def operation():
+        with TimeLimit(0.01 if too_late else 60):
+            try:
+                await asyncio.sleep(60)
+            finally:
+                request.cancel()
+                await asyncio.sleep(60)
+
+    request = asyncio.create_task(operation())
+    await asyncio.sleep(0)
+    if not too_late:
+        request.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await request
+
+
+async def test_a_time_limit_outside_of_a_task():
+    """There would be nothing to cancel."""
+    found = []
+
+    def callback():
+        try:
+            with TimeLimit(1):
+                pass
+        except RuntimeError as error:
+            found.append(str(error))
+
+    asyncio.get_running_loop().call_soon(callback)
+    await asyncio.sleep(0)
+
+    assert found == ["a TimeLimit is for what is awaited in a task"]
 
 
 @pytest.mark.parametrize("fault", ["slow", "reset"])

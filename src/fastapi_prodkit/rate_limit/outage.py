@@ -10,9 +10,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fastapi_prodkit._instruments import instrument
+from fastapi_prodkit.rate_limit.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+
+__all__ = ["Outage"]
 
 _logger = logging.getLogger("fastapi_prodkit.rate_limit")
 
@@ -24,8 +27,11 @@ class Outage:
 
     Args:
         policy: What is done meanwhile; the log line names it.
-        timeout: Longest time that the store may take to say that it is back, seconds.
+        timeout: Longest time that the store may take to answer, once it has a connection, to be back, seconds.
         registry: Where the metrics are shown.
+
+    Attributes:
+        on: The store fails.
     """
 
     def __init__(self, policy: str, *, timeout: float, registry: "CollectorRegistry | None" = None) -> None:
@@ -44,14 +50,14 @@ class Outage:
             ["policy"],
             registry=registry,
         ).labels(policy)
-        self._on = False
+        self.on = False
         self._ask_at = 0.0
         self._question: asyncio.Task[None] | None = None
 
     def begin(self, error: Exception) -> None:
         """Take note that the store has failed."""
-        if not self._on:
-            self._on = True
+        if not self.on:
+            self.on = True
             self._ask_at = time.monotonic() + INTERVAL
             self._up.set(0)
             reason = str(error) if isinstance(error, OSError) and error.errno else type(error).__name__
@@ -59,7 +65,7 @@ class Outage:
 
     def is_on(self, storage: Any) -> bool:
         """Say whether the store is to be left alone; have it asked if it is time to."""
-        if not self._on:
+        if not self.on:
             return False
         if time.monotonic() >= self._ask_at:
             self._ask_at = time.monotonic() + INTERVAL
@@ -78,11 +84,14 @@ class Outage:
 
     async def _ask(self, storage: Any) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
+            # It may have to connect first, which takes several round trips, and no request waits for it.
+            with TimeLimit(INTERVAL):
                 answered = await storage.check()
+            with TimeLimit(self._timeout):
+                answered = answered and await storage.check()
         except Exception:  # noqa: BLE001 - whatever it is, the store is not back
             return
-        if answered and self._on:
-            self._on = False
+        if answered and self.on:
+            self.on = False
             self._up.set(1)
             _logger.info("the rate limit's store is back")

@@ -1,0 +1,131 @@
+"""A store outside of this process, as one event loop speaks with it, through `limits`."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import quote, unquote, urlsplit
+
+from fastapi_prodkit import _extras
+from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError
+from fastapi_prodkit.rate_limit.limits import Limit, Quota
+from fastapi_prodkit.rate_limit.memory import Strategy
+from fastapi_prodkit.rate_limit.time_limit import TimeLimit
+
+if TYPE_CHECKING:
+    from limits.aio.storage import Storage
+
+__all__ = ["Remote"]
+
+# Operations at a time, and so connections, of one worker. One connection of a client waits for its answer: 16 of them
+# ask a store half a millisecond away 30 000 times a second, which is more than a Python process can.
+_OPERATIONS: Final = 16
+_CLUSTER_TLS: Final = re.compile(r"^(redis|valkey)s(?=\+cluster:)")  # `limits` has no name for it
+_SUPPORT: Final = {"moving-window": "acquire_entry", "sliding-window": "acquire_sliding_window_entry"}
+
+
+class Remote:
+    """Count in a store, over connections of one event loop; nothing connects before the first request.
+
+    Args:
+        url: Where the store is.
+        strategy: What a limit's seconds mean.
+        prefix: Begins each key.
+        clock: Seconds since 1970, as the other processes have them.
+
+    Attributes:
+        storage: What speaks with the store.
+        turns: To be held during an operation; there are as many as connections.
+
+    Raises:
+        ConfigurationError: The URL cannot be used, or the store cannot do the strategy. It does not repeat the URL.
+        MissingExtraError: The client of the store is not installed.
+    """
+
+    def __init__(self, url: str, strategy: Strategy, *, prefix: str, clock: Callable[[], float]) -> None:
+        self.storage = _open(url)
+        self.turns = asyncio.Semaphore(_OPERATIONS)
+        self.count = self._fixed
+        self._prefix = quote(prefix)  # some stores take no spaces
+        self._clock = clock
+        if strategy != "fixed-window":
+            self._limiter = _limiter(self.storage, strategy)
+            self.count = self._rolling
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        bridge: Any = getattr(self.storage, "bridge", None)
+        sentinels = getattr(getattr(bridge, "sentinel", None), "sentinels", ())
+        names = ("storage", "storage_replica")
+        for client in (*(getattr(bridge, name, None) for name in names), *sentinels):
+            if hasattr(client, "aclose"):
+                # A store that is gone has nothing left to close.
+                with suppress(Exception), TimeLimit(1):
+                    await client.aclose()
+
+    async def _fixed(self, limit: Limit, key: str, cost: int) -> Quota:
+        # The window's number is part of the key: so its end is known, and need not be asked for.
+        number, elapsed = divmod(self._clock(), limit.seconds)
+        used = await self.storage.incr(f"{self._prefix}/{limit.id}/{key}/{int(number)}", limit.seconds, amount=cost)
+        return limit, limit.amount - used, limit.seconds - int(elapsed)
+
+    async def _rolling(self, limit: Limit, key: str, cost: int) -> Quota:
+        from limits import RateLimitItemPerSecond  # noqa: PLC0415 - loaded by now
+
+        item = RateLimitItemPerSecond(limit.amount, limit.seconds, namespace=self._prefix)
+        admitted = await self._limiter.hit(item, limit.id, key, cost=cost)
+        reset, remaining = await self._limiter.get_window_stats(item, limit.id, key)
+        return limit, remaining if admitted else -1, max(1, int(reset - self._clock()) + 1)
+
+
+def _limiter(storage: Any, strategy: Strategy) -> Any:
+    from limits.aio import strategies  # noqa: PLC0415 - on first use
+
+    if not hasattr(storage, _SUPPORT[strategy]):
+        raise ConfigurationError(
+            f"RATE_LIMIT_STRATEGY={strategy} is not possible in a {type(storage).__name__}: use fixed-window"
+        )
+    moving = strategy == "moving-window"
+    return (strategies.MovingWindowRateLimiter if moving else strategies.SlidingWindowCounterRateLimiter)(storage)
+
+
+def _open(url: str) -> "Storage":
+    from limits.errors import ConfigurationError as LimitsError  # noqa: PLC0415 - on first use
+    from limits.storage import storage_from_string  # noqa: PLC0415
+
+    scheme = url.partition(":")[0]
+    if scheme.startswith("redis"):
+        _extras.require("redis", extra="redis")
+    try:
+        spelt = _CLUSTER_TLS.sub(r"\1", url)
+        return cast("Storage", storage_from_string(f"async+{spelt}", **_options(url)))
+    except LimitsError as error:
+        if "prerequisite" in str(error):
+            store = scheme.partition("+")[0].removesuffix("s")  # of TLS
+            raise MissingExtraError(
+                f"the store of RATE_LIMIT_STORAGE_URL={scheme}://... needs pip install 'limits[async-{store}]'"
+            ) from None
+        raise _unusable(scheme) from None
+    except Exception:  # noqa: BLE001 - not chained: what is wrong with a URL is told with the URL, and its password
+        raise _unusable(scheme) from None
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Return what `limits` does not read from the URL by itself."""
+    parts = urlsplit(url)
+    # redis-py for Redis, which the extra brings; `limits` would choose coredis.
+    options: dict[str, Any] = {"implementation": "redispy"} if parts.scheme.startswith("redis") else {}
+    if parts.scheme.endswith(("+cluster", "+sentinel")):
+        named = {"username": parts.username, "password": parts.password}
+        options |= {name: unquote(value) for name, value in named.items() if value}
+    if _CLUSTER_TLS.match(url):
+        options["ssl"] = True
+    return options
+
+
+def _unusable(scheme: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"RATE_LIMIT_STORAGE_URL cannot be used ({scheme}://...): write redis://:password@host:6379/0, rediss:// for "
+        "TLS, redis+cluster://, redis+sentinel://host:26379/name, valkey:// or memory://"
+    )
