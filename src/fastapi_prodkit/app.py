@@ -11,17 +11,18 @@ import logging
 import multiprocessing
 import warnings
 from collections import ChainMap
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan
 
 from fastapi_prodkit import _lifespan
 from fastapi_prodkit._asgi import ExactRoutes
-from fastapi_prodkit._exchange import Exchange, Gate, Piece, RawHeaders, Stack
+from fastapi_prodkit._edge import PIECES, Edge
+from fastapi_prodkit._exchange import Gate, Piece
 from fastapi_prodkit._refusals import COUNTS_ALONE
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
@@ -46,7 +47,6 @@ from fastapi_prodkit.shutdown import Shutdown
 
 __all__ = ["create_app", "install"]
 
-_PIECES = "fastapi_prodkit"  # scope key and app.state attribute: what dependencies find
 _LEFT_TO_CONSTRUCTOR = "generate_unique_id_function=fastapi_prodkit.openapi.operation_id, telemetry={...}"
 
 
@@ -98,7 +98,7 @@ def install(app: FastAPI, settings: Settings | None = None, *, checks: Mapping[s
     settings = _start(settings)
     if app.middleware_stack is not None:
         raise ConfigurationError("install(app) came too late: the app has already started; call it where app is made")
-    if hasattr(app.state, _PIECES):
+    if hasattr(app.state, PIECES):
         raise ConfigurationError("install(app) was called before on this app; call it once")
     app.debug = app.debug or settings.debug
     _remove_docs(app, settings)
@@ -153,7 +153,7 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     taken = next((name for name in pieces if hasattr(app.state, name)), None)
     if taken is not None:
         raise ConfigurationError(f"app.state.{taken} is taken, and that is where dependencies look: rename yours")
-    for name, piece in {"settings": settings, **pieces, _PIECES: pieces}.items():
+    for name, piece in {"settings": settings, **pieces, PIECES: pieces}.items():
         if not hasattr(app.state, name):
             setattr(app.state, name, piece)
 
@@ -174,9 +174,9 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     living = (pieces[name] for name in ("shutdown", "database", "rate_limit") if name in pieces)
     _lifespan.compose(app, [piece.lifespan for piece in living if hasattr(piece, "lifespan")])
 
-    def edge(stack: ASGIApp) -> _Edge:
+    def edge(stack: ASGIApp) -> Edge:
         exempt = frozenset(probe.path.rstrip("/") for probe in probes)
-        edge = _Edge(stack, _layers(stack, settings, pieces, exempt, app.routes), pieces)
+        edge = Edge(stack, _layers(stack, settings, pieces, exempt, app.routes), pieces)
         if "shutdown" in pieces:
             pieces["shutdown"].on_drain(edge.close_connections)
         return edge
@@ -260,41 +260,3 @@ def _layers(
             app = made.serve if isinstance(made, Gate) else app
             stacked.insert(0, made)
     return stacked
-
-
-class _Edge:
-    """Let a request through the edge once, and let its dependencies find the pieces.
-
-    A prodkit app that is mounted in another finds the key in the scope and serves without an edge of its own; its
-    dependencies find its own pieces first.
-    """
-
-    def __init__(self, app: ASGIApp, layers: Sequence[Piece | Gate], pieces: Mapping[str, Any]) -> None:
-        self.app = app
-        self.layers = layers
-        watching = [layer for layer in layers if isinstance(layer, Piece)]
-        inner = next((layer.serve for layer in layers if isinstance(layer, Gate)), app)
-        self._stacks = {
-            kind: Stack([layer for layer in watching if kind in layer.scope_types], inner)
-            for kind in ("http", "websocket")
-        }
-        self._pieces = pieces
-
-    def close_connections(self) -> None:
-        """Have every response from now on say that its connection is closed; it costs nothing before."""
-        self._stacks["http"].starting.append(_close_connection)
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        app = self.app
-        if scope["type"] != "lifespan":
-            outer = scope.get(_PIECES)
-            if outer is None:
-                app = self._stacks[scope["type"]]
-            scope[_PIECES] = self._pieces if outer is None else {**outer, **self._pieces}
-        return app(scope, receive, send)
-
-
-def _close_connection(exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
-    """Say `Connection: close` (RFC 9112 section 9.6), which HTTP/2 forbids and does otherwise."""
-    if exchange.scope["http_version"] < "2" and b"connection" not in present:
-        headers.append((b"connection", b"close"))

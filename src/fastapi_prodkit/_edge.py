@@ -1,0 +1,50 @@
+"""What stands around the app, Starlette's own middleware included."""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fastapi_prodkit._exchange import Exchange, Gate, Piece, RawHeaders, Stack
+
+__all__ = ["PIECES", "Edge"]
+
+PIECES = "fastapi_prodkit"  # scope key and app.state attribute: what dependencies find
+
+
+class Edge:
+    """Let a request through the edge once, and let its dependencies find the pieces.
+
+    A prodkit app that is mounted in another finds the key in the scope and serves without an edge of its own; its
+    dependencies find its own pieces first.
+    """
+
+    def __init__(self, app: ASGIApp, layers: Sequence[Piece | Gate], pieces: Mapping[str, Any]) -> None:
+        self.app = app
+        self.layers = layers
+        watching = [layer for layer in layers if isinstance(layer, Piece)]
+        inner = next((layer.serve for layer in layers if isinstance(layer, Gate)), app)
+        self._stacks = {
+            kind: Stack([layer for layer in watching if kind in layer.scope_types], inner)
+            for kind in ("http", "websocket")
+        }
+        self._pieces = pieces
+
+    def close_connections(self) -> None:
+        """Have every response from now on say that its connection is closed; it costs nothing before."""
+        self._stacks["http"].starting.append(_close_connection)
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        app = self.app
+        if scope["type"] != "lifespan":
+            outer = scope.get(PIECES)
+            if outer is None:
+                app = self._stacks[scope["type"]]
+            scope[PIECES] = self._pieces if outer is None else {**outer, **self._pieces}
+        return app(scope, receive, send)
+
+
+def _close_connection(exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
+    """Say `Connection: close` (RFC 9112 section 9.6), which HTTP/2 forbids and does otherwise."""
+    if exchange.scope["http_version"] < "2" and b"connection" not in present:
+        headers.append((b"connection", b"close"))
