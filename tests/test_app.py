@@ -28,7 +28,7 @@ from starlette.websockets import WebSocketDisconnect
 from wire import connection, read_all, read_response, request, serving
 
 from fastapi_prodkit import Settings, create_app, install
-from fastapi_prodkit._exchange import Gate, Piece
+from fastapi_prodkit._exchange import Piece
 from fastapi_prodkit.exceptions import (
     CheckWarning,
     ConfigurationError,
@@ -978,24 +978,22 @@ def test_the_order_of_the_edge():
 
 
 def test_what_may_refuse_is_inside_of_what_reports():
-    """A piece further in than one that answers requests has no part in responses, so that none is left half-way."""
+    """Behind the first that answers requests nobody has part in responses, so that none is left half-way.
+
+    A deadline knows which requests it has watched.
+    """
     edge = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]})).build_middleware_stack()
-    pieces = [layer for layer in edge.layers if isinstance(layer, Piece)]
-    roles = [
-        {name for name in ("enter", "start", "leave") if getattr(type(piece), name) is not getattr(Piece, name)}
-        for piece in pieces
-    ]
-    first_to_refuse = [type(piece).__name__ for piece in pieces].index("CORSMiddleware")
+    roles = {
+        type(piece).__name__: {
+            name for name in ("enter", "start", "leave") if getattr(type(piece), name) is not getattr(Piece, name)
+        }
+        for piece in edge.layers
+    }
+    inside = list(roles)[list(roles).index("CORSMiddleware") + 1 :]
 
-    assert all(role == {"enter"} for role in roles[first_to_refuse + 1 :])
-
-
-def test_gates_are_inside_of_pieces():
-    """What may wait or wrap the app does so inside of all that watches, in the order of the list."""
-    edge = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]})).build_middleware_stack()
-    kinds = [isinstance(layer, Gate) for layer in edge.layers]
-
-    assert kinds == sorted(kinds)
+    assert {name: role for name, role in roles.items() if name in inside and role != {"enter"}} == {
+        "DeadlineMiddleware": {"enter", "leave"}
+    }
 
 
 def test_under_a_root_path_probes_stay_exempt_and_labels_right(capsys):

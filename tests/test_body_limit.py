@@ -391,18 +391,21 @@ async def test_stalled_body_below_task_groups():
     assert is_stalled(await stall(app))
 
 
-async def test_a_handler_that_answers_a_stalled_body_itself():
-    """What a handler makes of the problem is its own affair."""
+async def test_a_handler_that_waits_for_a_stalled_body_is_cancelled():
+    """What it still says comes too late."""
+    cancelled = []
 
     async def app(scope, receive, send):
         try:
             await receive()
-        except ProblemError:
+        except asyncio.CancelledError as error:
+            cancelled.append(error)
             await PlainTextResponse("enough")(scope, receive, send)
 
     sent = await stall(BodyLimitMiddleware(app, LimitsSettings(body_timeout=PATIENCE)), messages=())
 
-    assert [message.get("status") for message in sent] == [200, None]
+    assert [message.get("status") for message in sent] == [408, None]
+    assert len(cancelled) == 1
 
 
 async def test_body_that_stalls_after_the_response_has_started():
@@ -461,12 +464,14 @@ async def test_a_request_that_is_cancelled_while_its_body_comes(late):
             asyncio.current_task().cancel()
             await asyncio.sleep(0)
 
+    async def send(message): ...
+
     async def app(scope, receive, send):
         await receive()
 
     limited = BodyLimitMiddleware(app, LimitsSettings(body_timeout=PATIENCE))
     scope = {"type": "http", "http_version": "2", "method": "POST", "path": "/", "headers": []}
-    task = asyncio.create_task(limited(scope, receive, None))
+    task = asyncio.create_task(limited(scope, receive, send))
     await asyncio.wait([task], timeout=10)
 
     assert task.cancelled()

@@ -1,11 +1,12 @@
 """The exchange: what every piece may rely on, alone, side by side, and one inside the other."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._exchange import Exchange, Gate, Piece, Stack
+from fastapi_prodkit._exchange import Exchange, Piece, Stack
 from fastapi_prodkit.client_address import ProxyHeadersMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware
 from fastapi_prodkit.sections import ProxySettings
@@ -322,25 +323,29 @@ async def test_a_middleware_that_copies_the_scope():
     assert "request_id" in seen["context"]
 
 
-class Door(Gate):
-    scope_types = frozenset({"http"})
+class Door(Piece):
+    """Lets a request wait, and then on."""
 
     def __init__(self, app):
         self.app = app
 
-    async def admit(self, exchange, scope, receive, send):
-        exchange.response_headers[b"x-door"] = b"open"
-        await self.app(scope, receive, send)
+    def enter(self, exchange):
+        async def wait(scope, receive, send):
+            await asyncio.sleep(0)
+            exchange.response_headers[b"x-door"] = b"open"
+            await exchange.proceed(receive, send)
+
+        return wait
 
 
-async def test_a_gate_alone_has_an_exchange_of_its_own():
+async def test_a_piece_that_waits_alone_has_an_exchange_of_its_own():
     """Its headers are on the response, with nothing around it that would send them."""
     start, _ = await Server().call(Door(ok))
 
     assert (b"x-door", b"open") in start["headers"]
 
 
-async def test_a_gate_uses_the_exchange_around_it():
+async def test_a_piece_that_waits_uses_the_exchange_around_it():
     """One exchange serves all, so that each message is looked at once."""
     seen = []
 
@@ -348,24 +353,110 @@ async def test_a_gate_uses_the_exchange_around_it():
         seen.append(Exchange.of(scope))
         await ok(scope, receive, send)
 
-    await Server().call(Stack([], Door(Door(app))))
+    await Server().call(Stack([Door(None)], Door(Door(app))))
 
     assert seen[0].response_headers == {b"x-door": b"open"}
 
 
-async def test_a_gate_passes_on_what_is_not_its_own():
-    """A lifespan, or a WebSocket that it does not ask for, goes past it."""
-    seen = []
+async def test_who_waits_goes_on_with_those_further_in():
+    """Pieces behind one that waits see the request afterwards, in their order."""
+    order = []
+
+    class Named(Piece):
+        def __init__(self, name):
+            self.name = name
+
+        def enter(self, exchange):
+            order.append(self.name)
+
+    await Server().call(Stack([Named("a"), Door(None), Named("b"), Door(None), Named("c")], ok))
+
+    assert order == ["a", "b", "c"]
+
+
+class Bell(Piece):
+    """Interrupts the app a moment after it has begun."""
+
+    interrupts = True
+
+    def __init__(self, app, *, times=1):
+        self.app = app
+        self.times = times
+        self.exchange = None
+
+    def enter(self, exchange):
+        self.exchange = exchange
+        for _ in range(self.times):
+            loop = asyncio.get_running_loop()
+            loop.call_soon(exchange.interrupt, asyncio.current_task(), ok)
+
+    def leave(self, exchange): ...
+
+
+async def late(scope, receive, send):
+    await asyncio.sleep(60)
+
+
+async def stubborn(scope, receive, send):
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(60)
+    await send({"type": "http.response.start", "status": 418, "headers": []})
+    await send({"type": "http.response.body", "body": b"late"})
+
+
+@pytest.mark.parametrize("app", [late, stubborn])
+@pytest.mark.parametrize("times", [1, 2])
+async def test_an_interruption_answers_in_place_of_the_app(app, times):
+    """The client hears it once; what the app sends afterwards goes nowhere; the task lives on."""
+    bell = Bell(app, times=times)
+
+    start, body = await Server().call(bell)
+
+    assert (start["status"], body["body"]) == (200, b"ok")
+    assert (bell.exchange.status, bell.exchange.left) == (200, False)
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_an_app_that_fails_when_interrupted_has_failed():
+    """The client has its answer, and the error is raised on."""
 
     async def app(scope, receive, send):
-        seen.append(scope["type"])
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ValueError("while it ended") from None
 
-    await Door(app)({"type": "lifespan"}, None, None)
+    bell = Bell(app)
+    server = Server()
 
-    assert seen == ["lifespan"]
+    with pytest.raises(ValueError, match="while it ended"):
+        await server.call(bell)
+
+    assert [message["type"] for message in server.sent] == ["http.response.start", "http.response.body"]
 
 
-def test_a_gate_has_to_say_what_it_does():
-    """The base class serves nothing."""
-    with pytest.raises(NotImplementedError):
-        Gate().admit(None, {}, None, None)
+async def test_a_response_that_has_started_is_not_interrupted():
+    """It is too late for another answer."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await asyncio.sleep(0.01)
+        await send({"type": "http.response.body", "body": b"mine"})
+
+    start, body = await Server().call(Bell(app))
+
+    assert (start["status"], body["body"]) == (201, b"mine")
+
+
+async def test_whoever_else_cancels_is_obeyed():
+    """A cancellation from outside passes on, although there was an interruption as well."""
+    server = Server()
+    task = asyncio.create_task(server.call(Bell(late)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert task.cancelled()

@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_prodkit._exchange import Exchange, Gate, Piece, RawHeaders, Stack
+from fastapi_prodkit._exchange import Exchange, Piece, RawHeaders, Stack
 
 __all__ = ["PIECES", "Edge"]
 
@@ -19,14 +19,11 @@ class Edge:
     dependencies find its own pieces first.
     """
 
-    def __init__(self, app: ASGIApp, layers: Sequence[Piece | Gate], pieces: Mapping[str, Any]) -> None:
+    def __init__(self, app: ASGIApp, layers: Sequence[Piece], pieces: Mapping[str, Any]) -> None:
         self.app = app
         self.layers = layers
-        watching = [layer for layer in layers if isinstance(layer, Piece)]
-        inner = next((layer.serve for layer in layers if isinstance(layer, Gate)), app)
         self._stacks = {
-            kind: Stack([layer for layer in watching if kind in layer.scope_types], inner)
-            for kind in ("http", "websocket")
+            kind: Stack([layer for layer in layers if kind in layer.scope_types], app) for kind in ("http", "websocket")
         }
         self._pieces = pieces
 

@@ -2,10 +2,12 @@
 
 A piece says what it does when a request enters, when its response starts and when it is over, and `Stack` calls it.
 That is what a chain of ASGI middleware does, at half its price: one look at each message for all of them, the
-request's headers parsed once, and no wrapper around a wrapper. Alone, each piece is an ASGI middleware like any other.
+request's headers parsed once, and no wrapper around a wrapper. A piece that has to wait, or to wrap the app, does so
+for the requests that need it. Alone, each piece is an ASGI middleware like any other.
 """
 
-from asyncio import CancelledError
+import asyncio
+from asyncio import CancelledError, Task
 from collections.abc import Awaitable, Container, Mapping, Sequence
 from contextvars import Token
 from functools import cached_property
@@ -16,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit import _context
 from fastapi_prodkit._asgi import route_path, route_template
+from fastapi_prodkit._interruption import Interruption
 
 LOGGED: Final = "__prodkit_logged__"  # attribute of an exception of which the server need not tell again
 CLIENT_LEFT: Final = 499  # nginx's name for it; no client ever sees the status
@@ -48,6 +51,7 @@ class Exchange:
     complete = False
     left = False
     status = 0
+    interruption: Interruption | None = None
 
     def __init__(self, stack: "Stack", outer: "Exchange | None", scope: Scope, receive: Receive, send: Send) -> None:
         raw: list[tuple[bytes, bytes]] = scope["headers"]
@@ -62,6 +66,8 @@ class Exchange:
         self.starting = stack.starting
         self.leaving = stack.leaving
         self.failing = stack.failing
+        self._entering = iter(stack.entering)
+        self._app = stack.app
         self._receive = receive
         self._send = send
         self._start = perf_counter()
@@ -93,6 +99,37 @@ class Exchange:
         """Return every line of a header of the request."""
         return [value for key, value in self.scope["headers"] if key == name]
 
+    def proceed(self, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve the request with what is further in: the pieces that have not seen it yet, and then the app."""
+        for enter in self._entering:
+            answer = enter(self)
+            if answer is not None:
+                return answer(self.scope, receive, send)
+        return self._app(self.scope, receive, send)
+
+    def join(self, piece: "Piece", alone: "Stack") -> None:
+        """Let in a piece that stands further in than the exchange was opened."""
+        self.starting = [*alone.starting, *self.starting]
+        self.leaving = [*alone.leaving, *self.leaving]
+        if _does(piece, "fail"):
+            self.failing = piece.fail
+        self._entering = iter(alone.entering)
+        self._app = alone.app
+
+    def interrupt(self, task: "Task[Any]", answer: ASGIApp) -> None:
+        """Cancel the task that serves the request, and have this answer it at once, unless a response has started.
+
+        What the app still sends goes nowhere, however long it takes to end.
+        """
+        if self.status or self.interruption is not None:
+            return
+        self.interruption = Interruption(task, answer(self.scope, self.receive, self.send), self.context)
+        task.cancel()
+
+    async def settle(self) -> bool:
+        """Wait for what answers in place of the app; say whether that, and nobody else, has cancelled the request."""
+        return self.interruption is not None and await self.interruption.end()
+
     async def receive(self) -> Message:
         """Pass a message to the app."""
         message = await self._receive()
@@ -102,6 +139,9 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Pass a message to the server."""
+        if self.interruption is not None and not self.interruption.answers():
+            await asyncio.sleep(0)  # not nothing at all: an app that does not stop would stop all others
+            return
         kind: str = message["type"]
         if kind == "http.response.start":
             message = self._begin_response(message["status"], message)
@@ -160,9 +200,10 @@ class Piece:
 
     app: ASGIApp
     scope_types: frozenset[str] = frozenset({"http"})
+    interrupts = False  # it may interrupt the app, and so needs an exchange that is opened where it stands
 
     def enter(self, exchange: Exchange) -> ASGIApp | None:
-        """Begin a request. Return what answers it instead of the app, if anything does."""
+        """Begin a request. Return what serves it instead, if anything does: a refusal, or what calls `proceed`."""
 
     def start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
         """Change the headers of a response that starts, in place; `present` is what the app has set."""
@@ -179,57 +220,23 @@ class Piece:
         if scope["type"] not in self.scope_types:
             await self.app(scope, receive, send)
             return
-        exchange = Exchange.current(scope)
+        exchange = None if self.interrupts else Exchange.current(scope)
         if exchange is None:
             await self._alone(scope, receive, send)
             return
-        exchange.starting = [*self._alone.starting, *exchange.starting]
-        exchange.leaving = [*self._alone.leaving, *exchange.leaving]
-        if _does(self, "fail"):
-            exchange.failing = self.fail
-        await (self.enter(exchange) or self.app)(scope, receive, send)
+        exchange.join(self, self._alone)
+        await exchange.proceed(receive, send)
 
     @cached_property
     def _alone(self) -> "Stack":
         return Stack([self], self.app)
 
 
-class Gate:
-    """The base of a middleware that lets a request wait, or watches over it while the app works.
-
-    It is an ASGI app inside the exchange: it may await, and wrap the app as it likes, which a `Piece` may not.
-    """
-
-    app: ASGIApp
-    scope_types: frozenset[str] = frozenset({"http"})
-
-    def admit(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Serve the request with the app, or with something else. Without `async` it costs no coroutine."""
-        raise NotImplementedError
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Servers recognise an app by this being `async`."""
-        await self.serve(scope, receive, send)
-
-    def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Do the same, without a coroutine of its own."""
-        if scope["type"] not in self.scope_types:
-            return self.app(scope, receive, send)
-        exchange = Exchange.current(scope)
-        if exchange is None:
-            return self._alone(scope, receive, send)
-        return self.admit(exchange, scope, receive, send)
-
-    @cached_property
-    def _alone(self) -> "Stack":
-        return Stack([], self.serve)  # opens an exchange, and calls this again
-
-
 class Stack:
     """Pieces around an app, outermost first.
 
     A piece that answers a request ends its way in. The pieces further in than the first that may do so have nothing
-    to do with responses: they have no `start` and no `leave`.
+    to do with responses: they have no `start`, and a `leave` only if they can tell that they have not been entered.
     """
 
     def __init__(self, pieces: Sequence[Piece], app: ASGIApp) -> None:
@@ -244,22 +251,22 @@ class Stack:
         outer: Exchange | None = scope.get(_KEY)
         scope[_KEY] = exchange = Exchange(self, outer, scope, receive, send)
         token: Token[Any] | None = _context.begin(exchange.context)
-        app = self.app
         try:
-            for enter in self.entering:
-                answer = enter(exchange)
-                if answer is not None:
-                    app = answer
-                    break
-            await app(scope, exchange.receive, exchange.send)
+            await exchange.proceed(exchange.receive, exchange.send)
         except CancelledError:
-            exchange.left |= not exchange.complete  # before the end of the response: some servers say so of a client
-            raise
+            if not await exchange.settle():
+                # Before the end of the response: some servers say so of a client that has left.
+                exchange.left |= not exchange.complete
+                raise
         except Exception as error:
+            await exchange.settle()
             if not exchange.failing(exchange, error):
                 if LOGGED not in vars(error):
                     token = None  # the context stays: the server logs the exception after this call
                 raise
+        else:
+            if exchange.interruption is not None:
+                await exchange.settle()
         finally:
             if exchange.leaving:  # otherwise nobody asks what came of it
                 exchange.end()

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Lifespan
 from fastapi_prodkit import _lifespan
 from fastapi_prodkit._asgi import ExactRoutes
 from fastapi_prodkit._edge import PIECES, Edge
-from fastapi_prodkit._exchange import Gate, Piece
+from fastapi_prodkit._exchange import Piece
 from fastapi_prodkit._refusals import COUNTS_ALONE
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
@@ -225,14 +225,14 @@ def _layers(
     pieces: Mapping[str, Any],
     exempt: frozenset[str],
     routes: Sequence[BaseRoute],
-) -> list[Piece | Gate]:
+) -> list[Piece]:
     """Return the layers of the edge, outermost first; a section that is None has no layer."""
     proxy = settings.proxy if settings.proxy is not None and settings.proxy.trusted else None
     cors = settings.cors if settings.cors is not None and settings.cors.configured else None
     crowded = settings.limits if settings.limits is not None and settings.limits.max_concurrent else None
     counters, uncounted = pieces.get("rate_limit"), exempt_endpoints(routes)
     propagate, silent = settings.environment == "test", settings.access_log is None
-    layers: list[tuple[Callable[..., Piece | Gate], Any, dict[str, Any]]] = [
+    layers: list[tuple[Callable[..., Piece], Any, dict[str, Any]]] = [
         # The real client and scheme, which everything below reads.
         (ProxyHeadersMiddleware, proxy, {}),
         # Opens the request context, so that everything below can log with the id.
@@ -253,10 +253,4 @@ def _layers(
         (DeadlineMiddleware, settings.limits, {"exempt": exempt}),
         (BodyLimitMiddleware, settings.limits, {"largest": largest_limit(routes)}),
     ]
-    stacked: list[Piece | Gate] = []
-    for layer, section, seams in reversed(layers):
-        if section is not None:
-            made = layer(app, section, **seams)
-            app = made.serve if isinstance(made, Gate) else app
-            stacked.insert(0, made)
-    return stacked
+    return [layer(app, section, **seams) for layer, section, seams in layers if section is not None]

@@ -8,6 +8,7 @@ import asyncio
 import math
 from asyncio import CancelledError, Task
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import cast
 
@@ -17,9 +18,9 @@ from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit._asgi import header
-from fastapi_prodkit._exchange import Exchange, Gate
+from fastapi_prodkit._exchange import Exchange, Piece
 from fastapi_prodkit._expiry import Expiry
-from fastapi_prodkit._problem import send_problem
+from fastapi_prodkit._problem import Refusal
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
@@ -31,7 +32,14 @@ _MOST_DIGITS = 18  # of a length that is looked at: an exabyte is too large alre
 _REFUSALS = {(b"text/plain; charset=utf-8", b"17"), (b"application/json", b"30")}
 
 
-class BodyLimitMiddleware(Gate):
+_too_large = Refusal(ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
+_SLOW_TEXT = "The body of the request did not arrive in time."
+_too_slow = Refusal(ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT))
+# RFC 9110 section 15.5.9: what is left of the body may still come, and must not be taken for a request.
+_too_slow_to_go_on = Refusal(ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT, headers={"Connection": "close"}))
+
+
+class BodyLimitMiddleware(Piece):
     """Refuse a body that is too large with a 413 problem: an announced one unread, a chunked one where it passes.
 
     A body of which nothing comes for `body_timeout` while the app waits for it is a 408 problem (RFC 9110 section
@@ -46,16 +54,20 @@ class BodyLimitMiddleware(Gate):
             when the response starts, which may be after a handler that does not read it has done its work.
     """
 
+    interrupts = True
+
     def __init__(self, app: ASGIApp, settings: LimitsSettings | None = None, *, largest: int | None = None) -> None:
         settings = settings or LimitsSettings()
         self.app = app
         size = settings.max_body_size
-        self._limited = _ProblemForRefusal(app if size is None else RequestBodyLimitMiddleware(app, size))
+        self._limited = _ProblemForRefusal(
+            _further_in if size is None else RequestBodyLimitMiddleware(_further_in, size)
+        )
         self._highest = max(size, largest) if size is not None and largest is not None else math.inf
         self._expiry = None if settings.body_timeout is None else Expiry(settings.body_timeout)
         self._plain = self._highest if largest == 0 else -1  # up to here nothing but the announcement needs a look
 
-    def admit(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    def enter(self, exchange: Exchange) -> ASGIApp | None:
         """Put the limit in front of the app, unless the request has no body, or one of an announced, small size.
 
         A request without Content-Length and Transfer-Encoding has no body (RFC 9112 section 6.3), and servers let no
@@ -63,19 +75,17 @@ class BodyLimitMiddleware(Gate):
         """
         headers = exchange.headers
         announced = headers.get(b"content-length")
-        if b"transfer-encoding" in headers or scope["http_version"] >= "2":
-            return self._pass_on(self._limited, exchange, receive, send)
+        if b"transfer-encoding" in headers or exchange.scope["http_version"] >= "2":
+            return self._watched(exchange, self._limited)
         if announced is None or announced == b"0":
-            return self.app(scope, receive, send)
+            return None
         size = int(announced[:_MOST_DIGITS]) if announced.isdigit() else 0
         if size > self._highest:
-            return send_problem(scope, receive, send, ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
-        return self._pass_on(self.app if size <= self._plain else self._limited, exchange, receive, send)
+            return _too_large
+        return self._watched(exchange, _further_in if size <= self._plain else self._limited)
 
-    def _pass_on(self, app: ASGIApp, exchange: Exchange, receive: Receive, send: Send) -> Awaitable[None]:
-        if self._expiry is None:
-            return app(exchange.scope, receive, send)
-        return _Pace(self._expiry, exchange, receive, send).keep(app)
+    def _watched(self, exchange: Exchange, app: ASGIApp) -> ASGIApp:
+        return app if self._expiry is None else partial(_Pace(self._expiry, exchange).serve, app)
 
 
 def largest_limit(routes: Sequence[BaseRoute]) -> int:
@@ -92,78 +102,56 @@ def largest_limit(routes: Sequence[BaseRoute]) -> int:
 class _Pace:
     """Watch over a body that comes: each part within the time."""
 
-    due: float
-    _task: "Task[None]"  # who waits for a part
+    __slots__ = ("_complete", "_exchange", "_expiry", "_over", "_receive", "_task", "_waiting", "due")
 
-    def __init__(self, expiry: Expiry, exchange: Exchange, receive: Receive, send: Send) -> None:
+    due: float
+
+    def __init__(self, expiry: Expiry, exchange: Exchange) -> None:
         self._expiry = expiry
         self._exchange = exchange
-        self._receive = receive
-        self._send = send
-        self._complete = self._waiting = self._over = False  # of the body
-        self._started = self._answered = False  # the response
-        self._problem: ProblemError | None = None
+        self._complete = False  # the body has come
+        self._over = False  # the time is
+        self._waiting: Task[None] | None = None  # who waits for a part
+        self._task = cast("Task[None]", asyncio.current_task())  # there is one: this is called by a coroutine
 
-    async def keep(self, app: ASGIApp) -> None:
+    def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve the request."""
-        try:
-            await app(self._exchange.scope, self.receive, self.send)
-        except ProblemError as error:
-            if error is not self._problem or self._started:
-                raise
-            await self._answer(error)
+        self._receive = receive
+        return app(scope, self.receive, send)
 
     async def receive(self) -> Message:
-        """Return what comes, or raise the problem if nothing does."""
-        if self._complete or self._waiting:
+        """Return what comes in time."""
+        if self._complete or self._waiting is not None:
             return await self._receive()  # the client leaves, some day; or somebody else waits already
-        self._waiting = True
-        self._task = task = cast("Task[None]", asyncio.current_task())  # there is one: this is a coroutine
+        self._waiting = task = cast("Task[None]", asyncio.current_task())
         before = task.cancelling()
         line = self._expiry.add(self, task.get_loop())
         try:
             message = await self._receive()
         except CancelledError:
-            if self._over and task.cancelling() - 1 <= before:  # as `asyncio.timeout` finds out who cancelled
-                return self._give_up()
+            if self._over and task.uncancel() <= before:  # as `asyncio.timeout` finds out who cancelled
+                return {"type": "http.disconnect"}
             raise
         finally:
             line.pop(self, None)
-            self._waiting = False
-            if self._over:
-                task.uncancel()
+            self._waiting = None
         self._complete = message["type"] != "http.request" or not message.get("more_body")
         return message
 
     def expire(self) -> None:
-        """Have the task wait no longer."""
-        self._over = True
-        self._task.cancel()
+        """Answer in place of the app, or, if its response has started, have it find that the client is gone."""
+        exchange = self._exchange
+        if not exchange.status:
+            exchange.interrupt(self._task, _too_slow if exchange.scope["http_version"] >= "2" else _too_slow_to_go_on)
+        else:
+            self._over = self._complete = True
+            exchange.left |= not exchange.complete
+            cast("Task[None]", self._waiting).cancel()  # somebody does, or there would be nothing to expire
 
-    def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message on; in place of the app's own words about the problem, the problem."""
-        if self._answered:
-            return asyncio.sleep(0)
-        if message["type"] == "http.response.start":
-            self._started = True
-            if self._problem is not None and message["status"] == HTTPStatus.REQUEST_TIMEOUT:
-                return self._answer(self._problem)
-        return self._send(message)
 
-    def _give_up(self) -> Message:
-        self._complete = True
-        if self._started:
-            self._exchange.left |= not self._exchange.complete
-            return {"type": "http.disconnect"}
-        # RFC 9110 section 15.5.9: what is left of the body may still come, and must not be taken for a request.
-        headers = {"Connection": "close"} if self._exchange.scope["http_version"] < "2" else {}
-        text = "The body of the request did not arrive in time."
-        self._problem = ProblemError(HTTPStatus.REQUEST_TIMEOUT, text, headers=headers)
-        raise self._problem
-
-    def _answer(self, problem: ProblemError) -> Awaitable[None]:
-        self._started = self._answered = True
-        return send_problem(self._exchange.scope, self._receive, self._send, problem)
+async def _further_in(scope: Scope, receive: Receive, send: Send) -> None:
+    exchange = cast("Exchange", Exchange.of(scope))
+    await exchange.proceed(receive, send)
 
 
 class _ProblemForRefusal:
@@ -177,7 +165,7 @@ class _ProblemForRefusal:
             nonlocal refused
             if message["type"] == "http.response.start" and _is_refusal(message):
                 refused = True
-                await send_problem(scope, receive, send, ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
+                await _too_large(scope, receive, send)
             elif not refused:
                 await send(message)
 

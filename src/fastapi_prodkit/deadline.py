@@ -7,30 +7,29 @@ that what it awaits is cancelled as well: a query ends in the database.
 
 import asyncio
 import math
-from asyncio import CancelledError, Task, TimerHandle
-from collections.abc import Awaitable, Container
+from asyncio import Task, TimerHandle
+from collections.abc import Container
 from contextvars import Context
 from time import monotonic
 from typing import cast
 
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
-from fastapi_prodkit import _context
 from fastapi_prodkit._asgi import route_dependencies
-from fastapi_prodkit._exchange import Exchange, Gate
+from fastapi_prodkit._exchange import Exchange, Piece
 from fastapi_prodkit._expiry import Expiry, Line
-from fastapi_prodkit._problem import send_problem
+from fastapi_prodkit._problem import Refusal
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
 __all__ = ["DeadlineMiddleware", "Timeout"]
 
 _KEY = "fastapi_prodkit.deadline"
-_PROBLEM = ProblemError(504, "The service did not answer in time.")
+_late = Refusal(ProblemError(504, "The service did not answer in time."))
 
 
-class DeadlineMiddleware(Gate):
+class DeadlineMiddleware(Piece):
     """Answer with a 504 problem if no response has started within `request_timeout`, and cancel the handler.
 
     A response that has started is left alone, however long it takes; WebSockets are, too. The time runs from here, and
@@ -42,6 +41,8 @@ class DeadlineMiddleware(Gate):
         exempt: Paths relative to the app, without trailing slash, that have no deadline.
     """
 
+    interrupts = True
+
     def __init__(
         self, app: ASGIApp, settings: LimitsSettings | None = None, *, exempt: Container[str] = frozenset()
     ) -> None:
@@ -50,27 +51,18 @@ class DeadlineMiddleware(Gate):
         self._exempt = exempt
         self._expiry = None if settings.request_timeout is None else Expiry(settings.request_timeout)
 
-    def admit(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Serve the request within its time."""
-        if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
-            scope[_KEY] = None
-            return self.app(scope, receive, send)
-        return self._serve(exchange, scope, receive, send)
+    def enter(self, exchange: Exchange) -> None:
+        """Begin to watch."""
+        outer = exchange.scope.get(_KEY)
+        exempt = exchange.path in self._exempt and exchange.is_exempt(self._exempt)
+        exchange.scope[_KEY] = outer if exempt else _Watch(exchange, self._expiry, outer)
 
-    async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        outer = scope.get(_KEY)
-        scope[_KEY] = watch = _Watch(exchange, receive, send, self._expiry)
-        try:
-            await self.app(scope, receive, watch.send)
-        except CancelledError:
-            if not watch.cancelled_alone():
-                raise
-        finally:
-            scope[_KEY] = outer
+    def leave(self, exchange: Exchange) -> None:
+        """Watch no longer, if it was watched."""
+        watch = _Watch.of(exchange)
+        if watch is not None:
             watch.stop()
-            if watch.answer is not None:
-                watch.task.uncancel()
-                await watch.answer  # an app that returns before the end of its response is broken, to a server
+            exchange.scope[_KEY] = watch.outer
 
 
 class Timeout:
@@ -104,51 +96,48 @@ class Timeout:
 
 
 class _Watch:
-    """Watch over one request: who is to be cancelled when, and whether that can still be answered."""
+    """Watch over one request: who is to be cancelled when."""
 
-    def __init__(self, exchange: Exchange, receive: Receive, send: Send, expiry: Expiry | None) -> None:
+    __slots__ = ("_exchange", "_line", "_own", "_seconds", "_task", "_timer", "due", "outer")
+
+    due: float
+
+    def __init__(self, exchange: Exchange, expiry: Expiry | None, outer: "_Watch | None") -> None:
+        self.outer = outer
         self._exchange = exchange
-        self._receive = receive
-        self._send = send
-        self._started = False  # the response has; then it is too late for another answer
-        self.answer: Task[None] | None = None  # what the client gets; then it is too late for the response
         self._own = False  # the deadline is the route's
         self._timer: TimerHandle | None = None
-        self.task = task = cast("Task[None]", asyncio.current_task())  # there is one: this is called by a coroutine
-        self._cancelled_before = task.cancelling()
+        self._task = task = cast("Task[None]", asyncio.current_task())  # there is one: this is called by a coroutine
+        self._line: Line | None = None
         if expiry is None:
             self._seconds, self.due = 0.0, monotonic()
-            self._line: Line | None = None
         else:
             self._seconds = expiry.seconds
             self._line = expiry.add(self, task.get_loop())
 
-    def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message on, unless the client has another answer."""
-        if self.answer is not None:
-            return asyncio.sleep(0)  # not nothing at all: an app that does not stop would stop all others
-        if message["type"] == "http.response.start":
-            self._started = True
-        return self._send(message)
+    @staticmethod
+    def of(exchange: Exchange) -> "_Watch | None":
+        """Return the watch over exactly this request, and not over one around it."""
+        watch: _Watch | None = exchange.scope.get(_KEY)
+        return watch if watch is not None and watch._exchange is exchange else None  # noqa: SLF001 - our own
 
     def allow(self, seconds: float | None) -> None:
         """Take another time, from the beginning of the request."""
         self.stop()
         self._own = True
-        if seconds is not None and self.answer is None:
+        if seconds is not None and self._exchange.interruption is None:
             self.due += seconds - self._seconds
             self._seconds = seconds
             left = max(0.0, self.due - monotonic())
-            self._timer = self.task.get_loop().call_later(left, self.expire, context=Context())
+            self._timer = self._task.get_loop().call_later(left, self.expire, context=Context())
 
     def expire(self) -> None:
         """Answer and cancel, unless the response has started, or the route that was chosen has another time."""
         own = None if self._own else _timeout_of(self._exchange.scope)
         if own is not None:
             self.allow(own.seconds)  # the dependency itself is called when the body has been read
-        elif not self._started:
-            self.answer = self.task.get_loop().create_task(self._answer())
-            self.task.cancel()
+        else:
+            self._exchange.interrupt(self._task, _late)
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -156,14 +145,6 @@ class _Watch:
             self._line.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
-
-    def cancelled_alone(self) -> bool:
-        """Say whether it was the deadline, and nobody else, that cancelled the request; as `asyncio.timeout` does."""
-        return self.answer is not None and self.task.cancelling() - 1 <= self._cancelled_before
-
-    async def _answer(self) -> None:
-        _context.begin(self._exchange.context)  # this task's own
-        await send_problem(self._exchange.scope, self._receive, self._send, _PROBLEM)
 
 
 def _timeout_of(scope: Scope) -> Timeout | None:

@@ -10,13 +10,14 @@ import math
 from asyncio import Future
 from collections import deque
 from collections.abc import Awaitable, Container
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastapi_prodkit._exchange import Exchange, Gate
+from fastapi_prodkit._exchange import Exchange, Piece
 from fastapi_prodkit._instruments import instrument
-from fastapi_prodkit._problem import send_problem
+from fastapi_prodkit._problem import Refusal, send_problem
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ConcurrencyLimitMiddleware"]
 
 
-class ConcurrencyLimitMiddleware(Gate):
+class ConcurrencyLimitMiddleware(Piece):
     """Serve at most `max_concurrent` requests at a time; let as many wait in line, and refuse the rest with 503.
 
     Who waits does so for at most `queue_timeout`, first come, first served; a client that leaves gives up its place.
@@ -67,25 +68,22 @@ class ConcurrencyLimitMiddleware(Gate):
             503, "The service is at its limit; try again later.", headers={"Retry-After": seconds}
         )
 
-    def admit(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    def enter(self, exchange: Exchange) -> ASGIApp | None:
         """Serve the request if there is room; otherwise let it wait, or refuse it."""
         if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
-            return self.app(scope, receive, send)
+            return None
         if self._inside < self._most:  # then nobody waits: who leaves hands the place on
-            return self._serve(scope, receive, send)
+            return partial(self._serve, exchange)
         if len(self._line) < self._longest_line:
-            return self._wait(scope, receive, send)
+            return partial(self._wait, exchange)
         self._meter.count_refusal("queue_full")
-        return send_problem(scope, receive, send, self._refusal)
+        return Refusal(self._refusal)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, exchange: Exchange, _scope: Scope, receive: Receive, send: Send) -> None:
         self._inside += 1
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self._hand_on()
+        await self._serve_in_place(exchange, receive, send)
 
-    async def _wait(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _wait(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         client = _Client(receive)
         place: Future[None] = asyncio.get_running_loop().create_future()
         self._line.append(place)
@@ -97,15 +95,15 @@ class ConcurrencyLimitMiddleware(Gate):
         if client.left:
             self._withdraw(place)
         elif place.done():
-            await self._serve_in_place(scope, client.receive, send)
+            await self._serve_in_place(exchange, client.receive, send)
         else:
             self._withdraw(place)
             self._meter.count_refusal("queue_timeout")
             await send_problem(scope, receive, send, self._refusal)
 
-    async def _serve_in_place(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_in_place(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         try:
-            await self.app(scope, receive, send)
+            await exchange.proceed(receive, send)
         finally:
             self._hand_on()
 

@@ -114,9 +114,10 @@ def note(scope: Scope, quotas: Sequence[Quota], *, legacy: bool = False) -> dict
     return noted.headers
 
 
-def note_first(exchange: Exchange, scope: Scope, limit: Limit, remaining: int, reset: int) -> None:
+def note_first(exchange: Exchange, limit: Limit, remaining: int, reset: int) -> None:
     """Do the same for the first and most often only limit of a request, in a fifth of the time."""
-    if _NOTED in scope:  # in a mounted app, there were others before
+    scope = exchange.scope
+    if remaining < 0 or _NOTED in scope:  # refused, or in a mounted app after others
         note(scope, [(limit, remaining, reset)])
         return
     headers = exchange.response_headers

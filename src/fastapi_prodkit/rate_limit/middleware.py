@@ -1,21 +1,22 @@
 """The limit on every request, whatever serves it."""
 
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Callable, Container
+from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_prodkit._exchange import Exchange, Gate
-from fastapi_prodkit._problem import send_problem
+from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit._problem import Refusal, send_problem
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.rate_limit.keys import client_key
-from fastapi_prodkit.rate_limit.limits import Quota, Store, note, note_first, parse_limits, refusal, refused
+from fastapi_prodkit.rate_limit.limits import Store, note, note_first, parse_limits, refusal, refused
 from fastapi_prodkit.rate_limit.memory import MemoryStore
 from fastapi_prodkit.sections import RateLimitSettings
 
 __all__ = ["RateLimitMiddleware"]
 
 
-class RateLimitMiddleware(Gate):
+class RateLimitMiddleware(Piece):
     """Count every request of a client against the default limit; refuse what is over it with a 429 problem.
 
     The body of a refused request is never read. WebSocket handshakes count, and are refused, as requests are.
@@ -54,30 +55,26 @@ class RateLimitMiddleware(Gate):
         if isinstance(self._store, MemoryStore) and len(self._limits) == 1 and not self._legacy:
             self._hit, self._clock = self._store.window(self._limits[0]).hit, self._store.clock
 
-    def admit(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    def enter(self, exchange: Exchange) -> ASGIApp | None:
         """Count the request, or refuse it."""
         if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
-            return self.app(scope, receive, send)
+            return None
+        scope = exchange.scope
         if self._uncounted is not None and self._uncounted(scope):
-            return self.app(scope, receive, send)
+            return None
         if self._hit is None:
-            return self._admit_later(scope, receive, send)
+            return partial(self._ask, exchange)
         remaining, reset = self._hit(client_key(scope), 1, self._clock())
-        if remaining >= 0:
-            note_first(exchange, scope, self._limits[0], remaining, reset)
-            return self.app(scope, receive, send)
-        return self._answer([(self._limits[0], remaining, reset)], scope, receive, send)
+        note_first(exchange, self._limits[0], remaining, reset)
+        return None if remaining >= 0 else Refusal(refusal([(self._limits[0], remaining, reset)]))
 
-    async def _admit_later(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _ask(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             quotas = await self._store.hit(self._limits, client_key(scope))
+            note(scope, quotas, legacy=self._legacy)
+            if refused(quotas):
+                raise refusal(quotas)
         except ProblemError as problem:
             await send_problem(scope, receive, send, problem)
             return
-        await self._answer(quotas, scope, receive, send)
-
-    def _answer(self, quotas: list[Quota], scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        note(scope, quotas, legacy=self._legacy)
-        return (
-            send_problem(scope, receive, send, refusal(quotas)) if refused(quotas) else self.app(scope, receive, send)
-        )
+        await exchange.proceed(receive, send)
