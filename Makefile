@@ -55,6 +55,8 @@ lock: $(RUN) ## solve requirements/*.txt anew
 	@$(LOCK) $(AGREE) --extra database --extra standard --group demo --output-file requirements/demo.txt
 	@$(LOCK) $(AGREE) --group pytest --output-file requirements/pytest.txt
 	@$(LOCK) $(AGREE) --output-file requirements/core.txt
+	@$(LOCK) $(AGREE) --extra all --group service --no-emit-package fastapi-prodkit --no-annotate \
+		--output-file examples/service/requirements.txt
 
 clean: ## remove everything that was made
 	rm -rf $(VENV) dist site .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache examples/service/.demo
