@@ -163,7 +163,8 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
 
         add_outage_handlers(app)
     add_problem_schemas(app)
-    probes = _probes(settings, pieces, checks)
+    routers = _probes(settings, pieces, checks)
+    probes = [cast("Route", route) for router in routers for route in router.routes]
     docs = docs_router(app).routes if settings.docs and app.openapi_url and app.docs_url is None else []
     schema = [route for route in app.router.routes if getattr(route, "path", ...) == app.openapi_url]
     # In front of the app's own routes, so that a catch-all does not hide them; and not through include_router, so that
@@ -172,7 +173,8 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     app.router.routes[:] = [ExactRoutes(ours), *(route for route in app.router.routes if route not in schema)]
     # The signals first, so that one that comes while the others start is noticed.
     living = (pieces[name] for name in ("shutdown", "database", "rate_limit") if name in pieces)
-    _lifespan.compose(app, [piece.lifespan for piece in living if hasattr(piece, "lifespan")])
+    lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
+    _lifespan.compose(app, [*lifespans, *(router.lifespan_context for router in routers)])
 
     def edge(stack: ASGIApp) -> Edge:
         exempt = frozenset(probe.path.rstrip("/") for probe in probes)
@@ -202,7 +204,7 @@ def _pieces(settings: Settings) -> dict[str, Any]:
     return pieces
 
 
-def _probes(settings: Settings, pieces: Mapping[str, Any], checks: Mapping[str, Check] | None) -> list[Route]:
+def _probes(settings: Settings, pieces: Mapping[str, Any], checks: Mapping[str, Check] | None) -> list[APIRouter]:
     routers = []
     if settings.health is not None:
         ours: dict[str, Check] = {}
@@ -216,7 +218,7 @@ def _probes(settings: Settings, pieces: Mapping[str, Any], checks: Mapping[str, 
         routers.append(health_router(settings.health, checks=every, draining=draining))
     if settings.metrics is not None:
         routers.append(metrics_router(settings.metrics))
-    return [cast("Route", route) for router in routers for route in router.routes]
+    return routers
 
 
 def _layers(

@@ -9,9 +9,10 @@ prometheus_client costs about 4 us per request, these cells 1.
 
 import hmac
 from bisect import bisect_left
-from collections.abc import Container, Iterator
+from collections.abc import AsyncIterator, Container, Iterator
+from contextlib import asynccontextmanager, nullcontext
 from threading import Lock
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from fastapi import APIRouter, Header
 from starlette.responses import Response
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp
 
 from fastapi_prodkit._exchange import Exchange, Piece
 from fastapi_prodkit._instruments import collector
+from fastapi_prodkit._workers import Workers
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import MetricsSettings
 
@@ -87,14 +89,24 @@ def metrics_router(
 
     It is closed (404) unless the settings open it: `public`, or `token`, which the client then has to send as
     `Authorization: Bearer <token>`.
+
+    With several worker processes any of them shows the numbers of all, once the router's lifespan has begun.
     """
     from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use: an app without metrics does not load it
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
 
     settings = settings or MetricsSettings()
-    shown = registry or REGISTRY
+    own = registry or REGISTRY
+    workers = Workers.of(own)
+    shown = cast("CollectorRegistry", workers or own)  # all that is asked of it is `collect`
     expected = settings.token.get_secret_value().encode() if settings.token else None
-    router = APIRouter()
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:  # noqa: ARG001 - the signature of a lifespan
+        with nullcontext() if workers is None else workers.joined():
+            yield
+
+    router = APIRouter(lifespan=lifespan)
 
     # Not async: rendering may take a while and belongs in the threadpool. HEAD, because our own GET routes answer it.
     @router.api_route("/metrics", methods=["GET", "HEAD"], include_in_schema=False)

@@ -40,7 +40,11 @@ class Outage:
         self._policy = policy
         self._timeout = timeout
         self._up = instrument(
-            Gauge, "rate_limit_storage_up", "Whether the rate limit's store works.", registry=registry
+            Gauge,
+            "rate_limit_storage_up",
+            "Whether the rate limit's store works.",
+            registry=registry,
+            multiprocess_mode="livemin",  # of several workers: not all of them reach it
         )
         self._up.set(1)
         self._decisions = instrument(

@@ -1,0 +1,200 @@
+"""The metrics of all worker processes of a service, for a scrape that reaches one of them.
+
+Each worker writes what it has into a directory that they share: once a second, and before it answers a scrape, which
+it does with its own numbers and what the others have written. So all that is ever shown has been written before, and
+no sum falls when a worker is killed: what it had counted stays, and what it measured at the moment goes with it.
+
+A worker holds a lock on a file of its own. The system gives it up with the process, however that ends, which is how
+the others know; numbers of processes are used again, and say nothing.
+"""
+
+import logging
+import multiprocessing
+import os
+import secrets
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import orjson
+
+from fastapi_prodkit import _samples
+from fastapi_prodkit._samples import Families
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+__all__ = ["Workers", "shared_directory"]
+
+INTERVAL = 1.0  # seconds between two writings
+_LOCK, _ENDED = "lock", "ended.json"  # who writes now; and what those had counted that are gone
+
+_HOME = "fastapi_prodkit_workers"  # our own mark on the registry
+
+_logger = logging.getLogger("fastapi_prodkit.metrics")
+
+
+def shared_directory() -> Path | None:
+    """Return where the workers of this service meet; None if this process is the only one.
+
+    That is PROMETHEUS_MULTIPROC_DIR, or else a folder for temporary files that is named after the parent of the
+    workers: of uvicorn, hypercorn and granian, which start them through `multiprocessing`, or of gunicorn.
+    """
+    named = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if named:
+        return Path(named)
+    forked = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
+    if os.name != "posix" or not (forked or multiprocessing.parent_process()):
+        return None
+    return Path(tempfile.gettempdir(), f"fastapi-prodkit-{os.getuid()}-{os.getppid()}")
+
+
+class Workers:
+    """Share the metrics of a registry with the other workers.
+
+    Args:
+        registry: Whose metrics.
+        directory: Where the workers meet.
+    """
+
+    def __init__(self, registry: "CollectorRegistry", directory: Path) -> None:
+        self._registry = registry
+        self._directory = directory
+        self._apps = 0  # of this process that show the registry
+        self._writing = threading.Lock()
+        self._alive: IO[bytes] | None = None
+
+    @classmethod
+    def of(cls, registry: "CollectorRegistry") -> "Workers | None":
+        """Return the one for prometheus_client's default registry; None for others, and where there is one worker."""
+        from prometheus_client import REGISTRY  # noqa: PLC0415 - whoever has a registry has loaded it
+
+        directory = shared_directory()
+        if directory is None or registry is not REGISTRY:
+            return None
+        made: Workers = vars(registry).setdefault(_HOME, cls(registry, directory))
+        return made
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Take part; without a place to write this worker's metrics stay its own, and a log line says so."""
+        self._apps += 1
+        try:
+            if self._apps == 1:
+                self._join()
+            yield
+        finally:
+            self._apps -= 1
+            if self._apps == 0 and self._alive is not None:
+                self._leave(self._alive)
+
+    def collect(self) -> "Iterator[Metric]":
+        """Yield the metrics of all workers: what a registry is asked for."""
+        if self._alive is not None:
+            try:
+                return _samples.merged(self._gather(), self._registry)
+            except OSError as error:
+                _logger.warning("these metrics are of one worker only: %s", error)
+        return iter(self._registry.collect())
+
+    def _gather(self) -> list[Families]:
+        with self._locked():
+            own = self._write()
+            self._bury()
+            others = [path for path in self._directory.glob("*.json") if path.name != self._file]
+            return [own, *map(_read, others)]
+
+    def _join(self) -> None:
+        self._name = secrets.token_hex(8)
+        self._file = f"{self._name}.json"
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._directory.stat().st_uid != os.geteuid():
+                raise PermissionError(f"{self._directory} belongs to somebody else")
+            with self._locked():
+                if not any(map(_is_held, self._directory.glob("*.alive"))):
+                    self._clear()  # what an earlier run has left
+                self._alive = (self._directory / f"{self._name}.alive").open("wb")
+                _lock(self._alive, wait=True)
+                self._write()
+        except OSError as error:
+            self._alive = None
+            _logger.warning("metrics are of one worker only, because there is no place to share them: %s", error)
+            return
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._write_often, name="fastapi_prodkit.metrics", daemon=True)
+        self._thread.start()
+
+    def _leave(self, alive: IO[bytes]) -> None:
+        self._ending.set()
+        self._thread.join()
+        self._alive = None
+        with suppress(OSError), self._locked():
+            self._write()
+            alive.close()
+            self._bury()
+            if not any(self._directory.glob("*.alive")):
+                self._clear()
+                (self._directory / _LOCK).unlink()
+                self._directory.rmdir()  # unless there is something else in it
+
+    def _write_often(self) -> None:
+        while not self._ending.wait(INTERVAL):
+            with suppress(OSError):  # a full disk, or somebody has removed the directory: later, perhaps
+                self._write()
+
+    def _write(self) -> Families:
+        with self._writing:
+            own = _samples.families(self._registry)
+            self._replace(self._file, own)
+            return own
+
+    def _bury(self) -> None:
+        """Add what the dead have counted to what those had before them."""
+        for path in self._directory.glob("*.alive"):
+            if not _is_held(path):
+                left, ended = path.with_suffix(".json"), self._directory / _ENDED
+                self._replace(_ENDED, _samples.counted([_read(ended), _read(left)]))
+                left.unlink(missing_ok=True)
+                path.unlink()
+
+    def _clear(self) -> None:
+        for pattern in ("*.alive", "*.json", "*.new", "*.db"):  # .db: prometheus_client's own
+            for path in self._directory.glob(pattern):
+                path.unlink(missing_ok=True)
+
+    def _replace(self, name: str, content: Families) -> None:
+        new = self._directory / f"{name}.{self._name}.new"
+        new.write_bytes(orjson.dumps(content))
+        new.replace(self._directory / name)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self._directory / _LOCK).open("ab") as file:
+            _lock(file, wait=True)
+            yield
+
+
+def _read(path: Path) -> Families:
+    read: Families = orjson.loads(path.read_bytes()) if path.exists() else []
+    return read
+
+
+def _is_held(path: Path) -> bool:
+    with path.open("ab") as file:
+        return not _lock(file, wait=False)
+
+
+def _lock(file: IO[bytes], *, wait: bool) -> bool:
+    """Lock the file for as long as it is open, and say whether that worked."""
+    import fcntl  # noqa: PLC0415 - there is none on Windows, where workers do not meet
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
