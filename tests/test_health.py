@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from httpx2 import ASGITransport, AsyncClient
 
 from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError
-from fastapi_prodkit.health import health_router
+from fastapi_prodkit.health import HealthCheck, health_router
 from fastapi_prodkit.sections import HealthSettings
 
 DETAILS = HealthSettings(details=True)
@@ -231,6 +231,207 @@ def test_details_of_a_failure_carry_no_message():
 
     assert response.json()["checks"]["database"][0]["output"] == "ConnectionRefusedError"
     assert "hunter2" not in response.text
+
+
+TOKEN = "t0p-s3cret-pässword"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "told"),
+    [
+        (f"Bearer {TOKEN}".encode(), True),
+        (f"bearer  {TOKEN}".encode(), True),
+        (b"Bearer wrong", False),
+        (f"Basic {TOKEN}".encode(), False),
+        (b"Bearer", False),
+        (None, False),
+    ],
+)
+def test_the_token_shows_the_details(authorization, told):
+    """Whoever has the token sees the checks; without it, or with a wrong one, the probe answers and shows none."""
+    client = client_for(HealthSettings(token=TOKEN), checks={"database": Probe()}, warning=lambda: "slow")
+    headers = {"Authorization": authorization} if authorization else {}
+
+    ready, live = client.get("/ready", headers=headers), client.get("/health", headers=headers)
+
+    assert (ready.status_code, live.status_code) == (200, 200)
+    assert ("checks" in ready.json(), "output" in live.json()) == (told, told)
+
+
+def test_without_a_token_there_is_none_to_guess():
+    """An empty token opens nothing where none is set."""
+    client = client_for(checks={"database": Probe()})
+
+    response = client.get("/ready", headers={"Authorization": "Bearer "})
+
+    assert response.json() == {"status": "pass"}
+
+
+# Liveness
+
+
+def test_liveness_warns_of_a_process_that_answers_late():
+    """What is wrong with a process that still answers is a warning and no reason to restart it."""
+    wrong = None
+    client = client_for(DETAILS, warning=lambda: wrong)
+    before = client.get("/health")
+
+    wrong = "the event loop was blocked"
+    after = client.get("/health")
+
+    assert before.json() == {"status": "pass"}
+    assert (after.status_code, after.json()) == (200, {"status": "warn", "output": wrong})
+
+
+def test_a_warning_of_liveness_shows_no_details_to_strangers():
+    """Without details the status is all that is told."""
+    response = client_for(warning=lambda: "the event loop was blocked").get("/health")
+
+    assert (response.status_code, response.json()) == (200, {"status": "warn"})
+
+
+# Start-up
+
+
+def test_the_service_is_not_ready_before_it_has_come_up():
+    """Until a check of the start has passed, `/startup` and `/ready` say 503 while the process is alive."""
+    warming = Probe(RuntimeError("still loading"))
+    client = client_for(UNCACHED, checks={"model": HealthCheck(warming, startup=True), "database": Probe()})
+    during = [client.get(path).status_code for path in ("/startup", "/startup/", "/ready", "/health")]
+
+    warming.error = None
+    after = [client.get(path).status_code for path in ("/startup", "/startup/", "/ready", "/health")]
+
+    assert during == [503, 503, 503, 200]
+    assert after == [200, 200, 200, 200]
+
+
+def test_what_has_started_once_has_started():
+    """A check of the start is not asked again once it has passed, so `/startup` never goes back."""
+    warming = Probe()
+    client = client_for(UNCACHED, checks={"model": HealthCheck(warming, startup=True)})
+    client.get("/startup")
+
+    warming.error = RuntimeError("too late to matter")
+    statuses = [client.get(path).status_code for path in ("/startup", "/ready")]
+
+    assert statuses == [200, 200]
+    assert warming.runs == 1
+
+
+def test_startup_asks_nothing_but_the_start():
+    """A database that is down does not keep a service from having started, and draining does not undo it."""
+    database = Probe(OSError("down"))
+    client = client_for(DETAILS, checks={"database": database}, draining=lambda: True)
+
+    response = client.get("/startup")
+
+    assert (response.status_code, response.json()) == (200, {"status": "pass", "checks": {}})
+    assert database.runs == 0
+
+
+# Paths
+
+
+def test_paths_are_names_and_aliases():
+    """Each probe answers on every path that it is given, and on no other."""
+    paths = {"live_paths": "/livez,/healthz", "ready_paths": ("/readyz", "/"), "startup_paths": ()}
+    client = client_for(HealthSettings(**paths), checks={"database": Probe(OSError())})
+    asked = ("/livez", "/livez/", "/healthz", "/readyz", "/readyz/", "/", "/health", "/ready", "/startup")
+
+    statuses = [client.get(path).status_code for path in asked]
+
+    assert statuses == [200, 200, 200, 503, 503, 503, 404, 404, 404]
+
+
+@pytest.mark.parametrize("path", ["health", "/health/", "/{probe}", "", "//", "/health?x", "/a b"])
+def test_a_path_that_cannot_be_served_is_refused(path):
+    """A path is plain: it begins with a slash, ends without one, and has no parameters."""
+    with pytest.raises(ValueError, match="a slash first, none at the end"):
+        HealthSettings(live_paths=(path,))
+
+
+@pytest.mark.parametrize("paths", [{"live_paths": "/x,/x"}, {"ready_paths": "/health"}, {"startup_paths": "/y,/ready"}])
+def test_a_path_is_one_probe(paths):
+    """The same path for two probes would leave one of them unanswered."""
+    with pytest.raises(ValueError, match="one path is one probe"):
+        HealthSettings(**paths)
+
+
+# Options of a check
+
+
+@pytest.mark.parametrize("error", [OSError("down"), asyncio.CancelledError()])
+def test_what_is_not_critical_warns(error, caplog):
+    """The service can live without it: 200 with `warn`, and the log still says that the check fails."""
+    checks = {"recommendations": HealthCheck(Probe(error), critical=False), "database": Probe()}
+    client = client_for(DETAILS, checks=checks)
+
+    response = client.get("/ready")
+
+    found = response.json()["checks"]["recommendations"][0]
+    assert (response.status_code, response.json()["status"]) == (200, "warn")
+    assert (found["status"], found["output"]) == ("warn", type(error).__name__)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"check recommendations fails: {type(error).__name__}"
+    ]
+
+
+async def test_a_check_has_its_own_time():
+    """One check may take less time than the others, and one that is not critical only warns when it takes too long."""
+    held = Held()
+    client = async_client_for(
+        HealthSettings(timeout=60, details=True),
+        checks={"slow": HealthCheck(held, timeout=0.05, critical=False), "database": Probe()},
+    )
+
+    response = await client.get("/ready")
+
+    found = response.json()["checks"]["slow"][0]
+    assert response.status_code == 200
+    assert (found["status"], found["output"], found["observedValue"]) == ("warn", "timed out", 50.0)
+
+
+def test_a_check_has_its_own_cache():
+    """What is dear to ask is asked less often than the rest."""
+    clock, dear, cheap = Clock(), Probe(), Probe()
+    client = client_for(
+        HealthSettings(cache=1), checks={"dear": HealthCheck(dear, cache=60), "cheap": cheap}, clock=clock
+    )
+    runs = []
+
+    for seconds in (0, 2, 57, 1):
+        clock.now += seconds
+        client.get("/ready")
+        runs.append((dear.runs, cheap.runs))
+
+    assert runs == [(1, 1), (1, 2), (1, 3), (2, 4)]
+
+
+async def test_all_who_waited_hear_that_it_took_too_long():
+    """A probe that joins a run hears the same as the one that began it, and at the same time."""
+    held = Held()
+    client = async_client_for(HealthSettings(timeout=0.2, details=True), checks={"slow": held})
+    first = asyncio.create_task(client.get("/ready"))
+    await held.started.wait()
+
+    second = await client.get("/ready")
+
+    outputs = [response.json()["checks"]["slow"][0]["output"] for response in (await first, second)]
+    assert outputs == ["timed out", "timed out"]
+    assert held.runs == 1
+
+
+def test_another_check_of_the_same_name_is_another_check():
+    """A check that is replaced leaves nothing of what it said."""
+    checks = {"database": HealthCheck(Probe(), cache=3600)}
+    client = client_for(checks=checks)
+    before = client.get("/ready")
+
+    checks["database"] = Probe(OSError())
+    after = client.get("/ready")
+
+    assert (before.status_code, after.status_code) == (200, 503)
 
 
 # Time
@@ -487,12 +688,27 @@ def synchronous():
         ({"database": "SELECT 1"}, "'database' is not callable"),
         ({"database": synchronous}, "'database' is not async"),
         ({"database": Clock().__call__}, "'database' is not async"),
+        ({"database": HealthCheck(synchronous)}, "'database' is not async"),
     ],
 )
 def test_a_check_that_cannot_work_is_refused(checks, message):
     """The mistake is named when the router is made, not when the first probe comes."""
     with pytest.raises(ConfigurationError, match=message):
         health_router(checks=checks)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout": 0}, "timeout has to be more than 0"),
+        ({"timeout": float("nan")}, "timeout has to be more than 0"),
+        ({"cache": -1}, "cache must not be less than 0"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(options, message):
+    """The mistake is named where the check is made."""
+    with pytest.raises(ConfigurationError, match=message):
+        HealthCheck(Probe(), **options)
 
 
 @pytest.mark.parametrize("check", [lambda: None, Clock()], ids=["lambda", "callable object"])

@@ -177,7 +177,7 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     _lifespan.compose(app, [*lifespans, *(router.lifespan_context for router in routers)])
 
     def edge(stack: ASGIApp) -> Edge:
-        exempt = frozenset(probe.path.rstrip("/") for probe in probes)
+        exempt = frozenset(probe.path.rstrip("/") or "/" for probe in probes)
         edge = Edge(stack, _layers(stack, settings, pieces, exempt, app.routes), pieces)
         if "shutdown" in pieces:
             pieces["shutdown"].on_drain(edge.close_connections)

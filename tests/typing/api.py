@@ -12,7 +12,7 @@ from fastapi_prodkit.client_address import ProxyHeadersMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.errors import ProblemError, add_problem_handlers
 from fastapi_prodkit.exceptions import CheckWarning, SettingsError
-from fastapi_prodkit.health import health_router
+from fastapi_prodkit.health import HealthCheck, health_router
 from fastapi_prodkit.logging import bind, configure_logging
 from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware
@@ -37,7 +37,7 @@ assert_type(app, FastAPI)
 assert_type(settings.page_size, int)
 assert_type(settings.rate_limit, RateLimitSettings | None)
 assert_type(current_request_id(), str | None)
-assert_type(health_router(checks={"stock": check}), APIRouter)
+assert_type(health_router(checks={"stock": check, "model": HealthCheck(check, startup=True)}), APIRouter)
 assert_type(metrics_router(), APIRouter)
 assert_type(SettingsError({}).problems, dict[str, str])
 assert_type(ProblemError(404, "There is no such item.", item=7).status_code, int)

@@ -1,8 +1,9 @@
 """Sections of the process: who it is, what it tells about itself, and how it ends."""
 
+import re
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from fastapi_prodkit.sections.section import Section
 
@@ -38,11 +39,26 @@ class LogSettings(Section):
 
 
 class HealthSettings(Section):
-    """How /health and /ready answer."""
+    """Where the probes answer, and how."""
 
+    live_paths: tuple[str, ...] = Field(("/health",), description="Paths of the liveness probe.")
+    ready_paths: tuple[str, ...] = Field(("/ready",), description="Paths of the readiness probe.")
+    startup_paths: tuple[str, ...] = Field(("/startup",), description="Paths of the start-up probe.")
     timeout: float = Field(1.0, gt=0, description="Longest time for one check, seconds.")
-    cache: float = Field(1.0, ge=0, description="How long a result of the checks is reused, seconds.")
-    details: bool = Field(False, description="Name the checks and their results in the answer of /ready.")
+    cache: float = Field(1.0, ge=0, description="How long a result of a check is reused, seconds.")
+    details: bool = Field(False, description="Tell everybody which checks there are and what they say.")
+    token: SecretStr | None = Field(None, min_length=1, description="Bearer token that shows the details.")
+
+    @field_validator("live_paths", "ready_paths", "startup_paths")
+    @classmethod
+    def _plain(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        taken = {each for value in info.data.values() if isinstance(value, tuple) for each in value}
+        for path in paths:
+            if not re.fullmatch(r"/|(/[\w.~-]+)+", path):
+                raise ValueError("must be plain: a slash first, none at the end, no parameters")
+            if path in taken or paths.count(path) > 1:
+                raise ValueError("must name each path once: one path is one probe")
+        return paths
 
 
 class MetricsSettings(Section):
