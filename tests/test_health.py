@@ -6,11 +6,14 @@ import gc
 import logging
 import re
 import time
+import urllib.error
+import urllib.request
 
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from httpx2 import ASGITransport, AsyncClient
+from processes import free_port, running
 
 from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError
 from fastapi_prodkit.health import HealthCheck, health_router
@@ -752,3 +755,62 @@ def test_a_decorated_check_is_a_check():
     response = client.get("/ready")
 
     assert response.json() == {"status": "warn"}
+
+
+# Real processes
+
+SLOW_START = """
+import asyncio
+from contextlib import asynccontextmanager
+from fastapi_prodkit import create_app
+from fastapi_prodkit.health import HealthCheck
+
+loaded = asyncio.Event()
+
+async def load():
+    await asyncio.sleep(1.5)
+    loaded.set()
+
+async def model_is_loaded():
+    assert loaded.is_set()
+
+@asynccontextmanager
+async def lifespan(app):
+    print("starting", flush=True)
+    await asyncio.sleep(3)
+    task = asyncio.create_task(load())
+    yield
+
+app = create_app(lifespan=lifespan, checks={"model": HealthCheck(model_is_loaded, cache=0, startup=True)})
+"""
+
+
+def status_of(port, path):
+    """Return the status as a probe with a time-out of half a second sees it; None is no answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=0.5) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+def test_a_start_that_is_slower_than_the_probe(tmp_path):
+    """No probe is answered before the lifespan has started; then liveness passes while `/startup` and `/ready` wait."""
+    pytest.importorskip("uvicorn")
+    (tmp_path / "service.py").write_text(SLOW_START)
+    port = free_port()
+    command = ("uvicorn", "service:app", "--port", str(port))
+    seen = []
+
+    with running(*command, directory=tmp_path, port=port, listening=False, ENVIRONMENT="test") as server:
+        deadline = time.monotonic() + 40
+        while (statuses := [status_of(port, path) for path in ("/health", "/ready", "/startup")]) != [200] * 3:
+            assert time.monotonic() < deadline, server.output()
+            seen.append(("starting" in server.output(), statuses))
+            time.sleep(0.05)
+
+    assert (True, [None, None, None]) in seen
+    assert (True, [200, 503, 503]) in seen
+    assert all(live in (None, 200) for _, (live, _, _) in seen)
