@@ -31,6 +31,7 @@ from fastapi_prodkit.client_address import ProxyHeadersMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.errors import add_problem_handlers
+from fastapi_prodkit.event_loop import EventLoop
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
 from fastapi_prodkit.health import Check, health_router
 from fastapi_prodkit.logging import configure_logging
@@ -172,7 +173,7 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     ours = cast("list[Route]", [*probes, *docs, *schema])
     app.router.routes[:] = [ExactRoutes(ours), *(route for route in app.router.routes if route not in schema)]
     # The signals first, so that one that comes while the others start is noticed.
-    living = (pieces[name] for name in ("shutdown", "database", "rate_limit") if name in pieces)
+    living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)
     lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
     _lifespan.compose(app, [*lifespans, *(router.lifespan_context for router in routers)])
 
@@ -199,6 +200,8 @@ def _pieces(settings: Settings) -> dict[str, Any]:
         from fastapi_prodkit.database import Database  # noqa: PLC0415 - needs an extra
 
         pieces["database"] = Database(settings.database)
+    if settings.event_loop is not None:
+        pieces["event_loop"] = EventLoop(settings.event_loop)
     if settings.shutdown is not None:
         pieces["shutdown"] = Shutdown(settings.shutdown)
     return pieces
@@ -215,7 +218,8 @@ def _probes(settings: Settings, pieces: Mapping[str, Any], checks: Mapping[str, 
         every = ChainMap(cast("dict[str, Check]", checks or {}), ours)
         shutdown = pieces.get("shutdown")
         draining = shutdown.draining if shutdown is not None else None
-        routers.append(health_router(settings.health, checks=every, draining=draining))
+        warning = pieces["event_loop"].warning if "event_loop" in pieces else None
+        routers.append(health_router(settings.health, checks=every, draining=draining, warning=warning))
     if settings.metrics is not None:
         routers.append(metrics_router(settings.metrics))
     return routers

@@ -34,6 +34,7 @@ PROFILES: Final[Mapping[str, Mapping[str, str]]] = {
     "dev": {
         "LOG_FORMAT": "console",
         "DATABASE_N_PLUS_ONE": "10",
+        "EVENT_LOOP_LIMIT": "0.1",  # what asyncio's own debug mode calls slow
         "HOSTS_ALLOWED": "*",
         "HEALTH_DETAILS": "true",
         "METRICS_PUBLIC": "true",
@@ -89,6 +90,7 @@ class Settings(BaseSettings):
     limits: sections.LimitsSettings | None = Field(default_factory=sections.LimitsSettings)
     rate_limit: sections.RateLimitSettings | None = Field(default_factory=sections.RateLimitSettings)
     health: sections.HealthSettings | None = Field(default_factory=sections.HealthSettings)
+    event_loop: sections.EventLoopSettings | None = Field(default_factory=sections.EventLoopSettings)
     metrics: sections.MetricsSettings | None = Field(default_factory=sections.MetricsSettings)
     docs: sections.DocsSettings | None = None
     database: sections.DatabaseSettings | None = None

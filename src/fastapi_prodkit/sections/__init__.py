@@ -8,6 +8,7 @@ variable `RATE_LIMIT_DEFAULT`. Unknown keys are ignored, because foreign variabl
 from fastapi_prodkit.sections.database import DatabaseSettings
 from fastapi_prodkit.sections.process import (
     DocsSettings,
+    EventLoopSettings,
     HealthSettings,
     LogSettings,
     MetricsSettings,
@@ -32,6 +33,7 @@ __all__ = [
     "CorsSettings",
     "DatabaseSettings",
     "DocsSettings",
+    "EventLoopSettings",
     "HeadersSettings",
     "HealthSettings",
     "HostsSettings",

@@ -9,6 +9,7 @@ from fastapi_prodkit.sections.section import Section
 
 __all__ = [
     "DocsSettings",
+    "EventLoopSettings",
     "HealthSettings",
     "LogSettings",
     "MetricsSettings",
@@ -59,6 +60,12 @@ class HealthSettings(Section):
             if path in taken or paths.count(path) > 1:
                 raise ValueError("must name each path once: one path is one probe")
         return paths
+
+
+class EventLoopSettings(Section):
+    """When the event loop counts as blocked."""
+
+    limit: float = Field(1.0, ge=0.01, description="A callback that takes longer blocks the event loop, seconds.")
 
 
 class MetricsSettings(Section):

@@ -1,0 +1,314 @@
+"""The watch over the event loop: how late it is, what blocks it, and what is not its fault."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from processes import free_port, running
+from prometheus_client import CollectorRegistry
+
+from fastapi_prodkit.event_loop import EventLoop
+from fastapi_prodkit.health import health_router
+from fastapi_prodkit.sections import EventLoopSettings, HealthSettings
+
+QUICK = EventLoopSettings(limit=0.05)
+PATIENCE = 20.0  # seconds
+
+
+class Clock:
+    """A clock that only moves when told."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def lines(caplog):
+    """Return what the piece has logged so far, without waiting for a test to end."""
+    caplog.set_level(logging.WARNING, "fastapi_prodkit.event_loop")
+    return lambda word: [record for record in caplog.records if f"event loop {word} blocked" in record.getMessage()]
+
+
+def wait_for(condition):
+    """Block until the condition holds: nothing else runs in this thread meanwhile."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+async def after_a_beat(condition):
+    """Let the loop run until the condition holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+# A blocked loop
+
+
+async def test_the_stack_is_logged_while_the_loop_is_blocked(lines, registry):
+    """The line comes before the callback ends, has its stack, and points to it; so a hang for ever leaves one."""
+    event_loop = EventLoop(QUICK, registry=registry)
+
+    def in_the_way():
+        wait_for(lambda: lines("is"))
+
+    async with event_loop.lifespan(None):
+        in_the_way()
+
+    record = lines("is")[0]
+    assert "for more than 0.05 s already, in " in record.getMessage()
+    assert "in in_the_way" in record.stack_info
+    assert "wait_for(lambda: lines(" in record.stack_info
+    assert "watch" not in record.stack_info
+    assert record.pathname == __file__
+
+
+async def test_a_block_is_told_once(lines, registry):
+    """However long it lasts, there is one line while it does and one when it is over; the next block has its own."""
+    event_loop = EventLoop(QUICK, registry=registry)
+    counts = []
+
+    async with event_loop.lifespan(None):
+        for number in (1, 2):
+            wait_for(lambda: len(lines("is")) == number)  # noqa: B023 - called within the turn
+            time.sleep(0.3)  # six limits more
+            await after_a_beat(lambda: len(lines("was")) == number)  # noqa: B023 - called within the turn
+            counts.append((len(lines("is")), len(lines("was"))))
+
+    assert counts == [(1, 1), (2, 2)]
+    assert registry.get_sample_value("event_loop_blocks_total") == 2
+
+
+async def test_code_that_keeps_the_interpreters_lock_is_told_afterwards(lines, registry):
+    """The watch cannot run meanwhile, but the block is told and counted when it is over."""
+    event_loop = EventLoop(QUICK, registry=registry)
+
+    async with event_loop.lifespan(None):
+        used = time.thread_time()
+        while time.thread_time() - used < 0.2:
+            sum(range(10_000_000))
+        await after_a_beat(lambda: lines("was"))
+
+    assert event_loop.warning() is not None
+    assert registry.get_sample_value("event_loop_blocks_total") == 1
+
+
+async def test_a_loop_that_runs_is_left_alone(lines, registry):
+    """Waiting is not blocking, and neither is work that lets others run; the lag is shown all the same."""
+    event_loop = EventLoop(EventLoopSettings(limit=2), registry=registry)
+
+    async with event_loop.lifespan(None):
+        await asyncio.sleep(0.1)
+        time.sleep(0.6)
+        await after_a_beat(lambda: registry.get_sample_value("event_loop_lag_seconds") > 0)
+
+    assert registry.get_sample_value("event_loop_lag_seconds") < 2
+    assert registry.get_sample_value("event_loop_blocks_total") == 0
+    assert event_loop.warning() is None
+    assert lines("is") == lines("was") == []
+
+
+async def test_the_worst_of_a_minute_is_shown(registry):
+    """A scrape does not miss a delay, and a delay does not stay for ever."""
+    clock = Clock()
+    event_loop = EventLoop(EventLoopSettings(limit=0.4), registry=registry, clock=clock)
+
+    def lag(after=0):
+        clock.now += after
+        return registry.get_sample_value("event_loop_lag_seconds")
+
+    async with event_loop.lifespan(None):
+        time.sleep(0.6)
+        await after_a_beat(lambda: lag() >= 0.3)
+        clock.now += 60
+        await asyncio.sleep(0.3)
+        after_a_minute = lag()
+        await after_a_beat(lambda: lag(after=1) < 0.3)
+
+    assert after_a_minute >= 0.3
+
+
+async def test_liveness_remembers_a_block_for_a_minute(lines, registry):
+    """`/health` warns while it is news, with 200, and says how long only where details are."""
+    clock = Clock()
+    event_loop = EventLoop(QUICK, registry=registry, clock=clock)
+    app = FastAPI()
+    app.include_router(health_router(HealthSettings(details=True), warning=event_loop.warning))
+    async with event_loop.lifespan(None):
+        wait_for(lambda: lines("is"))
+        await after_a_beat(lambda: lines("was"))
+    client = TestClient(app)
+
+    soon = client.get("/health")
+    clock.now += 60
+    later = client.get("/health")
+
+    assert (soon.status_code, soon.json()["status"]) == (200, "warn")
+    assert soon.json()["output"].startswith("the event loop was blocked for ")
+    assert later.json() == {"status": "pass"}
+
+
+# Its own life
+
+
+async def test_nothing_is_left_when_the_app_has_ended(registry):
+    """Neither the thread nor the timer outlives the lifespan, and the next one has its own."""
+    event_loop = EventLoop(QUICK, registry=registry)
+    during = []
+
+    for _ in range(2):
+        async with event_loop.lifespan(None):
+            during += [thread.daemon for thread in threading.enumerate() if thread.name == "event loop watch"]
+
+    assert during == [True, True]
+    assert "event loop watch" not in {thread.name for thread in threading.enumerate()}
+    assert [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()] == []
+
+
+def test_a_watch_does_not_outlive_the_thread_of_its_loop(registry):
+    """A loop that was abandoned with its thread, without the end of its lifespan, is not watched on."""
+    event_loop = EventLoop(QUICK, registry=registry)
+    loop = asyncio.new_event_loop()
+    lifespan = event_loop.lifespan(None)
+    thread = threading.Thread(target=lambda: loop.run_until_complete(lifespan.__aenter__()))
+
+    thread.start()
+    thread.join()
+
+    wait_for(lambda: "event loop watch" not in {thread.name for thread in threading.enumerate()})
+    loop.run_until_complete(lifespan.__aexit__(None, None, None))
+    loop.close()
+
+
+async def test_without_a_listener_no_stack_is_taken(caplog, registry):
+    """With the logger above WARNING the block is counted and nothing is said."""
+    caplog.set_level(logging.ERROR, "fastapi_prodkit.event_loop")
+    event_loop = EventLoop(QUICK, registry=registry)
+
+    async with event_loop.lifespan(None):
+        time.sleep(0.5)
+        await after_a_beat(lambda: event_loop.warning() is not None)
+
+    assert caplog.records == []
+
+
+async def test_two_apps_in_one_process_share_the_metrics(registry):
+    """A registry has each metric once, however many apps there are."""
+    first, second = EventLoop(registry=registry), EventLoop(registry=registry)
+
+    async with first.lifespan(None), second.lifespan(None):
+        await asyncio.sleep(0)
+
+    assert registry.get_sample_value("event_loop_lag_seconds") >= 0
+
+
+# Real processes
+
+SERVICE = """
+import time
+from fastapi_prodkit import create_app
+
+app = create_app()
+
+@app.get("/hang")
+async def hang():
+    block_for_ever()
+
+def block_for_ever():
+    while True:
+        time.sleep(0.01)
+
+@app.get("/block")
+async def block(seconds: float):
+    time.sleep(seconds)
+"""
+
+
+@contextmanager
+def service(directory, *arguments, **environment):
+    pytest.importorskip("uvicorn")
+    (directory / "service.py").write_text(SERVICE)
+    port = free_port()
+    command = ("uvicorn", "service:app", "--port", str(port), *arguments)
+    with running(*command, directory=directory, port=port, ENVIRONMENT="test", **environment) as server:
+        yield server
+
+
+def get(server, path, timeout=10.0):
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=timeout) as response:
+        return json.load(response)
+
+
+def logged(server, word):
+    events = [json.loads(line) for line in server.output().splitlines() if line.startswith("{")]
+    return [event for event in events if f"event loop {word} blocked" in event["event"]]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_process_that_hangs_for_ever_says_where(tmp_path, loop):
+    """Liveness gets no answer, which is the sign to restart; and the log has the stack of what hangs."""
+    pytest.importorskip(loop)
+    with service(tmp_path, "--loop", loop, EVENT_LOOP_LIMIT="0.3") as server:
+        with pytest.raises(TimeoutError):
+            get(server, "/hang", timeout=0.5)
+
+        wait_for(lambda: logged(server, "is"))
+        with pytest.raises(TimeoutError):
+            get(server, "/health", timeout=0.5)
+
+        [event] = logged(server, "is")
+        assert event["level"] == "warning"
+        assert "block_for_ever" in event["stack"]
+        assert "in hang\n    block_for_ever()" in event["stack"]
+
+
+def test_a_service_tells_that_it_was_blocked(tmp_path):
+    """After a block the process answers: liveness warns with 200, and the metrics count it."""
+    with service(tmp_path, EVENT_LOOP_LIMIT="0.3") as server:
+        before = get(server, "/health")
+
+        get(server, "/block?seconds=1")
+        wait_for(lambda: logged(server, "was"))
+
+        after = get(server, "/health")
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as response:
+            metrics = response.read().decode()
+        assert before == {"status": "pass"}
+        assert after["status"] == "warn"
+        assert "event_loop_blocks_total 1.0" in metrics
+        lag = next(line for line in metrics.splitlines() if line.startswith("event_loop_lag_seconds "))
+        assert float(lag.split()[1]) > 0.3
+
+
+def test_a_process_that_was_paused_was_not_blocked(tmp_path):
+    """SIGSTOP, a suspended machine, or no processor: the process is late, and nothing of it was in the way."""
+    with service(tmp_path, EVENT_LOOP_LIMIT="0.4") as server:
+        assert get(server, "/health") == {"status": "pass"}
+
+        os.kill(server.pid, signal.SIGSTOP)
+        time.sleep(1.2)  # three limits; nothing could tell that they are over
+        os.kill(server.pid, signal.SIGCONT)
+
+        assert get(server, "/health") == {"status": "pass"}
+        time.sleep(0.3)  # three beats
+        assert logged(server, "is") == logged(server, "was") == []
