@@ -34,6 +34,7 @@ from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.event_loop import EventLoop
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
 from fastapi_prodkit.health import Check, health_router
+from fastapi_prodkit.log_level import log_level_router
 from fastapi_prodkit.logging import configure_logging
 from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
 from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
@@ -167,10 +168,11 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     routers = _probes(settings, pieces, checks)
     probes = [cast("Route", route) for router in routers for route in router.routes]
     docs = docs_router(app).routes if settings.docs and app.openapi_url and app.docs_url is None else []
+    levels = log_level_router(settings.log).routes if settings.log else []
     schema = [route for route in app.router.routes if getattr(route, "path", ...) == app.openapi_url]
     # In front of the app's own routes, so that a catch-all does not hide them; and not through include_router, so that
     # the app's own dependencies, such as authentication, do not apply to a load balancer.
-    ours = cast("list[Route]", [*probes, *docs, *schema])
+    ours = cast("list[Route]", [*probes, *levels, *docs, *schema])
     app.router.routes[:] = [ExactRoutes(ours), *(route for route in app.router.routes if route not in schema)]
     # The signals first, so that one that comes while the others start is noticed.
     living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)

@@ -32,6 +32,7 @@ class LogSettings(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field("INFO", description="Lowest level written.")
     format: Literal["json", "console"] = Field("json", description="One JSON object a line, or readable text.")
     redact: tuple[str, ...] = Field((), description="Key names whose values are masked, beside the built-in ones.")
+    level_token: SecretStr | None = Field(None, min_length=16, description="Bearer token that opens /log-level.")
 
     @field_validator("level", mode="before")
     @classmethod

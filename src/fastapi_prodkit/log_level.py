@@ -1,0 +1,150 @@
+"""Change one logger's level while the service runs, for a limited time: it reverts by itself.
+
+`GET /log-level` shows what is changed, `POST` changes, `DELETE` reverts. There is no such path without a token in the
+settings. Each change and each revert is a line of the log.
+
+A level belongs to a process, and a request reaches one: with several workers, or containers, the others keep theirs.
+Each answer says so, and names the process.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from threading import Lock, Timer
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from fastapi_prodkit import _bearer
+from fastapi_prodkit.exceptions import ProblemError
+from fastapi_prodkit.sections import LogSettings
+
+__all__ = ["log_level_router"]
+
+_LONGEST = 3600.0  # seconds
+_REACH = "this process only; other workers and containers keep their levels"
+
+_logger = logging.getLogger(__name__)
+
+
+def log_level_router(settings: LogSettings | None = None) -> APIRouter:
+    """Return a router with `/log-level`, or an empty one without `level_token` in the settings.
+
+    The client has to send `Authorization: Bearer <token>`. The route is a plain Starlette route: it is not part of the
+    OpenAPI schema, and dependencies of the app do not run for it.
+    """
+    token = (settings or LogSettings()).level_token
+    if token is None:
+        return APIRouter()
+    levels = _Levels()
+
+    async def log_level(request: Request) -> JSONResponse:
+        _bearer.authorize(request.headers.get("authorization"), token)
+        if request.method == "POST":
+            levels.change(await _read(request))
+        elif request.method == "DELETE":
+            levels.revert(request.query_params.get("logger"))
+        return JSONResponse(levels.state(), headers={"cache-control": "no-store"})
+
+    methods = ["GET", "POST", "DELETE"]
+    return APIRouter(routes=[Route(path, log_level, methods=methods) for path in ("/log-level", "/log-level/")])
+
+
+def _upper(level: Any) -> Any:
+    return level.upper() if isinstance(level, str) else level
+
+
+class _Wanted(BaseModel):
+    """The body of a POST."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    logger: str
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)]
+    seconds: float = Field(gt=0, le=_LONGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    logger: logging.Logger
+    level: str
+    before: int
+    until: datetime
+    timer: Timer
+
+    def state(self) -> dict[str, str]:
+        until = self.until.isoformat(timespec="seconds").replace("+00:00", "Z")
+        before = logging.getLevelName(self.before)
+        return {"logger": self.logger.name, "level": self.level, "before": before, "until": until}
+
+
+class _Levels:
+    """The levels that are changed in this process.
+
+    A thread waits for the end of each, and not the event loop: what is logged too much may be what blocks the loop.
+    """
+
+    def __init__(self) -> None:
+        self._changes: dict[str, _Change] = {}
+        self._lock = Lock()
+
+    def state(self) -> dict[str, Any]:
+        """Return what is changed, and how far it reaches."""
+        with self._lock:
+            return {
+                "process": os.getpid(),
+                "reach": _REACH,
+                "changes": [change.state() for change in self._changes.values()],
+            }
+
+    def change(self, wanted: _Wanted) -> None:
+        """Set the level, and arrange for the end of it; an earlier change of the same logger gives way."""
+        logger = _logger_of(wanted.logger)
+        with self._lock:
+            earlier = self._changes.get(logger.name)
+            before = earlier.before if earlier else logger.level
+            if earlier:
+                earlier.timer.cancel()
+            timer = Timer(wanted.seconds, lambda: self._end(change))
+            timer.daemon = True
+            until = datetime.now(UTC) + timedelta(seconds=wanted.seconds)
+            change = self._changes[logger.name] = _Change(logger, wanted.level, before, until, timer)
+            _logger.warning("log level of %s: %s for %g s", logger.name, wanted.level, wanted.seconds)
+            logger.setLevel(wanted.level)
+            timer.start()
+
+    def revert(self, name: str | None) -> None:
+        """Revert the change of one logger, or all of them, before its time."""
+        for change in list(self._changes.values()):
+            if name in (None, change.logger.name):
+                self._end(change)
+
+    def _end(self, change: _Change) -> None:
+        with self._lock:
+            if self._changes.get(change.logger.name) is not change:  # another has taken its place meanwhile
+                return
+            del self._changes[change.logger.name]
+            change.timer.cancel()
+            change.logger.setLevel(change.before)
+        _logger.warning("log level of %s: %s again", change.logger.name, logging.getLevelName(change.before))
+
+
+def _logger_of(name: str) -> logging.Logger:
+    """Return the logger of that name, which exists: a misspelt one would be made, and change nothing."""
+    if name != "root" and name not in logging.root.manager.loggerDict:
+        raise ProblemError(422, "There is no logger of that name in this process; `root` is the one above all.")
+    return logging.getLogger(name)
+
+
+async def _read(request: Request) -> _Wanted:
+    try:
+        return _Wanted.model_validate_json(await request.body())
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from None
