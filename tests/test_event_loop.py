@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from processes import free_port, running
 from prometheus_client import CollectorRegistry
 
+from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit.event_loop import EventLoop
 from fastapi_prodkit.health import health_router
 from fastapi_prodkit.sections import EventLoopSettings, HealthSettings
@@ -220,6 +221,22 @@ async def test_two_apps_in_one_process_share_the_metrics(registry):
         await asyncio.sleep(0)
 
     assert registry.get_sample_value("event_loop_lag_seconds") >= 0
+
+
+# In the whole app
+
+
+def test_the_whole_app_watches_its_loop():
+    """`create_app` has the watch running with the app; EVENT_LOOP_ENABLED=false leaves it out."""
+    settings = Settings(_env_file=None, environment="test", rate_limit=None)
+    watches = []
+
+    for event_loop in (settings.event_loop, None):
+        with TestClient(create_app(settings.model_copy(update={"event_loop": event_loop}))) as client:
+            watches.append([thread.name for thread in threading.enumerate() if thread.name == "event loop watch"])
+            assert client.get("/health").json() == {"status": "pass"}
+
+    assert watches == [["event loop watch"], []]
 
 
 # Real processes

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from httpx2 import ASGITransport, AsyncClient
 from processes import free_port, running
 
+from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError
 from fastapi_prodkit.health import HealthCheck, health_router
 from fastapi_prodkit.sections import HealthSettings
@@ -755,6 +756,42 @@ def test_a_decorated_check_is_a_check():
     response = client.get("/ready")
 
     assert response.json() == {"status": "warn"}
+
+
+# In the whole app
+
+
+def test_aliases_are_probes_to_the_whole_edge(capsys):
+    """Whatever its path, a probe is not logged, not limited, and answers to any host name."""
+    settings = Settings(
+        _env_file=None,
+        environment="prod",
+        hosts={"allowed": "api.example.com"},
+        rate_limit={"default": "1/minute"},
+        health={"live_paths": "/,/livez", "ready_paths": "/readyz"},
+    )
+    paths = ("/", "/livez", "/livez/", "/readyz", "/startup") * 2
+
+    with TestClient(create_app(settings), base_url="http://10.0.0.7:8000") as client:
+        statuses = [client.get(path).status_code for path in paths]
+
+    assert statuses == [200] * 10
+    assert '"event":"request"' not in capsys.readouterr().out
+
+
+def test_a_check_of_ones_own_takes_the_place_of_a_pieces():
+    """The database may be no reason to be taken out of traffic: its check is replaced by one of the same name."""
+    pytest.importorskip("sqlalchemy")
+    settings = Settings(
+        _env_file=None, environment="test", database={"url": "sqlite+aiosqlite:///:memory:"}, rate_limit=None
+    )
+    checks = {"database": HealthCheck(Probe(OSError("down")), critical=False)}
+
+    with TestClient(create_app(settings, checks=checks)) as client:
+        response = client.get("/ready")
+
+    assert response.status_code == 200
+    assert response.json()["checks"]["database"][0]["output"] == "OSError"
 
 
 # Real processes
