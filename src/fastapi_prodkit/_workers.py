@@ -23,16 +23,18 @@ import orjson
 
 from fastapi_prodkit import _samples
 from fastapi_prodkit._samples import Families
+from fastapi_prodkit.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
-__all__ = ["Workers", "shared_directory"]
+__all__ = ["Workers", "make_directory", "shared_directory"]
 
 INTERVAL = 1.0  # seconds between two writings
 _LOCK, _ENDED = "lock", "ended.json"  # who writes now; and what those had counted that are gone
 
+_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _HOME = "fastapi_prodkit_workers"  # our own mark on the registry
 
 _logger = logging.getLogger("fastapi_prodkit.metrics")
@@ -44,7 +46,7 @@ def shared_directory() -> Path | None:
     That is PROMETHEUS_MULTIPROC_DIR, or else a folder for temporary files that is named after the parent of the
     workers: of uvicorn, hypercorn and granian, which start them through `multiprocessing`, or of gunicorn.
     """
-    named = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    named = os.environ.get(_VARIABLE)
     if named:
         return Path(named)
     forked = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
@@ -53,17 +55,37 @@ def shared_directory() -> Path | None:
     return Path(tempfile.gettempdir(), f"fastapi-prodkit-{os.getuid()}-{os.getppid()}")
 
 
+def make_directory() -> None:
+    """Make the directory that PROMETHEUS_MULTIPROC_DIR names: with it, prometheus_client writes there from the start.
+
+    Raises:
+        ConfigurationError: It cannot be made.
+    """
+    named = os.environ.get(_VARIABLE)
+    if named:
+        try:
+            Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{_VARIABLE}={named} cannot be made ({error}); name one that can, or none"
+            ) from None
+
+
 class Workers:
     """Share the metrics of a registry with the other workers.
 
     Args:
         registry: Whose metrics.
         directory: Where the workers meet.
+
+    Attributes:
+        siblings: How many others there were when this one joined.
     """
 
     def __init__(self, registry: "CollectorRegistry", directory: Path) -> None:
         self._registry = registry
         self._directory = directory
+        self.siblings = 0
         self._apps = 0  # of this process that show the registry
         self._writing = threading.Lock()
         self._alive: IO[bytes] | None = None
@@ -116,7 +138,8 @@ class Workers:
             if self._directory.stat().st_uid != os.geteuid():
                 raise PermissionError(f"{self._directory} belongs to somebody else")
             with self._locked():
-                if not any(map(_is_held, self._directory.glob("*.alive"))):
+                self.siblings = sum(map(_is_held, self._directory.glob("*.alive")))
+                if not self.siblings:
                     self._clear()  # what an earlier run has left
                 self._alive = (self._directory / f"{self._name}.alive").open("wb")
                 _lock(self._alive, wait=True)
@@ -133,7 +156,7 @@ class Workers:
         self._ending.set()
         self._thread.join()
         self._alive = None
-        with suppress(OSError), self._locked():
+        with suppress(OSError), alive, self._locked():
             self._write()
             alive.close()
             self._bury()

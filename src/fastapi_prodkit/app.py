@@ -11,7 +11,8 @@ import logging
 import multiprocessing
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
@@ -24,6 +25,7 @@ from fastapi_prodkit._asgi import ExactRoutes
 from fastapi_prodkit._edge import PIECES, Edge
 from fastapi_prodkit._exchange import Piece
 from fastapi_prodkit._refusals import COUNTS_ALONE
+from fastapi_prodkit._workers import Workers, make_directory
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit
@@ -121,10 +123,13 @@ def _start(settings: Settings | None) -> Settings:
     return settings
 
 
+def _counts_alone(settings: Settings) -> bool:
+    return settings.rate_limit is not None and not settings.rate_limit.shared
+
+
 def _refuse_worker(settings: Settings) -> None:
     """Refuse in production what settings cannot see: the children of `uvicorn --workers` have no WEB_CONCURRENCY."""
-    alone = settings.rate_limit is not None and not settings.rate_limit.shared
-    if settings.environment in ("staging", "prod") and alone and multiprocessing.parent_process():
+    if settings.environment in ("staging", "prod") and _counts_alone(settings) and multiprocessing.parent_process():
         raise SettingsError({"RATE_LIMIT_ENABLED": f"this is a worker process, and each {COUNTS_ALONE}"})
 
 
@@ -151,6 +156,7 @@ def _constructor_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | None) -> None:
+    make_directory()
     pieces = _pieces(settings)
     taken = next((name for name in pieces if hasattr(app.state, name)), None)
     if taken is not None:
@@ -177,7 +183,10 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     # The signals first, so that one that comes while the others start is noticed.
     living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)
     lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
-    _lifespan.compose(app, [*lifespans, *(router.lifespan_context for router in routers)])
+    lifespans += [router.lifespan_context for router in routers]
+    if settings.metrics is not None and _counts_alone(settings):
+        lifespans.append(_warn_of_siblings)
+    _lifespan.compose(app, lifespans)
 
     def edge(stack: ASGIApp) -> Edge:
         exempt = frozenset(probe.path.rstrip("/") or "/" for probe in probes)
@@ -189,6 +198,17 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     edge(app.router)  # a setting that no layer can use is an error here, and not in the server's lifespan
     build = app.build_middleware_stack
     app.build_middleware_stack = lambda: edge(build())  # type: ignore[method-assign]  # the one seam outside everything
+
+
+@asynccontextmanager
+async def _warn_of_siblings(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - the signature of a lifespan
+    """Say what cannot be refused: in development, and of gunicorn's workers, which are noticed when they meet."""
+    from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use
+
+    workers = Workers.of(REGISTRY)
+    if workers is not None and workers.siblings:
+        logging.getLogger("fastapi_prodkit.rate_limit").warning("there are several workers, and each %s", COUNTS_ALONE)
+    yield
 
 
 def _pieces(settings: Settings) -> dict[str, Any]:
