@@ -252,6 +252,18 @@ def test_health(directory, monkeypatch, capsys):
     assert "no answer" in captured.err
 
 
+def test_health_asks_where_liveness_is(directory, monkeypatch):
+    """A container that serves liveness on another path needs no address either: the first of its paths is asked."""
+    with serving(directory, "served_app:app") as server:
+        monkeypatch.setenv("PORT", str(server.port))
+        codes = []
+        for paths in ("/health, /livez", "/livez,/health"):
+            monkeypatch.setenv("HEALTH_LIVE_PATHS", paths)
+            codes.append(main(["health"]))
+
+    assert codes == [0, 1]
+
+
 def test_health_follows_nobody(directory):
     """A redirect is somebody else's answer."""
     (directory / "moved.py").write_text(

@@ -18,7 +18,11 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def health(
     url: Annotated[
-        str | None, typer.Argument(help="By default http://127.0.0.1:$PORT/health, PORT being 8000 unless it is set.")
+        str | None,
+        typer.Argument(
+            help="By default http://127.0.0.1:$PORT/health, PORT being 8000 unless it is set; or the first path of "
+            "HEALTH_LIVE_PATHS."
+        ),
     ] = None,
     *,
     timeout: Annotated[float, typer.Option(min=0.1, help="Longest time for the answer, seconds.")] = 3.0,
@@ -27,7 +31,8 @@ def health(
 
     In a Dockerfile: HEALTHCHECK CMD ["prodkit", "health"].
     """
-    target = url or f"http://127.0.0.1:{os.environ.get('PORT', '8000')}/health"
+    path = os.environ.get("HEALTH_LIVE_PATHS", "/health").partition(",")[0].strip()
+    target = url or f"http://127.0.0.1:{os.environ.get('PORT', '8000')}{path}"
     if not target.startswith(("http://", "https://")):
         raise typer.BadParameter("write a URL, such as http://127.0.0.1:8000/health")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())
