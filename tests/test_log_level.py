@@ -231,8 +231,8 @@ def test_other_methods_are_refused(client):
 # In the whole app
 
 
-def test_create_app_has_it_with_a_token():
-    """It stands before the app's own routes, free of their dependencies, and not in the schema."""
+def test_create_app_has_it_with_a_token(capsys):
+    """It stands before the app's own routes and not in the schema; the line of a change has the id of its request."""
     settings = Settings(_env_file=None, environment="test", log={"level_token": TOKEN})
     app = create_app(settings)
 
@@ -241,11 +241,14 @@ def test_create_app_has_it_with_a_token():
         return "everything"
 
     with TestClient(app) as client:
-        response = client.get("/log-level", headers=BEARER)
+        response = change(client, logger="fastapi_prodkit")
+        client.delete("/log-level", headers=BEARER)
         schema = client.get("/openapi.json").json()
 
-    assert response.json()["changes"] == []
-    assert response.headers["x-request-id"]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    [audited] = [line for line in lines if line["event"] == "log level of fastapi_prodkit: DEBUG for 600 s"]
+    assert audited["level"] == "warning"
+    assert audited["request_id"] == response.headers["x-request-id"]
     assert "/log-level" not in schema["paths"]
 
 
