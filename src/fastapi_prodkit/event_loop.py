@@ -67,7 +67,6 @@ class EventLoop:
         """Watch while the app runs."""
         heart = _Heart(self._limit, self._measure)
         watch = threading.Thread(target=heart.watch, name="event loop watch", daemon=True)
-        heart.beat()
         watch.start()
         try:
             yield
@@ -97,7 +96,8 @@ class _Heart:
         self._caught = -1  # the beat after which the watch found the loop blocked
         self._due = time.monotonic()
         self._busy = time.thread_time()
-        self._timer: asyncio.TimerHandle
+        self._depth = 0  # calls that every stack of the thread begins with, until the loop calls back
+        self._timer: asyncio.Handle = self._loop.call_soon(self.beat)
 
     def beat(self) -> None:
         """Measure how late this beat is, and arrange for the next."""
@@ -107,6 +107,8 @@ class _Heart:
         # interpreter's lock blocks the watch as well, and has used the processor all the while.
         blocked = self._caught == self._beats or min(lag, busy - self._busy) > self._limit
         self._measure(lag, blocked)
+        if not self._beats:
+            self._depth = len(traceback.extract_stack()) - 1
         self._beats += 1
         self._due, self._busy = now + self._interval, busy
         self._timer = self._loop.call_later(self._interval, self.beat)
@@ -132,9 +134,10 @@ class _Heart:
         if frame is None:  # the thread has ended without ending the lifespan
             self._stopped.set()
         elif _logger.isEnabledFor(logging.WARNING):
-            stack = traceback.extract_stack(frame, _DEEPEST)
+            every = traceback.extract_stack(frame)
+            stack = every[self._depth :] or every
             file, line, name, _ = stack[-1]
-            text = "Stack (most recent call last):\n" + "".join(stack.format()).rstrip()
+            text = "Stack (most recent call last):\n" + "".join(traceback.format_list(stack[-_DEEPEST:])).rstrip()
             message = "the event loop is blocked, for more than %g s already, in %s (%s:%s)"
             arguments = (self._limit, name, file, line)
             # By hand, because only this way a record has the stack of another thread.
