@@ -57,6 +57,8 @@ lock: $(RUN) ## solve requirements/*.txt anew
 	@$(LOCK) $(AGREE) --output-file requirements/core.txt
 	@$(LOCK) $(AGREE) --extra all --group service --no-emit-package fastapi-prodkit --no-annotate \
 		--output-file examples/service/requirements.txt
+	@$(LOCK) $(AGREE) --extra all --group service --group examples/service/pyproject.toml:dev \
+		--no-emit-package fastapi-prodkit --no-annotate --output-file examples/service/requirements-dev.txt
 
 clean: ## remove everything that was made
 	rm -rf $(VENV) dist site .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache examples/service/.demo

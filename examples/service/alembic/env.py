@@ -4,9 +4,9 @@ The database comes from the service's settings, so its password stands in no fil
 """
 
 from alembic import context
+from fastapi_prodkit.database.migrations import run_migrations
+
 from service.config import ServiceSettings
 from service.models import Base
-
-from fastapi_prodkit.database.migrations import run_migrations
 
 run_migrations(context, Base.metadata, ServiceSettings)

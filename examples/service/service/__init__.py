@@ -1,1 +1,1 @@
-"""Airports of the world and what visitors report about them: a service on fastapi-prodkit, to be copied."""
+"""Airports of the world and what visitors report about them: a service on fastapi-prodkit."""

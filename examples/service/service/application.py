@@ -1,10 +1,10 @@
 """The service, assembled."""
 
 from fastapi import FastAPI
-
 from fastapi_prodkit import create_app
 from fastapi_prodkit.database import Database
 from fastapi_prodkit.exceptions import CheckWarning
+
 from service.config import ServiceSettings
 from service.routers import airports, reports
 from service.services.airports import any_loaded
@@ -34,7 +34,7 @@ def build(settings: ServiceSettings) -> FastAPI:
         settings,
         routers=[airports.router, reports.router],
         checks={"airports": airports_loaded},
-        title="Airports",
+        title="Airports service",
         description=DESCRIPTION,
         openapi_tags=TAGS,
     )

@@ -3,10 +3,9 @@
 from typing import Annotated
 
 from fastapi import Depends, Request
-from pydantic import Field
-
 from fastapi_prodkit import Settings
 from fastapi_prodkit.sections import DatabaseSettings
+from pydantic import Field
 
 
 class ServiceSettings(Settings):

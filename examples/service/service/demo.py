@@ -1,7 +1,7 @@
-"""Try the service in one step: `python -m service.demo`, or `python -m service.demo postgresql`.
+"""Try the service in one step: `python -m service.demo`, perhaps with the name of a database, see DATABASES.
 
-It keeps an SQLite database in `.demo/` and fills it on the first run; or it starts a PostgreSQL of its own, which ends
-with it. It serves on 127.0.0.1 at the port PORT, or 8000. Ctrl-C ends it.
+It keeps an SQLite database in `.demo/` and fills it on the first run. It serves on 127.0.0.1 at the port PORT, or 8000.
+Ctrl-C ends it.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
-
 from fastapi_prodkit.database import Database
+
 from service import load, migrate
 from service.application import build
 from service.config import ServiceSettings
@@ -51,7 +51,7 @@ def main() -> None:
         listen(os.environ.get("PORT", "8000")) as listener,
         database() as (url, whereabouts),
     ):
-        settings = ServiceSettings(environment="dev", service={"name": "airports"}, database={"url": url})
+        settings = ServiceSettings(environment="dev", service={"name": "airports-service"}, database={"url": url})
         prepare(settings)
         host, port = listener.getsockname()
         print(INVITATION.format(url=f"http://{host}:{port}", whereabouts=whereabouts), flush=True)
@@ -62,12 +62,13 @@ def main() -> None:
 def sqlite() -> Iterator[tuple[str, str]]:
     """Yield the URL of a file, and what becomes of the data."""
     DIRECTORY.mkdir(exist_ok=True)
-    yield f"sqlite:///{DIRECTORY / 'airports.sqlite3'}", f"stays in {DIRECTORY}"
+    yield f"sqlite:///{DIRECTORY / 'service.sqlite3'}", f"stays in {DIRECTORY}"
 
 
+# prodkit new: postgresql
 @contextlib.contextmanager
 def postgresql() -> Iterator[tuple[str, str]]:
-    """Start a real PostgreSQL, and yield the same."""
+    """Start a real PostgreSQL, which ends with the demo, and yield the same."""
     from fastapi_prodkit.testing import postgres  # noqa: PLC0415 - it needs the extra `testing`
 
     print("Starting PostgreSQL ...", flush=True)
@@ -75,7 +76,11 @@ def postgresql() -> Iterator[tuple[str, str]]:
         yield server.url(), "is gone then"
 
 
-DATABASES = {"sqlite": sqlite, "postgresql": postgresql}
+# prodkit new: end
+DATABASES = {
+    "sqlite": sqlite,
+    "postgresql": postgresql,  # prodkit new: postgresql
+}
 
 
 def listen(port: str) -> socket.socket:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import airportsdata
+from fastapi_prodkit.database import Database
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from fastapi_prodkit.database import Database
 from service.config import ServiceSettings
 from service.models import Airport
 from service.services.airports import fold

@@ -9,15 +9,11 @@ import airportsdata
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from fastapi_prodkit.testing import Databases, postgresql_url  # prodkit new: postgresql
+
 from service import load, migrate
 from service.application import build
 from service.config import ServiceSettings
-
-from fastapi_prodkit.testing import Databases, postgresql_url
-
-__all__ = [
-    "postgresql_url"
-]  # the plugin's fixture; a service of its own has pytest_plugins = ["fastapi_prodkit.testing"]
 
 
 def settings_for(url: str) -> ServiceSettings:
@@ -35,11 +31,15 @@ def world() -> dict[str, airportsdata.Airport]:
 @pytest.fixture(scope="session")
 def loaded_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database file with all migrations and all airports; copy it, do not write to it."""
-    path = tmp_path_factory.mktemp("database") / "airports.sqlite3"
+    path = tmp_path_factory.mktemp("database") / "service.sqlite3"
     settings = settings_for(f"sqlite:///{path}")
     migrate.upgrade(settings)
     asyncio.run(load.main(settings))
     return path
+
+
+# prodkit new: postgresql
+__all__ = ["postgresql_url"]  # the plugin's fixture
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +52,14 @@ def loaded_postgresql(postgresql_url: str) -> Iterator[str]:
         yield url
 
 
+# prodkit new: end
 @pytest.fixture
 def sqlite(loaded_database: Path, tmp_path: Path) -> ServiceSettings:
     """Settings with a loaded SQLite database for this test alone."""
     return settings_for(f"sqlite:///{shutil.copy(loaded_database, tmp_path)}")
 
 
+# prodkit new: postgresql
 @pytest.fixture
 def postgresql(postgresql_url: str, loaded_postgresql: str) -> Iterator[ServiceSettings]:
     """Settings with a loaded PostgreSQL database for this test alone."""
@@ -65,9 +67,15 @@ def postgresql(postgresql_url: str, loaded_postgresql: str) -> Iterator[ServiceS
         yield settings_for(url)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+# prodkit new: end
+@pytest.fixture(
+    params=[
+        "sqlite",
+        "postgresql",  # prodkit new: postgresql
+    ]
+)
 def settings(request: pytest.FixtureRequest) -> ServiceSettings:
-    """Settings with a loaded database: every test that has them runs on both."""
+    """Settings with a loaded database: every test that has them runs on each."""
     return request.getfixturevalue(request.param)
 
 

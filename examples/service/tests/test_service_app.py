@@ -1,10 +1,10 @@
 """The service as a whole: readiness, the OpenAPI document, the docs page, and the edge."""
 
 import pytest
-from openapi_spec_validator import validate
-from service.config import ServiceSettings
-
 from fastapi_prodkit.exceptions import SettingsError
+from openapi_spec_validator import validate
+
+from service.config import ServiceSettings
 
 
 @pytest.fixture

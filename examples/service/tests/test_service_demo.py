@@ -93,11 +93,12 @@ def test_the_demo_serves_until_a_signal(folder, number):
     assert b"Frankfurt" in answers[-1]
     assert process.returncode == 0, said
     assert "Traceback" not in said
-    assert files(folder) == ["airports.sqlite3"]
+    assert files(folder) == ["service.sqlite3"]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5)
 
 
+# prodkit new: postgresql
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_demo_on_postgresql_leaves_nothing(folder, number):
@@ -131,6 +132,7 @@ def test_the_demo_on_postgresql_may_be_interrupted_at_any_time(folder, moment):
     assert "Traceback" not in said
 
 
+# prodkit new: end
 def test_an_open_connection_does_not_keep_the_demo_alive(folder):
     """Browsers hold connections open; Ctrl-C ends the demo all the same."""
     with demo(folder) as process:

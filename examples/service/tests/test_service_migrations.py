@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from alembic import command
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import StatementError
+
 from service import load, migrate
 from service.application import build
 from service.config import ServiceSettings
-from sqlalchemy.exc import StatementError
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import random
 from math import acos, cos, degrees, radians, sin
 
 import pytest
+
 from service.services.geography import chord, distance_km, unit_vector
 
 NEAREST = "/v1/airports/nearest"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from alembic import command
 from fastapi.testclient import TestClient
+from fastapi_prodkit.testing import Databases
+
 from service import load, migrate
 from service.application import build
-
-from fastapi_prodkit.testing import Databases
 
 SERVICE = Path(__file__).parents[1]
 

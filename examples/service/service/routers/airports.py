@@ -3,9 +3,9 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
-
 from fastapi_prodkit.database import SessionDep
 from fastapi_prodkit.errors import ProblemError
+
 from service import schemas
 from service.config import SettingsDep
 from service.pagination import cut, link_next

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from fastapi_prodkit.database import SessionDep
 from fastapi_prodkit.errors import ProblemError
 from fastapi_prodkit.rate_limit import RateLimit
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from service import models, schemas
 from service.config import SettingsDep
 from service.pagination import cut, link_next
