@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, str]] = {
     "serve": "Serve an app with uvicorn, as production wants it.",
     "health": "Ask a service whether it is well.",
     "db": "Migrate the database.",
+    "new": "Make a service of your own from the example.",
 }
 
 _FAILED, _MISUSED, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143

@@ -1,0 +1,104 @@
+"""`prodkit new NAME`: a service of one's own, made from the example."""
+
+import keyword
+import os
+import re
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import typer
+
+from fastapi_prodkit.cli.repository import commit
+from fastapi_prodkit.cli.template import Database, Deploy, Service, render
+from fastapi_prodkit.exceptions import ConfigurationError
+
+__all__ = ["app"]
+
+
+Answer = TypeVar("Answer")
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_LONGEST: Final = 40  # characters: load balancers, roles and databases are named after the service
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def new(  # noqa: PLR0913 - an option each
+    name: Annotated[str, typer.Argument(help="Of the service, such as my-shop.")],
+    *,
+    database: Annotated[Database | None, typer.Option(help="Where the tables are.")] = None,
+    redis: Annotated[
+        bool | None, typer.Option("--redis/--no-redis", help="Count rate limits in Redis, for all processes together.")
+    ] = None,
+    deploy: Annotated[
+        Deploy | None, typer.Option(help="An image; with ecs also AWS templates and workflows that deploy it.")
+    ] = None,
+    directory: Annotated[Path | None, typer.Option(help="Where to; a new folder named NAME by default.")] = None,
+    git: Annotated[bool, typer.Option("--git/--no-git", help="Make a repository and its first commit.")] = True,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: PostgreSQL, Redis and docker.")] = False,
+) -> None:
+    """Make a service of one's own, with tests, lint and types in order, from fastapi-prodkit's example.
+
+    On a terminal it asks what the options do not say.
+    """
+    folder = directory or Path(name)
+    _check(name, folder)
+    ask = _ask if sys.stdin.isatty() and not yes else _assume
+    service = Service(
+        name=name,
+        database=database or ask("Database", Database.POSTGRESQL),
+        redis=ask("Redis for rate limits", True) if redis is None else redis,
+        deploy=deploy or ask("Deploy with", Deploy.DOCKER),
+    )
+    _check_deploy(service)
+    files = render(service)
+    _write(files, folder)
+    typer.echo(f"{folder} has {len(files)} files. {commit(folder) if git else ''}".rstrip())
+    typer.echo(f"Next:\n\n  cd {folder}\n  make test\n  make demo")
+
+
+def _check(name: str, folder: Path) -> None:
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST:
+        rule = f"lower-case letters, digits and single hyphens, at most {_LONGEST}"
+        raise ConfigurationError(f"{name!r} cannot name a service ({rule}); try: prodkit new {_nearest(name)}")
+    if keyword.iskeyword(name) or name in sys.stdlib_module_names:
+        raise ConfigurationError(f"{name!r} is a name of Python's own; try: prodkit new {name}-service")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigurationError(f"{folder} exists already; try: prodkit new {name} --directory {folder}-2")
+
+
+def _nearest(name: str) -> str:
+    """Return what is most like the name and may be one."""
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789")[:_LONGEST].strip("-")
+    return words or "my-service"
+
+
+def _check_deploy(service: Service) -> None:
+    """Refuse what would lose data or count wrongly: tasks on ECS share no disk and no memory."""
+    if service.deploy == Deploy.ECS and service.database == Database.SQLITE:
+        raise ConfigurationError("tasks on ECS keep no files; try: --database postgresql, or --deploy docker")
+    if service.deploy == Deploy.ECS and not service.redis:
+        raise ConfigurationError("tasks on ECS count rate limits together; try: --redis, or --deploy docker")
+
+
+def _ask(what: str, default: Answer) -> Answer:
+    kind = type(default)
+    prompt: Any = typer.confirm if kind is bool else partial(typer.prompt, type=kind)  # each is typed for its own
+    answer: Answer = prompt(what, default=default)
+    return answer
+
+
+def _assume(_what: str, default: Answer) -> Answer:
+    return default
+
+
+def _write(files: dict[str, str], folder: Path) -> None:
+    for path, text in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8", newline="\n")
+        if text.startswith("#!") and os.name != "nt":
+            target.chmod(0o755)
