@@ -64,7 +64,7 @@ def test_the_service_starts_after_its_migrations():
     assert migrate["depends_on"]["postgres"] == {"condition": "service_healthy"}
     assert migrate["command"] == ["prodkit", "db", "upgrade"]
     assert {name: each["image"] for name, each in OURS.items()} == dict.fromkeys(
-        ("service", "migrate", "load"), "airports"
+        ("service", "migrate", "load"), "airports-service"
     )
 
 

@@ -293,7 +293,7 @@ def test_the_image_says_what_it_is(image):
     config = image.config
 
     labels = {name.removeprefix("org.opencontainers.image."): text for name, text in config["Labels"].items()}
-    assert (labels["title"], labels["version"], labels["revision"]) == ("airports", "1.2.3", "0f1e2d3c")
+    assert (labels["title"], labels["version"], labels["revision"]) == ("airports-service", "1.2.3", "0f1e2d3c")
     assert config["User"] == "10001:10001"
     assert config["Cmd"][:3] == ["prodkit", "serve", "service.main:app"]
     assert config["Healthcheck"]["Test"] == ["CMD", "prodkit", "health", "http://127.0.0.1:8000/health"]
