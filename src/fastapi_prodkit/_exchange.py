@@ -253,10 +253,11 @@ class Stack:
         token: Token[Any] | None = _context.begin(exchange.context)
         try:
             await exchange.proceed(exchange.receive, exchange.send)
-        except CancelledError:
+        except CancelledError as cancelled:
             if not await exchange.settle():
                 # Before the end of the response: some servers say so of a client that has left.
                 exchange.left |= not exchange.complete
+                vars(cancelled)[LOGGED] = True  # a stream that ends with the process is no error to be traced
                 raise
         except Exception as error:
             await exchange.settle()
