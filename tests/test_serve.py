@@ -184,19 +184,23 @@ def test_a_factory_is_called_for_its_settings(directory, monkeypatch):
 
 @pytest.mark.parametrize(
     ("application", "said"),
-    [("nowhere:app", "nowhere"), ("served_app:nothing", "nothing"), ("served_app", "module:app")],
+    [
+        ("servd_app:app", "there is no module 'servd_app' here; try: prodkit serve served_app:app"),
+        ("nowhere:app", "there is no module 'nowhere' here; try: prodkit serve --help"),
+        ("served_app:nothing", "there is no 'nothing' in served_app; try: prodkit serve served_app:app"),
+        ("served_app", "'served_app' names no app; try: prodkit serve served_app:app"),
+    ],
 )
 def test_an_app_that_is_not_there(directory, monkeypatch, capsys, application, said):
-    """One line says what was looked for, and how it is written."""
+    """One line says what was looked for, and what to type instead."""
     monkeypatch.chdir(directory)
+    monkeypatch.syspath_prepend(directory)
     monkeypatch.setenv("ENVIRONMENT", "test")
 
     code = main(["serve", application])
 
     error = capsys.readouterr().err
-    assert code == 1
-    assert said in error
-    assert len(error.splitlines()) == 1
+    assert (code, error) == (2, f"prodkit: {said}\n")
 
 
 def test_a_start_that_fails_has_exit_code_3(directory):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastapi_prodkit import _extras
-from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.cli.target import resolve
 
 __all__ = ["app"]
 
@@ -68,12 +68,7 @@ def serve(  # noqa: PLR0913 - an option each
 
 
 def _load(application: str, *, factory: bool) -> Any:
-    from uvicorn.importer import ImportFromStringError, import_from_string  # noqa: PLC0415 - an extra
-
-    try:
-        loaded = import_from_string(application)
-    except ImportFromStringError as error:
-        raise ConfigurationError(f"{str(error).rstrip('.')}; write module:app, such as service.main:app") from None
+    loaded = resolve(application, command="serve")
     return loaded() if factory else loaded
 
 

@@ -1,0 +1,62 @@
+"""What `module:app` names, and what to type instead where it names nothing."""
+
+import importlib
+import pkgutil
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from fastapi_prodkit.cli.program import UnknownCommandError
+
+__all__ = ["UnknownAppError", "resolve"]
+
+
+class UnknownAppError(UnknownCommandError):
+    """There is no such module, or no such app in it; the message says what to type instead."""
+
+
+def resolve(target: str, *, command: str) -> Any:
+    """Import and return what `target` names; modules of the current directory have to be on the path.
+
+    Args:
+        target: Such as service.main:app.
+        command: The one that it was typed behind.
+
+    Raises:
+        UnknownAppError: There is no such module, or nothing of the name in it.
+        Exception: Whatever the module raises.
+    """
+    module, colon, path = target.partition(":")
+    if not (module and colon and path):
+        raise UnknownAppError(f"{target!r} names no app; try: prodkit {command} {module or 'main'}:app")
+    try:
+        imported = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # one that the app imports
+        modules = get_close_matches(module, _modules(Path.cwd()), n=1)
+    else:
+        try:
+            return pkgutil.resolve_name(target)
+        except AttributeError:
+            names = _apps(imported) or get_close_matches(path, vars(imported), n=1)
+        raise UnknownAppError(f"there is no {path!r} in {module}; {_instead(command, [module], names)}")
+    raise UnknownAppError(f"there is no module {module!r} here; {_instead(command, modules, [path])}")
+
+
+def _instead(command: str, modules: list[str], names: list[str]) -> str:
+    target = f"{modules[0]}:{names[0]}" if modules and names else "--help"
+    return f"try: prodkit {command} {target}"
+
+
+def _modules(directory: Path) -> list[str]:
+    """Return the modules of the directory and of the packages in it."""
+    files = [*directory.glob("[!.]*.py"), *directory.glob("[!.]*/*.py")]
+    names = (".".join(path.relative_to(directory).with_suffix("").parts) for path in files)
+    return sorted(name.removesuffix(".__init__") for name in names)
+
+
+def _apps(module: Any) -> list[str]:
+    from starlette.applications import Starlette  # noqa: PLC0415 - `--help` does not need it
+
+    return [name for name, value in vars(module).items() if isinstance(value, Starlette)]
