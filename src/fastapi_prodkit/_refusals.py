@@ -7,21 +7,50 @@ that is wrong with the environment.
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs
 
+from fastapi_prodkit.exceptions import SettingsError
 from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettings, ProxySettings, RateLimitSettings
 
 # The hosts of a database URL: behind the password, which ends at the last @, and before path and query.
 _HOSTS = re.compile(r"(?:[^:/@]*(?::[^@]*)?@)?([^/?]*)")
 _PORT = re.compile(r":\d*$")
 
+# What was refused, while somebody only looks; None where refusing stops the start.
+_deferred: ContextVar[dict[str, str] | None] = ContextVar("deferred_refusals", default=None)
 
 COUNTS_ALONE = (
     "would count for itself, so that clients get a multiple of the limit: set RATE_LIMIT_STORAGE_URL=redis://..., "
     "which all of them share, run one worker per container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false"
 )
+
+
+@contextmanager
+def deferred() -> Iterator[dict[str, str]]:
+    """Collect what would be refused, so that an app can be looked at that would not start; for `prodkit doctor`."""
+    found: dict[str, str] = {}
+    token = _deferred.set(found)
+    try:
+        yield found
+    finally:
+        _deferred.reset(token)
+
+
+def refuse(section: str, value: Any, problems: Mapping[str, str]) -> Any:
+    """Stop the start; or, where that is deferred, return the section without what its piece would refuse itself.
+
+    Raises:
+        SettingsError: The problems, by the names of their variables.
+    """
+    found = _deferred.get()
+    if found is None:
+        raise SettingsError(problems)
+    found |= problems
+    return None if section in ("proxy", "hosts", "cors") else value
 
 
 def refusals(section: str, value: Any, earlier: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -118,12 +147,18 @@ def _lookalikes(pattern: str, scheme: str, names: Sequence[str]) -> Iterator[str
 
 def _encrypted(url: str) -> bool:
     """Say whether what goes to the database is encrypted by its URL's own word, or stays on this machine."""
+    query = parse_qs(url.rpartition("?")[2])
+    if {"require", "verify-ca", "verify-full"}.intersection(query.get("sslmode", []) + query.get("ssl", [])):
+        return True  # a URL can tighten what the setting says
+    return stays_here(url)
+
+
+def stays_here(url: str) -> bool:
+    """Say whether the database of the URL is on this machine, as a file or as a server."""
     scheme, _, rest = url.partition("://")
     if scheme.startswith("sqlite"):
         return True
     query = parse_qs(rest.rpartition("?")[2])
-    if {"require", "verify-ca", "verify-full"}.intersection(query.get("sslmode", []) + query.get("ssl", [])):
-        return True  # a URL can tighten what the setting says
     match = _HOSTS.match(rest)
     named = ",".join(query.get("host", [])) or (match[1] if match else "")
     return all(_is_local(host) for host in named.split(","))

@@ -127,9 +127,11 @@ class Settings(BaseSettings):
     @classmethod
     def _refuse_unsafe(cls, value: Any, info: ValidationInfo) -> Any:
         if info.data.get("environment") in ("staging", "prod"):
-            unsafe = dict(_refusals.refusals(str(info.field_name), value, info.data))
+            name = str(info.field_name)
+            unsafe = dict(_refusals.refusals(name, value, info.data))
             if unsafe:
-                raise SettingsError({_variables.variable(_prefix(cls), name): text for name, text in unsafe.items()})
+                problems = {_variables.variable(_prefix(cls), key): text for key, text in unsafe.items()}
+                return _refusals.refuse(name, value, problems)
         return value
 
     @classmethod

@@ -20,10 +20,10 @@ from typing import Any
 from fastapi_prodkit.exceptions import SettingsWarning
 from fastapi_prodkit.sections import ShutdownSettings
 
-__all__ = ["Shutdown"]
+__all__ = ["STOP_TIMEOUT", "Shutdown"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_STOP_TIMEOUT = 30.0  # seconds; the default of `stopTimeout` in an ECS task definition
+STOP_TIMEOUT = 30.0  # seconds; the default of `stopTimeout` in an ECS task definition
 
 _logger = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ class Shutdown:
         self._callbacks: list[Callable[[], None]] = []
         self._draining = False
         total = self._settings.drain + self._settings.grace
-        if total > _STOP_TIMEOUT:
+        if total > STOP_TIMEOUT:
             warnings.warn(
                 f"SHUTDOWN_DRAIN and SHUTDOWN_GRACE are {total:g} s together: ECS kills a task after "
-                f"{_STOP_TIMEOUT:g} s unless stopTimeout says otherwise; shorten them, or raise it (Fargate: to 120 s)",
+                f"{STOP_TIMEOUT:g} s unless stopTimeout says otherwise; shorten them, or raise it (Fargate: to 120 s)",
                 SettingsWarning,
                 stacklevel=2,
             )

@@ -24,6 +24,7 @@ __all__ = ["COMMANDS", "CommandGroup", "main"]
 # imported when it is asked for, and imports what it works with when it runs: so `--help` is quick.
 COMMANDS: Final[dict[str, str]] = {
     "serve": "Serve an app with uvicorn, as production wants it.",
+    "doctor": "Say what is unsafe, slow or misconfigured.",
     "health": "Ask a service whether it is well.",
     "db": "Migrate the database.",
     "new": "Make a service of your own from the example.",

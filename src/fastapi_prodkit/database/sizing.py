@@ -9,13 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from fastapi_prodkit.sections import DatabaseSettings
 
-__all__ = ["check_room"]
+__all__ = ["ALLOWED", "check_room", "wanted"]
 
 _logger = logging.getLogger("fastapi_prodkit.database")
 
-
 # Names that older servers do not know are null, and least() passes over null.
-_ALLOWED = """
+ALLOWED = """
 SELECT least(
   current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
     - coalesce(current_setting('reserved_connections', true)::int, 0),
@@ -24,28 +23,33 @@ SELECT least(
 )"""
 
 
+def wanted(settings: DatabaseSettings) -> int:
+    """Return how many connections the pools of all workers of one container may open."""
+    workers = os.environ.get("WEB_CONCURRENCY", "")
+    processes = int(workers) if workers.isdigit() else 1
+    return (settings.pool_size + settings.max_overflow) * max(1, processes)
+
+
 def check_room(engine: AsyncEngine, settings: DatabaseSettings) -> None:
     """Warn with the first connection if the pools of all workers together are larger than the server allows.
 
     It allows what its configuration, the role and the database do. What other machines open is not known here: leave
     room for as many containers as there may be.
     """
-    workers = os.environ.get("WEB_CONCURRENCY", "")
-    processes = int(workers) if workers.isdigit() else 1
-    wanted = (settings.pool_size + settings.max_overflow) * max(1, processes)
+    most = wanted(settings)
 
     def compare(connection: Any, _record: object) -> None:
         try:
             # Past SQLAlchemy, which would begin a transaction and leave it to the first session.
-            allowed = connection.run_async(lambda driver: driver.fetchval(_ALLOWED))
+            allowed = connection.run_async(lambda driver: driver.fetchval(ALLOWED))
         except Exception as error:  # noqa: BLE001 - whatever it is, a service does not fail for want of a warning
             _logger.warning("how many connections the server allows is not known: %s", type(error).__name__)
             return
-        if wanted > allowed:
+        if most > allowed:
             _logger.warning(
                 "the pools may open %d connections (DATABASE_POOL_SIZE and DATABASE_MAX_OVERFLOW, for each worker), "
                 "and the server allows %d for all its clients",
-                wanted,
+                most,
                 allowed,
             )
 

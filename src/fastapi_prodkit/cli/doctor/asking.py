@@ -1,0 +1,73 @@
+"""What only the database itself knows, asked once and within a time."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fastapi_prodkit.cli.doctor.subject import Server
+from fastapi_prodkit.cli.failure import describe
+from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError, MigrationError, MissingExtraError
+from fastapi_prodkit.sections import DatabaseSettings
+
+__all__ = ["ask", "migration_scripts"]
+
+_SUPERUSER = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+_SCRIPTS = "alembic.ini"  # where they are configured by convention, in the directory of the service
+
+
+def ask(settings: DatabaseSettings, timeout: float) -> Server:
+    """Return what the database says, or why it says nothing.
+
+    Args:
+        settings: How to reach it; with one connection.
+        timeout: Longest time for everything, seconds.
+    """
+    try:
+        return asyncio.run(_ask(settings, timeout))
+    except TimeoutError:
+        return Server(failure=f"it does not answer within {timeout:g} s")
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is why the database cannot be asked
+        return Server(failure=describe(error))
+
+
+def migration_scripts(settings: DatabaseSettings) -> str | None:
+    """Return the file that configures the migrations; None if nobody can tell."""
+    return settings.migrations_config or (_SCRIPTS if Path(_SCRIPTS).is_file() else None)
+
+
+async def _ask(settings: DatabaseSettings, longest: float) -> Server:
+    from fastapi_prodkit.database.engine import create_engine  # noqa: PLC0415 - it needs an extra
+    from fastapi_prodkit.database.failure import classify  # noqa: PLC0415 - likewise
+
+    few = {"pool_size": 1, "max_overflow": 0, "connect_timeout": min(longest, settings.connect_timeout)}
+    engine = create_engine(settings.model_copy(update=few))
+    classify(engine)
+    try:
+        async with asyncio.timeout(longest):
+            async with engine.connect() as connection:
+                allowed, superuser = await _limits(connection)
+            return Server(allowed=allowed, superuser=superuser, pending=await _pending(engine, settings))
+    finally:
+        await engine.dispose()
+
+
+async def _limits(connection: Any) -> tuple[int | None, bool]:
+    from fastapi_prodkit.database.sizing import ALLOWED  # noqa: PLC0415 - it needs an extra
+
+    if connection.dialect.name != "postgresql":
+        return None, False
+    allowed = (await connection.exec_driver_sql(ALLOWED)).scalar_one()
+    return allowed, bool((await connection.exec_driver_sql(_SUPERUSER)).scalar_one())
+
+
+async def _pending(engine: Any, settings: DatabaseSettings) -> str | None:
+    from fastapi_prodkit.database.readiness import migrations_check  # noqa: PLC0415 - it needs an extra
+
+    scripts = migration_scripts(settings)
+    if scripts is None:
+        return None
+    try:
+        await migrations_check(engine, settings.model_copy(update={"migrations_config": scripts}))()
+    except (MigrationError, CheckWarning, ConfigurationError, MissingExtraError) as error:
+        return str(error)
+    return None

@@ -1,0 +1,77 @@
+"""The command: what may be typed, and what the exit code says."""
+
+import os
+from difflib import get_close_matches
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+
+from fastapi_prodkit.cli.doctor.examination import examine, gather
+from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Severity
+from fastapi_prodkit.cli.doctor.report import as_github, as_json, as_text
+from fastapi_prodkit.cli.program import UnknownCommandError
+
+__all__ = ["app"]
+
+Environment: TypeAlias = Literal["dev", "test", "staging", "prod"]
+
+_FOUND = 1
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(
+    epilog="Exit codes: 0 nothing as bad as --fail-on, 1 something is, 2 not understood. Without MODULE:APP it looks "
+    "at settings, files, dependencies and the container."
+)
+def doctor(  # noqa: PLR0913 - an option each
+    application: Annotated[str | None, typer.Argument(metavar="MODULE:APP", help="Such as service.main:app.")] = None,
+    *,
+    environment: Annotated[
+        Environment | None,
+        typer.Option(help="Whose settings to judge; by default staging where ENVIRONMENT says so, and else prod."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Leave a rule out; may be given several times.")
+    ] = None,
+    fail_on: Annotated[Severity, typer.Option(help="The least that makes the exit code 1.")] = "error",
+    json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+    github: Annotated[bool, typer.Option("--github", help="Write annotations for GitHub Actions.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Leave the database alone.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Longest time for the database, seconds.")] = 5.0,
+    factory: Annotated[bool, typer.Option("--factory", help="APP is a function that returns the app.")] = False,
+) -> None:
+    """Say what is unsafe, slow or misconfigured, before production does.
+
+    It imports the app as production would, without starting it, and reads the settings of --environment. It changes
+    nothing, and shows no secret.
+    """
+    if json and github:
+        raise typer.BadParameter("--json and --github exclude each other: choose one")
+    ignored = _known(ignore or [])
+    subject = gather(
+        application,
+        environment=environment or ("staging" if os.environ.get("ENVIRONMENT") == "staging" else "prod"),
+        factory=factory,
+        timeout=None if offline else timeout,
+    )
+    examination = examine(subject, ignored=ignored)
+    if json:
+        typer.echo(as_json(examination, application))
+    else:
+        typer.echo(as_github(examination) if github else as_text(examination), color=True)
+    bad = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    raise typer.Exit(_FOUND if any(finding.severity in bad for finding in examination.findings) else 0)
+
+
+def _known(ignored: list[str]) -> list[str]:
+    """Return the ids, if there is a rule of each: one that is misspelt, or gone, would ignore nothing."""
+    from fastapi_prodkit.cli.doctor.rules import RULES  # noqa: PLC0415 - `--help` does not need them
+
+    names = [rule.id for rule in RULES]
+    for name in ignored:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            instead = f"prodkit doctor --ignore {near[0]}" if near else "prodkit doctor --help"
+            raise UnknownCommandError(f"there is no rule {name!r}; try: {instead}")
+    return ignored

@@ -1,0 +1,139 @@
+"""One examination: the facts are gathered, then every rule looks at them."""
+
+import logging
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import typer
+
+from fastapi_prodkit.cli.doctor import surroundings
+from fastapi_prodkit.cli.doctor.asking import ask
+from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Finding
+from fastapi_prodkit.cli.doctor.loading import Loaded, load
+from fastapi_prodkit.cli.doctor.subject import Server, Subject
+
+__all__ = ["Examination", "examine", "gather"]
+
+_SOON = 1.0  # seconds after which it is said what takes so long
+_UNREAD = "the app could not be loaded, and its settings with it"
+_UNUSED = "the app has no settings of fastapi-prodkit's: HOSTS_ALLOWED, DATABASE_URL and the others mean nothing to it"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found, the worst first, and what was not looked at."""
+
+    subject: Subject
+    findings: tuple[Finding, ...]
+
+
+def examine(subject: Subject, *, ignored: Collection[str] = ()) -> Examination:
+    """Have every rule look at the facts, but for those whose id is ignored."""
+    from fastapi_prodkit.cli.doctor.rules import RULES  # noqa: PLC0415 - `--help` does not need them
+
+    found = [finding for rule in RULES if rule.id not in ignored for finding in rule.findings(subject)]
+    return Examination(subject, tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))))
+
+
+def gather(target: str | None, *, environment: str, factory: bool, timeout: float | None) -> Subject:
+    """Load the app, read its settings, ask its database, and look around.
+
+    Args:
+        target: The app, as module:app; None for the settings and what stands around.
+        environment: The one to judge.
+        factory: Whether the target is a function that returns the app.
+        timeout: Longest time for the database, seconds; None leaves it alone.
+
+    Raises:
+        UnknownAppError: There is no such app.
+    """
+    skipped: dict[str, str] = {}
+    with _quiet():
+        with _patience(f"loading {target or 'the settings'}"):
+            loaded = load(target, environment=environment, factory=factory)
+        server = _server(loaded, timeout, skipped)
+    return replace(
+        _around(skipped),
+        environment=environment,
+        app=_app(loaded, target, skipped),
+        settings=loaded.settings,
+        unusable=loaded.unusable,
+        refused=loaded.refused,
+        warned=loaded.warned,
+        failure=loaded.failure,
+        server=server,
+        skipped=skipped,
+    )
+
+
+def _around(skipped: dict[str, str]) -> Subject:
+    """Return what stands around the service."""
+    container = surroundings.container()
+    files, untracked = surroundings.tracked(Path.cwd())
+    skipped |= {"files": untracked} if untracked else {}
+    skipped |= {} if container else {"container": "this process runs in none"}
+    return Subject(
+        directory=Path.cwd(),
+        container=container,
+        tracked=files,
+        installed=surroundings.installed(),
+        workers=surroundings.workers(),
+        today=datetime.now(UTC).date(),
+    )
+
+
+def _server(loaded: Loaded, timeout: float | None, skipped: dict[str, str]) -> Server | None:
+    database = getattr(loaded.settings, "database", None)
+    if loaded.settings is None:
+        skipped["settings"] = "they cannot be used" if loaded.unusable else _UNREAD if loaded.failure else _UNUSED
+    elif database is None:
+        skipped["database"] = "DATABASE_URL is not set"
+    elif timeout is None:
+        skipped["database"] = "--offline"
+    else:
+        with _patience(f"asking the database, for {timeout:g} s at most"):
+            return ask(database, timeout)
+    return None
+
+
+def _app(loaded: Loaded, target: str | None, skipped: dict[str, str]) -> Any:
+    from starlette.applications import Starlette  # noqa: PLC0415 - `--help` does not need it
+
+    if isinstance(loaded.app, Starlette):
+        return loaded.app
+    if target is None:
+        skipped["app"] = "none was named: prodkit doctor module:app"
+    elif loaded.unusable:
+        skipped["app"] = "its settings cannot be used"
+    elif loaded.failure is None:
+        skipped["app"] = f"{target} is a {type(loaded.app).__name__}, and neither FastAPI nor Starlette"
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the app prints and logs when it is made away from the report."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _patience(what: str) -> Iterator[None]:
+    """Say what is going on, if it takes longer than a second."""
+    timer = Timer(_SOON, typer.echo, [f"{what} ..."], {"err": True})
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

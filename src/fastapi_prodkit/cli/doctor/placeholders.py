@@ -1,0 +1,34 @@
+"""Which values are no secrets: those that stand in examples, and those that something else fills in."""
+
+import re
+
+__all__ = ["is_placeholder"]
+
+# As they are written in examples: with or without a hyphen or an underscore, in any case.
+_WORDS = {
+    *("change", "change-me", "changeit", "default", "dummy", "example", "fixme", "foo", "insecure", "none", "null"),
+    *(
+        "pass",
+        "password",
+        "postgres",
+        "pw",
+        "replace-me",
+        "root",
+        "secret",
+        "test",
+        "testing",
+        "todo",
+        "token",
+        "unset",
+    ),
+    *("user", "changeme", "replaceme"),
+}
+# ${VARIABLE}, $(command), {{ template }}, {"valueFrom": ...}, <put it here>, !Ref, arn:aws:..., var.token, ***, ...
+_FILLED_IN = re.compile(r"[$*<>!&|{[]|\.{3}|%\(|xxx|(?:arn:|data|local|module|var)\b", re.IGNORECASE)
+_AFFIX = re.compile(r"^(?:my|your|the|some|a)[-_]|[-_]?(?:here|\d{1,3})$", re.IGNORECASE)
+
+
+def is_placeholder(value: str) -> bool:
+    """Say whether a value is a word that everybody knows, or stands for another one."""
+    word = value.strip().strip("\"'").lower().replace("_", "-")
+    return not word or _FILLED_IN.match(word) is not None or word in _WORDS or _AFFIX.sub("", word) in _WORDS

@@ -1,0 +1,103 @@
+"""What was found, for a reader, for a program, and for the annotations of GitHub Actions."""
+
+import json
+import os
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from fastapi_prodkit.cli.doctor.advisories import AS_OF
+from fastapi_prodkit.cli.doctor.examination import Examination
+from fastapi_prodkit.cli.doctor.finding import DOCS, SEVERITIES, Finding, Severity
+
+__all__ = ["as_github", "as_json", "as_text"]
+
+_WIDTH = 80
+_COLOURS: Final[dict[Severity, str]] = {"error": "\033[31m", "warning": "\033[33m", "info": "\033[36m"}
+_BOLD, _DIM, _PLAIN = "\033[1m", "\033[2m", "\033[0m"
+_COMMANDS: Final[dict[Severity, str]] = {"error": "error", "warning": "warning", "info": "notice"}
+
+
+def as_text(examination: Examination) -> str:
+    """Return a list that reads well in 80 columns; with colours for a terminal, unless NO_COLOR is set."""
+    coloured = "NO_COLOR" not in os.environ and sys.stdout.isatty()
+    blocks = [_block(finding, coloured=coloured) for finding in examination.findings]
+    return "\n\n".join([*blocks, "\n".join(_summary(examination))])
+
+
+def as_json(examination: Examination, target: str | None) -> str:
+    """Return one JSON object; the page of the doctor says what stands in it."""
+    subject = examination.subject
+    fields = ("id", "severity", "title", "reason", "remedy", "docs")
+    report = {
+        "schema": 1,
+        "environment": subject.environment,
+        "app": target,
+        "advisories": AS_OF.isoformat(),
+        "summary": _counts(examination),
+        "findings": [{name: getattr(finding, name) for name in fields} for finding in examination.findings],
+        "skipped": [{"what": what, "reason": reason} for what, reason in subject.skipped.items()],
+    }
+    return json.dumps(report, indent=2)
+
+
+def as_github(examination: Examination) -> str:
+    """Return a workflow command for each finding, which GitHub Actions shows as an annotation.
+
+    https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands
+    """
+    lines = [
+        f"::{_COMMANDS[finding.severity]} title={_property(f'{finding.id}: {finding.title}')}::"
+        f"{_data(f'{finding.reason} {finding.remedy} {finding.docs}')}"
+        for finding in examination.findings
+    ]
+    return "\n".join([*lines, *_summary(examination)])
+
+
+def _block(finding: Finding, *, coloured: bool) -> str:
+    label = finding.severity.upper().ljust(len("WARNING"))
+    title, name = finding.title, finding.id
+    if coloured:
+        label = f"{_COLOURS[finding.severity]}{label}{_PLAIN}"
+        title, name = f"{_BOLD}{title}{_PLAIN}", f"{_DIM}{name}{_PLAIN}"
+    return "\n".join([f"{label}  {title}  [{name}]", *_wrapped(finding.reason, ""), *_wrapped(finding.remedy, "-> ")])
+
+
+def _wrapped(text: str, mark: str) -> list[str]:
+    indent = " " * len("WARNING  ")
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=indent + mark,
+        subsequent_indent=indent + " " * len(mark),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _summary(examination: Examination) -> Iterator[str]:
+    subject = examination.subject
+    for what, reason in subject.skipped.items():
+        yield from textwrap.wrap(f"Not examined: {what} ({reason}).", _WIDTH, subsequent_indent="  ")
+    counts = _counts(examination)
+    found = ", ".join(
+        f"{count} {name if count == 1 or name == 'info' else f'{name}s'}" for name, count in counts.items()
+    )
+    yield f"{found}; judged as {subject.environment}, advisories as of {AS_OF.isoformat()}."
+    if examination.findings:
+        yield f"Each is explained at {DOCS}#ID"
+
+
+def _counts(examination: Examination) -> dict[Severity, int]:
+    counts = Counter(finding.severity for finding in examination.findings)
+    return {severity: counts[severity] for severity in SEVERITIES}
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

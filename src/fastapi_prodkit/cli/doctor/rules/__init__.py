@@ -1,0 +1,18 @@
+"""All rules, one module for each thing that they are about."""
+
+from typing import Final
+
+from fastapi_prodkit.cli.doctor.finding import Rule
+from fastapi_prodkit.cli.doctor.rules import application, container, database, dependencies, files, process, settings
+
+__all__ = ["RULES"]
+
+RULES: Final[tuple[Rule, ...]] = (
+    *settings.RULES,
+    *files.RULES,
+    *application.RULES,
+    *process.RULES,
+    *database.RULES,
+    *dependencies.RULES,
+    *container.RULES,
+)

@@ -1,0 +1,252 @@
+"""Rules about the app: what it is made of, in which order, and what it shows to everybody."""
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.routing import Mount
+
+from fastapi_prodkit import _refusals
+from fastapi_prodkit._edge import PIECES
+from fastapi_prodkit.cli.doctor.finding import Fault, rule
+from fastapi_prodkit.cli.doctor.subject import Subject
+from fastapi_prodkit.sections import CorsSettings
+
+__all__ = ["ORDER", "RULES"]
+
+# The order of the edge, outermost first, by the names of the classes: others' middleware has them, too.
+ORDER = (
+    ("ProxyHeadersMiddleware",),
+    ("RequestIDMiddleware", "CorrelationIdMiddleware"),
+    ("AccessLogMiddleware",),
+    ("MetricsMiddleware", "PrometheusMiddleware", "PrometheusInstrumentatorMiddleware"),
+    ("SecurityHeadersMiddleware",),
+    ("CORSMiddleware",),
+    ("AllowedHostsMiddleware", "TrustedHostMiddleware"),
+    ("ConcurrencyLimitMiddleware",),
+    ("RateLimitMiddleware", "SlowAPIMiddleware", "SlowAPIASGIMiddleware"),
+    ("DeadlineMiddleware",),
+    ("BodyLimitMiddleware",),
+)
+_PLACES = {name: place for place, names in enumerate(ORDER) for name in names}
+
+
+@rule("app-not-loaded", "error", "The app cannot be loaded")
+def not_loaded(subject: Subject) -> Iterator[Fault]:
+    """Tell what the app raised when it was made; a server would end with the same."""
+    if subject.failure is not None:
+        yield Fault(
+            f"{subject.failure.rstrip('.')}.", "PRODKIT_TRACEBACK=1 prodkit serve MODULE:APP shows where it comes from."
+        )
+
+
+@rule("app-debug", "error", "Debug mode is on")
+def debug(subject: Subject) -> Iterator[Fault]:
+    """Tell of an app that shows its source to whoever provokes an error."""
+    if getattr(subject.app, "debug", False) and not getattr(subject.settings, "debug", False):
+        yield Fault("Errors show tracebacks and source to every client.", "Leave debug=True out of FastAPI(...).")
+
+
+@rule("app-base-http-middleware", "warning", "BaseHTTPMiddleware is in use")
+def base_http(subject: Subject) -> Iterator[Fault]:
+    """Tell of middleware that costs more than all pieces together, and breaks context variables."""
+    names = [
+        getattr(each.kwargs.get("dispatch"), "__name__", each.cls.__name__)
+        for each in _middleware(subject)
+        if isinstance(each.cls, type) and issubclass(each.cls, BaseHTTPMiddleware) and not _is_slowapi(each.cls)
+    ]
+    if names:
+        yield Fault(
+            f"{', '.join(names)}: each costs about 140 microseconds a request, loses context variables, and hides "
+            'failures in the middle of a response. @app.middleware("http") makes one, too.',
+            "Write it as pure ASGI middleware, or as a dependency.",
+        )
+
+
+@rule("app-slowapi-middleware", "error", "slowapi's middleware is in use")
+def slowapi_middleware(subject: Subject) -> Iterator[Fault]:
+    """Tell of limits that are not applied, and of streams that break."""
+    for each in _middleware(subject):
+        if _is_slowapi(each.cls):
+            yield Fault(
+                f"{each.cls.__name__} applies no default limit to routes of included routers, to mounted apps and to "
+                "WebSockets; the ASGI one breaks streaming.",
+                "Remove it: RATE_LIMIT_DEFAULT, or RateLimitMiddleware, counts every request.",
+            )
+
+
+@rule("app-slowapi-limiter", "warning", "slowapi's own limiter is in use")
+def slowapi_limiter(subject: Subject) -> Iterator[Fault]:
+    """Tell of a limiter that stops the event loop while its store is slow."""
+    limiter = getattr(getattr(subject.app, "state", None), "limiter", None)
+    if _is_slowapi(type(limiter)):
+        yield Fault(
+            "Its client is synchronous: while the store is slow every request waits, and an outage is a 500.",
+            "Take Limiter from fastapi_prodkit.rate_limit.slowapi; the decorators stay.",
+        )
+
+
+@rule("app-docs-public", "warning", "The documentation is public")
+def docs_public(subject: Subject) -> Iterator[Fault]:
+    """Tell where everybody can read which operations there are."""
+    for prefix, app in _apps(subject):
+        if isinstance(app, FastAPI) and app.openapi_url is not None:
+            ours = "/docs" if getattr(subject.settings, "docs", None) is not None and not prefix else None
+            pages = [path for path in (app.docs_url or ours, app.redoc_url, app.openapi_url) if path]
+            yield Fault(
+                f"{', '.join(prefix + path for path in pages)}: everybody can read which operations there are.",
+                "Leave DOCS_ENABLED out, or pass openapi_url=None to FastAPI(...); keep them if the API is public.",
+            )
+
+
+@rule("app-metrics-public", "warning", "The metrics are public")
+def metrics_public(subject: Subject) -> Iterator[Fault]:
+    """Tell where everybody can read routes, load and errors."""
+    if getattr(getattr(subject.settings, "metrics", None), "public", False):
+        yield Fault(
+            "METRICS_PUBLIC opens /metrics to everybody.", "Set METRICS_TOKEN instead, and tell it to Prometheus."
+        )
+    for path, endpoint in _endpoints(subject.app):
+        if path.rstrip("/") == "/metrics" and not _module(endpoint).startswith("fastapi_prodkit."):
+            yield Fault(
+                "/metrics is a route of the app's own: nothing asks for a token.",
+                "Use metrics_router(), or guard it.",
+            )
+
+
+@rule("app-cors", "error", "Any web site may act for its visitors")
+def cors(subject: Subject) -> Iterator[Fault]:
+    """Tell of CORS middleware that was added by hand and lets strangers in."""
+    for each in _middleware(subject):
+        if getattr(each.cls, "__name__", "") == "CORSMiddleware":
+            for _, text in _refusals.refusals("cors", _cors_settings(each.kwargs), {}):
+                reason, _, remedy = text.partition(": ")
+                yield Fault(f"CORSMiddleware: {reason}.", f"Here: {remedy}.")
+
+
+@rule("app-duplicate-middleware", "warning", "A middleware runs twice")
+def duplicate(subject: Subject) -> Iterator[Fault]:
+    """Tell what was added twice, or by hand to an app that has it already."""
+    names = Counter(name for name in _names(subject) if name != "BaseHTTPMiddleware")
+    edge = _edge_names(subject)
+    for name, count in names.items():
+        if count > 1:
+            yield Fault(f"{name} was added {count} times.", "Add it once.")
+        if name in _PLACES and (twin := next((each for each in edge if _PLACES[each] == _PLACES[name]), None)):
+            yield Fault(
+                f"{name} was added, and {twin} stands around the app already.",
+                "Remove it, and set what it was told in the settings.",
+            )
+
+
+@rule("app-middleware-order", "warning", "Middleware is in the wrong order")
+def order(subject: Subject) -> Iterator[Fault]:
+    """Tell which middleware stands outside one that it needs around it."""
+    placed = [name for name in _names(subject) if name in _PLACES]
+    for outer, inner in pairwise(placed):
+        if _PLACES[outer] > _PLACES[inner]:
+            yield Fault(
+                f"{outer} stands outside {inner}: what it answers itself goes without it.",
+                f"Call add_middleware({inner}, ...) after that of {outer}: what is added last is outermost.",
+            )
+
+
+@rule("app-mounted-lifespan", "warning", "The lifespan of a mounted app does not run")
+def mounted_lifespan(subject: Subject) -> Iterator[Fault]:
+    """Tell which mounted apps are never started; Starlette starts the outermost one only."""
+    if subject.app is None or hasattr(subject.app.state, PIECES):  # ours starts them
+        return
+    for prefix, app in list(_apps(subject))[1:]:
+        if _is_own(app.router.lifespan_context):
+            yield Fault(
+                f"{prefix}: Starlette starts the outermost app only.",
+                "Use create_app or install, which start them too; if the app's own lifespan runs it, all is well.",
+            )
+
+
+def _middleware(subject: Subject) -> list[Any]:
+    """Return what was added to the app, outermost first."""
+    return [] if subject.app is None else list(subject.app.user_middleware)
+
+
+def _names(subject: Subject) -> list[str]:
+    return [getattr(each.cls, "__name__", "") for each in _middleware(subject)]
+
+
+def _edge_names(subject: Subject) -> list[str]:
+    """Return the names of what stands around an app of ours."""
+    if subject.app is None or not hasattr(subject.app.state, PIECES):
+        return []
+    layers = getattr(subject.app.middleware_stack, "layers", ())
+    return [name for layer in layers if (name := type(layer).__name__) in _PLACES]
+
+
+def _is_slowapi(kind: Any) -> bool:
+    return _module(kind).partition(".")[0] == "slowapi"
+
+
+def _module(thing: Any) -> str:
+    return getattr(thing, "__module__", None) or ""
+
+
+def _apps(subject: Subject) -> Iterator[tuple[str, Starlette]]:
+    """Yield the app and those that are mounted in it, with their paths."""
+    if subject.app is not None:
+        yield from _walk(subject.app, "")
+
+
+def _walk(app: Starlette, prefix: str) -> Iterator[tuple[str, Starlette]]:
+    yield prefix, app
+    for context in iter_route_contexts(app.routes):
+        mount = context.original_route
+        if isinstance(mount, Mount) and isinstance(mount.app, Starlette):
+            yield from _walk(mount.app, f"{prefix}{mount.path}")
+
+
+def _endpoints(app: Starlette | None) -> Iterator[tuple[str, Any]]:
+    for context in () if app is None else iter_route_contexts(app.routes):
+        route: Any = context.original_route
+        yield context.path or "", getattr(route, "endpoint", None) or getattr(route, "app", None)
+
+
+def _is_own(lifespan: Any) -> bool:
+    """Say whether it is somebody's own: FastAPI wraps it for each router that is included."""
+    if not _module(lifespan).startswith(("starlette.", "fastapi.")):
+        return True
+    wrapped = getattr(inspect.unwrap(lifespan), "__closure__", None) or ()
+    return any(callable(cell.cell_contents) and _is_own(cell.cell_contents) for cell in wrapped)
+
+
+def _cors_settings(arguments: Any) -> CorsSettings | None:
+    """Return what was asked of the middleware, in the words of our section; None if they do not fit."""
+    given = {
+        "origins": tuple(arguments.get("allow_origins", ())),
+        "origin_regex": arguments.get("allow_origin_regex"),
+        "allow_credentials": arguments.get("allow_credentials", False),
+    }
+    try:
+        return arguments.get("settings") or CorsSettings.model_validate(given)
+    except ValidationError:
+        return None
+
+
+RULES = (
+    not_loaded,
+    debug,
+    base_http,
+    slowapi_middleware,
+    slowapi_limiter,
+    docs_public,
+    metrics_public,
+    cors,
+    duplicate,
+    order,
+    mounted_lifespan,
+)

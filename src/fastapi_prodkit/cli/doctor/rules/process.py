@@ -1,0 +1,67 @@
+"""Rules about the process: what stands before it, and how it ends."""
+
+from collections.abc import Iterator
+
+from fastapi_prodkit.cli.doctor.finding import Fault, rule
+from fastapi_prodkit.cli.doctor.subject import Subject
+from fastapi_prodkit.shutdown import STOP_TIMEOUT
+
+__all__ = ["RULES"]
+
+
+@rule("proxy-untrusted", "warning", "Limits count the load balancer, not its clients")
+def proxy_untrusted(subject: Subject) -> Iterator[Fault]:
+    """Tell of rate limits behind a proxy that is not believed: all clients share one quota, and logs name the proxy."""
+    settings = subject.settings
+    if settings is None or settings.rate_limit is None or "PROXY_TRUSTED" in subject.refused:
+        return
+    if settings.proxy is None or not settings.proxy.trusted:
+        yield Fault(
+            "Rate limits are on and no proxy is trusted: behind a load balancer all clients have its address, and so "
+            "share one quota.",
+            "Set PROXY_TRUSTED to the load balancer's addresses or networks; without one there is nothing to do.",
+        )
+
+
+@rule("shutdown-too-long", "warning", "The platform kills the process before it has ended")
+def shutdown_too_long(subject: Subject) -> Iterator[Fault]:
+    """Tell of a shutdown that takes longer than platforms wait by default."""
+    shutdown = getattr(subject.settings, "shutdown", None)
+    if shutdown is not None and shutdown.drain + shutdown.grace > STOP_TIMEOUT:
+        yield Fault(
+            f"SHUTDOWN_DRAIN and SHUTDOWN_GRACE are {shutdown.drain + shutdown.grace:g} s together; ECS and Kubernetes "
+            f"kill after {STOP_TIMEOUT:g} s unless told otherwise.",
+            "Shorten them, or raise stopTimeout (ECS) or terminationGracePeriodSeconds (Kubernetes).",
+        )
+
+
+@rule("shutdown-no-drain", "warning", "A deployment loses requests")
+def shutdown_no_drain(subject: Subject) -> Iterator[Fault]:
+    """Tell of a port that closes before load balancers have noticed."""
+    if subject.settings is None:
+        return
+    shutdown = subject.settings.shutdown
+    if shutdown is None or not shutdown.drain:
+        what = "SHUTDOWN_ENABLED is false" if shutdown is None else "SHUTDOWN_DRAIN is 0"
+        yield Fault(
+            f"{what}: load balancers send requests to a port that is closed.", "Set SHUTDOWN_DRAIN to 5 or more."
+        )
+
+
+@rule("shutdown-cuts-requests", "info", "A shutdown cuts the longest requests")
+def shutdown_cuts(subject: Subject) -> Iterator[Fault]:
+    """Tell of requests that may take longer than a shutdown leaves them."""
+    shutdown = getattr(subject.settings, "shutdown", None)
+    limits = getattr(subject.settings, "limits", None)
+    if shutdown is None or limits is None or limits.request_timeout is None:
+        return
+    left = shutdown.drain + shutdown.grace
+    if limits.request_timeout > left:
+        yield Fault(
+            f"A request may take {limits.request_timeout:g} s (LIMITS_REQUEST_TIMEOUT), and a shutdown leaves it "
+            f"{left:g} s (SHUTDOWN_DRAIN and SHUTDOWN_GRACE).",
+            "Lower LIMITS_REQUEST_TIMEOUT, with Timeout for the routes that need more; or raise SHUTDOWN_GRACE.",
+        )
+
+
+RULES = (proxy_untrusted, shutdown_too_long, shutdown_no_drain, shutdown_cuts)

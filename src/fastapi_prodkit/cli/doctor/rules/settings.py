@@ -1,0 +1,110 @@
+"""Rules about the settings: what production refuses, and what it would take without a word."""
+
+from collections.abc import Iterator
+from urllib.parse import unquote, urlsplit
+
+from fastapi_prodkit import _refusals, _variables
+from fastapi_prodkit._refusals import stays_here
+from fastapi_prodkit.cli.doctor.finding import Fault, rule
+from fastapi_prodkit.cli.doctor.placeholders import is_placeholder
+from fastapi_prodkit.cli.doctor.subject import Subject
+
+__all__ = ["RULES"]
+
+_SHORTEST_TOKEN = 16  # characters: 64 bits, if they are hexadecimal
+
+
+@rule("settings-invalid", "error", "A setting cannot be used")
+def invalid(subject: Subject) -> Iterator[Fault]:
+    """Tell what no setting can be made of: the service would not start."""
+    for name, text in subject.unusable.items():
+        yield _split(name, text, f"Set {name} to a value of that form.")
+
+
+@rule("settings-unsafe", "error", "A setting is unsafe in production")
+def unsafe(subject: Subject) -> Iterator[Fault]:
+    """Tell what staging and prod refuse to start with, whichever environment the settings are of."""
+    refused = dict(subject.refused)
+    if subject.settings is not None:
+        fields = type(subject.settings).model_fields
+        prefix = type(subject.settings).model_config.get("env_prefix", "")
+        values = {name: getattr(subject.settings, name) for name in fields}
+        for section, value in values.items():
+            found = _refusals.refusals(section, value, values)
+            refused |= {_variables.variable(prefix, key): text for key, text in found}
+    for name, text in refused.items():
+        yield _split(name, text, f"Change {name}.")
+
+
+@rule("settings-near-miss", "warning", "A variable is probably misspelt")
+def near_miss(subject: Subject) -> Iterator[Fault]:
+    """Tell which names are one slip away from a setting: they set nothing."""
+    for text in subject.warned:
+        what, asked, meant = text.partition("; did you mean ")
+        if asked:
+            yield Fault(f"{what}, so it changes nothing.", f"Write {meant.rstrip('?')}.")
+
+
+@rule("settings-environment", "warning", "The app chooses its environment itself")
+def environment(subject: Subject) -> Iterator[Fault]:
+    """Tell of an app that is of one environment wherever it runs."""
+    own = getattr(subject.settings, "environment", subject.environment)
+    if own != subject.environment:
+        yield Fault(
+            f"It runs as {own} although ENVIRONMENT is {subject.environment}, with what {own} relaxes.",
+            "Leave environment= out of the code, and set ENVIRONMENT where the service runs.",
+        )
+
+
+@rule("settings-weak-secret", "error", "A secret can be guessed")
+def weak_secret(subject: Subject) -> Iterator[Fault]:
+    """Tell of tokens and passwords that are short, or that stand in every example."""
+    metrics = getattr(subject.settings, "metrics", None)
+    if metrics is not None and metrics.token is not None:
+        token = metrics.token.get_secret_value()
+        if is_placeholder(token) or len(token) < _SHORTEST_TOKEN:
+            yield Fault(
+                f"METRICS_TOKEN is a word of examples, or has fewer than {_SHORTEST_TOKEN} characters.",
+                "Make one: openssl rand -hex 16.",
+            )
+    if subject.database is not None:
+        url = subject.database.url.get_secret_value()
+        password = _password(url)
+        if password and is_placeholder(password) and not stays_here(url):
+            yield Fault("The password in DATABASE_URL is a word of examples.", "Change the password of the role.")
+
+
+@rule("settings-limit-off", "warning", "A limit is switched off")
+def limit_off(subject: Subject) -> Iterator[Fault]:
+    """Tell which limits of a request are `none`."""
+    if subject.settings is None:
+        return
+    limits = subject.settings.limits
+    for name, what in (
+        ("max_body_size", "A single body can fill the memory"),
+        ("request_timeout", "A request that hangs holds its place, and its database connection, for ever"),
+        ("body_timeout", "A client that stops sending holds its place for ever"),
+    ):
+        if limits is None or getattr(limits, name) is None:
+            yield Fault(
+                f"{what}: LIMITS_{name.upper()} is off.", f"Set LIMITS_{name.upper()}; routes may have their own."
+            )
+
+
+def _split(name: str, text: str, otherwise: str) -> Fault:
+    """Part a problem into what is wrong and what to do, which stands behind the last colon where there is one."""
+    reason, colon, remedy = text.partition(": ")
+    if not colon:
+        return Fault(f"{name} {text}.", otherwise)
+    return Fault(f"{name} {reason}.", f"{remedy[0].upper()}{remedy[1:]}.")
+
+
+def _password(url: str) -> str | None:
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return None
+    return None if password is None else unquote(password)
+
+
+RULES = (invalid, unsafe, near_miss, environment, weak_secret, limit_off)

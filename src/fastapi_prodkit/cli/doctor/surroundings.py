@@ -1,0 +1,74 @@
+"""What stands around the service: files under git, installed packages, and the container."""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from fastapi_prodkit.cli.doctor.subject import Container
+
+__all__ = ["container", "installed", "tracked", "workers"]
+
+_PATIENCE = 10.0  # seconds for git
+# What container runtimes and orchestrators leave behind.
+_MARKS = (".dockerenv", "run/.containerenv", "var/run/secrets/kubernetes.io")
+_VARIABLES = ("ECS_CONTAINER_METADATA_URI_V4", "KUBERNETES_SERVICE_HOST")
+
+
+def tracked(directory: Path) -> tuple[tuple[str, ...], str | None]:
+    """Return the files under git below the directory; or none, and why.
+
+    Git's own refusal of a repository that belongs to somebody else holds: its configuration can run commands.
+    """
+    command = ["git", "ls-files", "-z"]
+    try:
+        run = subprocess.run(command, cwd=directory, capture_output=True, timeout=_PATIENCE, check=False)  # noqa: S603 - fixed
+    except FileNotFoundError:
+        return (), "git is not installed"
+    except subprocess.TimeoutExpired:
+        return (), f"git took longer than {_PATIENCE:g} s"
+    if run.returncode:
+        said = run.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("fatal: ")
+        return (), said.partition(" (")[0] or "git failed"
+    return tuple(name for name in run.stdout.decode(errors="surrogateescape").split("\0") if name), None
+
+
+def installed() -> dict[str, str]:
+    """Return the version of each distribution by its normalized name (PEP 503)."""
+    found = ((each.metadata["Name"], each.version) for each in metadata.distributions())
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found if name}
+
+
+def workers() -> int | None:
+    """Return how many processes WEB_CONCURRENCY asks for; None if it does not."""
+    asked = os.environ.get("WEB_CONCURRENCY", "")
+    return int(asked) if asked.isdigit() and int(asked) else None
+
+
+def container(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> Container | None:
+    """Return what the container gives this process; None outside of one.
+
+    Args:
+        root: Where the file system begins.
+        environment: Variables; those of the process by default.
+    """
+    variables = os.environ if environment is None else environment
+    if not any((root / mark).exists() for mark in _MARKS) and not any(name in variables for name in _VARIABLES):
+        return None
+    quota, _, period = _read(root / "sys/fs/cgroup/cpu.max").partition(" ")
+    memory = _read(root / "sys/fs/cgroup/memory.max")
+    return Container(
+        root=hasattr(os, "geteuid") and os.geteuid() == 0,
+        first=_read(root / "proc/1/comm"),
+        cores=int(quota) / int(period) if quota.isdigit() and period.isdigit() else None,
+        memory=int(memory) if memory.isdigit() else None,
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

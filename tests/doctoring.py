@@ -1,0 +1,50 @@
+"""A service that is in order, and what the doctor says of it, for tests that add a fault."""
+
+import os
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastapi_prodkit.cli.doctor.examination import examine, gather
+
+SECRET = "b7Rk-29xLm_4fQz"
+REMOTE = f"postgresql://orders:{SECRET}@db.example.com/orders"
+
+SOUND = {
+    "HOSTS_ALLOWED": "api.example.com",
+    "PROXY_TRUSTED": "10.0.0.0/8",
+    "LIMITS_REQUEST_TIMEOUT": "20",
+    "METRICS_TOKEN": "iK3v_8sPq-2mZx7Lw9",
+}
+_OTHERS = ("ALEMBIC_", "DATABASE_", "GIT_", "HOSTS_", "LOG_", "PRODKIT_")
+
+
+@pytest.fixture
+def in_order(tmp_path, monkeypatch):
+    """Be in an empty directory, with the variables of a service that is in order and no others."""
+    for name in list(os.environ):
+        if name.startswith(_OTHERS) or name in {"ENVIRONMENT", "WEB_CONCURRENCY"}:
+            monkeypatch.delenv(name)
+    for name, value in SOUND.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+
+def gathered(target=None):
+    """Return the facts about the current directory, without those of this machine."""
+    subject = gather(target, environment="prod", factory=False, timeout=None)
+    return replace(subject, container=None, installed={}, tracked=())
+
+
+def ids(subject):
+    """Return the ids of what is found."""
+    return {finding.id for finding in examine(subject).findings}
+
+
+def module(source):
+    """Write the module of a service and return its name, which no other test has."""
+    name = f"service_{uuid.uuid4().hex}"
+    Path(f"{name}.py").write_text(source)
+    return name

@@ -1,0 +1,207 @@
+"""`prodkit doctor` on databases: what the settings say of them, and what a real PostgreSQL says itself."""
+
+import socket
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
+
+from doctoring import REMOTE, SECRET, gathered, ids, in_order  # noqa: F401 - a fixture
+from migrating import project, sql
+from postgres import PostgresMissingError, postgres
+
+from fastapi_prodkit.cli.doctor.asking import ask
+from fastapi_prodkit.cli.doctor.examination import gather
+from fastapi_prodkit.cli.doctor.subject import Server
+from fastapi_prodkit.sections import DatabaseSettings
+
+REASON = "needs the extra: pip install 'fastapi-prodkit[database]'"
+pytestmark = pytest.mark.usefixtures("in_order")
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("expected", "fault"),
+        [
+            ("database-tls", {"DATABASE_SSL": "require"}),
+            ("database-tls", {"DATABASE_SSL": "require", "DATABASE_READ_URL": REMOTE}),
+            ("database-pooler", {"DATABASE_URL": REMOTE.replace(".com/", ".com:6432/")}),
+            ("database-timeout-off", {"DATABASE_STATEMENT_TIMEOUT": "none"}),
+            ("database-pool-timeout", {"DATABASE_POOL_TIMEOUT": "20"}),
+            ("database-sqlite", {"DATABASE_URL": "sqlite:////data/orders.db"}),
+        ],
+    )
+    def test_one_fault(self, monkeypatch, expected, fault):
+        """A fault in how the database is reached is found under its id, without asking it."""
+        pytest.importorskip("sqlalchemy", reason=REASON)
+        for name, value in {"DATABASE_URL": REMOTE, **fault}.items():
+            monkeypatch.setenv(name, value)
+
+        assert ids(gathered()) == {expected}
+
+    @pytest.mark.parametrize(
+        "sound",
+        [
+            {},
+            {"DATABASE_SSL": "require", "DATABASE_URL": f"{REMOTE}?sslmode=verify-full"},
+            {"DATABASE_SSL": "require", "DATABASE_URL": REMOTE.replace("db.example.com", "127.0.0.1")},
+            {"DATABASE_URL": REMOTE.replace(".com/", ".com:6432/"), "DATABASE_POOLER": "pgbouncer"},
+            {"DATABASE_STATEMENT_TIMEOUT": "none", "DATABASE_POOLER": "pgbouncer"},
+            {"LIMITS_ENABLED": "true", "DATABASE_POOL_TIMEOUT": "19"},
+        ],
+    )
+    def test_no_fault(self, monkeypatch, sound):
+        """What is done right is not found."""
+        pytest.importorskip("sqlalchemy", reason=REASON)
+        for name, value in {"DATABASE_URL": REMOTE, **sound}.items():
+            monkeypatch.setenv(name, value)
+
+        assert ids(gathered()) == set()
+
+    @pytest.mark.parametrize(
+        ("server", "expected"),
+        [
+            (Server(failure="it is down"), {"database-unreachable"}),
+            (Server(allowed=9), {"database-pool"}),
+            (Server(allowed=10), {"database-pool-rollout"}),
+            (Server(allowed=19), {"database-pool-rollout"}),
+            (Server(allowed=20), set()),
+            (Server(superuser=True), {"database-superuser"}),
+            (Server(pending="the database is at 1, and this release needs 2"), {"database-migrations-pending"}),
+            (Server(), set()),
+        ],
+    )
+    def test_what_the_database_says(self, monkeypatch, server, expected):
+        """The pool of one worker is ten connections: they have to fit, and those of a second container as well."""
+        pytest.importorskip("sqlalchemy", reason=REASON)
+        monkeypatch.setenv("DATABASE_URL", REMOTE)
+
+        assert ids(replace(gathered(), server=server)) == expected
+
+    def test_migrations_that_ready_does_not_know(self, monkeypatch):
+        """A project with migrations names them to the service."""
+        monkeypatch.setenv("DATABASE_URL", REMOTE)
+        Path("alembic.ini").touch()
+        before = ids(gathered())
+        monkeypatch.setenv("DATABASE_MIGRATIONS_CONFIG", "alembic.ini")
+
+        after = ids(gathered())
+
+        assert (before, after) == ({"database-migrations-unwatched"}, set())
+
+    def test_without_the_extra(self, monkeypatch):
+        """Rules about the URL are silent where nothing can read it; asking says what is missing."""
+        monkeypatch.setenv("DATABASE_URL", REMOTE)
+        monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+        for name in [name for name in sys.modules if name.startswith("fastapi_prodkit.database")]:
+            monkeypatch.delitem(sys.modules, name)
+
+        subject = gather(None, environment="prod", factory=False, timeout=1)
+
+        assert "fastapi-prodkit[database]" in subject.server.failure
+        assert ids(replace(subject, container=None, installed={}, tracked=())) == {"database-unreachable"}
+
+
+@pytest.fixture(scope="module")
+def server():
+    pytest.importorskip("sqlalchemy", reason=REASON)
+    pytest.importorskip("alembic", reason=REASON)
+    try:
+        with postgres() as server:
+            yield server
+    except PostgresMissingError as missing:
+        pytest.skip(str(missing))
+
+
+def settings_of(url, **options):
+    return DatabaseSettings.model_validate({"url": url, "ssl": "off", **options})
+
+
+class TestAsking:
+    def test_a_superuser(self, server):
+        """Who serves as the owner of the server is told, and how many connections there are."""
+        said = ask(settings_of(server.url()), 20)
+
+        assert said == Server(allowed=97, superuser=True)
+
+    def test_a_role_of_its_own(self, server):
+        """Its own limit counts where it is lower than the server's."""
+        sql(server.url(), f"CREATE ROLE orders LOGIN PASSWORD '{SECRET}' CONNECTION LIMIT 7")
+
+        said = ask(settings_of(f"postgresql://orders:{quote(SECRET)}@127.0.0.1:{server.port}/postgres"), 20)
+
+        assert said == Server(allowed=7, superuser=False)
+
+    def test_pending_migrations(self, server, tmp_path):
+        """The scripts are where they are by convention, or where the settings say; a warning counts."""
+        Path("orders").mkdir()
+        config = project(tmp_path / "orders") / "alembic.ini"
+        named = ask(settings_of(server.url(), migrations_config=str(config), migrations="warn"), 20)
+        project(tmp_path / "here")
+        Path("alembic.ini").write_text((tmp_path / "here" / "alembic.ini").read_text().replace("%(here)s", "here"))
+
+        found = ask(settings_of(server.url()), 20)
+
+        assert named.pending == found.pending
+        assert found.pending == "the database is at the state before the first migration, and this release needs 0002"
+
+    def test_no_pending_migrations(self, server, tmp_path):
+        """A database that is where the release wants it has no finding."""
+        config = project(tmp_path / "orders") / "alembic.ini"
+        sql(server.url(), "CREATE DATABASE migrated")
+        sql(server.url("migrated"), "CREATE TABLE alembic_version AS SELECT '0002'::varchar AS version_num")
+
+        said = ask(settings_of(server.url("migrated"), migrations_config=str(config)), 20)
+
+        assert said.pending is None
+        assert said.failure is None
+
+    def test_sqlite(self, tmp_path):
+        """It has no roles and no connections to count."""
+        pytest.importorskip("aiosqlite", reason=REASON)
+
+        assert ask(settings_of(f"sqlite:///{tmp_path}/orders.db"), 20) == Server()
+
+    def test_a_database_that_is_down(self):
+        """Why it could not be asked is told, without the password."""
+        pytest.importorskip("asyncpg", reason=REASON)
+
+        said = ask(settings_of(f"postgresql://orders:{SECRET}@127.0.0.1:1/orders"), 20)
+
+        assert said.failure.startswith("cannot connect to the database: ")
+        assert SECRET not in said.failure
+
+    def test_a_database_that_is_silent(self):
+        """It holds the doctor up for no longer than was allowed."""
+        pytest.importorskip("asyncpg", reason=REASON)
+        begun = time.monotonic()
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = silent.getsockname()[1]
+
+            said = ask(settings_of(f"postgresql://orders:{SECRET}@127.0.0.1:{port}/orders"), 0.5)
+
+        assert said.failure is not None
+        assert time.monotonic() - begun < 15
+
+    def test_a_url_that_cannot_be_used(self):
+        """The settings are not asked twice: what is wrong with the URL is why the database is silent."""
+        pytest.importorskip("sqlalchemy", reason=REASON)
+
+        said = ask(settings_of("mysql://db.example.com/orders"), 20)
+
+        assert said.failure.startswith("DATABASE_URL must begin with one of postgresql://")
+
+    def test_the_whole_way(self, server, monkeypatch):
+        """The settings say where the database is, and the rules what is wrong with it."""
+        monkeypatch.setenv("DATABASE_URL", server.url())
+        monkeypatch.setenv("DATABASE_POOL_SIZE", "98")
+        monkeypatch.setenv("DATABASE_SSL", "off")
+
+        subject = gather(None, environment="prod", factory=False, timeout=20)
+
+        assert {"database-pool", "database-superuser"} <= ids(subject)
