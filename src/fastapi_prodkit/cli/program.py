@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, str]] = {
     "serve": "Serve an app with uvicorn, as production wants it.",
     "doctor": "Say what is unsafe, slow or misconfigured.",
     "health": "Ask a service whether it is well.",
+    "settings": "Show every variable, what sets it, and write it down.",
     "db": "Migrate the database.",
     "new": "Make a service of your own from the example.",
 }
@@ -73,9 +74,7 @@ class _Program(CommandGroup):
         return command
 
 
-app = typer.Typer(
-    cls=_Program, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
-)
+app = typer.Typer(cls=_Program, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback

@@ -15,12 +15,13 @@ class UnknownAppError(UnknownCommandError):
     """There is no such module, or no such app in it; the message says what to type instead."""
 
 
-def resolve(target: str, *, command: str) -> Any:
+def resolve(target: str, *, command: str, kind: type | None = None) -> Any:
     """Import and return what `target` names; modules of the current directory have to be on the path.
 
     Args:
         target: Such as service.main:app.
         command: The one that it was typed behind.
+        kind: The class whose subclasses are meant; apps, otherwise.
 
     Raises:
         UnknownAppError: There is no such module, or nothing of the name in it.
@@ -28,7 +29,8 @@ def resolve(target: str, *, command: str) -> Any:
     """
     module, colon, path = target.partition(":")
     if not (module and colon and path):
-        raise UnknownAppError(f"{target!r} names no app; try: prodkit {command} {module or 'main'}:app")
+        what, example = ("settings", "Settings") if kind else ("app", "app")
+        raise UnknownAppError(f"{target!r} names no {what}; try: prodkit {command} {module or 'main'}:{example}")
     try:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -39,7 +41,9 @@ def resolve(target: str, *, command: str) -> Any:
         try:
             return pkgutil.resolve_name(target)
         except AttributeError:
-            names = _apps(imported) or get_close_matches(path, vars(imported), n=1)
+            names = (_classes(imported, kind) if kind else _apps(imported)) or get_close_matches(
+                path, vars(imported), n=1
+            )
         raise UnknownAppError(f"there is no {path!r} in {module}; {_instead(command, [module], names)}")
     raise UnknownAppError(f"there is no module {module!r} here; {_instead(command, modules, [path])}")
 
@@ -60,3 +64,8 @@ def _apps(module: Any) -> list[str]:
     from starlette.applications import Starlette  # noqa: PLC0415 - `--help` does not need it
 
     return [name for name, value in vars(module).items() if isinstance(value, Starlette)]
+
+
+def _classes(module: Any, kind: type) -> list[str]:
+    found = {name: value for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, kind)}
+    return [name for name, value in found.items() if value is not kind]

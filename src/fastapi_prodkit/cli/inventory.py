@@ -1,0 +1,176 @@
+"""Every variable of a settings class: what it is, and, if anything does, what sets it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from fastapi_prodkit import _variables
+from fastapi_prodkit._redact import Redactor
+
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
+
+    from fastapi_prodkit.secrets import VariablesSource
+
+__all__ = ["MASK", "Variable", "variables"]
+
+MASK: Final = "********"
+_SWITCH: Final = "Whether the piece is there."
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable.
+
+    Attributes:
+        name: As the environment has it.
+        section: The section it belongs to; empty for those of none.
+        type: In a word or two.
+        default: As one would write it; None if there is none.
+        required: The settings cannot be used without it.
+        begins: Its section is there with it, and not without.
+        description: With its unit.
+        secret: It is never shown.
+        value: What sets it, as it is written there, masked if it is a secret; None if nothing does.
+        source: Where that is; empty for the default.
+        schema: As JSON Schema has it.
+    """
+
+    name: str
+    section: str
+    type: str
+    default: str | None
+    required: bool
+    begins: bool
+    description: str
+    secret: bool
+    value: str | None = None
+    source: str = ""
+    schema: Mapping[str, Any] = field(default_factory=dict)
+
+
+def variables(settings_cls: "type[BaseSettings]") -> list[Variable]:
+    """Return all of them in the order of the class, with what the sources have at the moment.
+
+    Nothing is validated, so this works where the settings cannot be used.
+
+    Raises:
+        MissingExtraError: A secret in AWS is configured and boto3 is not installed.
+    """
+    sources = _sources(settings_cls)
+    prefix = str(settings_cls.model_config.get("env_prefix", ""))
+    redactor = Redactor()
+    found = []
+    for each in _declared(settings_cls, prefix):
+        name = each.name.lower()
+        source = next((source for source in sources if name in source.env_vars), None)
+        if source is not None:
+            value = MASK if each.secret else redactor.text(str(source.env_vars[name]))
+            found.append(replace(each, value=value, source=source.origin))
+        else:
+            found.append(each)
+    return found
+
+
+def _sources(settings_cls: "type[BaseSettings]") -> "list[VariablesSource]":
+    """Return the sources that have variables, strongest first, as the class orders them."""
+    from pydantic_settings import (  # noqa: PLC0415 - `--help` does not need it
+        DotEnvSettingsSource,
+        EnvSettingsSource,
+        InitSettingsSource,
+        SecretsSettingsSource,
+    )
+
+    from fastapi_prodkit.secrets import VariablesSource  # noqa: PLC0415
+
+    sources = settings_cls.settings_customise_sources(
+        settings_cls,
+        init_settings=InitSettingsSource(settings_cls, init_kwargs={}),
+        env_settings=EnvSettingsSource(settings_cls),
+        dotenv_settings=DotEnvSettingsSource(settings_cls),
+        file_secret_settings=SecretsSettingsSource(settings_cls),
+    )
+    return [source for source in sources if isinstance(source, VariablesSource)]
+
+
+def _declared(settings_cls: "type[BaseSettings]", prefix: str) -> Iterator[Variable]:
+    for name, own in settings_cls.model_fields.items():
+        section = _variables.section_of(own)
+        if section is None:
+            schema = settings_cls.model_json_schema()["properties"].get(name, {})
+            yield _variable(_variables.variable(prefix, name), "", own, schema, always=True)
+            continue
+        if _variables.has_switch(own):
+            yield _switch(_variables.variable(prefix, name, "enabled"), name, own, section)
+        properties = section.model_json_schema()["properties"]
+        for key, inner in section.model_fields.items():
+            label = _variables.variable(prefix, name, key)
+            yield _variable(label, name, inner, properties[key], always=not _variables.has_switch(own))
+
+
+def _switch(name: str, section: str, own: FieldInfo, model: type[BaseModel]) -> Variable:
+    """Return the switch of a section; one that needs a variable to be there is switched on by that."""
+    needed = any(inner.is_required() for inner in model.model_fields.values())
+    default = None if needed else "false" if own.default is None else "true"
+    return Variable(
+        name=name,
+        section=section,
+        type="bool",
+        default=default,
+        required=False,
+        begins=False,
+        description=_SWITCH,
+        secret=False,
+        schema={"type": "boolean"},
+    )
+
+
+def _variable(name: str, section: str, declared: FieldInfo, schema: Mapping[str, Any], *, always: bool) -> Variable:
+    return Variable(
+        name=name,
+        section=section,
+        type=_type(declared.annotation),
+        default=_default(declared),
+        required=declared.is_required() and always,
+        begins=declared.is_required() and not always,
+        description=declared.description or "",
+        secret=SecretStr in _members(declared.annotation),
+        schema={key: value for key, value in schema.items() if key not in ("title", "default", "description")},
+    )
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _type(annotation: Any) -> str:
+    names = []
+    for member in _members(annotation):
+        if member is NoneType:
+            names.append("none")
+        elif get_origin(member) is Literal:
+            names += [str(choice) for choice in get_args(member)]
+        elif get_origin(member) in (tuple, list, set, frozenset):
+            names.append("list")
+        else:
+            names.append("secret" if member is SecretStr else getattr(member, "__name__", str(member)))
+    return " | ".join(names)
+
+
+def _default(declared: FieldInfo) -> str | None:
+    value = declared.get_default(call_default_factory=True, validated_data={})
+    if value is PydanticUndefined or value is None or isinstance(value, BaseModel):
+        return None
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()  # a default stands in the code
+    if isinstance(value, list | tuple | set | frozenset):
+        return ",".join(map(str, value))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,185 @@
+"""`prodkit settings`: every variable of a service, for people, for files and for other tools."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import StrEnum
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from fastapi_prodkit._redact import REDACTED
+from fastapi_prodkit.cli.inventory import Variable, variables
+from fastapi_prodkit.cli.target import resolve
+from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
+
+__all__ = ["app"]
+
+_UNUSABLE = 1
+_SECRET: Final = "arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME"  # noqa: S105 - a name, to be filled in
+_SET_BY_NOBODY: Final = ("", "the profile")
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+class Format(StrEnum):
+    """What is written."""
+
+    TABLE = "table"
+    ENV = "env"
+    MARKDOWN = "markdown"
+    ECS = "ecs"
+    JSON_SCHEMA = "json-schema"
+    JSON = "json"
+
+
+@app.command()
+def settings(  # noqa: PLR0913 - an option each
+    target: Annotated[
+        str, typer.Argument(help="The class, such as service.config:ServiceSettings.")
+    ] = "fastapi_prodkit:Settings",
+    *,
+    form: Annotated[
+        Format,
+        typer.Option("--format", help="env: an .env.example; ecs: parts of a container definition."),
+    ] = Format.TABLE,
+    environment: Annotated[
+        str | None, typer.Option(help="Instead of ENVIRONMENT: prod reads .env.prod, and refuses what is unsafe.")
+    ] = None,
+    secret: Annotated[
+        str, typer.Option(help="For ecs: the ARN of the secret in AWS Secrets Manager that holds the values.")
+    ] = _SECRET,
+    output: Annotated[Path | None, typer.Option(help="A file to write to; one that exists is kept.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
+) -> int:
+    """Show every variable: its type, its default, what sets it now, and where that is. Secrets are masked.
+
+    The exit code is 1 if the settings cannot be used, and standard error says why; what there is to show is shown.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    if environment is not None:
+        os.environ["ENVIRONMENT"] = environment
+    settings_cls = _class(target)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again below
+        every = variables(settings_cls)
+    text = _FORMATS[form](every, secret)
+    if output is None:
+        typer.echo(text)
+    elif output.exists() and not force:
+        raise ConfigurationError(f"{output} exists already; try: prodkit settings {target} --output {output} --force")
+    else:
+        output.write_text(f"{text}\n", encoding="utf-8")
+        typer.echo(f"{output} has {len(every)} variables")
+    return _complain(settings_cls) if form in (Format.TABLE, Format.JSON, Format.ECS) else 0
+
+
+def _class(target: str) -> Any:
+    from fastapi_prodkit.settings import Settings  # noqa: PLC0415 - `--help` does not need it
+
+    found = resolve(target, command="settings", kind=Settings)
+    if not (isinstance(found, type) and issubclass(found, Settings)):
+        raise ConfigurationError(f"{target} is no settings class; name one that derives from fastapi_prodkit.Settings")
+    return found
+
+
+def _complain(settings_cls: Any) -> int:
+    try:
+        settings_cls()
+    except SettingsError as error:
+        typer.echo(f"\n{error}", err=True)
+        return _UNUSABLE
+    return 0
+
+
+def _table(every: Sequence[Variable], _secret: str) -> str:
+    """Write a line for each, and below it what it means; what is set stands behind the default."""
+    lines = []
+    for section, members in _sections(every):
+        lines += ["", section or "service-wide"]
+        for each in members:
+            lines.append(f"  {each.name}  ({each.type})  {_default(each)}")
+            if each.source:
+                lines.append(f"      = {each.value}   from {each.source}")
+            lines.append(f"      {each.description}")
+    return "\n".join(lines[1:])
+
+
+def _default(each: Variable) -> str:
+    if each.required:
+        return "required"
+    if each.begins:
+        return f"without it there is no {each.section}"
+    return f"default {each.default}" if each.default else "no default"
+
+
+def _env(every: Sequence[Variable], _secret: str) -> str:
+    """Write a file to copy: what is required stands there to be filled in, everything else with its default."""
+    lines = ["# Copy to .env or .env.{ENVIRONMENT}, and take the # away from what is to differ from the default."]
+    for section, members in _sections(every):
+        lines += ["", f"# --- {section or 'service-wide'}"]
+        for each in members:
+            lines += [f"# {each.description} ({each.type})".replace("#  (", "# (")]
+            lines += [f"{'' if each.required else '# '}{each.name}={_quoted(each.default or '')}"]
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return f"'{value}'" if any(letter in value for letter in " #;") else value
+
+
+def _markdown(every: Sequence[Variable], _secret: str) -> str:
+    lines = ["| Variable | Type | Default | Meaning |", "|---|---|---|---|"]
+    for each in every:
+        default = "required" if each.required else f"`{each.default}`" if each.default else "none"
+        cells = (f"`{each.name}`", each.type, default, each.description)
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _ecs(every: Sequence[Variable], secret: str) -> str:
+    """Write `environment` and `secrets` of a container definition, of what is set; secrets by reference."""
+    given = [each for each in every if each.source not in _SET_BY_NOBODY]
+    given += [each for each in every if each.required and each not in given]
+    plain = [{"name": each.name, "value": each.value or ""} for each in given if not _hidden(each)]
+    hidden = [{"name": each.name, "valueFrom": f"{secret}:{each.name}::"} for each in given if _hidden(each)]
+    return json.dumps({"environment": plain, "secrets": hidden}, indent=2)
+
+
+def _hidden(each: Variable) -> bool:
+    """Say whether a value belongs into a secret: also one that only its content betrays."""
+    return each.secret or REDACTED in (each.value or "")
+
+
+def _json_schema(every: Sequence[Variable], _secret: str) -> str:
+    """Write a schema of the variables as one flat object, as the environment is."""
+    properties: dict[str, Any] = {}
+    for each in every:
+        known = {"description": each.description, "default": each.default}
+        properties[each.name] = {**each.schema, **{key: value for key, value in known.items() if value}}
+    required = [each.name for each in every if each.required]
+    schema = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps({"$schema": schema, "type": "object", "properties": properties, "required": required}, indent=2)
+
+
+def _json(every: Sequence[Variable], _secret: str) -> str:
+    return json.dumps([vars(each) for each in every], indent=2)
+
+
+def _sections(every: Iterable[Variable]) -> Iterator[tuple[str, list[Variable]]]:
+    for section, members in groupby(every, key=lambda each: each.section):
+        yield section, list(members)
+
+
+_FORMATS: Final[dict[Format, Callable[[Sequence[Variable], str], str]]] = {
+    Format.TABLE: _table,
+    Format.ENV: _env,
+    Format.MARKDOWN: _markdown,
+    Format.ECS: _ecs,
+    Format.JSON_SCHEMA: _json_schema,
+    Format.JSON: _json,
+}

@@ -1,0 +1,296 @@
+"""`prodkit settings`: every variable, what sets it, and what is written of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
+
+from fastapi_prodkit import Settings, _variables
+from fastapi_prodkit.cli import main
+
+SECRET = "hunter2-7f3a"
+ROOT = Path(__file__).parent.parent
+SHOP = """
+from pydantic import BaseModel, Field, SecretStr
+
+from fastapi_prodkit import Settings
+from fastapi_prodkit.sections import DatabaseSettings, Section
+
+
+class Address(BaseModel):
+    street: str = "Main Street"
+
+
+class StripeSettings(Section):
+    api_key: SecretStr = Field(description="Key of the account.")
+    currencies: tuple[str, ...] = ("EUR", "USD")
+    fallback: SecretStr = SecretStr("none # at all")
+
+
+class ShopSettings(Settings):
+    database: DatabaseSettings
+    stripe: StripeSettings | None = None
+    regions: list[str] = []
+    address: Address = Address()
+    cache_url: str = "redis://localhost"
+    page: int
+
+
+PAGE = 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    """An empty environment, and a module of settings in the current directory."""
+    for name in list(os.environ):
+        if name in _variables.variables(Settings) or name.startswith(("DATABASE_", "STRIPE_")):
+            monkeypatch.delenv(name)
+    (tmp_path / "shop.py").write_text(SHOP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("ENVIRONMENT", "dev")
+    yield tmp_path
+    sys.modules.pop("shop", None)
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        code = main(["settings", *arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def listed(run):
+    """The variables of the shop, by name."""
+
+    def listed(*arguments):
+        _, out, _ = run("shop:ShopSettings", "--format", "json", *arguments)
+        return {each["name"]: each for each in json.loads(out)}
+
+    return listed
+
+
+def test_every_variable_has_type_default_and_meaning(listed):
+    """Those of the service too, and the switch of each section that can be left out."""
+    found = listed()
+
+    assert set(_variables.variables(Settings)) - {"DATABASE_ENABLED"} < set(found)
+    assert found["RATE_LIMIT_DEFAULT"] == {
+        **found["RATE_LIMIT_DEFAULT"],
+        "type": "str",
+        "default": "100/minute",
+        "required": False,
+        "secret": False,
+        "value": None,
+        "source": "",
+    }
+    assert found["LIMITS_REQUEST_TIMEOUT"]["type"] == "float | none"
+    assert found["LIMITS_REQUEST_TIMEOUT"]["default"] == "30"
+    assert found["ENVIRONMENT"]["type"] == "dev | test | staging | prod"
+    assert found["STRIPE_CURRENCIES"]["default"] == "EUR,USD"
+    assert found["STRIPE_API_KEY"]["description"] == "Key of the account."
+    assert [found[f"{name}_ENABLED"]["default"] for name in ("LIMITS", "DOCS", "STRIPE")] == ["true", "false", None]
+
+
+def test_what_is_required(listed):
+    """A section that has to be there requires what it requires; another begins with it."""
+    found = listed()
+
+    assert [name for name, each in found.items() if each["required"]] == ["DATABASE_URL", "PAGE"]
+    assert [name for name, each in found.items() if each["begins"]] == ["STRIPE_API_KEY"]
+
+
+def test_where_a_value_comes_from(listed, project, monkeypatch):
+    """The strongest source that has it, under its name."""
+    mounted = project / "mounted"
+    mounted.mkdir()
+    (mounted / "METRICS_TOKEN").write_text(SECRET)
+    (project / ".env").write_text("SERVICE_NAME=a\nSERVICE_VERSION=b\nPAGE=3\n")
+    (project / ".env.test").write_text("SERVICE_VERSION=c\nPAGE=4\n")
+    monkeypatch.setenv("PAGE", "5")
+    monkeypatch.setenv("SECRETS_DIR", str(mounted))
+
+    found = listed("--environment", "test")
+
+    assert {
+        name: (found[name]["value"], found[name]["source"]) for name in ("SERVICE_NAME", "SERVICE_VERSION", "PAGE")
+    } == {
+        "SERVICE_NAME": ("a", ".env"),
+        "SERVICE_VERSION": ("c", ".env.test"),
+        "PAGE": ("5", "the environment"),
+    }
+    assert (found["METRICS_TOKEN"]["value"], found["METRICS_TOKEN"]["source"]) == ("********", "the mounted files")
+    assert (found["METRICS_PUBLIC"]["value"], found["METRICS_PUBLIC"]["source"]) == ("true", "the profile")
+    assert found["LOG_LEVEL"]["source"] == ""
+
+
+FORMATS = ("table", "env", "markdown", "ecs", "json-schema", "json")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_secrets_are_never_shown(run, form, monkeypatch):
+    """Neither those that say so, nor a password in an address of one's own, in no format."""
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://user:{SECRET}@db.example.com/shop")
+    monkeypatch.setenv("STRIPE_API_KEY", SECRET)
+    monkeypatch.setenv("CACHE_URL", f"redis://:{SECRET}@cache.example.com")
+
+    _, out, err = run("shop:ShopSettings", "--format", form)
+
+    assert "STRIPE_API_KEY" in out
+    assert SECRET not in out + err
+
+
+def test_what_cannot_be_used_is_said_and_the_rest_is_shown(run):
+    """Exit code 1, the reasons on standard error, and the table all the same."""
+    code, out, err = run("shop:ShopSettings", "--environment", "prod")
+
+    assert code == 1
+    assert "  RATE_LIMIT_DEFAULT  (str)  default 100/minute\n" in out
+    assert "  DATABASE_URL  (secret)  required\n" in out
+    assert "  STRIPE_API_KEY  (secret)  without it there is no stripe\n" in out
+    assert "HOSTS_ALLOWED: is required" in err
+
+
+def test_usable_settings_are_a_success(run, monkeypatch):
+    """What is set stands below its variable."""
+    monkeypatch.setenv("SERVICE_NAME", "orders")
+
+    code, out, err = run()
+
+    assert (code, err) == (0, "")
+    assert "  SERVICE_NAME  (str)  default fastapi-service\n      = orders   from the environment\n" in out
+
+
+def test_a_file_to_copy(run, project):
+    """It sets nothing but what is required, and can be read back as it is."""
+    code, out, _ = run("shop:ShopSettings", "--format", "env", "--output", ".env")
+
+    assert code == 0
+    assert out.startswith(".env has ")
+    text = (project / ".env").read_text()
+    assert [line for line in text.splitlines() if line and not line.startswith("#")] == ["DATABASE_URL=", "PAGE="]
+    assert "\n# STRIPE_FALLBACK='none # at all'\n" in text
+    every = "\n".join(line.removeprefix("# ") for line in text.splitlines() if "=" in line and " " not in line)
+    (project / ".env").write_text(every.replace("PAGE=\n", "PAGE=1\n").replace("URL=\n", "URL=sqlite://\n"))
+    assert run("shop:ShopSettings", "--environment", "test")[2].count("RATE_LIMIT") == 0
+
+
+def test_a_file_that_exists_is_kept(run, project):
+    """Unless one says otherwise."""
+    (project / "table.md").write_text("mine")
+
+    refused, _, err = run("--format", "markdown", "--output", "table.md")
+    kept = (project / "table.md").read_text()
+    code, _, _ = run("--format", "markdown", "--output", "table.md", "--force")
+
+    assert (refused, kept, code) == (1, "mine", 0)
+    assert err.startswith("prodkit: table.md exists already; try: prodkit settings")
+    assert (
+        "| `RATE_LIMIT_DEFAULT` | str | `100/minute` | Limit on every request of one client. |"
+        in (project / "table.md").read_text()
+    )
+
+
+def test_a_container_definition(run, monkeypatch):
+    """What is set goes into `environment`; secrets are named by where they are."""
+    monkeypatch.setenv("SERVICE_NAME", "orders")
+    monkeypatch.setenv("STRIPE_API_KEY", SECRET)
+    monkeypatch.setenv("CACHE_URL", f"redis://:{SECRET}@cache.example.com")
+
+    _, out, _ = run("shop:ShopSettings", "--format", "ecs", "--secret", "arn:orders")
+
+    assert json.loads(out) == {
+        "environment": [
+            {"name": "ENVIRONMENT", "value": "dev"},
+            {"name": "SERVICE_NAME", "value": "orders"},
+            {"name": "PAGE", "value": ""},
+        ],
+        "secrets": [
+            {"name": "STRIPE_API_KEY", "valueFrom": "arn:orders:STRIPE_API_KEY::"},
+            {"name": "CACHE_URL", "valueFrom": "arn:orders:CACHE_URL::"},
+            {"name": "DATABASE_URL", "valueFrom": "arn:orders:DATABASE_URL::"},
+        ],
+    }
+
+
+def test_a_schema(run):
+    """Bounds and choices, as the sections have them."""
+    _, out, _ = run("shop:ShopSettings", "--format", "json-schema")
+
+    schema = json.loads(out)
+    assert schema["required"] == ["DATABASE_URL", "PAGE"]
+    assert schema["properties"]["LOG_FORMAT"]["enum"] == ["json", "console"]
+    assert schema["properties"]["DATABASE_URL"]["writeOnly"] is True
+    assert schema["properties"]["DATABASE_POOL_SIZE"]["minimum"] == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "instead"),
+    [
+        ("shop", "'shop' names no settings; try: prodkit settings shop:Settings"),
+        ("shop:ShopSetings", "there is no 'ShopSetings' in shop; try: prodkit settings shop:ShopSettings"),
+        ("shpo:ShopSettings", "there is no module 'shpo' here; try: prodkit settings shop:ShopSettings"),
+        (
+            "shop:PAGE",
+            "shop:PAGE is no settings class; name one that derives from fastapi_prodkit.Settings",
+        ),
+    ],
+)
+def test_a_target_that_is_none(run, target, instead):
+    """One line says what to type instead."""
+    code, _, err = run(target)
+
+    assert code in (1, 2)
+    assert err == f"prodkit: {instead}\n"
+
+
+@pytest.mark.parametrize("example", [".env.example", ".env.dev.example"])
+def test_the_variables_of_the_example_exist(example, monkeypatch, capsys):
+    """What its files set, its settings read."""
+    monkeypatch.chdir(ROOT / "examples" / "service")
+    main(["settings", "service.config:ServiceSettings", "--format", "json"])
+    known = {each["name"] for each in json.loads(capsys.readouterr().out)}
+
+    lines = (ROOT / "examples" / "service" / example).read_text().splitlines()
+
+    assert {line.partition("=")[0] for line in lines if line and not line.startswith("#")} <= known
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(shell):
+    """The script that the shell loads asks the command, which knows its own."""
+    script = subprocess.run(
+        [sys.executable, "-m", "fastapi_prodkit", "--show-completion", shell],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+    )
+    asked = subprocess.run(
+        [sys.executable, "-m", "fastapi_prodkit"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "_PRODKIT_COMPLETE": f"complete_{shell}",
+            "_TYPER_COMPLETE_ARGS": "prodkit se",
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+            "COMP_WORDS": "prodkit se",
+            "COMP_CWORD": "1",
+        },
+    )
+
+    assert "_PRODKIT_COMPLETE" in script.stdout
+    assert "serve" in asked.stdout
+    assert "settings" in asked.stdout
