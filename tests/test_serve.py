@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import time
 
 import pytest
@@ -171,6 +172,27 @@ def test_what_uvicorn_is_told(directory, monkeypatch, processes, starts):
     assert (config.timeout_keep_alive, config.timeout_graceful_shutdown, config.header_timeout) == (75, 20, 10)
     assert [config.access_log, config.server_header, config.proxy_headers] == [False] * 3
     assert (config.log_config is None) == (processes == 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [({}, True), ({"RATE_LIMIT_ENABLED": "false"}, False), ({"ENVIRONMENT": "dev"}, False)],
+)
+def test_workers_that_count_for_themselves(directory, monkeypatch, capsys, settings, refused):
+    """Each worker would refuse to start, and uvicorn would start it again and again: so the first process refuses."""
+    started = []
+    for name, value in {"ENVIRONMENT": "prod", "HOSTS_ALLOWED": "example.com", **settings}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(directory)
+    monkeypatch.delitem(sys.modules, "served_app", raising=False)
+    monkeypatch.setattr("uvicorn.supervisors.Multiprocess.__init__", lambda self, config, sockets: started.append(1))
+    monkeypatch.setattr("uvicorn.supervisors.Multiprocess.run", lambda self: None)
+    monkeypatch.setattr("uvicorn.Config.bind_socket", lambda self: None)
+
+    code = main(["serve", "served_app:app", "--workers", "2"])
+
+    assert (code != 0, started == []) == (refused, refused)
+    assert ("each of 2 worker processes would count for itself" in capsys.readouterr().err) == refused
 
 
 def test_a_factory_is_called_for_its_settings(directory, monkeypatch):

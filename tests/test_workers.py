@@ -41,6 +41,17 @@ async def worker():
 """
 
 
+NO_PLACE = """
+import tempfile
+from pathlib import Path
+
+from fastapi_prodkit import _workers
+
+tempfile.tempdir = {!r}
+_workers._MEMORY = Path("/proc/nowhere")
+"""
+
+
 class Process:
     """What a worker process has of its own: a registry, here."""
 
@@ -270,6 +281,21 @@ def test_where_workers_meet(monkeypatch, tmp_path):
         vars(REGISTRY).pop(_workers._HOME)
 
 
+def test_places_to_write(monkeypatch, tmp_path):
+    """Memory, then where temporary files are; if there is none at all, that is for later to say."""
+    monkeypatch.setattr(_workers, "_MEMORY", tmp_path)
+    assert _workers._place() == tmp_path
+    monkeypatch.setattr(_workers, "_MEMORY", tmp_path / "none")
+    monkeypatch.setattr("tempfile.tempdir", "/var/tmp")
+    assert _workers._place() == Path("/var/tmp")
+
+    def none():
+        raise FileNotFoundError
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    assert _workers._place() == tmp_path / "none"
+
+
 @pytest.fixture
 def directory(tmp_path):
     (tmp_path / "served.py").write_text(SERVED)
@@ -320,7 +346,7 @@ def test_two_workers_one_killed(server, directory):
         pytest.importorskip(module, reason=f"needs {module}")
     port = free_port()
     where = f"127.0.0.1:{port}" if server == "gunicorn" else str(port)
-    with running(*SERVERS[server], where, directory=directory, port=port, TMPDIR=str(directory / "tmp")) as process:
+    with running(*SERVERS[server], where, directory=directory, port=port) as process:
         answered = ask_until_all(port, 2)
         shown = shown_in_time(port, "orders_total", sum(answered.values()))
         assert shown["open_orders"] == 2
@@ -337,7 +363,7 @@ def test_two_workers_one_killed(server, directory):
 
         process.terminate()
         process.wait()
-        assert list((directory / "tmp").glob("fastapi-prodkit-*")) == []
+        assert not (_workers._place() / f"fastapi-prodkit-{os.getuid()}-{process.pid}").exists()
 
 
 def test_a_directory_of_ones_own(directory):
@@ -370,7 +396,7 @@ def test_a_service_that_cannot_write(directory):
     (directory / "tmp").rmdir()
     (directory / "tmp").touch()
     command = ("uvicorn", "served:app", "--workers", "2", "--port", str(port))
-    (directory / "sitecustomize.py").write_text(f"import tempfile; tempfile.tempdir = {str(directory / 'tmp')!r}")
+    (directory / "sitecustomize.py").write_text(NO_PLACE.format(str(directory / "tmp")))
     with running(*command, directory=directory, port=port) as process:
         ask_until_all(port, 2)
         shown = values(get(port, "/metrics"))

@@ -34,6 +34,7 @@ __all__ = ["Workers", "make_directory", "shared_directory"]
 INTERVAL = 1.0  # seconds between two writings
 _LOCK, _ENDED = "lock", "ended.json"  # who writes now; and what those had counted that are gone
 
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of our own in it, for this user only
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _HOME = "fastapi_prodkit_workers"  # our own mark on the registry
 
@@ -43,8 +44,9 @@ _logger = logging.getLogger("fastapi_prodkit.metrics")
 def shared_directory() -> Path | None:
     """Return where the workers of this service meet; None if this process is the only one.
 
-    That is PROMETHEUS_MULTIPROC_DIR, or else a folder for temporary files that is named after the parent of the
-    workers: of uvicorn, hypercorn and granian, which start them through `multiprocessing`, or of gunicorn.
+    That is PROMETHEUS_MULTIPROC_DIR, or else a folder that is named after the parent of the workers: of uvicorn,
+    hypercorn and granian, which start them through `multiprocessing`, or of gunicorn. It lies in /dev/shm, which can
+    be written to where the root file system cannot, or where temporary files are.
     """
     named = os.environ.get(_VARIABLE)
     if named:
@@ -52,7 +54,14 @@ def shared_directory() -> Path | None:
     forked = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
     if os.name != "posix" or not (forked or multiprocessing.parent_process()):
         return None
-    return Path(tempfile.gettempdir(), f"fastapi-prodkit-{os.getuid()}-{os.getppid()}")
+    return _place() / f"fastapi-prodkit-{os.getuid()}-{os.getppid()}"
+
+
+def _place() -> Path:
+    if not os.access(_MEMORY, os.W_OK):
+        with suppress(FileNotFoundError):  # there is none, either
+            return Path(tempfile.gettempdir())
+    return _MEMORY
 
 
 def make_directory() -> None:

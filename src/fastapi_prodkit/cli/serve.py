@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from fastapi_prodkit import _extras
+from fastapi_prodkit._refusals import COUNTS_ALONE
 from fastapi_prodkit.cli.target import resolve
+from fastapi_prodkit.exceptions import SettingsError
 
 __all__ = ["app"]
 
@@ -47,6 +49,7 @@ def serve(  # noqa: PLR0913 - an option each
     sys.path.insert(0, str(Path.cwd()))
     settings = _settings_of(_load(application, factory=factory))
     processes = workers or _default_workers(settings)
+    _refuse_workers(settings, processes)
     config = uvicorn.Config(
         application,
         factory=factory,
@@ -75,6 +78,14 @@ def _load(application: str, *, factory: bool) -> Any:
 def _settings_of(loaded: Any) -> Any:
     """Return the settings that create_app has left with the app; None for an app of another kind."""
     return getattr(getattr(loaded, "state", None), "settings", None)
+
+
+def _refuse_workers(settings: Any, processes: int) -> None:
+    """Refuse here what each worker would refuse, again and again: uvicorn starts a worker anew that has ended."""
+    if processes > 1 and settings is not None and settings.environment in ("staging", "prod"):
+        limit = settings.rate_limit
+        if limit is not None and not limit.shared:
+            raise SettingsError({"RATE_LIMIT_ENABLED": f"each of {processes} worker processes {COUNTS_ALONE}"})
 
 
 def _default_workers(settings: Any) -> int:
