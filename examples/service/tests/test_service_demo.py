@@ -27,12 +27,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".demo", "__pycache__", ".env*"))
 
 
+def _hear_ctrl_c() -> None:
+    """Undo what a shell does to a background job, such as this run of tests: it ignores SIGINT, children too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def command(folder: Path, port: str, *arguments: str) -> dict:
     return {
         "args": [sys.executable, "-m", "service.demo", *arguments],
         "cwd": folder,
         "env": {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")} | {"PORT": port},
         "text": True,
+        "preexec_fn": _hear_ctrl_c,
     }
 
 
