@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the example in which the demo has not run yet."""
     copy = tmp_path_factory.mktemp("copy") / "service"
-    return shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".demo", "__pycache__", ".env*"))
+    return shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "wheels"))
 
 
 def _hear_ctrl_c() -> None:
