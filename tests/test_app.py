@@ -10,7 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 import anyio
@@ -19,7 +19,7 @@ import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from fastapi.testclient import TestClient
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -27,7 +27,7 @@ from starlette.routing import Route
 from starlette.websockets import WebSocketDisconnect
 from wire import connection, read_all, read_response, request, serving
 
-from fastapi_prodkit import Settings, _workers, create_app, install
+from fastapi_prodkit import Settings, create_app, install
 from fastapi_prodkit._exchange import Piece
 from fastapi_prodkit.exceptions import (
     CheckWarning,
@@ -878,30 +878,19 @@ def test_production_refuses_a_limit_in_each_of_several_workers(tmp_path):
     assert "RATE_LIMIT_ENABLED: this is a worker process" in output
 
 
-@pytest.mark.parametrize(
-    ("siblings", "options", "warned"), [(1, {}, True), (0, {}, False), (1, {"metrics": None}, False)]
-)
-def test_workers_that_meet_are_warned_about_limits_of_their_own(
-    monkeypatch, caplog, tmp_path, siblings, options, warned
-):
-    """In development nothing is refused; a limit that each of several workers counts is said to be one."""
-    met = _workers.Workers(CollectorRegistry(), tmp_path / "metrics")
-    monkeypatch.setattr(_workers.Workers, "joined", lambda self: nullcontext())
-    monkeypatch.setattr(_workers.Workers, "of", lambda registry: met)
-    met.siblings = siblings
-
-    with TestClient(create_app(settings_of(environment="dev", **options))):
-        pass
-
-    assert ("there are several workers" in caplog.text) == warned
-
-
-def test_a_worker_is_refused_in_production_only(monkeypatch):
-    """Elsewhere, and without a limit, a child process is nothing to refuse."""
+def test_a_worker_is_refused_in_production_only(monkeypatch, capsys):
+    """Elsewhere a child process is warned about; without a limit there is nothing to say."""
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: "a parent")
+    monkeypatch.setattr("fastapi_prodkit._workers.shared_directory", lambda: None)
 
-    create_app(settings_of(environment="dev"))
+    warnings.simplefilter("always", SettingsWarning)
     create_app(settings_of(rate_limit=None))
+    before = capsys.readouterr().out
+    create_app(settings_of(environment="dev"))
+
+    said = "SettingsWarning: RATE_LIMIT_ENABLED: this is a worker process"
+    assert said not in before
+    assert said in capsys.readouterr().out
     with pytest.raises(SettingsError, match="RATE_LIMIT_ENABLED"):
         create_app(settings_of())
 

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from processes import free_port, running
@@ -15,6 +16,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_prodkit import Settings, _samples, _workers, create_app
+from fastapi_prodkit._servers import several_workers
 from fastapi_prodkit._workers import Workers, shared_directory
 from fastapi_prodkit.exceptions import ConfigurationError
 
@@ -100,7 +102,6 @@ def test_any_worker_answers_for_all(pair):
     shown = two.shown()
 
     assert (shown["orders_total"], shown["open_orders"]) == (7, 3)
-    assert (one.workers.siblings, two.workers.siblings) == (0, 1)
 
 
 def test_others_write_by_themselves(pair, monkeypatch):
@@ -266,11 +267,10 @@ def test_how_others_are_joined():
 def test_where_workers_meet(monkeypatch, tmp_path):
     """In the directory of the variable; under gunicorn in one that is named after the parent; otherwise nowhere."""
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
 
     assert shared_directory() is None
     assert Workers.of(REGISTRY) is None
-    monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn/27.0.1")
+    monkeypatch.setattr(_workers, "several_workers", lambda: True)
     assert shared_directory().name == f"fastapi-prodkit-{os.getuid()}-{os.getppid()}"
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     assert shared_directory() == tmp_path
@@ -354,7 +354,7 @@ def test_two_workers_one_killed(server, directory):
         assert shown["open_orders"] == 2
         assert shown["http_server_request_duration_seconds_count"] == sum(answered.values())
         assert shown["process_resident_memory_bytes"] > 2 * 20e6 or sys.platform != "linux"
-        assert "there are several workers" in process.output()
+        assert "this is a worker process" in process.output()
 
         if server in {"hypercorn", "granian"}:
             return  # what they do about a worker that is killed is their own affair
@@ -368,6 +368,45 @@ def test_two_workers_one_killed(server, directory):
         process.terminate()
         process.wait()
         assert not (_workers._place() / f"fastapi-prodkit-{os.getuid()}-{process.pid}").exists()
+
+
+def test_the_call_that_began_a_worker_says_how_many_there_are():
+    """No variable does; a call of a server's module that has no such number is passed over."""
+    module = {"__name__": "uvicorn._subprocess", "several_workers": several_workers}
+    exec("def begin(config): return several_workers()", module)
+
+    assert module["begin"](SimpleNamespace(workers=2)) is True
+    assert module["begin"](SimpleNamespace(workers=1)) is False
+    assert module["begin"](None) is False
+
+
+PRODUCTION = {"ENVIRONMENT": "prod", "HOSTS_ALLOWED": "127.0.0.1", "METRICS_PUBLIC": "true"}
+REFUSING = """
+from fastapi_prodkit import create_app
+
+app = create_app()
+"""
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("workers", ["2", "1"])
+def test_production_refuses_workers_that_count_alone(server, workers, directory):
+    """Each of several would give clients the limit once more; one worker is served, whatever starts it."""
+    for module in {"prodkit": ("typer", "uvicorn"), "gunicorn": ("gunicorn", "uvicorn_worker")}.get(server, (server,)):
+        pytest.importorskip(module, reason=f"needs {module}")
+    (directory / "served.py").write_text(REFUSING)
+    port = free_port()
+    where = f"127.0.0.1:{port}" if server in {"gunicorn", "hypercorn"} else str(port)
+    command = (*(workers if argument == "2" else argument for argument in SERVERS[server]), where)
+
+    with running(*command, directory=directory, port=port, listening=workers == "1", **PRODUCTION) as process:
+        if workers == "1":
+            assert get(port, "/metrics").startswith("#")
+        else:
+            deadline = time.monotonic() + 30
+            while "would count for itself" not in process.output():
+                assert time.monotonic() < deadline, process.output()
+                time.sleep(0.05)
 
 
 def test_a_directory_of_ones_own(directory):

@@ -9,7 +9,6 @@ the others know; numbers of processes are used again, and say nothing.
 """
 
 import logging
-import multiprocessing
 import os
 import secrets
 import tempfile
@@ -23,6 +22,7 @@ import orjson
 
 from fastapi_prodkit import _samples
 from fastapi_prodkit._samples import Families
+from fastapi_prodkit._servers import several_workers
 from fastapi_prodkit.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,15 +44,13 @@ _logger = logging.getLogger("fastapi_prodkit.metrics")
 def shared_directory() -> Path | None:
     """Return where the workers of this service meet; None if this process is the only one.
 
-    That is PROMETHEUS_MULTIPROC_DIR, or else a folder that is named after the parent of the workers: of uvicorn,
-    hypercorn and granian, which start them through `multiprocessing`, or of gunicorn. It lies in /dev/shm, which can
-    be written to where the root file system cannot, or where temporary files are.
+    That is PROMETHEUS_MULTIPROC_DIR, or else a folder that is named after the parent of the workers. It lies in
+    /dev/shm, which can be written to where the root file system cannot, or where temporary files are.
     """
     named = os.environ.get(_VARIABLE)
     if named:
         return Path(named)
-    forked = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
-    if os.name != "posix" or not (forked or multiprocessing.parent_process()):
+    if os.name != "posix" or not several_workers():
         return None
     return _place() / f"fastapi-prodkit-{os.getuid()}-{os.getppid()}"
 
@@ -86,15 +84,11 @@ class Workers:
     Args:
         registry: Whose metrics.
         directory: Where the workers meet.
-
-    Attributes:
-        siblings: How many others there were when this one joined.
     """
 
     def __init__(self, registry: "CollectorRegistry", directory: Path) -> None:
         self._registry = registry
         self._directory = directory
-        self.siblings = 0
         self._apps = 0  # of this process that show the registry
         self._writing = threading.Lock()
         self._alive: IO[bytes] | None = None
@@ -147,8 +141,7 @@ class Workers:
             if self._directory.stat().st_uid != os.geteuid():
                 raise PermissionError(f"{self._directory} belongs to somebody else")
             with self._locked():
-                self.siblings = sum(map(_is_held, self._directory.glob("*.alive")))
-                if not self.siblings:
+                if not any(map(_is_held, self._directory.glob("*.alive"))):
                     self._clear()  # what an earlier run has left
                 self._alive = (self._directory / f"{self._name}.alive").open("wb")
                 _lock(self._alive, wait=True)

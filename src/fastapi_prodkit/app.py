@@ -8,11 +8,9 @@ This is the only module that knows order. It is a list to be read, and to be cop
 """
 
 import logging
-import multiprocessing
 import warnings
 from collections import ChainMap
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
@@ -25,7 +23,8 @@ from fastapi_prodkit._asgi import ExactRoutes
 from fastapi_prodkit._edge import PIECES, Edge
 from fastapi_prodkit._exchange import Piece
 from fastapi_prodkit._refusals import COUNTS_ALONE
-from fastapi_prodkit._workers import Workers, make_directory
+from fastapi_prodkit._servers import several_workers
+from fastapi_prodkit._workers import make_directory
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit
@@ -34,7 +33,7 @@ from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.event_loop import EventLoop
-from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
+from fastapi_prodkit.exceptions import ConfigurationError, SettingsError, SettingsWarning
 from fastapi_prodkit.health import Check, health_router
 from fastapi_prodkit.log_level import log_level_router
 from fastapi_prodkit.logging import configure_logging
@@ -114,7 +113,7 @@ def _start(settings: Settings | None) -> Settings:
     """Read the settings unless given, and configure logging before anything else has something to say."""
     with warnings.catch_warnings(record=True) as caught:
         settings = settings or Settings()
-    _refuse_worker(settings)
+        _refuse_worker(settings)
     if settings.log is not None:
         service = settings.service
         configure_logging(settings.log, service=service.name, version=service.version, environment=settings.environment)
@@ -123,14 +122,14 @@ def _start(settings: Settings | None) -> Settings:
     return settings
 
 
-def _counts_alone(settings: Settings) -> bool:
-    return settings.rate_limit is not None and not settings.rate_limit.shared
-
-
 def _refuse_worker(settings: Settings) -> None:
-    """Refuse in production what settings cannot see: the children of `uvicorn --workers` have no WEB_CONCURRENCY."""
-    if settings.environment in ("staging", "prod") and _counts_alone(settings) and multiprocessing.parent_process():
-        raise SettingsError({"RATE_LIMIT_ENABLED": f"this is a worker process, and each {COUNTS_ALONE}"})
+    """Refuse in production what settings cannot see, and warn elsewhere: `--workers` sets no WEB_CONCURRENCY."""
+    if settings.rate_limit is None or settings.rate_limit.shared or not several_workers():
+        return
+    reason = f"this is a worker process, and each {COUNTS_ALONE}"
+    if settings.environment in ("staging", "prod"):
+        raise SettingsError({"RATE_LIMIT_ENABLED": reason})
+    warnings.warn(f"RATE_LIMIT_ENABLED: {reason}; staging and prod refuse it", SettingsWarning, stacklevel=1)
 
 
 def _remove_docs(app: FastAPI, settings: Settings) -> None:
@@ -183,10 +182,7 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     # The signals first, so that one that comes while the others start is noticed.
     living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)
     lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
-    lifespans += [router.lifespan_context for router in routers]
-    if settings.metrics is not None and _counts_alone(settings):
-        lifespans.append(_warn_of_siblings)
-    _lifespan.compose(app, lifespans)
+    _lifespan.compose(app, [*lifespans, *(router.lifespan_context for router in routers)])
 
     def edge(stack: ASGIApp) -> Edge:
         exempt = frozenset(probe.path.rstrip("/") or "/" for probe in probes)
@@ -198,17 +194,6 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     edge(app.router)  # a setting that no layer can use is an error here, and not in the server's lifespan
     build = app.build_middleware_stack
     app.build_middleware_stack = lambda: edge(build())  # type: ignore[method-assign]  # the one seam outside everything
-
-
-@asynccontextmanager
-async def _warn_of_siblings(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - the signature of a lifespan
-    """Say what cannot be refused: in development, and of gunicorn's workers, which are noticed when they meet."""
-    from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use
-
-    workers = Workers.of(REGISTRY)
-    if workers is not None and workers.siblings:
-        logging.getLogger("fastapi_prodkit.rate_limit").warning("there are several workers, and each %s", COUNTS_ALONE)
-    yield
 
 
 def _pieces(settings: Settings) -> dict[str, Any]:
