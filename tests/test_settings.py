@@ -951,3 +951,12 @@ def test_comma_lists_in_code():
 
     assert settings.cors.origins == ("https://a.example", "https://b.example")
     assert sections.HostsSettings(allowed="api.example.com,").allowed == ("api.example.com",)
+
+
+def test_sections_are_loaded_when_they_are_asked_for():
+    """Each under its name, wherever it stands; a name that there is not is an error like any module's."""
+    from fastapi_prodkit import sections
+
+    assert all(issubclass(getattr(sections, name), sections.Section) for name in sections.__all__)
+    with pytest.raises(AttributeError, match="NoSettings"):
+        _ = sections.NoSettings

@@ -20,7 +20,6 @@ from starlette.types import ASGIApp
 
 from fastapi_prodkit._exchange import Exchange, Piece
 from fastapi_prodkit._instruments import collector
-from fastapi_prodkit._workers import Workers
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import MetricsSettings
 
@@ -94,6 +93,8 @@ def metrics_router(
     """
     from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use: an app without metrics does not load it
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
+
+    from fastapi_prodkit._workers import Workers  # noqa: PLC0415
 
     settings = settings or MetricsSettings()
     own = registry or REGISTRY

@@ -3,30 +3,37 @@
 A default here is the production one, and is what a piece used alone gets; what dev and test relax stands in
 `settings.PROFILES`. The model of the section `rate_limit` is `RateLimitSettings`, and its field `default` is the
 variable `RATE_LIMIT_DEFAULT`. Unknown keys are ignored, because foreign variables may share a prefix.
+
+A section is loaded when it is asked for, with those beside it: a piece that is used alone does not pay for all.
 """
 
-from fastapi_prodkit.sections.database import DatabaseSettings
-from fastapi_prodkit.sections.process import (
-    DocsSettings,
-    EventLoopSettings,
-    HealthSettings,
-    LogSettings,
-    MetricsSettings,
-    SecretsSettings,
-    ServiceSettings,
-    ShutdownSettings,
-)
-from fastapi_prodkit.sections.requests import (
-    AccessLogSettings,
-    CorsSettings,
-    HeadersSettings,
-    HostsSettings,
-    LimitsSettings,
-    ProxySettings,
-    RateLimitSettings,
-    RequestIdSettings,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from fastapi_prodkit.sections.section import Section
+
+if TYPE_CHECKING:
+    from fastapi_prodkit.sections.database import DatabaseSettings
+    from fastapi_prodkit.sections.process import (
+        DocsSettings,
+        EventLoopSettings,
+        HealthSettings,
+        LogSettings,
+        MetricsSettings,
+        SecretsSettings,
+        ServiceSettings,
+        ShutdownSettings,
+    )
+    from fastapi_prodkit.sections.requests import (
+        AccessLogSettings,
+        CorsSettings,
+        HeadersSettings,
+        HostsSettings,
+        LimitsSettings,
+        ProxySettings,
+        RateLimitSettings,
+        RequestIdSettings,
+    )
 
 __all__ = [
     "AccessLogSettings",
@@ -48,3 +55,13 @@ __all__ = [
     "ServiceSettings",
     "ShutdownSettings",
 ]
+
+_PROCESS = ("Docs", "EventLoop", "Health", "Log", "Metrics", "Secrets", "Service", "Shutdown")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    piece = name.removesuffix("Settings")
+    home = "database" if piece == "Database" else "process" if piece in _PROCESS else "requests"
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
