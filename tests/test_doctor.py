@@ -13,6 +13,7 @@ pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodk
 
 from doctoring import REMOTE, SECRET, gathered, ids, in_order, module  # noqa: F401 - a fixture
 
+from fastapi_prodkit._servers import asked_workers
 from fastapi_prodkit.cli.doctor import surroundings
 from fastapi_prodkit.cli.doctor.advisories import ADVISORIES, AS_OF, UNFIXED, is_older
 from fastapi_prodkit.cli.doctor.examination import examine, gather
@@ -288,7 +289,7 @@ class TestSurroundings:
         """WEB_CONCURRENCY says how many there are, if it says anything."""
         monkeypatch.setenv("WEB_CONCURRENCY", variable)
 
-        assert surroundings.workers() == count
+        assert asked_workers() == count
 
     def test_outside_of_a_container(self, tmp_path):
         """There is nothing to say of a container that is not there."""

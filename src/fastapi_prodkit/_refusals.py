@@ -4,7 +4,6 @@ A refusal is about one section, because sections are validated one by one: so it
 that is wrong with the environment.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs
 
+from fastapi_prodkit._servers import asked_workers
 from fastapi_prodkit.exceptions import SettingsError
 from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettings, ProxySettings, RateLimitSettings
 
@@ -27,6 +27,11 @@ COUNTS_ALONE = (
     "would count for itself, so that clients get a multiple of the limit: set RATE_LIMIT_STORAGE_URL=redis://..., "
     "which all of them share, run one worker per container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false"
 )
+
+
+def counts_alone(rate_limit: RateLimitSettings | None) -> bool:
+    """Say whether each of several workers would count for itself."""
+    return rate_limit is not None and not rate_limit.shared
 
 
 @contextmanager
@@ -110,8 +115,7 @@ def _cors(cors: CorsSettings, hosts: HostsSettings | None) -> Iterator[tuple[str
 
 
 def _rate_limit(rate_limit: RateLimitSettings) -> Iterator[tuple[str, str]]:
-    workers = os.environ.get("WEB_CONCURRENCY", "")  # uvicorn's own variable, hence without a prefix
-    if workers.isdigit() and int(workers) > 1 and not rate_limit.shared:
+    if (asked_workers() or 1) > 1 and counts_alone(rate_limit):
         yield "rate_limit_enabled", f"each of the WEB_CONCURRENCY workers {COUNTS_ALONE}"
 
 

@@ -1,9 +1,10 @@
-"""Whether this process is one of several workers, which no server tells them."""
+"""How many workers a service has: as it was asked for, and as the server has begun them, which none tells them."""
 
 import inspect
 import multiprocessing
+import os
 
-__all__ = ["several_workers"]
+__all__ = ["asked_workers", "several_workers"]
 
 # Where a server's workers begin: the module, a variable there, and its attribute that says how many they are.
 _SAYS = {
@@ -12,6 +13,12 @@ _SAYS = {
     "hypercorn.asyncio.run": ("config", "workers"),
     "granian.server.common": ("self", "workers"),
 }
+
+
+def asked_workers() -> int | None:
+    """Return how many processes WEB_CONCURRENCY, which servers read, asks for; None if it does not."""
+    asked = os.environ.get("WEB_CONCURRENCY", "")
+    return int(asked) if asked.isdigit() and int(asked) else None
 
 
 def several_workers() -> bool:

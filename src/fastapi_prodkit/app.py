@@ -22,7 +22,7 @@ from fastapi_prodkit import _lifespan
 from fastapi_prodkit._asgi import ExactRoutes
 from fastapi_prodkit._edge import PIECES, Edge
 from fastapi_prodkit._exchange import Piece
-from fastapi_prodkit._refusals import COUNTS_ALONE
+from fastapi_prodkit._refusals import COUNTS_ALONE, counts_alone
 from fastapi_prodkit._servers import several_workers
 from fastapi_prodkit._workers import make_directory
 from fastapi_prodkit.access_log import AccessLogMiddleware
@@ -124,7 +124,7 @@ def _start(settings: Settings | None) -> Settings:
 
 def _refuse_worker(settings: Settings) -> None:
     """Refuse in production what settings cannot see, and warn elsewhere: `--workers` sets no WEB_CONCURRENCY."""
-    if settings.rate_limit is None or settings.rate_limit.shared or not several_workers():
+    if not (counts_alone(settings.rate_limit) and several_workers()):
         return
     reason = f"this is a worker process, and each {COUNTS_ALONE}"
     if settings.environment in ("staging", "prod"):

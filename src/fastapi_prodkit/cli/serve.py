@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastapi_prodkit import _extras
-from fastapi_prodkit._refusals import COUNTS_ALONE
+from fastapi_prodkit._refusals import COUNTS_ALONE, counts_alone
 from fastapi_prodkit.cli.target import resolve
 from fastapi_prodkit.exceptions import SettingsError
 
@@ -82,15 +82,13 @@ def _settings_of(loaded: Any) -> Any:
 
 def _refuse_workers(settings: Any, processes: int) -> None:
     """Refuse here what each worker would refuse, again and again: uvicorn starts a worker anew that has ended."""
-    if processes > 1 and settings is not None and settings.environment in ("staging", "prod"):
-        limit = settings.rate_limit
-        if limit is not None and not limit.shared:
-            raise SettingsError({"RATE_LIMIT_ENABLED": f"each of {processes} worker processes {COUNTS_ALONE}"})
+    strict = settings is not None and settings.environment in ("staging", "prod")
+    if processes > 1 and strict and counts_alone(settings.rate_limit):
+        raise SettingsError({"RATE_LIMIT_ENABLED": f"each of {processes} worker processes {COUNTS_ALONE}"})
 
 
 def _default_workers(settings: Any) -> int:
-    limit = getattr(settings, "rate_limit", None)
-    if limit is not None and not limit.shared:
+    if counts_alone(getattr(settings, "rate_limit", None)):
         return 1  # several would each count for itself
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return cores or 1

@@ -1,12 +1,12 @@
 """Whether the server has room for the connections that the service may open."""
 
 import logging
-import os
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from fastapi_prodkit._servers import asked_workers
 from fastapi_prodkit.sections import DatabaseSettings
 
 __all__ = ["ALLOWED", "check_room", "wanted"]
@@ -25,9 +25,7 @@ SELECT least(
 
 def wanted(settings: DatabaseSettings) -> int:
     """Return how many connections the pools of all workers of one container may open."""
-    workers = os.environ.get("WEB_CONCURRENCY", "")
-    processes = int(workers) if workers.isdigit() else 1
-    return (settings.pool_size + settings.max_overflow) * max(1, processes)
+    return (settings.pool_size + settings.max_overflow) * (asked_workers() or 1)
 
 
 def check_room(engine: AsyncEngine, settings: DatabaseSettings) -> None:

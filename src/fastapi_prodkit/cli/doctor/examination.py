@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from fastapi_prodkit._servers import asked_workers
 from fastapi_prodkit.cli.doctor import surroundings
 from fastapi_prodkit.cli.doctor.asking import ask
 from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Finding
@@ -83,7 +84,7 @@ def _around(skipped: dict[str, str]) -> Subject:
         container=container,
         tracked=files,
         installed=surroundings.installed(),
-        workers=surroundings.workers(),
+        workers=asked_workers(),
         today=datetime.now(UTC).date(),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastapi_prodkit.cli.doctor.subject import Container
 
-__all__ = ["container", "installed", "tracked", "workers"]
+__all__ = ["container", "installed", "tracked"]
 
 _PATIENCE = 10.0  # seconds for git
 # What container runtimes and orchestrators leave behind.
@@ -39,12 +39,6 @@ def installed() -> dict[str, str]:
     """Return the version of each distribution by its normalized name (PEP 503)."""
     found = ((each.metadata["Name"], each.version) for each in metadata.distributions())
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found if name}
-
-
-def workers() -> int | None:
-    """Return how many processes WEB_CONCURRENCY asks for; None if it does not."""
-    asked = os.environ.get("WEB_CONCURRENCY", "")
-    return int(asked) if asked.isdigit() and int(asked) else None
 
 
 def container(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> Container | None:
