@@ -39,6 +39,7 @@ class ShopSettings(Settings):
     address: Address = Address()
     cache_url: str = "redis://localhost"
     page: int
+    port: int = Field(8000, validation_alias="SHOP_PORT", le=65535)
 
 
 PAGE = 1
@@ -98,6 +99,8 @@ def test_every_variable_has_type_default_and_meaning(listed):
     assert found["LIMITS_REQUEST_TIMEOUT"]["default"] == "30"
     assert found["ENVIRONMENT"]["type"] == "dev | test | staging | prod"
     assert found["STRIPE_CURRENCIES"]["default"] == "EUR,USD"
+    assert (found["SHOP_PORT"]["default"], found["SHOP_PORT"]["schema"]["maximum"]) == ("8000", 65535)
+    assert "PORT" not in found
     assert found["STRIPE_API_KEY"]["description"] == "Key of the account."
     assert [found[f"{name}_ENABLED"]["default"] for name in ("LIMITS", "DOCS", "STRIPE")] == ["true", "false", None]
 

@@ -39,7 +39,7 @@ def section_of(field: FieldInfo) -> type[Section] | None:
 def has_switch(field: FieldInfo) -> bool:
     """Say whether the field is a section that `<SECTION>_ENABLED` can leave out: one that can be None."""
     section = section_of(field)
-    return section is not None and NoneType in _members(field) and "enabled" not in section.model_fields
+    return section is not None and NoneType in members(field) and "enabled" not in section.model_fields
 
 
 def variables(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo | None]:
@@ -48,7 +48,7 @@ def variables(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo |
     for name, field in model.model_fields.items():
         section = section_of(field)
         if section is None:
-            found |= dict.fromkeys(_own_names(name, field, prefix), field)
+            found |= dict.fromkeys(own_names(name, field, prefix), field)
             continue
         if has_switch(field):
             found[variable(prefix, name, "enabled")] = None
@@ -147,16 +147,18 @@ def _values(given: Any) -> Iterator[str]:
             yield from _values(item)
 
 
-def _members(field: FieldInfo) -> tuple[Any, ...]:
+def members(field: FieldInfo) -> tuple[Any, ...]:
+    """Return the types that the field may have."""
     annotation = field.annotation
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _model_of(field: FieldInfo) -> type[BaseModel] | None:
-    return next((each for each in _members(field) if isinstance(each, type) and issubclass(each, BaseModel)), None)
+    return next((each for each in members(field) if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
-def _own_names(name: str, field: FieldInfo, prefix: str) -> list[str]:
+def own_names(name: str, field: FieldInfo, prefix: str) -> list[str]:
+    """Return the variables of a field that is no section: those of its alias, which takes no prefix, or its own."""
     alias = field.validation_alias
     choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
     return [choice.upper() for choice in choices if isinstance(choice, str)] or [variable(prefix, name)]

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from fastapi_prodkit.secrets import VariablesSource
 
-__all__ = ["MASK", "Variable", "variables"]
+__all__ = ["Variable", "variables"]
 
-MASK: Final = "********"
+_MASK: Final = "********"
 _SWITCH: Final = "Whether the piece is there."
 
 
@@ -71,7 +71,7 @@ def variables(settings_cls: "type[BaseSettings]") -> list[Variable]:
         name = each.name.lower()
         source = next((source for source in sources if name in source.env_vars), None)
         if source is not None:
-            value = MASK if each.secret else redactor.text(str(source.env_vars[name]))
+            value = _MASK if each.secret else redactor.text(str(source.env_vars[name]))
             found.append(replace(each, value=value, source=source.origin))
         else:
             found.append(each)
@@ -100,11 +100,12 @@ def _sources(settings_cls: "type[BaseSettings]") -> "list[VariablesSource]":
 
 
 def _declared(settings_cls: "type[BaseSettings]", prefix: str) -> Iterator[Variable]:
+    schemas = settings_cls.model_json_schema(by_alias=False)["properties"]
     for name, own in settings_cls.model_fields.items():
         section = _variables.section_of(own)
         if section is None:
-            schema = settings_cls.model_json_schema()["properties"].get(name, {})
-            yield _variable(_variables.variable(prefix, name), "", own, schema, always=True)
+            for each in _variables.own_names(name, own, prefix):
+                yield _variable(each, "", own, schemas[name], always=True)
             continue
         if _variables.has_switch(own):
             yield _switch(_variables.variable(prefix, name, "enabled"), name, own, section)
@@ -135,23 +136,19 @@ def _variable(name: str, section: str, declared: FieldInfo, schema: Mapping[str,
     return Variable(
         name=name,
         section=section,
-        type=_type(declared.annotation),
+        type=_type(declared),
         default=_default(declared),
         required=declared.is_required() and always,
         begins=declared.is_required() and not always,
         description=declared.description or "",
-        secret=SecretStr in _members(declared.annotation),
+        secret=SecretStr in _variables.members(declared),
         schema={key: value for key, value in schema.items() if key not in ("title", "default", "description")},
     )
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-
-
-def _type(annotation: Any) -> str:
+def _type(declared: FieldInfo) -> str:
     names = []
-    for member in _members(annotation):
+    for member in _variables.members(declared):
         if member is NoneType:
             names.append("none")
         elif get_origin(member) is Literal:
