@@ -1,8 +1,6 @@
 """`prodkit settings`: every variable of a service, for people, for files and for other tools."""
 
 import json
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
@@ -14,7 +12,7 @@ import typer
 
 from fastapi_prodkit._redact import REDACTED
 from fastapi_prodkit.cli.inventory import Variable, variables
-from fastapi_prodkit.cli.target import resolve
+from fastapi_prodkit.cli.target import as_in, resolve
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
 
 __all__ = ["app"]
@@ -60,22 +58,22 @@ def settings(  # noqa: PLR0913 - an option each
 
     The exit code is 1 if the settings cannot be used, and standard error says why; what there is to show is shown.
     """
-    sys.path.insert(0, str(Path.cwd()))
-    if environment is not None:
-        os.environ["ENVIRONMENT"] = environment
-    settings_cls = _class(target)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come again below
-        every = variables(settings_cls)
-    text = _FORMATS[form](every, secret)
-    if output is None:
-        typer.echo(text)
-    elif output.exists() and not force:
-        raise ConfigurationError(f"{output} exists already; try: prodkit settings {target} --output {output} --force")
-    else:
-        output.write_text(f"{text}\n", encoding="utf-8")
-        typer.echo(f"{output} has {len(every)} variables")
-    return _complain(settings_cls) if form in (Format.TABLE, Format.JSON, Format.ECS) else 0
+    with as_in(environment):
+        settings_cls = _class(target)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again below
+            every = variables(settings_cls)
+        text = _FORMATS[form](every, secret)
+        if output is None:
+            typer.echo(text)
+        elif output.exists() and not force:
+            raise ConfigurationError(
+                f"{output} exists already; try: prodkit settings {target} --output {output} --force"
+            )
+        else:
+            output.write_text(f"{text}\n", encoding="utf-8")
+            typer.echo(f"{output} has {len(every)} variables")
+        return _complain(settings_cls) if form in (Format.TABLE, Format.JSON, Format.ECS) else 0
 
 
 def _class(target: str) -> Any:

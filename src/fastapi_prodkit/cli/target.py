@@ -1,18 +1,42 @@
-"""What `module:app` names, and what to type instead where it names nothing."""
+"""What `module:app` names, read as in an environment, and what to type instead where it names nothing."""
 
 import importlib
+import os
 import pkgutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from fastapi_prodkit.cli.program import UnknownCommandError
 
-__all__ = ["UnknownAppError", "resolve"]
+__all__ = ["UnknownAppError", "as_in", "resolve"]
 
 
 class UnknownAppError(UnknownCommandError):
     """There is no such module, or no such app in it; the message says what to type instead."""
+
+
+@contextmanager
+def as_in(environment: str | None) -> Iterator[None]:
+    """Have settings read what they would there, and modules found where the command was typed.
+
+    Args:
+        environment: In place of ENVIRONMENT; None leaves that as it is.
+    """
+    before, path = os.environ.get("ENVIRONMENT"), list(sys.path)
+    if environment is not None:
+        os.environ["ENVIRONMENT"] = environment
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        os.environ.pop("ENVIRONMENT", None)
+        if before is not None:
+            os.environ["ENVIRONMENT"] = before
 
 
 def resolve(target: str, *, command: str, kind: type | None = None) -> Any:

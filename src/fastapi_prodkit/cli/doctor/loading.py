@@ -1,19 +1,17 @@
 """The app and its settings, as production would make them, except that nothing is refused."""
 
 import logging
-import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fastapi_prodkit import _refusals
 from fastapi_prodkit.cli.failure import describe
-from fastapi_prodkit.cli.target import UnknownAppError, resolve
+from fastapi_prodkit.cli.target import UnknownAppError, as_in, resolve
 from fastapi_prodkit.exceptions import ProdkitError, SettingsError, SettingsWarning
 
 __all__ = ["Loaded", "load"]
@@ -42,7 +40,7 @@ def load(target: str | None, *, environment: str, factory: bool = False) -> Load
         UnknownAppError: There is no such module, or nothing of the name in it.
     """
     loaded = Loaded()
-    with _as_in(environment), _refusals.deferred() as loaded.refused, _heard() as warned:
+    with as_in(environment), _refusals.deferred() as loaded.refused, _heard() as warned:
         if target is None or not _load_app(loaded, target, factory=factory):
             _read_settings(loaded)
     loaded.warned = tuple(dict.fromkeys(warned))
@@ -122,19 +120,3 @@ def _heard() -> Iterator[list[str]]:
             yield texts
         finally:
             logging.captureWarnings(capture=False)
-
-
-@contextmanager
-def _as_in(environment: str) -> Iterator[None]:
-    """Have settings read what they would there, and modules found where the command was typed."""
-    before, path = os.environ.get("ENVIRONMENT"), list(sys.path)
-    os.environ["ENVIRONMENT"] = environment
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        if before is None:
-            del os.environ["ENVIRONMENT"]
-        else:
-            os.environ["ENVIRONMENT"] = before
