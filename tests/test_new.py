@@ -88,8 +88,7 @@ class TestService:
     def test_it_has_the_files_that_were_chosen(self, made):
         """Whatever the example has and was not left out is there, and nothing else."""
         folder, (database, _, deploy) = made
-        files = {path.relative_to(EXAMPLE).as_posix() for path in tracked(EXAMPLE)}
-        expected = set(files)
+        expected = {path.relative_to(EXAMPLE).as_posix() for path in tracked(EXAMPLE)}
         if database == "sqlite":
             expected -= {"tests/test_service_postgresql.py"}
         if deploy == "none":

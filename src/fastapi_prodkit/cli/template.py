@@ -96,10 +96,9 @@ def render(service: Service) -> dict[str, str]:
     Raises:
         ConfigurationError: fastapi-prodkit was installed without its template.
     """
-    files = dict(_sources())
     return {
         path: _text(path, source.read_text(encoding="utf-8"), service)
-        for path, source in sorted(files.items())
+        for path, source in sorted(_sources())
         if _part(path) <= service.choices
     }
 

@@ -1,5 +1,6 @@
 """Rules about the database: how it is reached, and what it says itself."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -45,13 +46,11 @@ def tls(subject: Subject) -> Iterator[Fault]:
 @rule("database-pool", "error", "The pool is larger than what the server allows")
 def pool(subject: Subject) -> Iterator[Fault]:
     """Tell of connections that will be refused under load."""
-    if subject.database is None or subject.server is None or subject.server.allowed is None:
-        return
-    most = _wanted(subject.database)
-    if most > subject.server.allowed:
+    most, allowed = _connections(subject)
+    if most > allowed:
         yield Fault(
             f"One container may open {most} connections (DATABASE_POOL_SIZE and DATABASE_MAX_OVERFLOW, for each "
-            f"worker), and the server allows {subject.server.allowed} for all its clients.",
+            f"worker), and the server allows {allowed} for all its clients.",
             "Lower them or WEB_CONCURRENCY, raise max_connections, or put PgBouncer between.",
         )
 
@@ -59,13 +58,10 @@ def pool(subject: Subject) -> Iterator[Fault]:
 @rule("database-pool-rollout", "warning", "Two containers have no room at the database")
 def pool_rollout(subject: Subject) -> Iterator[Fault]:
     """Tell of a deployment, in which old and new run at the same time, that runs out of connections."""
-    if subject.database is None or subject.server is None or subject.server.allowed is None:
-        return
-    most = _wanted(subject.database)
-    if most <= subject.server.allowed < 2 * most:
+    most, allowed = _connections(subject)
+    if most <= allowed < 2 * most:
         yield Fault(
-            f"One container may open {most} connections of {subject.server.allowed}, and during a deployment there "
-            "are two.",
+            f"One container may open {most} connections of {allowed}, and during a deployment there are two.",
             "Lower DATABASE_POOL_SIZE or DATABASE_MAX_OVERFLOW, or put PgBouncer between.",
         )
 
@@ -168,10 +164,13 @@ def _urls(database: DatabaseSettings | None) -> Iterator[tuple[str, str, Any, Ma
                     yield variable, raw, *parameters(url)
 
 
-def _wanted(database: DatabaseSettings) -> int:
+def _connections(subject: Subject) -> tuple[int, float]:
+    """Return how many connections one container may open, and how many the server allows; without end if unknown."""
+    if subject.database is None or subject.server is None or subject.server.allowed is None:
+        return 0, math.inf
     from fastapi_prodkit.database.sizing import wanted  # noqa: PLC0415 - it needs an extra, which is there
 
-    return wanted(database)
+    return wanted(subject.database), subject.server.allowed
 
 
 RULES = (
