@@ -19,7 +19,7 @@ import trustme
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
-from postgres import PASSWORD, PostgresMissingError, Server, postgres
+from postgres import PASSWORD, Server, postgres_or_skip
 
 from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError
 from fastapi_prodkit.sections import DatabaseSettings
@@ -60,11 +60,8 @@ def authority() -> trustme.CA:
 def server(authority: trustme.CA) -> Iterator[Server]:
     leaf = authority.issue_cert("localhost")
     chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
-    try:
-        with postgres(certificate=chain, key=leaf.private_key_pem.bytes()) as running:
-            yield running
-    except PostgresMissingError as error:
-        pytest.skip(str(error))
+    with postgres_or_skip(certificate=chain, key=leaf.private_key_pem.bytes()) as running:
+        yield running
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
-from postgres import PostgresMissingError, Server, postgres
+from postgres import Server, postgres_or_skip
 from wire import connection, read_response, request, serving
 
 from fastapi_prodkit.sections import DatabaseSettings, LimitsSettings
@@ -30,11 +30,8 @@ RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sle
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    try:
-        with postgres() as running:
-            yield running
-    except PostgresMissingError as error:
-        pytest.skip(str(error))
+    with postgres_or_skip() as running:
+        yield running
 
 
 def database_on(server: Server) -> Database:

@@ -20,7 +20,7 @@ pytest.importorskip("sqlalchemy", reason=REASON)
 pytest.importorskip("asyncpg", reason=REASON)
 
 from outages import Outages
-from postgres import PASSWORD, PostgresMissingError, postgres
+from postgres import PASSWORD, postgres_or_skip
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
@@ -34,11 +34,8 @@ from fastapi_prodkit.sections import DatabaseSettings
 
 @pytest.fixture(scope="module")
 def server():
-    try:
-        with postgres() as server:
-            yield server
-    except PostgresMissingError as missing:
-        pytest.skip(str(missing))
+    with postgres_or_skip() as server:
+        yield server
 
 
 def settings_of(url, **options):

@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from outages import Outages
-from postgres import PASSWORD, PostgresMissingError, Server, postgres
+from postgres import PASSWORD, Server, postgres_or_skip
 
 from fastapi_prodkit.health import health_router
 from fastapi_prodkit.sections import DatabaseSettings, HealthSettings
@@ -39,11 +39,8 @@ NOWHERE = f"postgresql://user:{SECRET}@127.0.0.1:1/name"
 def server() -> Iterator[Server]:
     if not Path("/proc/self/task").is_dir():
         pytest.skip("the outages are made with /proc")
-    try:
-        with postgres() as running:
-            yield running
-    except PostgresMissingError as error:
-        pytest.skip(str(error))
+    with postgres_or_skip() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

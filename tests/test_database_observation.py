@@ -13,7 +13,7 @@ REASON = "needs the extra: pip install 'fastapi-prodkit[database]'"
 pytest.importorskip("sqlalchemy", reason=REASON)
 pytest.importorskip("aiosqlite", reason=REASON)
 
-from postgres import PostgresMissingError, postgres
+from postgres import postgres_or_skip
 from sqlalchemy import NullPool, create_engine, event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
@@ -181,15 +181,12 @@ async def test_a_statement_that_fails_has_taken_its_time_as_well(tmp_path, regis
 
 async def test_a_statement_that_is_cancelled_has_taken_its_time_as_well(registry, caplog):
     """What ends at the deadline is what one looks for in the log of slow queries."""
-    try:
-        with postgres() as server:
-            database = Database(DatabaseSettings(url=server.url(), ssl="off", slow_query=0.05), registry=registry)
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.5), database.session() as session:
-                    await session.execute(text("SELECT pg_sleep(60)"))
-            await database.engine.dispose()
-    except PostgresMissingError as missing:
-        pytest.skip(str(missing))
+    with postgres_or_skip() as server:
+        database = Database(DatabaseSettings(url=server.url(), ssl="off", slow_query=0.05), registry=registry)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5), database.session() as session:
+                await session.execute(text("SELECT pg_sleep(60)"))
+        await database.engine.dispose()
 
     assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 1
     assert "SELECT pg_sleep(60)" in [getattr(record, "db_statement", None) for record in caplog.records]

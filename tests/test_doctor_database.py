@@ -13,7 +13,7 @@ pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodk
 
 from doctoring import REMOTE, SECRET, gathered, ids, in_order  # noqa: F401 - a fixture
 from migrating import project, sql
-from postgres import PostgresMissingError, postgres
+from postgres import postgres_or_skip
 
 from fastapi_prodkit.cli.doctor.asking import ask
 from fastapi_prodkit.cli.doctor.examination import gather
@@ -111,11 +111,8 @@ class TestSettings:
 def server():
     pytest.importorskip("sqlalchemy", reason=REASON)
     pytest.importorskip("alembic", reason=REASON)
-    try:
-        with postgres() as server:
-            yield server
-    except PostgresMissingError as missing:
-        pytest.skip(str(missing))
+    with postgres_or_skip() as server:
+        yield server
 
 
 def settings_of(url, **options):

@@ -12,6 +12,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
+from clock import Clock
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from processes import free_port, running
@@ -24,16 +25,6 @@ from fastapi_prodkit.sections import EventLoopSettings, HealthSettings
 
 QUICK = EventLoopSettings(limit=0.05)
 PATIENCE = 20.0  # seconds
-
-
-class Clock:
-    """A clock that only moves when told."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

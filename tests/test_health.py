@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from clock import Clock
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from httpx2 import ASGITransport, AsyncClient
@@ -22,16 +23,6 @@ from fastapi_prodkit.sections import HealthSettings
 
 DETAILS = HealthSettings(details=True)
 UNCACHED = HealthSettings(cache=0)
-
-
-class Clock:
-    """A clock that only moves when told."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 class Probe:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 from fastapi.testclient import TestClient
 from migrating import INDEX, environment, migration, project, sql
-from postgres import PostgresMissingError, Server, postgres
+from postgres import Server, postgres_or_skip
 
 from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError, MigrationError
@@ -39,11 +39,8 @@ PATIENCE = 60.0  # seconds that ten processes may take on a busy machine
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    try:
-        with postgres() as running:
-            yield running
-    except PostgresMissingError as error:
-        pytest.skip(str(error))
+    with postgres_or_skip() as running:
+        yield running
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import tracemalloc
 
 import httpx2 as httpx
 import pytest
+from clock import Clock
 from fastapi import APIRouter, Depends, FastAPI, Response, WebSocket
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import ValidationError
@@ -22,16 +23,6 @@ from fastapi_prodkit.rate_limit.limits import Limit, parse_limits, refused
 from fastapi_prodkit.sections import RateLimitSettings
 
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
-
-
-class Clock:
-    """Seconds, moved by the test."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ REASON = "needs the extra: pip install 'fastapi-prodkit[database]'"
 pytest.importorskip("sqlalchemy", reason=REASON)
 pytest.importorskip("asyncpg", reason=REASON)
 
-from postgres import PostgresMissingError, postgres
+from postgres import PostgresMissingError, postgres_or_skip
 from sqlalchemy import create_engine as create_sync_engine
 from sqlalchemy import text
 
@@ -65,11 +65,8 @@ async def test_each_test_has_a_database_of_its_own(database_url, number):
 
 @pytest.fixture(scope="module")
 def url():
-    try:
-        with postgres() as server:
-            yield server.url()
-    except PostgresMissingError as missing:
-        pytest.skip(str(missing))
+    with postgres_or_skip() as server:
+        yield server.url()
 
 
 @pytest.fixture

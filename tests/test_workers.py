@@ -90,21 +90,28 @@ def pair(tmp_path):
         yield one, two
 
 
-def test_any_worker_answers_for_all(pair):
-    """Counters and gauges are sums, whoever is asked; those of the others as they last wrote them."""
+@pytest.fixture
+def busy(pair):
+    """A pair of which each has counted and measured, and the first has told."""
     one, two = pair
     one.orders.inc(3)
     two.orders.inc(4)
     one.open.set(1)
     two.open.set(2)
     one.shown()
+    return pair
+
+
+def test_any_worker_answers_for_all(busy):
+    """Counters and gauges are sums, whoever is asked; those of the others as they last wrote them."""
+    _, two = busy
 
     shown = two.shown()
 
     assert (shown["orders_total"], shown["open_orders"]) == (7, 3)
 
 
-def test_others_write_by_themselves(pair, monkeypatch):
+def test_others_write_by_themselves(pair):
     """What a worker has counted reaches the others within a second or so, although nobody asks it."""
     one, two = pair
     one.orders.inc(3)
@@ -115,14 +122,9 @@ def test_others_write_by_themselves(pair, monkeypatch):
         time.sleep(0.05)
 
 
-def test_the_counts_of_the_dead_stay_and_their_gauges_go(pair):
+def test_the_counts_of_the_dead_stay_and_their_gauges_go(busy):
     """A sum that falls would look like a restart of everything; a gauge of the dead measures nothing."""
-    one, two = pair
-    one.orders.inc(3)
-    one.open.set(1)
-    two.orders.inc(4)
-    two.open.set(2)
-    one.shown()
+    one, two = busy
     one.die()
 
     for _ in range(2):
