@@ -1,0 +1,50 @@
+"""Make the two roles of the database: `migrator` owns the tables, `app` reads and writes their rows.
+
+Both come with a token of IAM, never with a password. Runs as the owner of the database, whom libpq's variables name
+(PGHOST, PGDATABASE, PGUSER, PGPASSWORD, PGSSLMODE, PGSSLROOTCERT); what is there already stays, so it may run again.
+"""
+
+import asyncio
+
+import asyncpg
+
+ROLES = """
+DO $$
+DECLARE
+  role text;
+BEGIN
+  FOREACH role IN ARRAY ARRAY['migrator', 'app'] LOOP
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
+      EXECUTE format('CREATE ROLE %I LOGIN', role);
+    END IF;
+    EXECUTE format('GRANT rds_iam TO %I', role);
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role);
+  END LOOP;
+  EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
+  EXECUTE format('GRANT CREATE, TEMPORARY ON DATABASE %I TO migrator', current_database());
+END $$;
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE, CREATE ON SCHEMA public TO migrator;
+GRANT USAGE ON SCHEMA public TO app;
+
+-- What migrator makes from now on, app may use. To say so one has to be a member of migrator for a moment.
+GRANT migrator TO CURRENT_USER;
+ALTER DEFAULT PRIVILEGES FOR ROLE migrator IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO app;
+ALTER DEFAULT PRIVILEGES FOR ROLE migrator IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO app;
+REVOKE migrator FROM CURRENT_USER;
+"""
+
+
+async def main() -> None:
+    """Connect, and make them: all of it or nothing."""
+    connection = await asyncpg.connect(timeout=10)
+    try:
+        async with connection.transaction():
+            await connection.execute(ROLES)
+    finally:
+        await connection.close()
+    print("The roles migrator and app are there.")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

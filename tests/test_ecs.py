@@ -1,0 +1,444 @@
+"""The CloudFormation templates of deploy/ecs: valid, at one with each other and with the service."""
+
+import ipaddress
+import os
+import re
+from functools import partial
+
+import pytest
+
+from fastapi_prodkit import Settings, _variables, create_app
+
+pytest.importorskip("cfnlint", reason="cfn-lint is not installed")
+pytest.importorskip("moto", reason="moto is not installed")
+
+import boto3
+import cfnlint.api
+import moto
+import trustme
+from cloudformation import FOLDER, Account, containers, default, load, of_type
+from fastapi import Request
+from fastapi.testclient import TestClient
+
+from fastapi_prodkit.sections import HealthSettings, LimitsSettings, ShutdownSettings
+
+STACKS = ("network", "data", "cluster", "tasks", "service", "release", "pipeline")
+TEMPLATES = {name: load(name) for name in STACKS}
+NAME = "shop-prod"
+DOMAIN = "api.example.com"
+IMAGE = f"123456789012.dkr.ecr.eu-central-1.amazonaws.com/{NAME}@sha256:{'0' * 64}"
+PAGE = FOLDER.parent.parent / "docs" / "deploy" / "ecs.md"
+
+# What the secrets of data.yaml hold, as ECS would put it into the environment.
+SECRETS = {
+    "RATE_LIMIT_STORAGE_URL": "rediss://:token@cache.example:6379/0",
+    "METRICS_TOKEN": "m" * 43,
+    "LOG_LEVEL": "INFO",
+}
+NOT_OURS = {"AWS_DEFAULT_REGION", "WEB_CONCURRENCY"}  # boto3's and uvicorn's
+
+
+@pytest.fixture(scope="module")
+def stacks():
+    """Make all stacks in moto, in the order of the page; return the account and the outputs of each."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            patch.setenv(variable, "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+        patch.delenv("AWS_PROFILE", raising=False)
+        with moto.mock_aws():
+            certificate = boto3.client("acm").request_certificate(DomainName=DOMAIN)["CertificateArn"]
+            connection = "arn:aws:codeconnections:eu-central-1:123456789012:connection/1"
+            account = Account(partial(boto3.client, region_name="eu-central-1"), NAME)
+            outputs = {
+                "network": account.create("network"),
+                "data": account.create("data"),
+                "cluster": account.create("cluster"),
+                "tasks": account.create("tasks", Image=IMAGE),
+                "service": account.create("service", Image=IMAGE, Domain=DOMAIN, Certificate=certificate),
+                "release": account.create("release", GitHubRepository="shop/api", HostedZone="Z1"),
+                "pipeline": account.create("pipeline", Connection=connection, Repository="shop/api"),
+            }
+            yield account, outputs
+
+
+@pytest.fixture(scope="module")
+def variables(stacks):
+    """Return the environment of each container, as ECS would give it to the process."""
+    ecs = stacks[0].client("ecs")
+    found = {}
+    for family in (NAME, f"{NAME}-migrate", f"{NAME}-roles"):
+        (container,) = ecs.describe_task_definition(taskDefinition=family)["taskDefinition"]["containerDefinitions"]
+        secrets = {secret["name"]: SECRETS.get(secret["name"], "secret") for secret in container.get("secrets", ())}
+        found[container["name"]] = {each["name"]: each["value"] for each in container["environment"]} | secrets
+    return found
+
+
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    """Return a function that makes the process's environment that of a container, and nothing else of ours."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.upper() in {*_variables.variables(Settings), *NOT_OURS}:
+            monkeypatch.delenv(name)
+
+    def enter(variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return enter
+
+
+def ports(template):
+    """Return every number that stands for the port of the service."""
+    (targets,) = of_type(template, "AWS::ElasticLoadBalancingV2::TargetGroup").values()
+    (service,) = of_type(template, "AWS::ECS::Service").values()
+    container = containers(template)["service"]
+    probe = re.search(r":(\d+)/", container["HealthCheck"]["Command"][-1])
+    return {
+        targets["Port"],
+        service["LoadBalancers"][0]["ContainerPort"],
+        container["PortMappings"][0]["ContainerPort"],
+        int(probe[1]),
+    }
+
+
+def seconds(name):
+    """Return a number of seconds that the task definition sets."""
+    return float(
+        {each["Name"]: each["Value"] for each in containers(TEMPLATES["service"])["service"]["Environment"]}[name]
+    )
+
+
+class TestTemplates:
+    @pytest.mark.parametrize("name", STACKS)
+    def test_cfn_lint_finds_nothing(self, name):
+        """Neither errors nor warnings: types, properties, references and values are what CloudFormation knows."""
+        found = cfnlint.api.lint_file(FOLDER / f"{name}.yaml")
+
+        assert [str(match) for match in found] == []
+
+    def test_every_template_is_tested(self):
+        """A template that is added is in the list above."""
+        assert {path.stem for path in FOLDER.glob("*.yaml")} == set(STACKS)
+
+    @pytest.mark.parametrize("name", STACKS)
+    def test_a_template_needs_no_bucket(self, name):
+        """CloudFormation takes 51 200 bytes as they are, and anything longer through S3 only."""
+        assert (FOLDER / f"{name}.yaml").stat().st_size < 51_200
+
+    def test_what_a_stack_imports_another_exports(self, stacks):
+        """The stacks can be made one after the other; moto refuses an import that nobody exports."""
+        account, outputs = stacks
+
+        exports = account.client("cloudformation").list_exports()["Exports"]
+
+        assert {export["Name"].removeprefix(f"{NAME}-").split("-")[0] for export in exports} > {
+            "task",
+            "database",
+            "start",
+        }
+        assert outputs["service"]["Url"] == f"https://{DOMAIN}"
+        assert outputs["tasks"]["migrate"].endswith(f"task-definition/{NAME}-migrate:1")
+
+    @pytest.mark.parametrize("name", STACKS)
+    def test_every_parameter_is_explained(self, name):
+        """Each says what it is, and stands in the page with its default."""
+        rows = PAGE.read_text()
+
+        for parameter, declared in TEMPLATES[name]["Parameters"].items():
+            shown = f"`{declared['Default']}`" if str(declared.get("Default", "")) else ""
+            assert declared["Description"].strip()
+            assert re.search(rf"^\| `{parameter}` .*{re.escape(shown)}", rows, re.MULTILINE), parameter
+
+
+class TestEnvironment:
+    @pytest.mark.parametrize("container", ["service", "migrate"])
+    def test_production_accepts_what_the_container_gets(self, variables, environment, container):
+        """Settings() refuses nothing, warns of nothing, and is that of production."""
+        environment(variables[container])
+
+        settings = Settings()
+
+        assert settings.environment == "prod"
+        assert settings.database.iam_auth
+        assert settings.database.ssl == "verify-full"
+
+    @pytest.mark.parametrize("container", ["service", "migrate"])
+    def test_every_variable_is_one_that_is_read(self, variables, container):
+        """No variable is there for nothing, or is misspelt."""
+        assert not variables[container].keys() - {*_variables.variables(Settings), *NOT_OURS}
+
+    def test_the_app_starts_with_it_and_answers_behind_the_load_balancer(self, variables, environment, tmp_path):
+        """Probes answer to any host, others to the domain alone, and the client is whom the load balancer names."""
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(tmp_path / "bundle.pem")
+        (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s\npath_separator = os\n")
+        environment(
+            variables["service"] | {"DATABASE_SSL_ROOT_CERT": str(tmp_path / "bundle.pem"), "LOG_ENABLED": "false"}
+        )
+        pytest.importorskip("asyncpg", reason="the extra database is not installed")
+        app = create_app()
+
+        @app.get("/me")
+        def me(request: Request):
+            return request.client.host, request.url.scheme
+
+        (target_group,) = of_type(TEMPLATES["service"], "AWS::ElasticLoadBalancingV2::TargetGroup").values()
+        balancer, neighbour = (
+            TestClient(app, base_url=f"http://{DOMAIN}", client=(address, 4000))
+            for address in ("10.0.1.7", "10.0.16.7")
+        )
+        said = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+
+        with balancer:
+            assert balancer.get("/health", headers={"Host": "10.0.16.5:8000"}).status_code == 200
+            assert balancer.get(target_group["HealthCheckPath"], headers={"Host": "10.0.16.5:8000"}).status_code == 503
+            assert balancer.get("/me", headers=said).json() == ["203.0.113.9", "https"]
+            assert neighbour.get("/me", headers=said).json() == ["10.0.16.7", "http"]
+            assert balancer.get("/me", headers={"Host": "10.0.16.5:8000"}).status_code == 400
+
+    def test_the_load_balancers_networks_are_trusted_and_no_others(self, stacks, variables):
+        """PROXY_TRUSTED is the subnets that the load balancer stands in."""
+        account, outputs = stacks
+        (balancer,) = account.client("elbv2").describe_load_balancers()["LoadBalancers"]
+        subnets = account.client("ec2").describe_subnets(
+            SubnetIds=[zone["SubnetId"] for zone in balancer["AvailabilityZones"]]
+        )["Subnets"]
+
+        trusted = variables["service"]["PROXY_TRUSTED"].split(",")
+
+        assert set(trusted) == {subnet["CidrBlock"] for subnet in subnets}
+        assert {subnet["SubnetId"] for subnet in subnets} == set(outputs["network"]["PublicSubnets"].split(","))
+        assert all(ipaddress.ip_network(network).num_addresses < 2**16 for network in trusted)
+
+    def test_migrations_reach_the_same_database_as_another_user(self, variables):
+        """What differs is who connects: the owner of the tables."""
+        service, migrate = variables["service"], variables["migrate"]
+
+        same = {name for name in migrate if name.startswith("DATABASE_")} - {"DATABASE_URL"}
+
+        assert {name: migrate[name] for name in same} == {name: service[name] for name in same}
+        assert migrate["DATABASE_URL"] == service["DATABASE_URL"].replace("//app@", "//migrator@")
+        assert "HOSTS_ALLOWED" not in migrate
+
+    def test_no_variable_carries_a_secret(self, variables):
+        """What is secret is a reference, and no URL has a password."""
+        for container in [each for template in TEMPLATES.values() for each in containers(template).values()]:
+            named = {each["Name"] for each in container["Environment"]}
+            assert not {name for name in named if re.search(r"TOKEN|PASSWORD|STORAGE_URL", name)}
+        assert not re.search(r"//\w+:", variables["service"]["DATABASE_URL"] + variables["migrate"]["DATABASE_URL"])
+
+
+class TestTheContainer:
+    @pytest.mark.parametrize(("template", "name"), [("service", "service"), ("tasks", "migrate"), ("tasks", "roles")])
+    def test_it_has_no_rights_that_it_does_not_need(self, template, name):
+        """A fixed uid that is not root, nothing to write to, no capabilities."""
+        container = containers(TEMPLATES[template])[name]
+
+        assert container["User"] == "10001:10001"
+        assert container["ReadonlyRootFilesystem"] is True
+        assert container["LinuxParameters"]["Capabilities"]["Drop"] == ["ALL"]
+
+    def test_one_port_everywhere(self):
+        """Process, container, target group, service and security groups agree; it is the port of `prodkit serve`."""
+        rules = [
+            rule
+            for kind in ("Ingress", "Egress")
+            for rule in of_type(TEMPLATES["network"], f"AWS::EC2::SecurityGroup{kind}").values()
+            if "LoadBalancerGroup" in str(rule)
+        ]
+
+        assert ports(TEMPLATES["service"]) == {8000}
+        assert {port for rule in rules for port in (rule["FromPort"], rule["ToPort"])} == {8000}
+        assert len(rules) == 2
+
+    def test_migrations_run_in_the_image_of_the_release(self):
+        """The same image, and the command of ours that ends with its outcome."""
+        pytest.importorskip("typer", reason="the extra cli is not installed")
+        from fastapi_prodkit.cli import main
+
+        migrate = containers(TEMPLATES["tasks"])["migrate"]
+
+        assert migrate["Image"] == containers(TEMPLATES["service"])["service"]["Image"] == {"Ref": "Image"}
+        assert migrate["Command"] == ["prodkit", "db", "upgrade"]
+        assert main([*migrate["Command"][1:], "--help"]) == 0
+
+    def test_the_certificates_of_rds_are_where_they_are_looked_for(self, variables):
+        """The image has Amazon's bundle where the variables say, and the script of the roles where its task does."""
+        dockerfile = (FOLDER / "image" / "Dockerfile").read_text()
+
+        bundle = re.search(
+            r"^ADD --chmod=0444 https://truststore\.pki\.rds\.amazonaws\.com/\S+ (\S+)$", dockerfile, re.MULTILINE
+        )[1]
+        script = re.search(r"^COPY --chmod=0444 roles\.py (\S+)$", dockerfile, re.MULTILINE)[1]
+
+        named = {variables["service"]["DATABASE_SSL_ROOT_CERT"], variables["roles"]["PGSSLROOTCERT"]}
+        assert named == {bundle}
+        assert containers(TEMPLATES["tasks"])["roles"]["Command"] == ["python", script]
+
+
+class TestNumbers:
+    def test_nothing_is_killed_before_it_has_drained(self):
+        """stopTimeout is drain, grace and ten seconds; drain and grace stay below what the library warns of."""
+        stop = containers(TEMPLATES["service"])["service"]["StopTimeout"]
+
+        assert stop >= seconds("SHUTDOWN_DRAIN") + seconds("SHUTDOWN_GRACE") + 10
+        assert seconds("SHUTDOWN_DRAIN") + seconds("SHUTDOWN_GRACE") <= 30
+        assert stop <= 120, "Fargate allows no more"
+
+    def test_the_load_balancer_notices_within_the_drain(self):
+        """Interval times threshold is no longer than the port still answers; so a SIGTERM out of turn costs nothing."""
+        (targets,) = of_type(TEMPLATES["service"], "AWS::ElasticLoadBalancingV2::TargetGroup").values()
+
+        notices = targets["HealthCheckIntervalSeconds"] * targets["UnhealthyThresholdCount"]
+
+        assert notices <= seconds("SHUTDOWN_DRAIN")
+        assert HealthSettings().timeout < targets["HealthCheckTimeoutSeconds"] < targets["HealthCheckIntervalSeconds"]
+        assert (targets["HealthCheckPath"], targets["Matcher"]) == ("/ready", {"HttpCode": "200"})
+
+    @pytest.mark.parametrize(
+        ("shown", "number"),
+        [
+            ("`SHUTDOWN_DRAIN` {} s", r"SHUTDOWN_DRAIN, Value: \"(\d+)\""),
+            ("`SHUTDOWN_GRACE` {} s", r"SHUTDOWN_GRACE, Value: \"(\d+)\""),
+            ("`StopTimeout` {} s", r"StopTimeout: (\d+)"),
+            ("deregistration delay {} s", r"deregistration_delay\.timeout_seconds, Value: \"(\d+)\""),
+            ("idle time-out {} s", r"idle_timeout\.timeout_seconds, Value: \"(\d+)\""),
+            ("health check: {} s of 5 s", r"HealthCheckTimeoutSeconds: (\d+)"),
+            ("`BakeTimeInMinutes` {}", r"BakeTimeInMinutes: (\d+)"),
+        ],
+    )
+    def test_the_page_says_the_numbers_of_the_template(self, shown, number):
+        """The table that explains the numbers is about these and no others."""
+        value = re.search(number, (FOLDER / "service.yaml").read_text())[1]
+
+        assert f"| {shown.format(value)} | service.yaml |" in PAGE.read_text()
+
+    def test_a_request_ends_before_its_target_is_gone(self):
+        """The deregistration delay has room for the longest request, and for the drain."""
+        (targets,) = of_type(TEMPLATES["service"], "AWS::ElasticLoadBalancingV2::TargetGroup").values()
+        attributes = {each["Key"]: each["Value"] for each in targets["TargetGroupAttributes"]}
+
+        delay = float(attributes["deregistration_delay.timeout_seconds"])
+
+        assert delay > LimitsSettings().request_timeout
+        assert delay > seconds("SHUTDOWN_DRAIN")
+        assert seconds("SHUTDOWN_GRACE") >= ShutdownSettings().grace
+
+    def test_the_load_balancer_closes_idle_connections_first(self):
+        """Its idle time-out is shorter than the keep-alive of `prodkit serve`, or some requests were a 502."""
+        pytest.importorskip("typer", reason="the extra cli is not installed")
+        from fastapi_prodkit.cli.serve import KEEP_ALIVE
+
+        (balancer,) = of_type(TEMPLATES["service"], "AWS::ElasticLoadBalancingV2::LoadBalancer").values()
+        attributes = {each["Key"]: each["Value"] for each in balancer["LoadBalancerAttributes"]}
+
+        assert float(attributes["idle_timeout.timeout_seconds"]) < KEEP_ALIVE
+
+    def test_the_database_has_room_for_old_and_new_tasks(self):
+        """Pools x workers x tasks, twice during a deployment, and ten for RDS and migrations, are allowed."""
+        (service,) = of_type(TEMPLATES["service"], "AWS::ECS::Service").values()
+        factor = service["DeploymentConfiguration"]["MaximumPercent"] / 100
+        tasks = default(TEMPLATES["service"], "MaxTasks") * factor
+        pool = seconds("DATABASE_POOL_SIZE") + seconds("DATABASE_MAX_OVERFLOW")
+
+        wanted = pool * seconds("WEB_CONCURRENCY") * tasks + 10
+
+        (parameters,) = of_type(TEMPLATES["data"], "AWS::RDS::DBParameterGroup").values()
+        assert wanted <= default(TEMPLATES["data"], "MaxConnections")
+        assert parameters["Parameters"]["max_connections"] == {"Ref": "MaxConnections"}
+
+
+class TestData:
+    def test_the_database_takes_tls_and_tokens_only(self):
+        """rds.force_ssl is on, IAM authentication too, and nobody chooses or sees the owner's password."""
+        (parameters,) = of_type(TEMPLATES["data"], "AWS::RDS::DBParameterGroup").values()
+        (database,) = of_type(TEMPLATES["data"], "AWS::RDS::DBInstance").values()
+
+        assert parameters["Parameters"]["rds.force_ssl"] == "1"
+        assert database["EnableIAMDatabaseAuthentication"] is database["ManageMasterUserPassword"] is True
+        assert database["StorageEncrypted"] is database["DeletionProtection"] is True
+        assert database["PubliclyAccessible"] is False
+        assert TEMPLATES["data"]["Resources"]["Database"]["DeletionPolicy"] == "Snapshot"
+
+    def test_the_caches_url_is_one_that_is_read(self):
+        """TLS, a token that needs no escapes, and the port that the security groups open."""
+        resources = TEMPLATES["data"]["Resources"]
+
+        url = resources["CacheUrl"]["Properties"]["SecretString"]["Fn::Sub"]
+
+        assert (
+            re.sub(r"\{\{.*?\}\}", "token", url).replace("${Cache.PrimaryEndPoint.Address}", "cache.example")
+            == SECRETS["RATE_LIMIT_STORAGE_URL"]
+        )
+        assert resources["CacheToken"]["Properties"]["GenerateSecretString"]["ExcludePunctuation"] is True
+        assert resources["Cache"]["Properties"]["TransitEncryptionEnabled"] is True
+
+    def test_only_the_service_reaches_the_data(self):
+        """Database and cache hear the tasks alone; the tasks hear the load balancer alone."""
+        ingress = of_type(TEMPLATES["network"], "AWS::EC2::SecurityGroupIngress").values()
+        groups = of_type(TEMPLATES["network"], "AWS::EC2::SecurityGroup")
+
+        heard = {(rule["GroupId"]["Ref"], rule["SourceSecurityGroupId"]["Ref"]) for rule in ingress}
+
+        assert heard == {
+            ("ServiceGroup", "LoadBalancerGroup"),
+            ("DatabaseGroup", "ServiceGroup"),
+            ("CacheGroup", "ServiceGroup"),
+        }
+        assert [name for name, group in groups.items() if "SecurityGroupIngress" in group] == ["LoadBalancerGroup"]
+
+
+class TestRollback:
+    def test_a_release_that_does_not_come_up_or_alarms_goes_back(self):
+        """Circuit breaker and alarms roll back by themselves; no old task ends before a new one is ready."""
+        (service,) = of_type(TEMPLATES["service"], "AWS::ECS::Service").values()
+
+        deployment = service["DeploymentConfiguration"]
+
+        assert deployment["DeploymentCircuitBreaker"] == {"Enable": True, "Rollback": True}
+        assert deployment["Alarms"]["Enable"] is deployment["Alarms"]["Rollback"] is True
+        assert {each["Ref"] for each in deployment["Alarms"]["AlarmNames"]} == {"ServerErrors", "NoTarget", "Slow"}
+        assert deployment["MinimumHealthyPercent"] == 100
+
+    def test_an_alarm_sees_a_bad_release_before_it_is_kept(self):
+        """What rolls back takes less time to notice than ECS watches after the last new task is ready."""
+        (service,) = of_type(TEMPLATES["service"], "AWS::ECS::Service").values()
+        alarms = of_type(TEMPLATES["service"], "AWS::CloudWatch::Alarm")
+        deployment = service["DeploymentConfiguration"]
+
+        minutes = [alarms[each["Ref"]]["EvaluationPeriods"] for each in deployment["Alarms"]["AlarmNames"]]
+
+        assert max(minutes) + 1 < deployment["BakeTimeInMinutes"]
+
+    def test_auto_scaling_is_not_undone_by_a_release(self):
+        """The service states no number of tasks; between the bounds that is auto scaling's."""
+        (service,) = of_type(TEMPLATES["service"], "AWS::ECS::Service").values()
+        (scaling,) = of_type(TEMPLATES["service"], "AWS::ApplicationAutoScaling::ScalableTarget").values()
+
+        assert "DesiredCount" not in service
+        assert (scaling["MinCapacity"], scaling["MaxCapacity"]) == ({"Ref": "MinTasks"}, {"Ref": "MaxTasks"})
+
+    def test_somebody_is_told(self):
+        """Every alarm has an action, and what is to be watched is watched."""
+        alarms = {
+            name: alarm
+            for each in TEMPLATES.values()
+            for name, alarm in of_type(each, "AWS::CloudWatch::Alarm").items()
+        }
+
+        metrics = {metric for alarm in alarms.values() for metric in re.findall(r"'MetricName': '(\w+)'", str(alarm))}
+
+        assert all(alarm["AlarmActions"] and alarm["AlarmDescription"] for alarm in alarms.values())
+        assert metrics >= {
+            "HTTPCode_Target_5XX_Count",
+            "HTTPCode_ELB_5XX_Count",
+            "TargetResponseTime",
+            "UnHealthyHostCount",
+            "HealthyHostCount",
+            "CPUUtilization",
+            "MemoryUtilization",
+            "FreeStorageSpace",
+            "DatabaseConnections",
+        }

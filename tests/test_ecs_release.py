@@ -1,0 +1,146 @@
+"""Who may release, in which order, and with which scripts: the rights, the pipeline and the shell of deploy/ecs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cfnlint", reason="cfn-lint is not installed")
+
+from cloudformation import FOLDER, load, of_type, statements
+
+STACKS = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+TEMPLATES = {name: load(name) for name in STACKS}
+
+# A policy that names no resource, by the action: AWS has none to name (Service Authorization Reference).
+WITHOUT_RESOURCE = {
+    "ecr:GetAuthorizationToken",
+    "ecs:DeregisterTaskDefinition",
+    "ecs:DescribeTaskDefinition",
+    "ecs:RegisterTaskDefinition",
+}
+DESCRIPTIONS = re.compile(r"(ec2|elasticloadbalancing|application-autoscaling|cloudwatch):Describe\w+")
+
+
+class TestRights:
+    @pytest.mark.parametrize("name", STACKS)
+    def test_no_action_is_a_pattern(self, name):
+        """Every action that a role may do is written down."""
+        actions = {
+            action
+            for _, statement in statements(TEMPLATES[name])
+            for action in ([statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"])
+        }
+
+        assert not {action for action in actions if "*" in action}
+
+    @pytest.mark.parametrize("name", STACKS)
+    def test_every_right_names_its_resource_where_there_is_one(self, name):
+        """A resource is * for the actions listed above only, for which AWS knows none."""
+        for _, statement in statements(TEMPLATES[name]):
+            resources = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
+            actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
+            if "*" in resources:
+                unexplained = {
+                    each for each in actions if each not in WITHOUT_RESOURCE and not DESCRIPTIONS.fullmatch(each)
+                }
+                assert not unexplained
+
+    def test_each_task_is_one_user_of_the_database(self):
+        """The service cannot be the owner of the tables, and only one task is started with the owner's password."""
+        by_role = {}
+        for role, statement in statements(TEMPLATES["cluster"]):
+            by_role.setdefault(role, []).append(str(statement))
+
+        assert "/app" in str(by_role["ServiceRole"])
+        assert "/migrator" in str(by_role["MigrationRole"])
+        assert [role for role, said in by_role.items() if "owner-secret" in str(said)] == ["RolesStartRole"]
+        assert "RolesStartRole" not in str(TEMPLATES["service"])
+        (roles,) = (
+            task
+            for task in of_type(TEMPLATES["tasks"], "AWS::ECS::TaskDefinition").values()
+            if "roles-start-role" in str(task)
+        )
+        assert roles["ContainerDefinitions"][0]["Name"] == "roles"
+
+    def test_a_release_makes_no_rights(self):
+        """What a pipeline deploys has no role or policy in it, so it can give itself none."""
+        kinds = {
+            resource["Type"] for name in ("tasks", "service") for resource in TEMPLATES[name]["Resources"].values()
+        }
+        actions = {
+            str(statement["Action"]) for _, statement in statements(TEMPLATES["release"]) if "iam:" in str(statement)
+        }
+
+        assert not {kind for kind in kinds if kind.startswith("AWS::IAM::")}
+        assert actions == {"iam:PassRole", "iam:CreateServiceLinkedRole"}
+
+    def test_every_role_that_is_passed_says_to_whom(self):
+        """iam:PassRole without a service would let a release run as anything."""
+        passed = [
+            statement for _, statement in statements(TEMPLATES["release"]) if "iam:PassRole" in statement["Action"]
+        ]
+
+        assert len(passed) == 3
+        assert all("iam:PassedToService" in statement["Condition"]["StringEquals"] for statement in passed)
+
+
+class TestPipeline:
+    def test_tests_come_before_the_build_and_migrations_before_the_release(self):
+        """CodePipeline stops at the stage that fails, and each stage is one action."""
+        (pipeline,) = of_type(TEMPLATES["pipeline"], "AWS::CodePipeline::Pipeline").values()
+
+        stages = [(stage["Name"], len(stage["Actions"])) for stage in pipeline["Stages"]]
+
+        assert stages == [(name, 1) for name in ("Source", "Test", "Build", "Migrate", "Deploy")]
+
+    def test_tests_may_neither_push_nor_release(self):
+        """Code of a branch runs with the rights to read the source and write the log."""
+        roles = of_type(TEMPLATES["pipeline"], "AWS::IAM::Role")
+
+        extra = {
+            name: [policy for policy in role["ManagedPolicyArns"] if policy != {"Ref": "BuildPolicy"}]
+            for name, role in roles.items()
+            if "ManagedPolicyArns" in role
+        }
+
+        assert {name: str(policies).count("-policy") for name, policies in extra.items()} == {
+            "TestRole": 0,
+            "BuildRole": 1,
+            "ReleaseRole": 1,
+        }
+        assert "push-policy" in str(extra["BuildRole"])
+        assert "release-policy" in str(extra["ReleaseRole"])
+
+    @pytest.mark.parametrize("project", ["Test", "Build", "Migrate", "Deploy"])
+    def test_a_build_finds_what_it_runs(self, project):
+        """Its buildspec is there, and each variable in it is set by project, pipeline, CodeBuild or itself."""
+        properties = TEMPLATES["pipeline"]["Resources"][project]["Properties"]
+        path = FOLDER / Path(properties["Source"]["BuildSpec"]["Fn::Sub"]).name
+        (pipeline,) = of_type(TEMPLATES["pipeline"], "AWS::CodePipeline::Pipeline").values()
+        (action,) = next(stage for stage in pipeline["Stages"] if stage["Name"] == project)["Actions"]
+        text = path.read_text()
+
+        read = set(re.findall(r"\$\{?([A-Z_]+)", text))
+
+        known = {each["Name"] for each in properties["Environment"]["EnvironmentVariables"]}
+        known |= set(re.findall(r'"name": "(\w+)"', str(action["Configuration"].get("EnvironmentVariables", ""))))
+        known |= {"CODEBUILD_RESOLVED_SOURCE_VERSION", "CODEBUILD_BUILD_NUMBER"}
+        assert not read - known - set(re.findall(r"export ([A-Z]+)=", text))
+
+    def test_what_the_build_exports_is_what_later_stages_ask_for(self):
+        """The image goes on by its digest, so that what was tested is what is deployed."""
+        text = (FOLDER / "buildspec-build.yml").read_text()
+
+        exported = set(re.search(r"exported-variables: \[(.*)\]", text)[1].split(", "))
+
+        assert exported == set(re.findall(r"#\{Build\.(\w+)\}", str(TEMPLATES["pipeline"])))
+        assert "RepoDigests" in text
+
+    def test_a_migration_that_is_waited_for_fits_into_its_build(self):
+        """CodeBuild gives up later than run-task.sh does, whose word is the better one."""
+        project = TEMPLATES["pipeline"]["Resources"]["Migrate"]["Properties"]
+        hours = int(re.search(r"TASK_HOURS:-(\d+)", (FOLDER / "run-task.sh").read_text())[1])
+
+        assert project["TimeoutInMinutes"] > 60 * hours + 10
+        assert TEMPLATES["release"]["Resources"]["GitHubRole"]["Properties"]["MaxSessionDuration"] > 3600 * hours + 600

@@ -1,0 +1,276 @@
+"""The programs of deploy/ecs: migrate.sh, deploy.sh, run-task.sh, and roles.py."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("botocore", reason="the extra aws is not installed")
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "deploy" / "ecs"
+BUILDSPECS = sorted(path.relative_to(ROOT).as_posix() for path in FOLDER.glob("buildspec-*.yml"))
+NAME = "shop-prod"
+TASK = f"arn:aws:ecs:eu-central-1:123456789012:task/{NAME}/0123abcd"
+DEFINITION = f"arn:aws:ecs:eu-central-1:123456789012:task-definition/{NAME}-migrate:7"
+OUTPUTS = {"migrate": DEFINITION, "TaskSubnets": "subnet-1,subnet-2", "ServiceGroup": "sg-1"}
+STACK = {"Stacks": [{"Outputs": [{"OutputKey": key, "OutputValue": value} for key, value in OUTPUTS.items()]}]}
+
+
+class Aws:
+    """The stand-in for the AWS CLI, first on the PATH."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        program = folder / "aws"
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).parent / "fake_aws.py"}" "$@"\n')
+        program.chmod(0o755)
+        self.answers = {
+            "cloudformation describe-stacks": STACK,
+            "ecs run-task": {"tasks": [{"taskArn": TASK}]},
+            "logs get-log-events": {"events": [{"message": "Running upgrade"}, {"message": "Done: 1 migration"}]},
+        }
+
+    def ends(self, status="STOPPED", code=0, reason="Essential container in task exited"):
+        """Say how the task ends; a container that never began has no exit code."""
+        container = {} if code is None else {"exitCode": code}
+        task = {"lastStatus": status, "stoppedReason": reason, "containers": [container]}
+        self.answers["ecs describe-tasks"] = {"tasks": [task]}
+
+    def run(self, script, *arguments, **environment):
+        """Run a script; return its exit code, and what it wrote to standard output and to standard error."""
+        (self._folder / "answers.json").write_text(json.dumps(self.answers))
+        path = f"{self._folder}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            [FOLDER / script, *arguments],
+            env={"PATH": path, "AWS_FAKE": str(self._folder), **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def calls(self, command):
+        """Return the arguments of every call of a command."""
+        lines = (self._folder / "calls.jsonl").read_text().splitlines()
+        return [call[2:] for call in map(json.loads, lines) if " ".join(call[:2]) == command]
+
+
+@pytest.fixture
+def aws(tmp_path):
+    if os.name != "posix":
+        pytest.skip("the scripts are for bash")
+    return Aws(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """Run PostgreSQL with TLS and an owner with the rights of RDS's; yield libpq's variables for it, and the server."""
+    asyncpg = pytest.importorskip("asyncpg", reason="the extra database is not installed")
+    trustme = pytest.importorskip("trustme", reason="trustme is not installed")
+    from postgres import PostgresMissingError, postgres
+
+    bundle = tmp_path_factory.mktemp("rds") / "bundle.pem"
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(bundle)
+    leaf = authority.issue_cert("localhost")
+    chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
+
+    async def prepare(url):
+        connection = await asyncpg.connect(url)
+        # As RDS makes them: not a superuser, and may pass the role of IAM on.
+        await connection.execute("CREATE ROLE rds_iam")
+        await connection.execute("CREATE ROLE owner LOGIN CREATEDB CREATEROLE PASSWORD 'owner'")
+        await connection.execute("GRANT rds_iam TO owner WITH ADMIN OPTION")
+        await connection.execute("CREATE DATABASE shop OWNER owner")
+        await connection.close()
+
+    try:
+        with postgres(certificate=chain, key=leaf.private_key_pem.bytes()) as server:
+            asyncio.run(prepare(server.url()))
+            yield (
+                {
+                    "PGHOST": "localhost",
+                    "PGPORT": str(server.port),
+                    "PGDATABASE": "shop",
+                    "PGUSER": "owner",
+                    "PGPASSWORD": "owner",
+                    "PGSSLMODE": "verify-full",
+                    "PGSSLROOTCERT": str(bundle),
+                },
+                server,
+            )
+    except PostgresMissingError as error:
+        pytest.skip(str(error))
+
+
+class TestScripts:
+    @pytest.mark.parametrize("code", [0, 1, 143])
+    def test_a_migration_ends_with_its_own_exit_code(self, aws, code):
+        """What `prodkit db upgrade` says decides whether the release goes on, and its log is shown."""
+        aws.ends(code=code)
+
+        returned, output, errors = aws.run("migrate.sh", NAME, "image@sha256:1")
+
+        assert returned == code
+        assert output.splitlines() == ["Running upgrade", "Done: 1 migration"]
+        assert f"migrate ended with exit code {code}" in errors
+
+    def test_a_migration_runs_the_releases_image_in_the_services_network(self, aws):
+        """First the stack of the tasks gets the image; then its task runs where the database can be reached."""
+        aws.ends()
+
+        aws.run("migrate.sh", NAME, "image@sha256:1", RELEASE_ROLE="arn:role")
+
+        (deployed,), (ran,) = aws.calls("cloudformation deploy"), aws.calls("ecs run-task")
+        assert deployed[deployed.index("--parameter-overrides") + 1 :] == [f"Name={NAME}", "Image=image@sha256:1"]
+        assert deployed[deployed.index("--role-arn") + 1] == "arn:role"
+        assert ran[ran.index("--task-definition") + 1] == DEFINITION
+        network = ran[ran.index("--network-configuration") + 1]
+        assert network == "awsvpcConfiguration={subnets=[subnet-1,subnet-2],securityGroups=[sg-1]}"
+
+    def test_a_stack_that_fails_runs_no_migration(self, aws):
+        """The script ends at the first step that fails."""
+        aws.answers["cloudformation deploy"] = 255
+
+        returned, _, _ = aws.run("migrate.sh", NAME, "image@sha256:1")
+
+        assert returned == 255
+        assert not aws.calls("ecs run-task")
+
+    def test_a_task_that_never_began_is_a_failure_with_its_reason(self, aws):
+        """An image that cannot be pulled leaves no exit code; that is not a success."""
+        aws.ends(code=None, reason="CannotPullContainerError: not found")
+        aws.answers["logs get-log-events"] = 254
+
+        returned, _, errors = aws.run("run-task.sh", NAME, "migrate")
+
+        assert returned == 1
+        assert "migrate never began: CannotPullContainerError: not found" in errors
+
+    def test_a_task_that_is_not_accepted_is_a_failure(self, aws):
+        """ECS answers with failures instead of tasks, and the call itself succeeds."""
+        aws.answers["ecs run-task"] = {"tasks": [], "failures": [{"reason": "RESOURCE"}]}
+
+        returned, _, errors = aws.run("run-task.sh", NAME, "migrate")
+
+        assert returned == 1
+        assert "migrate could not be started" in errors
+
+    def test_it_waits_as_long_as_it_is_told(self, aws):
+        """A wait of the CLI gives up after ten minutes, so six are an hour; then it fails, and stops nothing."""
+        aws.ends(status="RUNNING", code=None)
+        aws.answers["ecs wait"] = 255
+
+        returned, _, errors = aws.run("run-task.sh", NAME, "migrate", TASK_HOURS="1")
+
+        assert returned == 1
+        assert len(aws.calls("ecs wait")) == 6
+        assert "migrate still runs" in errors
+
+    def test_an_unknown_task_is_named(self, aws):
+        """A slip in the name runs nothing."""
+        returned, _, errors = aws.run("run-task.sh", NAME, "migrat")
+
+        assert (returned, errors) == (2, f"{NAME}-tasks has no task 'migrat'\n")
+
+    def test_a_release_keeps_the_parameters_that_it_does_not_name(self, aws):
+        """deploy.sh overrides name, image, version and what it is given, and fails if the release was rolled back."""
+        aws.answers["cloudformation deploy"] = 255
+
+        returned, _, _ = aws.run("deploy.sh", NAME, "image@sha256:1", "1.1.0", "MaxTasks=4")
+
+        (deployed,) = aws.calls("cloudformation deploy")
+        given = deployed[deployed.index("--parameter-overrides") + 1 :]
+        assert given == [f"Name={NAME}", "Image=image@sha256:1", "Version=1.1.0", "MaxTasks=4"]
+        assert returned == 255
+
+    @pytest.mark.parametrize("script", ["migrate.sh", "deploy.sh", "run-task.sh"])
+    def test_without_arguments_it_says_what_to_type(self, aws, script):
+        """Nothing is asked of AWS."""
+        returned, _, errors = aws.run(script)
+
+        assert returned == 2
+        assert errors.startswith("usage: ")
+
+    @pytest.mark.parametrize("source", ["docs/deploy/ecs.md", *BUILDSPECS])
+    def test_what_is_typed_or_built_is_bash(self, source):
+        """The blocks of the pages and the commands of the builds can be parsed."""
+        yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+        text = (ROOT / source).read_text()
+        if source.endswith(".md"):
+            commands = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        else:
+            commands = yaml.safe_load(text)["phases"]["build"]["commands"]
+
+        done = subprocess.run(["bash", "-n"], input="\n".join(commands), capture_output=True, text=True, check=False)
+
+        assert commands
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_shellcheck_finds_nothing(self):
+        """The scripts quote what they should."""
+        shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        if shellcheck is None:
+            pytest.skip("shellcheck is not installed")
+
+        done = subprocess.run([shellcheck, *FOLDER.glob("*.sh")], capture_output=True, text=True, check=False)
+
+        assert (done.returncode, done.stdout) == (0, "")
+
+
+class TestRoles:
+    async def test_migrator_owns_the_tables_and_app_reads_and_writes_their_rows(self, database):
+        """The script may run again; then a table that one makes is one that the other can use, and cannot change."""
+        import asyncpg
+
+        variables, server = database
+        for _ in range(2):
+            done = await asyncio.to_thread(make_roles, variables)
+            assert (done.returncode, done.stdout) == (0, "The roles migrator and app are there.\n"), done.stderr
+        administrator = await asyncpg.connect(server.url())
+        await administrator.execute("ALTER ROLE migrator PASSWORD 'x'; ALTER ROLE app PASSWORD 'x'")
+        await administrator.close()
+        place = {"host": server.host, "port": server.port, "database": "shop", "password": "x"}
+        migrator, app = await asyncpg.connect(user="migrator", **place), await asyncpg.connect(user="app", **place)
+
+        await migrator.execute("CREATE TABLE items (id serial PRIMARY KEY, name text); CREATE SCHEMA extra")
+        await app.execute("INSERT INTO items (name) VALUES ('saw'); UPDATE items SET name = 'axe'")
+
+        assert await app.fetchval("SELECT name FROM items") == "axe"
+        assert await app.fetchval("SELECT pg_has_role('app', 'rds_iam', 'MEMBER')")
+        for forbidden in ("DROP TABLE items", "TRUNCATE items", "CREATE TABLE mine ()", "SET ROLE migrator"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await app.execute(forbidden)
+        await migrator.close()
+        await app.close()
+
+    async def test_a_server_that_is_not_in_the_bundle_gets_no_password(self, database, tmp_path):
+        """The owner's password goes to a server that Amazon's certificates vouch for, or nowhere."""
+        trustme = pytest.importorskip("trustme", reason="trustme is not installed")
+        other = tmp_path / "other.pem"
+        trustme.CA().cert_pem.write_to_path(other)
+
+        done = await asyncio.to_thread(make_roles, database[0] | {"PGSSLROOTCERT": str(other)})
+
+        assert done.returncode == 1
+        assert "certificate verify failed" in done.stderr
+
+
+def make_roles(variables):
+    """Run roles.py as its task does."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", FOLDER / "image" / "roles.py"],
+        env={"PATH": os.environ["PATH"], **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
