@@ -18,6 +18,7 @@ _UNKNOWN_TO_MOTO = (
     "AWS::CodeBuild::",
     "AWS::CodePipeline::",
     "AWS::EC2::SecurityGroupEgress",
+    "AWS::ECS::ExpressGatewayService",
     "AWS::ElastiCache::",
     "AWS::RDS::DBInstance",  # only without a parameter group
     "AWS::S3::BucketPolicy",

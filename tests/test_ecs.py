@@ -1,6 +1,7 @@
 """The CloudFormation templates of deploy/ecs: valid, at one with each other and with the service."""
 
 import ipaddress
+import json
 import os
 import re
 from functools import partial
@@ -22,7 +23,7 @@ from fastapi.testclient import TestClient
 
 from fastapi_prodkit.sections import HealthSettings, LimitsSettings, ShutdownSettings
 
-STACKS = ("network", "data", "cluster", "tasks", "service", "release", "pipeline")
+STACKS = ("network", "data", "cluster", "tasks", "service", "release", "pipeline", "express")
 TEMPLATES = {name: load(name) for name in STACKS}
 NAME = "shop-prod"
 DOMAIN = "api.example.com"
@@ -144,7 +145,7 @@ class TestTemplates:
     @pytest.mark.parametrize("name", STACKS)
     def test_every_parameter_is_explained(self, name):
         """Each says what it is, and stands in the page with its default."""
-        rows = PAGE.read_text()
+        rows = PAGE.read_text() + (PAGE.parent / "ecs-express.md").read_text()
 
         for parameter, declared in TEMPLATES[name]["Parameters"].items():
             shown = f"`{declared['Default']}`" if str(declared.get("Default", "")) else ""
@@ -231,7 +232,9 @@ class TestEnvironment:
 
 
 class TestTheContainer:
-    @pytest.mark.parametrize(("template", "name"), [("service", "service"), ("tasks", "migrate"), ("tasks", "roles")])
+    @pytest.mark.parametrize(
+        ("template", "name"), [("service", "service"), ("tasks", "migrate"), ("tasks", "roles"), ("express", "Main")]
+    )
     def test_it_has_no_rights_that_it_does_not_need(self, template, name):
         """A fixed uid that is not root, nothing to write to, no capabilities."""
         container = containers(TEMPLATES[template])[name]
@@ -388,6 +391,40 @@ class TestData:
             ("CacheGroup", "ServiceGroup"),
         }
         assert [name for name, group in groups.items() if "SecurityGroupIngress" in group] == ["LoadBalancerGroup"]
+
+
+class TestExpress:
+    def test_production_accepts_what_the_container_gets(self, stacks, environment):
+        """Its secrets are read by the service itself, from the one secret that its role may read."""
+        client = stacks[0].client
+        held = {
+            "DATABASE_URL": "postgresql://app:pw@db.example/app",
+            "RATE_LIMIT_STORAGE_URL": "rediss://cache.example/0",
+        }
+        secret = client("secretsmanager").create_secret(Name="express", SecretString=json.dumps(held))["ARN"]
+        given = {"Image": IMAGE, "Hosts": DOMAIN, "Subnets": "s-1,s-2", "Networks": "172.31.0.0/20", "Secret": secret}
+        Account(client, "express").create("express", **given)
+        task = client("ecs").describe_task_definition(taskDefinition="express")["taskDefinition"]
+        environment({each["name"]: each["value"] for each in task["containerDefinitions"][0]["environment"]})
+
+        settings = Settings()
+
+        assert settings.database.url.get_secret_value() == held["DATABASE_URL"]
+        assert settings.rate_limit.shared
+        assert settings.proxy.trusted == ("172.31.0.0/20",)
+
+    def test_it_drains_like_the_service(self):
+        """The same time to end, the same probe, and the container's name that Express Mode looks for."""
+        (express,) = of_type(TEMPLATES["express"], "AWS::ECS::ExpressGatewayService").values()
+        main, service = containers(TEMPLATES["express"])["Main"], containers(TEMPLATES["service"])["service"]
+
+        same = [each for each in main["Environment"] if each["Name"].startswith(("SHUTDOWN_", "ENVIRONMENT", "WEB_"))]
+
+        assert all(each in service["Environment"] for each in same)
+        assert len(same) == 4
+        assert main["StopTimeout"] == service["StopTimeout"]
+        assert main["PortMappings"][0]["ContainerPort"] == 8000
+        assert express["HealthCheckPath"] == "/ready"
 
 
 class TestRollback:

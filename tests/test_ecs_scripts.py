@@ -200,7 +200,7 @@ class TestScripts:
         assert returned == 2
         assert errors.startswith("usage: ")
 
-    @pytest.mark.parametrize("source", ["docs/deploy/ecs.md", *BUILDSPECS])
+    @pytest.mark.parametrize("source", ["docs/deploy/ecs.md", "docs/deploy/ecs-express.md", *BUILDSPECS])
     def test_what_is_typed_or_built_is_bash(self, source):
         """The blocks of the pages and the commands of the builds can be parsed."""
         yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
