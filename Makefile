@@ -17,8 +17,8 @@ demo: $(VENV)/.demo ## run the example service on http://127.0.0.1:8000 (PORT=..
 demo-postgres: $(VENV)/.test ## run the example service on a real PostgreSQL
 	@cd examples/service && exec ../../$(RUN) -m service.demo postgresql
 
-test: $(VENV)/.test ## run all tests, with branch coverage
-	@$(RUN) -m pytest --cov --cov-branch
+test: $(VENV)/.test ## run all tests in two processes, with branch coverage
+	@$(RUN) -m pytest --numprocesses 2 --dist loadfile --cov --cov-branch
 
 lint: $(VENV)/.dev ## check style and formatting
 	@$(RUN) -m ruff check .
