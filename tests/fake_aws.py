@@ -1,16 +1,75 @@
 """A stand-in for the AWS CLI: answers from a file, notes what it was asked, knows the parameters of each call.
 
-It is run as a program, with the folder of both files in AWS_FAKE. `answers.json` holds for `SERVICE OPERATION` what AWS
-would answer; an answer that is a number is an exit code.
+`Aws` puts it on a PATH; then it is run as a program, with the folder of both files in AWS_FAKE. `answers.json` holds
+for `SERVICE OPERATION` what AWS would answer; an answer that is a number is an exit code.
 """
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
+NAME = "shop-prod"
+TASK = f"arn:aws:ecs:eu-central-1:123456789012:task/{NAME}/0123abcd"
+DEFINITION = f"arn:aws:ecs:eu-central-1:123456789012:task-definition/{NAME}-migrate:7"
+OUTPUTS = {"migrate": DEFINITION, "TaskSubnets": "subnet-1,subnet-2", "ServiceGroup": "sg-1"}
+PARAMETERS = {"Image": "image@sha256:0", "Version": "1.0.0"}  # what is deployed
+
 GLOBAL = {"--query", "--output"}
-CUSTOM = {"cloudformation deploy", "ecs wait"}  # what the CLI adds to the API
+CUSTOM = {"cloudformation deploy", "ecr get-login-password", "ecs wait"}  # what the CLI adds to the API
+
+
+class Aws:
+    """The stand-in, first on the PATH of what is run."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        program = folder / "aws"
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__)}" "$@"\n')
+        program.chmod(0o755)
+        self.outputs = dict(OUTPUTS)
+        self.answers = {
+            "ecs run-task": {"tasks": [{"taskArn": TASK}]},
+            "logs get-log-events": {"events": [{"message": "Running upgrade"}, {"message": "Done: 1 migration"}]},
+        }
+
+    def ends(self, status="STOPPED", code=0, reason="Essential container in task exited"):
+        """Say how the task ends; a container that never began has no exit code."""
+        container = {} if code is None else {"exitCode": code}
+        task = {"lastStatus": status, "stoppedReason": reason, "containers": [container]}
+        self.answers["ecs describe-tasks"] = {"tasks": [task]}
+
+    def environment(self):
+        """Write down the answers; return the variables for what asks for them."""
+        outputs = [{"OutputKey": key, "OutputValue": value} for key, value in self.outputs.items()]
+        parameters = [{"ParameterKey": key, "ParameterValue": value} for key, value in PARAMETERS.items()]
+        stacks = {"Stacks": [{"Outputs": outputs, "Parameters": parameters}]}
+        answers = {"cloudformation describe-stacks": stacks, **self.answers}
+        (self._folder / "answers.json").write_text(json.dumps(answers))
+        return {"PATH": f"{self._folder}{os.pathsep}{os.environ['PATH']}", "AWS_FAKE": str(self._folder)}
+
+    def run(self, *command, **environment):
+        """Run a command; return its exit code, and what it wrote to standard output and to standard error."""
+        done = subprocess.run(
+            command,
+            env=self.environment() | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def calls(self, command):
+        """Return the arguments of every call of a command."""
+        lines = (self._folder / "calls.jsonl").read_text().splitlines()
+        return [call[2:] for call in map(json.loads, lines) if " ".join(call[:2]) == command]
+
+    def deployed(self):
+        """Return the parameters of each deployment of a stack."""
+        calls = self.calls("cloudformation deploy")
+        return [call[call.index("--parameter-overrides") + 1 :] for call in calls]
 
 
 def main(arguments):

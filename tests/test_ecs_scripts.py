@@ -1,7 +1,6 @@
 """The programs of deploy/ecs: migrate.sh, deploy.sh, run-task.sh, and roles.py."""
 
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -13,54 +12,12 @@ import pytest
 
 pytest.importorskip("botocore", reason="the extra aws is not installed")
 
+from fake_aws import DEFINITION, NAME, Aws
+from fronts import answering
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "deploy" / "ecs"
 BUILDSPECS = sorted(path.relative_to(ROOT).as_posix() for path in FOLDER.glob("buildspec-*.yml"))
-NAME = "shop-prod"
-TASK = f"arn:aws:ecs:eu-central-1:123456789012:task/{NAME}/0123abcd"
-DEFINITION = f"arn:aws:ecs:eu-central-1:123456789012:task-definition/{NAME}-migrate:7"
-OUTPUTS = {"migrate": DEFINITION, "TaskSubnets": "subnet-1,subnet-2", "ServiceGroup": "sg-1"}
-STACK = {"Stacks": [{"Outputs": [{"OutputKey": key, "OutputValue": value} for key, value in OUTPUTS.items()]}]}
-
-
-class Aws:
-    """The stand-in for the AWS CLI, first on the PATH."""
-
-    def __init__(self, folder):
-        self._folder = folder
-        program = folder / "aws"
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).parent / "fake_aws.py"}" "$@"\n')
-        program.chmod(0o755)
-        self.answers = {
-            "cloudformation describe-stacks": STACK,
-            "ecs run-task": {"tasks": [{"taskArn": TASK}]},
-            "logs get-log-events": {"events": [{"message": "Running upgrade"}, {"message": "Done: 1 migration"}]},
-        }
-
-    def ends(self, status="STOPPED", code=0, reason="Essential container in task exited"):
-        """Say how the task ends; a container that never began has no exit code."""
-        container = {} if code is None else {"exitCode": code}
-        task = {"lastStatus": status, "stoppedReason": reason, "containers": [container]}
-        self.answers["ecs describe-tasks"] = {"tasks": [task]}
-
-    def run(self, script, *arguments, **environment):
-        """Run a script; return its exit code, and what it wrote to standard output and to standard error."""
-        (self._folder / "answers.json").write_text(json.dumps(self.answers))
-        path = f"{self._folder}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            [FOLDER / script, *arguments],
-            env={"PATH": path, "AWS_FAKE": str(self._folder), **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    def calls(self, command):
-        """Return the arguments of every call of a command."""
-        lines = (self._folder / "calls.jsonl").read_text().splitlines()
-        return [call[2:] for call in map(json.loads, lines) if " ".join(call[:2]) == command]
 
 
 @pytest.fixture
@@ -117,7 +74,7 @@ class TestScripts:
         """What `prodkit db upgrade` says decides whether the release goes on, and its log is shown."""
         aws.ends(code=code)
 
-        returned, output, errors = aws.run("migrate.sh", NAME, "image@sha256:1")
+        returned, output, errors = aws.run(FOLDER / "migrate.sh", NAME, "image@sha256:1")
 
         assert returned == code
         assert output.splitlines() == ["Running upgrade", "Done: 1 migration"]
@@ -127,7 +84,7 @@ class TestScripts:
         """First the stack of the tasks gets the image; then its task runs where the database can be reached."""
         aws.ends()
 
-        aws.run("migrate.sh", NAME, "image@sha256:1", RELEASE_ROLE="arn:role")
+        aws.run(FOLDER / "migrate.sh", NAME, "image@sha256:1", RELEASE_ROLE="arn:role")
 
         (deployed,), (ran,) = aws.calls("cloudformation deploy"), aws.calls("ecs run-task")
         assert deployed[deployed.index("--parameter-overrides") + 1 :] == [f"Name={NAME}", "Image=image@sha256:1"]
@@ -140,7 +97,7 @@ class TestScripts:
         """The script ends at the first step that fails."""
         aws.answers["cloudformation deploy"] = 255
 
-        returned, _, _ = aws.run("migrate.sh", NAME, "image@sha256:1")
+        returned, _, _ = aws.run(FOLDER / "migrate.sh", NAME, "image@sha256:1")
 
         assert returned == 255
         assert not aws.calls("ecs run-task")
@@ -150,7 +107,7 @@ class TestScripts:
         aws.ends(code=None, reason="CannotPullContainerError: not found")
         aws.answers["logs get-log-events"] = 254
 
-        returned, _, errors = aws.run("run-task.sh", NAME, "migrate")
+        returned, _, errors = aws.run(FOLDER / "run-task.sh", NAME, "migrate")
 
         assert returned == 1
         assert "migrate never began: CannotPullContainerError: not found" in errors
@@ -159,7 +116,7 @@ class TestScripts:
         """ECS answers with failures instead of tasks, and the call itself succeeds."""
         aws.answers["ecs run-task"] = {"tasks": [], "failures": [{"reason": "RESOURCE"}]}
 
-        returned, _, errors = aws.run("run-task.sh", NAME, "migrate")
+        returned, _, errors = aws.run(FOLDER / "run-task.sh", NAME, "migrate")
 
         assert returned == 1
         assert "migrate could not be started" in errors
@@ -169,7 +126,7 @@ class TestScripts:
         aws.ends(status="RUNNING", code=None)
         aws.answers["ecs wait"] = 255
 
-        returned, _, errors = aws.run("run-task.sh", NAME, "migrate", TASK_HOURS="1")
+        returned, _, errors = aws.run(FOLDER / "run-task.sh", NAME, "migrate", TASK_HOURS="1")
 
         assert returned == 1
         assert len(aws.calls("ecs wait")) == 6
@@ -177,7 +134,7 @@ class TestScripts:
 
     def test_an_unknown_task_is_named(self, aws):
         """A slip in the name runs nothing."""
-        returned, _, errors = aws.run("run-task.sh", NAME, "migrat")
+        returned, _, errors = aws.run(FOLDER / "run-task.sh", NAME, "migrat")
 
         assert (returned, errors) == (2, f"{NAME}-tasks has no task 'migrat'\n")
 
@@ -185,17 +142,47 @@ class TestScripts:
         """deploy.sh overrides name, image, version and what it is given, and fails if the release was rolled back."""
         aws.answers["cloudformation deploy"] = 255
 
-        returned, _, _ = aws.run("deploy.sh", NAME, "image@sha256:1", "1.1.0", "MaxTasks=4")
+        returned, _, _ = aws.run(FOLDER / "deploy.sh", NAME, "image@sha256:1", "1.1.0", "MaxTasks=4")
 
-        (deployed,) = aws.calls("cloudformation deploy")
-        given = deployed[deployed.index("--parameter-overrides") + 1 :]
-        assert given == [f"Name={NAME}", "Image=image@sha256:1", "Version=1.1.0", "MaxTasks=4"]
+        assert aws.deployed() == [[f"Name={NAME}", "Image=image@sha256:1", "Version=1.1.0", "MaxTasks=4"]]
         assert returned == 255
 
-    @pytest.mark.parametrize("script", ["migrate.sh", "deploy.sh", "run-task.sh"])
+    def test_a_release_that_answers_stays(self, aws):
+        """Each path is asked again while it fails, until its time is over."""
+        with answering({"/ready": [503, 503, 200], "/v1/airports?limit=1": [200]}) as url:
+            aws.outputs["Url"] = url
+            asked = "/ready", "/v1/airports?limit=1"
+            returned, output, _ = aws.run(FOLDER / "release.sh", NAME, "image@sha256:1", "1.1.0", *asked)
+
+        assert returned == 0
+        assert output == f"{url}/ready answers\n{url}/v1/airports?limit=1 answers\n"
+        assert aws.deployed() == [[f"Name={NAME}", "Image=image@sha256:1", "Version=1.1.0"]]
+
+    def test_a_release_that_does_not_answer_is_taken_back(self, aws):
+        """The image and the version that were there before are deployed again, and the script fails."""
+        with answering({"/ready": [500]}) as url:
+            aws.outputs["Url"] = url
+            returned, _, errors = aws.run(FOLDER / "release.sh", NAME, "image@sha256:1", "1.1.0", TRY_SECONDS="1")
+
+        assert returned == 1
+        assert f"{url}/ready does not answer: going back from 1.1.0 to 1.0.0\n" in errors
+        before, after = aws.deployed()
+        assert before == [f"Name={NAME}", "Image=image@sha256:1", "Version=1.1.0"]
+        assert after == [f"Name={NAME}", "Image=image@sha256:0", "Version=1.0.0"]
+
+    def test_a_release_that_aws_took_back_is_not_tried(self, aws):
+        """CloudFormation has restored what was there: the script fails with its exit code."""
+        aws.answers["cloudformation deploy"] = 255
+
+        returned, _, _ = aws.run(FOLDER / "release.sh", NAME, "image@sha256:1", "1.1.0")
+
+        assert returned == 255
+        assert len(aws.deployed()) == 1
+
+    @pytest.mark.parametrize("script", ["migrate.sh", "deploy.sh", "release.sh", "run-task.sh"])
     def test_without_arguments_it_says_what_to_type(self, aws, script):
         """Nothing is asked of AWS."""
-        returned, _, errors = aws.run(script)
+        returned, _, errors = aws.run(FOLDER / script)
 
         assert returned == 2
         assert errors.startswith("usage: ")

@@ -1,27 +1,52 @@
-"""The workflows of GitHub Actions: valid, with as few rights as they need, and nobody's moving tag in them."""
+"""The workflows of GitHub Actions, ours and a service's: valid, pinned, with few rights and commands that work."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-WORKFLOWS = sorted((Path(__file__).parent.parent / ".github" / "workflows").glob("*.yml"))
+pytest.importorskip("yaml", reason="needs PyYAML")
+
+from fronts import answering
+from workflows import commands, load, replay
+
+import fastapi_prodkit
+
+ROOT = Path(__file__).parent.parent
+OURS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+SERVICE = ROOT / "deploy" / "github" / "pipeline.yml"
 _USES = re.compile(r"uses: (\S+)(.*)")
 
-each_workflow = pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+each_workflow = pytest.mark.parametrize("workflow", [*OURS, SERVICE], ids=lambda path: path.name)
+
+
+def tool(name):
+    """Return the program, from this environment or the machine."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
 
 
 @each_workflow
-def test_it_is_valid(workflow):
-    """GitHub's own schema has nothing against it."""
-    pytest.importorskip("check_jsonschema", reason="needs check-jsonschema")
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", workflow]
+@pytest.mark.parametrize("linter", [["actionlint"], ["zizmor", "--offline", "--quiet"]], ids=str)
+def test_linters_find_nothing(workflow, linter):
+    """actionlint knows what GitHub accepts, zizmor how workflows are attacked."""
+    name, *options = linter
 
-    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        [tool(name), *options, workflow],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},  # shellcheck
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
-    assert checked.returncode == 0, checked.stdout
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @each_workflow
@@ -32,6 +57,13 @@ def test_its_actions_are_pinned(workflow):
     assert used
     assert [action for action, version in used if not re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", action)] == []
     assert [action for action, version in used if not re.fullmatch(r" # v[\d.]+", version)] == []
+
+
+def test_an_action_has_one_version():
+    """What is updated is updated everywhere."""
+    used = {line for workflow in (*OURS, SERVICE) for line in _USES.findall(workflow.read_text())}
+
+    assert len({action.partition("@")[0] for action, _ in used}) == len(used)
 
 
 @each_workflow
@@ -47,26 +79,126 @@ def test_its_rights_are_few(workflow):
 
 
 @each_workflow
-def test_its_commands_are_what_is_run_here(workflow):
-    """Each step is a command of the Makefile or `.ci/run`, which run with every change; or it stands in this list."""
-    elsewhere = {'test "v$(sed -n': "there is no tag here"}
-    steps = re.findall(r"run: (.+)", workflow.read_text())
+def test_every_job_ends(workflow):
+    """A job that hangs does not take GitHub's six hours."""
+    assert all(job["timeout-minutes"] <= 120 for job in load(workflow)["jobs"].values())
+
+
+@pytest.mark.parametrize("workflow", OURS, ids=lambda path: path.name)
+def test_our_commands_are_what_is_run_here(workflow):
+    """Each step is `.ci/run`, or a target of make that it runs as well, or it stands in this list."""
+    elsewhere = {'test "v$(sed -n': "is replayed below"}
+    here = set(re.findall(r"make ([\w-]+)", (ROOT / ".ci" / "run").read_text()))
 
     assert [
-        step
-        for step in steps
-        if not re.fullmatch(r"make \w+|\.ci/run", step) and not any(step.startswith(start) for start in elsewhere)
+        command
+        for command in commands(load(workflow))
+        if command != ".ci/run"
+        and not ((match := re.fullmatch(r"make ([\w-]+).*", command)) and match[1] in here)
+        and not any(command.startswith(start) for start in elsewhere)
     ] == []
 
 
-def test_the_tag_of_a_release_is_its_version():
-    """What the release compares with the tag is the version that the wheel has."""
-    import fastapi_prodkit
+@pytest.mark.skipif(os.name != "posix", reason="the runner has a POSIX shell")
+@pytest.mark.parametrize(("tag", "code"), [(f"v{fastapi_prodkit.__version__}", 0), ("v0.0.0", 1)])
+def test_only_the_tag_of_the_version_is_released(tag, code):
+    """A release compares its tag with the version that the wheel has."""
+    [command] = [each for each in commands(load(ROOT / ".github/workflows/release.yml")) if "GITHUB_REF_NAME" in each]
 
-    root = WORKFLOWS[0].parents[2]
-    text = (root / ".github/workflows/release.yml").read_text()
-    command = text[text.index("$(sed") + 2 : text.index(')" = "$GITHUB_REF_NAME"')]
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, env={**os.environ, "GITHUB_REF_NAME": tag}, check=False)
 
-    printed = subprocess.run(["sh", "-c", command], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert done.returncode == code
 
-    assert printed.strip() == fastapi_prodkit.__version__
+
+class TestServicesPipeline:
+    """A service's workflow; the job `test` is replayed with a new service in test_new.py."""
+
+    def test_an_image_that_failed_is_not_released(self):
+        """Tests come before the image, its scan before the release, which only main has, with rights of its own."""
+        test, image, release = load(SERVICE)["jobs"].values()
+        scan = next(step for step in image["steps"] if step.get("name") == "Scan")
+
+        assert "needs" not in test
+        assert (image["needs"], release["needs"]) == ("test", "image")
+        assert release["if"] == "github.ref == 'refs/heads/main' && github.event_name == 'push'"
+        assert release["environment"] == "production"
+        assert scan["with"]["exit-code"] == "1"
+        assert [name for name, job in load(SERVICE)["jobs"].items() if "permissions" in job] == ["release"]
+
+    @pytest.fixture
+    def runner(self, tmp_path):
+        """A runner with stand-ins for the AWS CLI and for docker, and a checkout in which an image was downloaded."""
+        pytest.importorskip("botocore", reason="the extra aws is not installed")
+        if os.name != "posix":
+            pytest.skip("the scripts are for bash")
+        return Runner(tmp_path)
+
+    def test_the_image_is_built_and_kept(self, runner):
+        """The commit is its version and its revision."""
+        runner.run("image", GITHUB_SHA="c0ffee")
+
+        assert runner.docker == [
+            "build --build-arg VERSION=c0ffee --build-arg REVISION=c0ffee --tag service .",
+            "save --output service.tar service",
+        ]
+
+    def test_what_was_scanned_is_pushed_migrated_and_deployed(self, runner):
+        """By its digest; and it is tried."""
+        runner.aws.ends(code=0)
+        with answering({"/ready": [200], "/v1/airports?limit=1": [200]}) as url:
+            runner.aws.outputs["Url"] = url
+            said = runner.run("release")
+
+        image = "registry.example/shop@sha256:1"
+        assert runner.docker == [
+            "load --input service.tar",
+            "build --build-arg IMAGE=service --tag registry.example/shop:c0ffee-1 deploy/ecs/image",
+            "login --username AWS --password-stdin registry.example",
+            "push --quiet registry.example/shop:c0ffee-1",
+            "inspect --format {{index .RepoDigests 0}} registry.example/shop:c0ffee-1",
+        ]
+        assert runner.aws.deployed() == [
+            ["Name=shop-prod", f"Image={image}"],
+            ["Name=shop-prod", f"Image={image}", "Version=c0ffee-1"],
+        ]
+        assert all("--role-arn" in call for call in runner.aws.calls("cloudformation deploy"))
+        assert f"{url}/v1/airports?limit=1 answers" in said
+
+    def test_nothing_is_deployed_after_a_migration_that_failed(self, runner):
+        """The old release serves on."""
+        runner.aws.ends(code=1)
+
+        with pytest.raises(AssertionError, match="migrate ended with exit code 1"):
+            runner.run("release")
+
+        assert runner.aws.deployed() == [["Name=shop-prod", "Image=registry.example/shop@sha256:1"]]
+
+
+class Runner:
+    def __init__(self, folder):
+        from fake_aws import NAME, Aws
+
+        self._folder = folder / "checkout"
+        (self._folder / "deploy").mkdir(parents=True)
+        (self._folder / "deploy" / "ecs").symlink_to(ROOT / "deploy" / "ecs")
+        self.aws = Aws(folder)
+        self._calls = folder / "docker.log"
+        (folder / "docker").write_text(
+            f'#!/bin/sh\necho "$*" >> "{self._calls}"\n[ "$1" != inspect ] || echo registry.example/shop@sha256:1\n'
+        )
+        (folder / "docker").chmod(0o755)
+        self._context = {
+            "vars.NAME": NAME,
+            "vars.REPOSITORY": "registry.example/shop",
+            "vars.RELEASE_ROLE": "arn:aws:iam::123456789012:role/stacks",
+            "github.sha": "c0ffee",
+            "github.run_attempt": "1",
+        }
+
+    @property
+    def docker(self):
+        return self._calls.read_text().splitlines()
+
+    def run(self, job, **environment):
+        """Run the commands of a job; return what they wrote."""
+        return replay(load(SERVICE)["jobs"][job], self._folder, self.aws.environment() | environment, self._context)
