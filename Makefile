@@ -42,9 +42,9 @@ bench: $(VENV)/.test ## measure what the layer costs per request and per import
 	@$(RUN) benchmarks/imports.py $(if $(BENCH),--rounds 7 --check)
 
 # Locks hold for every supported Python and platform. dev.txt is solved first; the others agree with it, because they
-# may be installed into the same .venv.
-LOCK := $(VENV)/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-emit-index-url --no-header \
-	--python-version 3.11 --fork-strategy fewest pyproject.toml
+# may be installed into the same .venv. They keep extras: pip takes `coverage[toml]` for pinned only if it is so in the lock.
+LOCK := $(VENV)/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-emit-index-url \
+	--no-header --python-version 3.11 --fork-strategy fewest pyproject.toml
 AGREE := --constraints requirements/dev.txt
 
 lock: $(RUN) ## solve requirements/*.txt anew

@@ -533,6 +533,8 @@ class TestMake:
     def test_a_new_service_on_postgresql_passes_its_workflow(self, wheel, home, tmp_path, services):
         """The job `test`, with the tests about PostgreSQL: the others are the example's own. The packages are ours."""
         pytest.importorskip("pytest_cov", reason="`make test` measures coverage")
+        pytest.importorskip("ruff", reason="checks style")
+        pytest.importorskip("mypy", reason="checks types")
         workflows = pytest.importorskip("workflows", reason="needs PyYAML")
         folder = shutil.copytree(services(*EVERYTHING), tmp_path / "my-shop")
         self.borrow(folder / ".venv", wheel)
