@@ -30,5 +30,7 @@ def answering(statuses: dict[str, list[int]]) -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answer) as server:
         server.statuses = statuses
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()

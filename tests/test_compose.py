@@ -4,7 +4,6 @@ It is not started: its images come from a registry. What it says of the service'
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +12,12 @@ import pytest
 
 yaml = pytest.importorskip("yaml", reason="needs PyYAML")
 
+from programs import program_or_skip
+
 SERVICE = Path(__file__).parent.parent / "examples" / "service"
 COMPOSE = yaml.safe_load((SERVICE / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
-
-
-def tool(name: str) -> str:
-    """Return a program of this environment or of the machine; skip where it is missing."""
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if found is None:
-        pytest.skip(f"needs {name}")
-    return found
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -43,7 +36,7 @@ def run(*command: str | Path, **environment: str) -> str:
 
 def test_the_file_is_what_compose_reads():
     """It holds the schema of the Compose Specification."""
-    said = run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", "compose.yaml")
+    said = run(program_or_skip("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", "compose.yaml")
 
     assert "ok" in said
 
@@ -122,6 +115,6 @@ def test_prometheus_asks_the_service():
 
 def test_prometheus_can_read_its_configuration():
     """promtool finds nothing wrong with it."""
-    said = run(tool("promtool"), "check", "config", "prometheus.yml")
+    said = run(program_or_skip("promtool"), "check", "config", "prometheus.yml")
 
     assert "SUCCESS" in said

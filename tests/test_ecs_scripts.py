@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ pytest.importorskip("botocore", reason="the extra aws is not installed")
 
 from fake_aws import DEFINITION, NAME, Aws
 from fronts import answering
+from programs import program_or_skip
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "deploy" / "ecs"
@@ -87,7 +87,7 @@ class TestScripts:
         aws.run(FOLDER / "migrate.sh", NAME, "image@sha256:1", RELEASE_ROLE="arn:role")
 
         (deployed,), (ran,) = aws.calls("cloudformation deploy"), aws.calls("ecs run-task")
-        assert deployed[deployed.index("--parameter-overrides") + 1 :] == [f"Name={NAME}", "Image=image@sha256:1"]
+        assert aws.deployed() == [[f"Name={NAME}", "Image=image@sha256:1"]]
         assert deployed[deployed.index("--role-arn") + 1] == "arn:role"
         assert ran[ran.index("--task-definition") + 1] == DEFINITION
         network = ran[ran.index("--network-configuration") + 1]
@@ -204,11 +204,9 @@ class TestScripts:
 
     def test_shellcheck_finds_nothing(self):
         """The scripts quote what they should."""
-        shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        if shellcheck is None:
-            pytest.skip("shellcheck is not installed")
+        command = [program_or_skip("shellcheck"), *FOLDER.glob("*.sh")]
 
-        done = subprocess.run([shellcheck, *FOLDER.glob("*.sh")], capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
 
         assert (done.returncode, done.stdout) == (0, "")
 

