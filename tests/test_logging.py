@@ -423,7 +423,7 @@ def test_masking_takes_time_in_proportion_to_the_text(piece):
 
     small = max(min(seconds(25_000) for _ in range(3)), 0.001)
 
-    assert seconds(200_000) < 32 * small
+    assert min(seconds(200_000) for _ in range(3)) < 32 * small
 
 
 # Size
