@@ -1,7 +1,7 @@
 # python3 (3.11 or newer) and make are enough: everything else goes into .venv, pinned and hash-checked.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-postgres test lint types docs build lock bench clean
+.PHONY: help demo demo-postgres test test-lowest test-newest test-extra lint types docs build lock bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,6 +19,31 @@ demo-postgres: $(VENV)/.test ## run the example service on a real PostgreSQL
 
 test: $(VENV)/.test ## run all tests in two processes, with branch coverage
 	@$(RUN) -m pytest --numprocesses 2 --dist loadfile --cov --cov-branch
+
+# The suite with other packages than those of requirements/test.txt, in environments of their own. What installs locks is
+# about those locks.
+TESTS ?= tests --ignore tests/test_new.py --ignore tests/test_image.py
+ELSEWHERE := -m pytest --quiet --numprocesses 2 --dist loadfile -p no:cacheprovider $(TESTS)
+
+test-lowest: .venv-lowest ## run the tests with the lowest versions that pyproject.toml admits
+	@$(INTO) --require-hashes --requirement requirements/lowest.txt
+	@$(INTO) --no-deps --no-build-isolation --editable .
+	@$</bin/python $(ELSEWHERE)
+
+test-newest: .venv-newest ## run the tests with the newest versions
+	@$(INTO) --editable '.[all]' --group test
+	@$</bin/python $(ELSEWHERE)
+
+test-extra: .venv-extra ## run the tests with EXTRA=... alone, or with none
+	@$(RUN) -m pip freeze --exclude-editable >$</locked.txt
+	@$(INTO) --constraint $</locked.txt --editable '.[$(EXTRA)]' --group pytest
+	@$</bin/python $(ELSEWHERE)
+
+INTO = $(RUN) -m pip --python $</bin/python --quiet --disable-pip-version-check --no-input install
+
+.venv-%: $(VENV)/.test
+	@echo "==> Making $@"
+	@$(PYTHON) -m venv --clear --without-pip $@
 
 lint: $(VENV)/.dev ## check style and formatting
 	@$(RUN) -m ruff check .
@@ -52,6 +77,7 @@ lock: $(RUN) ## solve requirements/*.txt anew
 	@echo "==> Locking"
 	@$(LOCK) --extra all --group dev --output-file requirements/dev.txt
 	@$(LOCK) $(AGREE) --extra all --group test --output-file requirements/test.txt
+	@$(subst --upgrade,--resolution lowest-direct,$(LOCK)) --extra all --group test --output-file requirements/lowest.txt
 	@$(LOCK) $(AGREE) --extra database --extra standard --group demo --output-file requirements/demo.txt
 	@$(LOCK) $(AGREE) --group pytest --output-file requirements/pytest.txt
 	@$(LOCK) $(AGREE) --output-file requirements/core.txt
@@ -61,7 +87,7 @@ lock: $(RUN) ## solve requirements/*.txt anew
 		--no-emit-package fastapi-prodkit --no-annotate --output-file examples/service/requirements-dev.txt
 
 clean: ## remove everything that was made
-	rm -rf $(VENV) dist site .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache examples/service/.demo
+	rm -rf $(VENV) .venv-* dist site .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache examples/service/.demo
 
 # Each stamp is newer than its lock, the package's metadata and the interpreter, or its packages are installed again.
 $(VENV)/.%: requirements/%.txt pyproject.toml src/fastapi_prodkit/_version.py $(RUN)
