@@ -20,26 +20,28 @@ demo-postgres: $(VENV)/.test ## run the example service on a real PostgreSQL
 test: $(VENV)/.test ## run all tests in two processes, with branch coverage
 	@$(RUN) -m pytest --numprocesses 2 --dist loadfile --cov --cov-branch
 
-# The suite with other packages than those of requirements/test.txt, in environments of their own. What installs locks is
-# about those locks.
-TESTS ?= tests --ignore tests/test_new.py --ignore tests/test_image.py
+# The suite with other packages than those of requirements/test.txt, each time in an environment of its own. The tests left
+# out are about the repository's files and its locks.
+OF_THE_REPOSITORY := compose ecs ecs_release ecs_scripts house image new workflows
+TESTS ?= tests $(OF_THE_REPOSITORY:%=--ignore tests/test_%.py)
 ELSEWHERE := -m pytest --quiet --numprocesses 2 --dist loadfile -p no:cacheprovider $(TESTS)
+INTO = $(RUN) -m pip --python $</bin/python --quiet --disable-pip-version-check --no-input install
 
 test-lowest: .venv-lowest ## run the tests with the lowest versions that pyproject.toml admits
 	@$(INTO) --require-hashes --requirement requirements/lowest.txt
 	@$(INTO) --no-deps --no-build-isolation --editable .
 	@$</bin/python $(ELSEWHERE)
 
-test-newest: .venv-newest ## run the tests with the newest versions
+test-newest: .venv-newest ## run the tests with the newest versions, unless they are those that are locked
 	@$(INTO) --editable '.[all]' --group test
-	@$</bin/python $(ELSEWHERE)
+	@if $(INTO) --dry-run --no-index --requirement requirements/test.txt >/dev/null 2>&1; \
+		then echo "==> requirements/test.txt has the newest versions: make test runs with them"; \
+		else $</bin/python $(ELSEWHERE); fi
 
-test-extra: .venv-extra ## run the tests with EXTRA=... alone, or with none
-	@$(RUN) -m pip freeze --exclude-editable >$</locked.txt
-	@$(INTO) --constraint $</locked.txt --editable '.[$(EXTRA)]' --group pytest
+test-extra: .venv-extra-$(EXTRA) ## run the tests with the extra EXTRA=... alone, or with none
+	@$(RUN) -m pip freeze --exclude-editable >$</constraints.txt
+	@$(INTO) --constraint $</constraints.txt --editable '.$(EXTRA:%=[%])' --group pytest
 	@$</bin/python $(ELSEWHERE)
-
-INTO = $(RUN) -m pip --python $</bin/python --quiet --disable-pip-version-check --no-input install
 
 .venv-%: $(VENV)/.test
 	@echo "==> Making $@"

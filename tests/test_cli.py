@@ -337,8 +337,18 @@ class TestErrors:
 
         assert (code, "set DATABASE_URL" in err) == (1, True)
 
+    def test_no_alembic(self, run, monkeypatch):
+        """Where only the extra of the command line is installed, it names the other one."""
+        monkeypatch.setitem(sys.modules, "alembic", None)
+
+        code, _, err = run("db", "upgrade")
+
+        assert (code, err) == (1, "prodkit: alembic is not installed: pip install 'fastapi-prodkit[database]'\n")
+
     def test_no_migrations(self, run, tmp_path):
         """In a directory without alembic.ini it says what was looked for, and where."""
+        pytest.importorskip("alembic", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+
         code, _, err = run("db", "upgrade")
 
         assert code == 1

@@ -30,7 +30,7 @@ from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep, add_o
 from fastapi_prodkit.database.failure import _handle_error
 
 POOL_TIMEOUT = 1.0
-LATEST = POOL_TIMEOUT + 0.5
+LATEST = 1.9 * POOL_TIMEOUT  # twice would be one wait after another
 SECRET = "hunter2-7f3a"
 NOWHERE = f"postgresql://user:{SECRET}@127.0.0.1:1/name"
 

@@ -370,6 +370,14 @@ class TestDependencies:
         """It is found in any version, with what to take instead."""
         assert ids(Subject(installed={package: "99"})) == {"dependency-unfixed"}
 
+    def test_no_version_that_we_admit_has_one(self):
+        """Who installs the lowest versions that pyproject.toml admits gets none that is complained of."""
+        lock = (ROOT / "requirements" / "lowest.txt").read_text()
+        lowest = dict(re.findall(r"^([a-z0-9-]+)(?:\[.*\])?==(\S+)", lock, re.MULTILINE))
+
+        assert ids(Subject(installed=lowest, today=AS_OF)) == set()
+        assert {each.package for each in ADVISORIES} & lowest.keys() >= {"starlette", "orjson", "python-multipart"}
+
     @pytest.mark.parametrize(("days", "expected"), [(180, set()), (181, {"dependency-table-old"})])
     def test_an_old_table(self, days, expected):
         """After half a year the report says that it may miss something."""

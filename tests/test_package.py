@@ -1,10 +1,17 @@
 """The front door: what `import fastapi_prodkit` offers."""
 
+import re
+from importlib import import_module
+from importlib.metadata import distributions, requires
 from importlib.resources import files
+from pkgutil import walk_packages
 
 import pytest
 
 import fastapi_prodkit
+from fastapi_prodkit.exceptions import MissingExtraError
+
+MODULES = [each.name for each in walk_packages(fastapi_prodkit.__path__, "fastapi_prodkit.", onerror=str)]
 
 
 @pytest.mark.parametrize("name", fastapi_prodkit.__all__)
@@ -27,3 +34,22 @@ def test_the_names_can_be_listed():
 def test_type_checkers_are_told_that_the_package_is_typed():
     """PEP 561: without the marker file, users' type checkers ignore our annotations."""
     assert files("fastapi_prodkit").joinpath("py.typed").is_file()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_cannot_be_imported_names_an_extra_that_is_missing(module):
+    """Whatever of the extras is installed, each module is there, or says in one line what to install."""
+    try:
+        import_module(module)
+        extra = None
+    except MissingExtraError as error:
+        extra = re.fullmatch(r"[\w.]+ is not installed: pip install 'fastapi-prodkit\[(\w+)\]'", str(error))[1]
+
+    assert extra is None or missing(extra)
+
+
+def missing(extra: str) -> list[str]:
+    """Return which packages of an extra are not installed."""
+    installed = {each.name for each in distributions()}
+    ours = [line for line in requires("fastapi-prodkit") if line.endswith(f"extra == '{extra}'")]
+    return [line for line in ours if re.match(r"[\w-]+", line)[0] not in installed]

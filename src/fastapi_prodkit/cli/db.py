@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from fastapi_prodkit import _extras
 from fastapi_prodkit.cli.program import CommandGroup
 
 __all__ = ["app"]
@@ -44,6 +45,7 @@ def _db(
     The database is DATABASE_URL, or DATABASE_MIGRATIONS_URL if that is set; a settings class that alembic/env.py names
     comes first. On PostgreSQL one process migrates at a time, and the others wait.
     """
+    _extras.require("alembic", extra="database")
     ctx.obj = config
 
 

@@ -3,7 +3,11 @@
 from asyncio import BaseTransport, TimerHandle
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from fastapi_prodkit import _extras
+
+_extras.require("httptools", extra="standard")
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: E402 - a hint, not a traceback
 
 __all__ = ["PatientProtocol"]
 
