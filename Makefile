@@ -40,7 +40,7 @@ test-newest: .venv-newest ## run the tests with the newest versions, unless they
 
 test-extra: .venv-extra-$(EXTRA) ## run the tests with the extra EXTRA=... alone, or with none
 	@$(RUN) -m pip freeze --exclude-editable >$</constraints.txt
-	@$(INTO) --constraint $</constraints.txt --editable '.$(EXTRA:%=[%])' --group pytest
+	@$(INTO) --constraint $</constraints.txt --editable '.$(EXTRA:%=[%])' --group pytest --group servers
 	@$</bin/python $(ELSEWHERE)
 
 .venv-%: $(VENV)/.test

@@ -12,9 +12,10 @@ def require(module: str, *, extra: str) -> ModuleType:
     Raises:
         MissingExtraError: `module` is not installed.
     """
+    package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or module.partition(".")[0] != error.name.partition(".")[0]:
+        if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise MissingExtraError(f"{error.name} is not installed: pip install 'fastapi-prodkit[{extra}]'") from error
+        raise MissingExtraError(f"{package} is not installed: pip install 'fastapi-prodkit[{extra}]'") from error
