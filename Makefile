@@ -25,7 +25,7 @@ test: $(VENV)/.test ## run all tests in two processes, with branch coverage
 OF_THE_REPOSITORY := compose ecs ecs_release ecs_scripts house image new workflows
 TESTS ?= tests $(OF_THE_REPOSITORY:%=--ignore tests/test_%.py)
 ELSEWHERE := -m pytest --quiet --numprocesses 2 --dist loadfile -p no:cacheprovider $(TESTS)
-INTO = $(RUN) -m pip --python $</bin/python --quiet --disable-pip-version-check --no-input install
+INTO = $(RUN) -m pip --python $</bin/python --quiet --disable-pip-version-check --no-input install --no-compile
 
 test-lowest: .venv-lowest ## run the tests with the lowest versions that pyproject.toml admits
 	@$(INTO) --require-hashes --requirement requirements/lowest.txt
@@ -33,7 +33,7 @@ test-lowest: .venv-lowest ## run the tests with the lowest versions that pyproje
 	@$</bin/python $(ELSEWHERE)
 
 test-newest: .venv-newest ## run the tests with the newest versions, unless they are those that are locked
-	@$(INTO) --editable '.[all]' --group test
+	@$(INTO) --upgrade --upgrade-strategy eager --editable '.[all]' --group test
 	@if $(INTO) --dry-run --no-index --requirement requirements/test.txt >/dev/null 2>&1; \
 		then echo "==> requirements/test.txt has the newest versions: make test runs with them"; \
 		else $</bin/python $(ELSEWHERE); fi
