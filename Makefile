@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip --quiet --disable-pip-version-check --no-input install
+PIP := $(RUN) -m pip --quiet --disable-pip-version-check --no-input install --no-compile
 
 help: ## list these targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -21,22 +21,23 @@ test: $(VENV)/.test ## run all tests in two processes, with branch coverage
 	@$(RUN) -m pytest --numprocesses 2 --dist loadfile --cov --cov-branch
 
 # The suite with other packages than those of requirements/test.txt, each time in an environment of its own. The tests left
-# out are about the repository's files and its locks.
+# out are about the repository's files, its locks and its demo.
 OF_THE_REPOSITORY := compose ecs ecs_release ecs_scripts house image new workflows
 TESTS ?= tests $(OF_THE_REPOSITORY:%=--ignore tests/test_%.py)
+EXAMPLES := examples --ignore examples/service/tests/test_service_demo.py
 ELSEWHERE := -m pytest --quiet --numprocesses 2 --dist loadfile -p no:cacheprovider $(TESTS)
 INTO = $(RUN) -m pip --python $</bin/python --quiet --disable-pip-version-check --no-input install --no-compile
 
 test-lowest: .venv-lowest ## run the tests with the lowest versions that pyproject.toml admits
 	@$(INTO) --require-hashes --requirement requirements/lowest.txt
 	@$(INTO) --no-deps --no-build-isolation --editable .
-	@$</bin/python $(ELSEWHERE)
+	@$</bin/python $(ELSEWHERE) $(EXAMPLES)
 
 test-newest: .venv-newest ## run the tests with the newest versions, unless they are those that are locked
 	@$(INTO) --upgrade --upgrade-strategy eager --editable '.[all]' --group test
 	@if $(INTO) --dry-run --no-index --requirement requirements/test.txt >/dev/null 2>&1; \
 		then echo "==> requirements/test.txt has the newest versions: make test runs with them"; \
-		else $</bin/python $(ELSEWHERE); fi
+		else $</bin/python $(ELSEWHERE) $(EXAMPLES); fi
 
 test-extra: .venv-extra-$(EXTRA) ## run the tests with the extra EXTRA=... alone, or with none
 	@$(RUN) -m pip freeze --exclude-editable >$</constraints.txt
