@@ -28,7 +28,7 @@ from starlette.websockets import WebSocketDisconnect
 from wire import connection, read_all, read_response, request, serving
 
 from fastapi_prodkit import Settings, create_app, install
-from fastapi_prodkit._exchange import Piece
+from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import (
     CheckWarning,
     ConfigurationError,

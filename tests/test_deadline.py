@@ -395,47 +395,34 @@ def test_the_schema():
 
 async def test_requests_end_in_their_order():
     """Each request ends at its own time; what is over leaves nothing behind, and the timer rests."""
-    ended, expiry = [], Expiry(SHORT)
+    ended, loop = [], asyncio.get_running_loop()
+    expiry = Expiry(SHORT, ended.append)
 
-    class Wait:
-        due = 0.0
-
-        def __init__(self, name):
-            self.name = name
-            self.line = expiry.add(self, asyncio.get_running_loop())
-
-        def expire(self):
-            ended.append(self.name)
-
-    first, second = Wait("first"), Wait("second")
+    for name in ("first", "second"):
+        expiry.add(name, time.perf_counter(), loop)
     await asyncio.sleep(SHORT / 2)
-    third, fourth = Wait("third"), Wait("fourth")
-    del second.line[second]
-    line = fourth.line
+    for name in ("third", "fourth"):
+        line = expiry.add(name, time.perf_counter(), loop)
+    dues = [line[name] for name in ("first", "third", "fourth")]
+    del line["second"]
     deadline = time.monotonic() + 10
     while len(ended) < 3 and time.monotonic() < deadline:
         await asyncio.sleep(0.005)
 
-    assert first.due < third.due <= fourth.due
+    assert dues == sorted(dues)
     assert ended == ["first", "third", "fourth"]
     assert (len(line), line.timed) == (0, False)
 
 
 async def test_an_error_at_the_end_of_one_wait():
     """A wait that cannot be ended is told to the event loop, and the next ones end all the same."""
-    ended, told, expiry, loop = [], [], Expiry(SHORT), asyncio.get_running_loop()
+    ended, told, loop = [], [], asyncio.get_running_loop()
+    error = RuntimeError("broken")
 
-    class Wait:
-        due = 0.0
-
-        def __init__(self, error=None):
-            self.error = error
-            expiry.add(self, loop)
-
-        def expire(self):
-            if self.error is not None:
-                raise self.error
-            ended.append(self)
+    def expire(wait):
+        if wait is error:
+            raise error
+        ended.append(wait)
 
     async def until_has(count, found):
         deadline = time.monotonic() + 10
@@ -443,15 +430,15 @@ async def test_an_error_at_the_end_of_one_wait():
             await asyncio.sleep(0.005)
 
     loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
-    error = RuntimeError("broken")
-    Wait(error)
-    waiting = Wait()
+    expiry = Expiry(SHORT, expire)
+    for wait in (error, "waiting"):
+        expiry.add(wait, time.perf_counter(), loop)
     await until_has(1, told)
-    later = Wait()
+    expiry.add("later", time.perf_counter(), loop)
     await until_has(2, ended)
 
     assert told == [error]
-    assert ended == [waiting, later]
+    assert ended == ["waiting", "later"]
 
 
 def test_event_loops_have_timers_of_their_own():

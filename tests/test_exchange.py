@@ -6,7 +6,8 @@ from contextlib import suppress
 import pytest
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._exchange import Exchange, Piece, Stack
+from fastapi_prodkit._exchange import Exchange
+from fastapi_prodkit._stack import Piece, Stack
 from fastapi_prodkit.client_address import ProxyHeadersMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware
 from fastapi_prodkit.sections import ProxySettings
@@ -386,9 +387,9 @@ class Bell(Piece):
 
     def enter(self, exchange):
         self.exchange = exchange
+        exchange.task = asyncio.current_task()
         for _ in range(self.times):
-            loop = asyncio.get_running_loop()
-            loop.call_soon(exchange.interrupt, asyncio.current_task(), ok)
+            asyncio.get_running_loop().call_soon(exchange.interrupt, ok)
 
     def leave(self, exchange): ...
 

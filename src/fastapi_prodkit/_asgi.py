@@ -47,14 +47,14 @@ def route_template(scope: Scope, root_path: str) -> str:
         return UNMATCHED
     # FastAPI keeps the full template of a route in nested included routers under a key of its own. It outlives a
     # later match in a mounted app, so it counts only if it speaks of the route that was chosen in the end.
-    context = scope.get("fastapi", {}).get("effective_route_context")
-    if context is not None and context.original_route is route:
+    found = scope.get("fastapi")
+    if found and (context := found.get("effective_route_context")) is not None and context.original_route is route:
         route = context.starlette_route or context
     template: str | None = getattr(route, "path_format", None)
-    mounted: str = scope.get("root_path", "")[len(root_path) :]
-    if template is None or (mounted and mounted not in _mount_prefixes(scope["router"])):
-        return UNMATCHED
-    return mounted + template
+    if template is None or scope.get("root_path", "") == root_path:
+        return template or UNMATCHED
+    mounted = scope["root_path"][len(root_path) :]
+    return mounted + template if mounted in _mount_prefixes(scope["router"]) else UNMATCHED
 
 
 def route_dependencies(scope: Scope) -> Iterator[Any]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_prodkit._exchange import Exchange, Piece, RawHeaders, Stack
+from fastapi_prodkit._exchange import Exchange, RawHeaders
+from fastapi_prodkit._stack import Piece, Stack
 
 __all__ = ["PIECES", "Edge"]
 
@@ -29,16 +30,20 @@ class Edge:
 
     def close_connections(self) -> None:
         """Have every response from now on say that its connection is closed; it costs nothing before."""
-        self._stacks["http"].starting.append(_close_connection)
+        stack = self._stacks["http"]
+        for starting in (stack.starting, stack.starting_usual):
+            starting.append(_close_connection)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        app = self.app
-        if scope["type"] != "lifespan":
-            outer = scope.get(PIECES)
-            if outer is None:
-                app = self._stacks[scope["type"]]
-            scope[PIECES] = self._pieces if outer is None else {**outer, **self._pieces}
-        return app(scope, receive, send)
+        stack = self._stacks.get(scope["type"])
+        if stack is None:  # lifespan
+            return self.app(scope, receive, send)
+        outer = scope.get(PIECES)
+        if outer is not None:
+            scope[PIECES] = {**outer, **self._pieces}
+            return self.app(scope, receive, send)
+        scope[PIECES] = self._pieces
+        return stack(scope, receive, send)
 
 
 def _close_connection(exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:

@@ -5,57 +5,63 @@ taken out again, and the timer finds later ones, or nothing, and then rests.
 """
 
 from asyncio import AbstractEventLoop
+from collections.abc import Callable
 from contextvars import Context
-from time import monotonic
-from typing import Protocol
+from time import perf_counter
+from typing import Generic, TypeVar
+
+_Wait = TypeVar("_Wait")
 
 
-class Expiring(Protocol):
-    """What can come to its end."""
+class Line(dict[_Wait, float]):
+    """The waits of one event loop, oldest first, and when each is due; whoever has waited is taken out."""
 
-    due: float  # when, on the monotonic clock
-
-    def expire(self) -> None:
-        """End; called once, from the event loop."""
-
-
-class Line(dict[Expiring, None]):
-    """The waits of one event loop, oldest first; whoever has waited takes itself out."""
-
-    def __init__(self, loop: AbstractEventLoop) -> None:
+    def __init__(self, loop: AbstractEventLoop, expire: Callable[[_Wait], None]) -> None:
         super().__init__()
         self.loop = loop
         self.timed = False
+        self._expire = expire
 
     def look(self) -> None:
         """End what is due, and look again when the oldest of the others is."""
         self.timed = False  # should an `expire` raise, the next wait begins anew
         while self:
-            oldest = next(iter(self))
-            left = oldest.due - monotonic()
+            oldest, due = next(iter(self.items()))
+            left = due - perf_counter()
             if left > 0:
                 # Not the context of the request that happens to be the first: its fields are not the next one's.
                 self.loop.call_later(left, self.look, context=Context())
                 self.timed = True
                 return
             del self[oldest]
-            oldest.expire()
+            self._expire(oldest)
 
 
-class Expiry:
-    """End what takes longer than so many seconds."""
+class Expiry(Generic[_Wait]):
+    """End what takes longer than so many seconds.
 
-    def __init__(self, seconds: float) -> None:
+    Args:
+        seconds: How long a wait may be.
+        expire: Ends a wait; called from its event loop.
+    """
+
+    def __init__(self, seconds: float, expire: Callable[[_Wait], None]) -> None:
         self.seconds = seconds
-        self._line: Line | None = None
+        self._expire = expire
+        self._line: Line[_Wait] | None = None
 
-    def add(self, wait: Expiring, loop: AbstractEventLoop) -> Line:
-        """Begin a wait, and return the line to take it out of. Each event loop has a line of its own."""
+    def add(self, wait: _Wait, begun: float, loop: AbstractEventLoop) -> Line[_Wait]:
+        """Begin a wait, and return the line to take it out of. Each event loop has a line of its own.
+
+        Args:
+            wait: Who waits.
+            begun: Since when, on the clock of `perf_counter`.
+            loop: Where.
+        """
         line = self._line
         if line is None or line.loop is not loop:
-            line = self._line = Line(loop)
-        wait.due = monotonic() + self.seconds
-        line[wait] = None
+            line = self._line = Line(loop, self._expire)
+        line[wait] = begun + self.seconds
         if not line.timed:
             line.look()
         return line

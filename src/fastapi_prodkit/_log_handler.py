@@ -7,8 +7,8 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
+from io import FileIO
 from typing import Any
 
 import orjson
@@ -68,6 +68,8 @@ class EventHandler(logging.Handler):
         self._redactor = Redactor(settings.redact)
         self._harmless: set[str] = set()  # keys that have been looked at, so that a usual event is not looked at again
         self._static: dict[str, str] = {}
+        self._stream: Any = None  # the standard output of the last line, and the short way to it
+        self._put: Callable[[bytes], int | None] = _nowhere
         self._render: Callable[[dict[str, Any], dict[str, Any]], bytes]
         if settings.format == "json":
             self._static = {"service": service, "environment": environment, "version": version}
@@ -93,7 +95,8 @@ class EventHandler(logging.Handler):
     def writer(self, level: str, logger: str, event: str) -> Callable[[dict[str, Any]], None]:
         """Return what writes such an event without making a record of it: the short way for what each request has.
 
-        What it takes are the event's fields: values of plain types, under names that are not secret.
+        What it takes is the event: `timestamp`, then what the context has, then values of plain types, under names
+        that are not secret.
 
         Args:
             level: In lower case; whether it is enabled is for the caller to ask.
@@ -105,14 +108,16 @@ class EventHandler(logging.Handler):
         rest, structured = b",%b," % head[1:-1], bool(self._static)
 
         def write(fields: dict[str, Any]) -> None:
-            now = datetime.now(UTC)
             context = _context.current() or {}
-            if structured and fields and ((len(context) == 1 and _OURS in context) or self._is_harmless(context)):
-                line = _dump({"timestamp": now, **context, **fields})
+            if structured and ((len(context) == 1 and _OURS in context) or self._is_harmless(context)):
+                line = _dump(fields)
                 if line is not None:
                     self._write(line.replace(b",", rest, 1))
                     return
-            self._write(self._render(self._head(now, level, logger) | {"event": event}, {**context, **fields}))
+            if "timestamp" not in context:  # otherwise it is the context's, and not when the event happened
+                del fields["timestamp"]
+            head = self._head(datetime.now(UTC), level, logger)
+            self._write(self._render(head | {"event": event}, fields))
 
         return write
 
@@ -137,20 +142,15 @@ class EventHandler(logging.Handler):
         return self._harmless.issuperset(extras) and _PLAIN.issuperset(map(type, extras.values()))
 
     def _write(self, line: bytes) -> None:
-        stream = sys.stdout
+        if sys.stdout is not self._stream:
+            self._stream = sys.stdout
+            self._put = _way_to(sys.stdout)
         try:
-            buffer = stream.buffer
-            buffer.write(line)  # which has a lock of its own, so that a line stays in one piece
-            buffer.flush()
-        except AttributeError:  # a stream of text only, as tests put there
-            self._write_text(line)
-        except Exception:  # noqa: BLE001, S110 - closed, gone, or in use below a signal handler: no place to say so
+            with self.lock:  # type: ignore[union-attr]  # so that a line stays in one piece; logging.Handler makes it
+                while (count := self._put(line)) is not None and count < len(line):
+                    line = line[count:]
+        except Exception:  # noqa: BLE001, S110 - closed, gone, or full: no place to say so
             pass
-
-    def _write_text(self, line: bytes) -> None:
-        with suppress(Exception), self.lock:  # type: ignore[union-attr]  # logging.Handler.__init__ makes it
-            sys.stdout.write(line.decode())
-            sys.stdout.flush()
 
 
 class _Console:
@@ -175,6 +175,26 @@ class _Console:
         return f"{self._render(None, '', fields)}\n".encode(encoding, "backslashreplace")
 
 
+def _way_to(stream: Any) -> Callable[[bytes], int | None]:
+    """Return what writes to a stream, at once, and says how much of it was written; None for no more."""
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", None)
+    if isinstance(raw, FileIO):
+        return raw.write  # a file or pipe: one system call, where a buffer that is flushed takes three times as long
+
+    def write(line: bytes) -> None:
+        if buffer is None:  # a stream of text only, as tests put there
+            stream.write(line.decode())
+        else:
+            buffer.write(line)
+        stream.flush()
+
+    return write
+
+
+def _nowhere(line: bytes) -> None: ...
+
+
 def _record_fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return what a record has beside its message; what is needed most comes first, before room runs out."""
     fields: dict[str, Any] = {}
@@ -197,11 +217,11 @@ def _dump(plain: dict[str, Any]) -> bytes | None:
         line = orjson.dumps(plain, option=_OPTIONS)
     except TypeError:  # a lone surrogate, or an integer of more than 64 bits
         return None
-    if len(line.translate(None, MARKS)) != len(line) and may_hold_secret(line):
+    if len(line.translate(None, MARKS)) == len(line) < _SMALL_SIZE and line.isascii():
+        return line
+    if may_hold_secret(line) or len(line) >= _SMALL_SIZE:
         return None
-    if len(line) > _SMALL_SIZE:
-        return None
-    return line if line.isascii() else _UNSAFE.sub(_escape, line.decode()).encode()
+    return _UNSAFE.sub(_escape, line.decode()).encode()
 
 
 def _encode(plain: dict[str, Any]) -> bytes:

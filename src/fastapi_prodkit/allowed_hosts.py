@@ -10,8 +10,9 @@ from ipaddress import IPv6Address
 
 from starlette.types import ASGIApp
 
-from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit._exchange import Exchange
 from fastapi_prodkit._problem import Refusal
+from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import HostsSettings
 

@@ -21,9 +21,9 @@ from starlette.types import ASGIApp, Lifespan
 from fastapi_prodkit import _lifespan
 from fastapi_prodkit._asgi import ExactRoutes
 from fastapi_prodkit._edge import PIECES, Edge
-from fastapi_prodkit._exchange import Piece
 from fastapi_prodkit._refusals import COUNTS_ALONE, counts_alone
 from fastapi_prodkit._servers import several_workers
+from fastapi_prodkit._stack import Piece
 from fastapi_prodkit._workers import make_directory
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware

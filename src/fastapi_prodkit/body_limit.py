@@ -7,10 +7,11 @@ The limit is Starlette's own, which counts chunked uploads as they come and know
 import asyncio
 import math
 from asyncio import CancelledError, Task
-from collections.abc import Awaitable, Sequence
-from functools import partial
+from collections.abc import Generator, Sequence
 from http import HTTPStatus
-from typing import cast
+from time import perf_counter
+from types import coroutine
+from typing import Any, cast
 
 from fastapi.routing import iter_route_contexts
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -18,9 +19,10 @@ from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit._asgi import header
-from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit._exchange import Exchange
 from fastapi_prodkit._expiry import Expiry
 from fastapi_prodkit._problem import Refusal
+from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
@@ -64,7 +66,7 @@ class BodyLimitMiddleware(Piece):
             _further_in if size is None else RequestBodyLimitMiddleware(_further_in, size)
         )
         self._highest = max(size, largest) if size is not None and largest is not None else math.inf
-        self._expiry = None if settings.body_timeout is None else Expiry(settings.body_timeout)
+        self._expiry = None if settings.body_timeout is None else Expiry(settings.body_timeout, _Pace.expire)
         self._plain = self._highest if largest == 0 else -1  # up to here nothing but the announcement needs a look
 
     def enter(self, exchange: Exchange) -> ASGIApp | None:
@@ -75,17 +77,16 @@ class BodyLimitMiddleware(Piece):
         """
         headers = exchange.headers
         announced = headers.get(b"content-length")
-        if b"transfer-encoding" in headers or exchange.scope["http_version"] >= "2":
-            return self._watched(exchange, self._limited)
-        if announced is None or announced == b"0":
-            return None
-        size = int(announced[:_MOST_DIGITS]) if announced.isdigit() else 0
-        if size > self._highest:
-            return _too_large
-        return self._watched(exchange, _further_in if size <= self._plain else self._limited)
-
-    def _watched(self, exchange: Exchange, app: ASGIApp) -> ASGIApp:
-        return app if self._expiry is None else partial(_Pace(self._expiry, exchange).serve, app)
+        size = None
+        if b"transfer-encoding" not in headers and exchange.scope["http_version"] < "2":
+            if announced is None or announced == b"0":
+                return None
+            size = int(announced[:_MOST_DIGITS]) if announced.isdigit() else 0
+            if size > self._highest:
+                return _too_large
+        if self._expiry is not None:
+            exchange.from_server = _Pace(self._expiry, exchange).receive
+        return None if size is not None and size <= self._plain else self._limited
 
 
 def largest_limit(routes: Sequence[BaseRoute]) -> int:
@@ -102,32 +103,38 @@ def largest_limit(routes: Sequence[BaseRoute]) -> int:
 class _Pace:
     """Watch over a body that comes: each part within the time."""
 
-    __slots__ = ("_complete", "_exchange", "_expiry", "_over", "_receive", "_task", "_waiting", "due")
+    _over = False  # the time is
+    _waiting: "Task[Any] | None" = None  # who waits for a part
 
-    due: float
-
-    def __init__(self, expiry: Expiry, exchange: Exchange) -> None:
+    def __init__(self, expiry: "Expiry[_Pace]", exchange: Exchange) -> None:
+        if exchange.task is None:
+            exchange.task = asyncio.current_task()
         self._expiry = expiry
         self._exchange = exchange
-        self._complete = False  # the body has come
-        self._over = False  # the time is
-        self._waiting: Task[None] | None = None  # who waits for a part
-        self._task = cast("Task[None]", asyncio.current_task())  # there is one: this is called by a coroutine
+        self._receive = exchange.from_server
 
-    def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Serve the request."""
-        self._receive = receive
-        return app(scope, self.receive, send)
-
-    async def receive(self) -> Message:
-        """Return what comes in time."""
-        if self._complete or self._waiting is not None:
-            return await self._receive()  # the client leaves, some day; or somebody else waits already
-        self._waiting = task = cast("Task[None]", asyncio.current_task())
-        before = task.cancelling()
-        line = self._expiry.add(self, task.get_loop())
+    @coroutine
+    def receive(self) -> Generator[Any, Any, Message]:
+        """Return what comes in time. What is there already, as small bodies are, is taken without a watch."""
+        steps = self._receive().__await__()
         try:
-            message = await self._receive()
+            awaited = next(steps)
+        except StopIteration as there:
+            message: Message = there.value
+        else:
+            if self._waiting is not None:
+                return (yield from _go_on(steps, awaited))  # somebody else waits already
+            message = yield from self._in_time(steps, awaited).__await__()
+        if message["type"] != "http.request" or not message.get("more_body"):
+            self._rest()
+        return message
+
+    async def _in_time(self, steps: Generator[Any, Any, Message], awaited: Any) -> Message:
+        self._waiting = task = cast("Task[Any]", asyncio.current_task())
+        before = task.cancelling()
+        line = self._expiry.add(self, perf_counter(), task.get_loop())
+        try:
+            return await _go_on(steps, awaited)
         except CancelledError:
             if self._over and task.uncancel() <= before:  # as `asyncio.timeout` finds out who cancelled
                 return {"type": "http.disconnect"}
@@ -135,18 +142,37 @@ class _Pace:
         finally:
             line.pop(self, None)
             self._waiting = None
-        self._complete = message["type"] != "http.request" or not message.get("more_body")
-        return message
+
+    def _rest(self) -> None:
+        """Watch no longer: what comes now is that the client leaves, some day."""
+        self._exchange.from_server = self._receive
 
     def expire(self) -> None:
         """Answer in place of the app, or, if its response has started, have it find that the client is gone."""
         exchange = self._exchange
         if not exchange.status:
-            exchange.interrupt(self._task, _too_slow if exchange.scope["http_version"] >= "2" else _too_slow_to_go_on)
+            exchange.interrupt(_too_slow if exchange.scope["http_version"] >= "2" else _too_slow_to_go_on)
         else:
-            self._over = self._complete = True
+            self._over = True
+            self._rest()
             exchange.left |= not exchange.complete
-            cast("Task[None]", self._waiting).cancel()  # somebody does, or there would be nothing to expire
+            cast("Task[Any]", self._waiting).cancel()  # somebody does, or there would be nothing to expire
+
+
+@coroutine
+def _go_on(steps: Generator[Any, Any, Message], awaited: Any) -> Generator[Any, Any, Message]:
+    """Do what `await` does, from the second step on: whoever has made the first knows that there is one."""
+    try:
+        while True:
+            try:
+                yield awaited
+            except BaseException as error:  # noqa: BLE001 - it is handed on
+                awaited = steps.throw(error)
+            else:
+                awaited = next(steps)
+    except StopIteration as end:
+        message: Message = end.value
+        return message
 
 
 async def _further_in(scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from starlette.types import ASGIApp
 
-from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit._exchange import Exchange
+from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import ProxySettings
 
@@ -64,25 +65,21 @@ class ProxyHeadersMiddleware(Piece):
         if not self._active:
             return
         scope, headers = exchange.scope, exchange.headers
-        forwarded_for = headers.get(b"x-forwarded-for", b"")
+        forwarded_for, scheme = headers.get(b"x-forwarded-for", b""), headers.get(b"x-forwarded-proto", b"")
         if exchange.repeats:
             forwarded_for = b",".join(exchange.lines(b"x-forwarded-for"))
         peer = scope.get("client")
-        find = self._client if len(forwarded_for) <= _LONGEST_KEPT else self._find_client
-        trusted, client = find(peer and peer[0], forwarded_for)
-        if not trusted:
-            return
+        find = self._client if len(forwarded_for) + len(scheme) <= _LONGEST_KEPT else self._find_client
+        client, scheme = find(peer and peer[0], forwarded_for, scheme)
         if client is not None:
             scope["client"] = client
-        scheme = headers.get(b"x-forwarded-proto")
-        if scheme is not None:
-            schemes = _SCHEMES[scope["type"]]
-            scope["scheme"] = schemes.get(scheme.rpartition(b",")[2].strip().lower(), scope.get("scheme"))
+        if scheme in (schemes := _SCHEMES[scope["type"]]):
+            scope["scheme"] = schemes[scheme]
 
-    def _find_client(self, peer: str | None, forwarded_for: bytes) -> tuple[bool, tuple[str, int] | None]:
-        """Return whether the peer is trusted, and the client that it names: kept, because clients come back."""
+    def _find_client(self, peer: str | None, forwarded_for: bytes, scheme: bytes) -> "_Found":
+        """Return the client and the scheme that a trusted peer names: kept, because clients come back."""
         if not self._trusts(peer):
-            return False, None
+            return None, b""
         # From the right to the first address that is not a proxy's, or as far as the entries make sense.
         client = None
         for entry in reversed(forwarded_for.rsplit(b",", _MOST_HOPS)):
@@ -93,13 +90,16 @@ class ProxyHeadersMiddleware(Piece):
             client = hop.client
             if not hop.trusted:
                 break
-        return True, client
+        return client, scheme.rpartition(b",")[2].strip().lower()
 
     def _trusts(self, peer: str | None) -> bool:
         if self._any or peer is None:
             return self._any or self._unix
         hop = self._hop(peer)
         return hop is not None and hop.trusted
+
+
+_Found = tuple[tuple[str, int] | None, bytes]
 
 
 class _Hop(NamedTuple):

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_prodkit._exchange import Exchange, Piece, RawHeaders
+from fastapi_prodkit._exchange import Exchange, RawHeaders
 from fastapi_prodkit._problem import Refusal
+from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import CorsSettings
 
@@ -20,7 +21,6 @@ __all__ = ["CORSMiddleware"]
 # What browsers send for a page with an origin: no `null`, no path, no list, nothing that could end a header line.
 _ORIGIN = re.compile(rb"[a-z][a-z0-9+.-]*://[A-Za-z0-9._:\[\]-]{1,261}")
 _PUBLIC = b"*"
-_VARY_ORIGIN = (b"vary", b"Origin")
 _POLICY = frozenset(
     b"access-control-" + name
     for name in (
@@ -34,7 +34,8 @@ _POLICY = frozenset(
     )
 )
 _OURS = _POLICY | {b"vary"}
-_REQUEST_METHOD = b"access-control-request-method"
+_ALLOW_ORIGIN, _REQUEST_METHOD = b"access-control-allow-origin", b"access-control-request-method"
+_NOT_USUAL = ("OPTIONS", None)  # methods: what may be a preflight, and that of a WebSocket
 
 
 class CORSMiddleware(Piece):
@@ -53,19 +54,29 @@ class CORSMiddleware(Piece):
     """
 
     scope_types = frozenset({"http", "websocket"})
+    starts_usual = False
 
     def __init__(self, app: ASGIApp, settings: CorsSettings | None = None) -> None:
         self.app = app
         values = settings or CorsSettings()
         _refuse_wildcards(values)
         self._public = "*" in values.origins
-        self._listed = frozenset(() if self._public else (origin.encode() for origin in values.origins))
         self._patterns = tuple(_patterns(values))
         # With `*`, and with nobody, every origin gets the same response: it does not vary.
-        self._base = [_VARY_ORIGIN] if values.configured and not self._public else []
+        self._base = {b"vary": b"Origin"} if values.configured and not self._public else {}
         credentials = {b"access-control-allow-credentials": b"true"} if values.allow_credentials else {}
-        self._granted = credentials | _header(b"access-control-expose-headers", values.expose_headers)
+        self._granted = {
+            **self._base,
+            **credentials,
+            **_header(b"access-control-expose-headers", values.expose_headers),
+        }
+        # What a usual request from a listed origin is granted is made once.
+        listed = () if self._public else [origin.encode() for origin in values.origins]
+        self._listed: dict[bytes | None, dict[bytes, bytes]] = {
+            origin: {_ALLOW_ORIGIN: origin, **self._granted} for origin in listed
+        }
         self._preflight = {
+            **self._base,
             b"access-control-max-age": str(values.max_age).encode(),
             **_header(b"access-control-allow-methods", values.allow_methods),
             **_header(b"access-control-allow-headers", values.allow_headers),
@@ -76,25 +87,35 @@ class CORSMiddleware(Piece):
         """Answer a preflight, refuse a foreign WebSocket, and have any other response say who may read it."""
         scope = exchange.scope
         origin = exchange.headers.get(b"origin")
+        granted = self._listed.get(origin)
+        if granted is None or scope.get("method") in _NOT_USUAL:
+            return self._decide(exchange, scope, origin)
+        exchange.response_headers |= granted
+        return None
+
+    def _decide(self, exchange: Exchange, scope: Scope, origin: bytes | None) -> ASGIApp | None:
         if scope["type"] == "websocket":
             return self._handshake(exchange, origin)
-        allowed = origin if origin in self._listed else self._allowed(origin)
+        allowed = self._allowed(origin)
         preflight = origin is not None and scope["method"] == "OPTIONS" and _REQUEST_METHOD in exchange.headers
         if allowed is not None:
-            exchange.response_headers[b"access-control-allow-origin"] = allowed
+            exchange.response_headers[_ALLOW_ORIGIN] = allowed
             exchange.response_headers |= self._preflight if preflight else self._granted
-        elif preflight:
-            return Refusal(ProblemError(403, "Requests from this origin are not allowed."))
+        else:
+            exchange.response_headers |= self._base
+            if preflight:
+                return Refusal(ProblemError(403, "Requests from this origin are not allowed."))
         return _answer_preflight if preflight else None
 
     def start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
-        """Put aside what the app says of origins, and have caches keep the answers to each apart."""
-        if exchange.scope["type"] == "websocket":
+        """Put aside what the app says of origins, and let it name more of what its response varies with."""
+        if _OURS.isdisjoint(present) or exchange.scope["type"] == "websocket":
             return
-        if _OURS.isdisjoint(present):
-            headers += self._base
-        else:
-            _merge(headers, self._base)
+        headers[:] = [pair for pair in headers if pair[0] not in _POLICY]
+        lines = [value for name, value in headers if name == b"vary"] + list(self._base.values())
+        fields = {field.lower(): field for line in lines for field in map(bytes.strip, line.split(b",")) if field}
+        if fields:
+            exchange.response_headers[b"vary"] = b", ".join(fields.values())
 
     def _handshake(self, exchange: Exchange, origin: bytes | None) -> ASGIApp | None:
         if origin is None or _is_own(exchange, origin) or self._admits(exchange, origin):
@@ -131,14 +152,6 @@ def _is_own(exchange: Exchange, origin: bytes) -> bool:
     if exchange.scope.get("scheme") == "wss":
         return origin == b"https://" + host.removesuffix(b":443")
     return origin == b"http://" + host.removesuffix(b":80")
-
-
-def _merge(headers: RawHeaders, additions: RawHeaders) -> None:
-    kept = [pair for pair in headers if pair[0] not in _POLICY] + additions
-    lines = [value for name, value in kept if name == b"vary"]
-    fields = {field.lower(): field for line in lines for field in map(bytes.strip, line.split(b",")) if field}
-    vary = [(b"vary", b", ".join(fields.values()))] if fields else []
-    headers[:] = [pair for pair in kept if pair[0] != b"vary"] + vary
 
 
 def _header(name: bytes, values: tuple[str, ...]) -> dict[bytes, bytes]:

@@ -7,33 +7,33 @@ that what it awaits is cancelled as well: a query ends in the database.
 
 import asyncio
 import math
-from asyncio import Task, TimerHandle
+from asyncio import Task
 from collections.abc import Container
 from contextvars import Context
-from time import monotonic
-from typing import cast
+from time import perf_counter
+from typing import Any, cast
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Scope
 
 from fastapi_prodkit._asgi import route_dependencies
-from fastapi_prodkit._exchange import Exchange, Piece
-from fastapi_prodkit._expiry import Expiry, Line
+from fastapi_prodkit._exchange import Exchange
+from fastapi_prodkit._expiry import Expiry
 from fastapi_prodkit._problem import Refusal
+from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
 __all__ = ["DeadlineMiddleware", "Timeout"]
 
-_KEY = "fastapi_prodkit.deadline"
 _late = Refusal(ProblemError(504, "The service did not answer in time."))
 
 
 class DeadlineMiddleware(Piece):
     """Answer with a 504 problem if no response has started within `request_timeout`, and cancel the handler.
 
-    A response that has started is left alone, however long it takes; WebSockets are, too. The time runs from here, and
-    includes the reading of the body. `Depends(Timeout(120))` gives a route another time.
+    A response that has started is left alone, however long it takes; WebSockets are, too. The time runs from the
+    beginning of the request, and includes the reading of the body. `Depends(Timeout(120))` gives a route another time.
 
     Args:
         app: The app to serve.
@@ -49,20 +49,23 @@ class DeadlineMiddleware(Piece):
         settings = settings or LimitsSettings()
         self.app = app
         self._exempt = exempt
-        self._expiry = None if settings.request_timeout is None else Expiry(settings.request_timeout)
+        self._expiry = None if settings.request_timeout is None else Expiry(settings.request_timeout, _expire)
 
     def enter(self, exchange: Exchange) -> None:
         """Begin to watch."""
-        outer = exchange.scope.get(_KEY)
-        exempt = exchange.path in self._exempt and exchange.is_exempt(self._exempt)
-        exchange.scope[_KEY] = outer if exempt else _Watch(exchange, self._expiry, outer)
+        if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
+            exchange.deadline = _EXEMPT
+            return
+        exchange.task = task = cast("Task[Any]", asyncio.current_task())  # there is one: a coroutine calls this
+        if self._expiry is None:
+            exchange.deadline = _UNLIMITED
+        else:
+            exchange.deadline = self._expiry.add(exchange, exchange.begun, task.get_loop())
 
     def leave(self, exchange: Exchange) -> None:
         """Watch no longer, if it was watched."""
-        watch = _Watch.of(exchange)
-        if watch is not None:
-            watch.stop()
-            exchange.scope[_KEY] = watch.outer
+        if exchange.deadline is not None:
+            exchange.deadline.pop(exchange, None)
 
 
 class Timeout:
@@ -88,63 +91,61 @@ class Timeout:
     async def __call__(self, connection: HTTPConnection) -> None:
         """Set the deadline of this request."""
         scope = connection.scope
-        watch: _Watch | None = scope.get(_KEY)
-        if watch is not None:
-            watch.allow(self.seconds)
-        elif scope["type"] == "http" and _KEY not in scope and "fastapi_prodkit" not in scope:
+        exchange = _watched(scope)
+        if exchange is not None:
+            self.hold_for(exchange)
+        elif scope["type"] == "http" and "fastapi_prodkit" not in scope:
             raise ConfigurationError("Timeout has no effect here: add DeadlineMiddleware to the app")
 
-
-class _Watch:
-    """Watch over one request: who is to be cancelled when."""
-
-    __slots__ = ("_exchange", "_line", "_own", "_seconds", "_task", "_timer", "due", "outer")
-
-    due: float
-
-    def __init__(self, exchange: Exchange, expiry: Expiry | None, outer: "_Watch | None") -> None:
-        self.outer = outer
-        self._exchange = exchange
-        self._own = False  # the deadline is the route's
-        self._timer: TimerHandle | None = None
-        self._task = task = cast("Task[None]", asyncio.current_task())  # there is one: this is called by a coroutine
-        self._line: Line | None = None
-        if expiry is None:
-            self._seconds, self.due = 0.0, monotonic()
+    def hold_for(self, exchange: Exchange) -> None:
+        """Take the place of the deadline of a request."""
+        if exchange.deadline is _EXEMPT:
+            return
+        exchange.deadline.pop(exchange, None)
+        if self.seconds is None or exchange.interruption is not None:
+            exchange.deadline = _UNLIMITED
         else:
-            self._seconds = expiry.seconds
-            self._line = expiry.add(self, task.get_loop())
+            exchange.deadline = _OwnTime(exchange, self.seconds)
 
-    @staticmethod
-    def of(exchange: Exchange) -> "_Watch | None":
-        """Return the watch over exactly this request, and not over one around it."""
-        watch: _Watch | None = exchange.scope.get(_KEY)
-        return watch if watch is not None and watch._exchange is exchange else None  # noqa: SLF001 - our own
 
-    def allow(self, seconds: float | None) -> None:
-        """Take another time, from the beginning of the request."""
-        self.stop()
-        self._own = True
-        if seconds is not None and self._exchange.interruption is None:
-            self.due += seconds - self._seconds
-            self._seconds = seconds
-            left = max(0.0, self.due - monotonic())
-            self._timer = self._task.get_loop().call_later(left, self.expire, context=Context())
+class _Never:
+    """No deadline."""
 
-    def expire(self) -> None:
-        """Answer and cancel, unless the response has started, or the route that was chosen has another time."""
-        own = None if self._own else _timeout_of(self._exchange.scope)
-        if own is not None:
-            self.allow(own.seconds)  # the dependency itself is called when the body has been read
-        else:
-            self._exchange.interrupt(self._task, _late)
+    def pop(self, exchange: Exchange, _: None) -> None:
+        """Watch no longer, which it never did."""
 
-    def stop(self) -> None:
+
+class _OwnTime:
+    """The deadline of one request, which is its route's: a timer for itself."""
+
+    def __init__(self, exchange: Exchange, seconds: float) -> None:
+        left = max(0.0, exchange.begun + seconds - perf_counter())
+        loop = cast("Task[Any]", exchange.task).get_loop()
+        self._timer = loop.call_later(left, exchange.interrupt, _late, context=Context())
+
+    def pop(self, exchange: Exchange, _: None) -> None:  # noqa: ARG002 - as a line has it, which holds many
         """Watch no longer."""
-        if self._line is not None:
-            self._line.pop(self, None)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
+
+
+_EXEMPT, _UNLIMITED = _Never(), _Never()
+
+
+def _expire(exchange: Exchange) -> None:
+    """Answer and cancel, unless the response has started, or the route that was chosen has another time."""
+    own = _timeout_of(exchange.scope)
+    if own is not None:
+        own.hold_for(exchange)  # the dependency itself is called when the body has been read
+    else:
+        exchange.interrupt(_late)
+
+
+def _watched(scope: Scope) -> Exchange | None:
+    """Return the innermost exchange of a request that has a deadline."""
+    exchange = Exchange.of(scope)
+    while exchange is not None and exchange.deadline is None:
+        exchange = exchange.outer
+    return exchange
 
 
 def _timeout_of(scope: Scope) -> Timeout | None:

@@ -18,8 +18,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fastapi_prodkit import _bearer
-from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit._exchange import Exchange
 from fastapi_prodkit._instruments import collector
+from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import MetricsSettings
 

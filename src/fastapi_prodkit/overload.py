@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit._exchange import Exchange
 from fastapi_prodkit._instruments import instrument
 from fastapi_prodkit._problem import Refusal, send_problem
+from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 

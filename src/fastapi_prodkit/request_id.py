@@ -11,7 +11,8 @@ from itertools import chain, repeat
 from starlette.types import ASGIApp
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._exchange import Exchange, Piece
+from fastapi_prodkit._exchange import Exchange
+from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.sections import RequestIdSettings
 
 __all__ = ["RequestIDMiddleware", "current_request_id"]

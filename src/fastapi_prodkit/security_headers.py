@@ -9,7 +9,8 @@ from itertools import product
 
 from starlette.types import ASGIApp
 
-from fastapi_prodkit._exchange import Exchange, Piece, RawHeaders
+from fastapi_prodkit._exchange import Exchange, RawHeaders
+from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.sections import HeadersSettings
 
 __all__ = ["SecurityHeadersMiddleware"]
