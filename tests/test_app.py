@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections import Counter
 from contextlib import asynccontextmanager
-from typing import Annotated
 
 import anyio
 import httpx2 as httpx
@@ -20,7 +19,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException,
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from prometheus_client import REGISTRY
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
@@ -65,7 +64,7 @@ def settings_of(**sections) -> Settings:
 
 class Item(BaseModel):
     name: str
-    price: Annotated[float, Field(allow_inf_nan=False)]
+    price: float
 
 
 async def broken_dependency():
@@ -111,6 +110,14 @@ def routes() -> APIRouter:
     @router.post("/items")
     async def create(item: Item):
         return item
+
+    @router.post("/any")
+    async def send_back(body: dict) -> dict:
+        return body
+
+    @router.get("/float")
+    async def read_float(x: float):
+        return x
 
     @router.get("/limited", dependencies=[Depends(RateLimit("1/minute", name="limited"))])
     async def limited():
@@ -554,6 +561,7 @@ def test_ids_reach_background_tasks_and_sync_routes(capsys):
 HOSTILE = [
     b'{"name": "a", "price": NaN}',
     b'{"name": "a", "price": 1e999}',
+    b'{"name": "\\ud800", "price": 1}',
     b'{"name": "\\ud800", "price": "x"}',
     b'{"name": "\xff\xfe", "price": 1}',
     b"\xff\xfe\x00",
@@ -567,14 +575,53 @@ HOSTILE = [
 
 @pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("media_type", ["application/json", "text/plain", "application/x-www-form-urlencoded"])
-def test_hostile_bodies_are_4xx_problems(body, media_type):
+@pytest.mark.parametrize("path", ["/items", "/outer/inner/items"])
+def test_hostile_bodies_are_4xx_problems(path, body, media_type):
     """Never a 500, whatever is sent."""
     with TestClient(service()) as client:
-        response = client.post("/items", content=body, headers={"Content-Type": media_type})
+        response = client.post(path, content=body, headers={"Content-Type": media_type})
 
     assert 400 <= response.status_code < 500
     assert response.headers["content-type"] == "application/problem+json"
     response.json()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/items", b'{"name": "a", "price": NaN}'),
+        ("POST", "/any", b'{"a": "\\ud800"}'),
+        ("POST", "/any", b'{"a":' * 300 + b"1" + b"}" * 300),
+        ("POST", "/any", b'{"a":' + b"[" * 900 + b"]" * 900 + b"}"),
+        ("GET", "/float?x=nan", b""),
+    ],
+)
+def test_what_cannot_be_sent_back_is_the_clients_error(method, path, body, capsys):
+    """The response fails on what JSON cannot express: a 422 with the whole edge, and no error in the log."""
+    with TestClient(service()) as client:
+        capsys.readouterr()
+        response = client.request(method, path, content=body, headers={"Content-Type": "application/json"})
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert response.status_code == 422
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+    assert_edge(response)
+    assert [line["http_status"] for line in lines if line["event"] == "request"] == [422]
+    assert [line for line in lines if "exception" in line] == []
+
+
+def test_what_the_server_makes_up_itself_is_its_own_error(capsys):
+    """A response that fails on what the request does not carry is a 500, logged once."""
+    app = create_app(settings_of())
+    app.add_api_route("/ratio", lambda: float("nan"))
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+        capsys.readouterr()
+        response = client.get("/ratio")
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert response.status_code == response.json()["status"] == 500
+    assert ["Out of range" in line["exception"] for line in lines if "exception" in line] == [True]
 
 
 def test_two_apps_in_one_process_do_not_share_settings_or_quotas():

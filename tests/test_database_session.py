@@ -8,8 +8,10 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Response
+from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
+from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.sections import DatabaseSettings
 
 pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
@@ -69,6 +71,24 @@ async def test_nothing_is_committed_for_a_response_made_an_error(database: Datab
 
     assert statuses == [202, 404, 409, 500]
     assert stored == ["item-202"]
+
+
+async def test_nothing_is_committed_for_a_response_that_cannot_be_rendered(database: Database) -> None:
+    """What the client sent cannot be sent back: a 422, and the transaction is undone."""
+    app = app_with(database)
+    add_problem_handlers(app)
+
+    @app.post("/rated/{name}")
+    async def rated(name: str, rating: float, session: SessionDep) -> Any:
+        await session.execute(INSERT, {"name": name})
+        return JSONResponse(rating)
+
+    async with client_of(app) as client:
+        statuses = [(await client.post(f"/rated/{rating}?rating={rating}")).status_code for rating in ("1", "nan")]
+        stored = (await client.get("/items")).json()
+
+    assert statuses == [200, 422]
+    assert stored == ["1"]
 
 
 async def test_conflict_is_answered_where_it_is_understood(database: Database) -> None:

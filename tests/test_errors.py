@@ -10,10 +10,10 @@ from zoneinfo import ZoneInfo
 
 import orjson
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Body, Cookie, Depends, FastAPI, Form, Header, Query, WebSocket
+from fastapi import APIRouter, BackgroundTasks, Body, Cookie, Depends, FastAPI, Form, Header, Query, Request, WebSocket
 from fastapi import HTTPException as FastAPIHTTPException
 from fastapi.exceptions import RequestValidationError, ResponseValidationError, WebSocketRequestValidationError
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ImportString, Json, SecretStr, field_validator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException, WebSocketException
@@ -344,26 +344,37 @@ def test_failing_background_task():
     assert client_of(app).get("/").json() == {}
 
 
-def test_failure_in_the_middle_of_a_stream():
-    """A response that has begun cannot become a problem; the exception goes on to the server."""
+@pytest.mark.parametrize("error", [HTTPException(503), ValueError(), RecursionError()])
+def test_failure_in_the_middle_of_a_stream(error):
+    """A response that has begun cannot become a problem; Starlette's own exception goes on, and names the cause."""
     app = fastapi()
 
     @app.get("/")
     async def endpoint():
         def chunks():
             yield b"first"
-            raise HTTPException(503)
+            raise error
 
         return StreamingResponse(chunks())
 
-    with pytest.raises(RuntimeError, match="response already started"):
+    with pytest.raises(RuntimeError, match="response already started") as raised:
         TestClient(app).get("/")
+
+    assert raised.value.__cause__ is error
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
     ("kind", "path"),
-    [(HTTPException, "/missing"), (RequestValidationError, "/items/x"), (Exception, "/broken"), (500, "/broken")],
+    [
+        (HTTPException, "/missing"),
+        (RequestValidationError, "/items/x"),
+        (ValueError, "/nan?x=nan"),
+        (RecursionError, "/recursion"),
+        (RuntimeError, "/recursion"),
+        (Exception, "/broken"),
+        (500, "/broken"),
+    ],
 )
 def test_handlers_of_the_user_win(kind, path, when):
     """A handler that the user registers stays in charge, whether it came before ours or after."""
@@ -376,9 +387,17 @@ def test_handlers_of_the_user_win(kind, path, when):
     async def item(number: int):
         return number
 
+    @app.get("/nan")
+    async def nan(x: float):
+        return x
+
+    @app.get("/recursion")
+    async def recursion():
+        raise RecursionError
+
     @app.get("/broken")
     async def broken():
-        raise RuntimeError
+        raise KeyError
 
     if when == "before":
         app.add_exception_handler(kind, own)
@@ -392,7 +411,7 @@ def test_handlers_of_the_user_win(kind, path, when):
 
 
 def test_more_specific_handlers_of_the_user():
-    """So does a handler for a status, a subclass, or the root of our exceptions."""
+    """So does a handler for a status, a subclass, the root of our exceptions, or the base of one that ours is for."""
     app = fastapi()
 
     class SoldOutError(HTTPException):
@@ -406,14 +425,20 @@ def test_more_specific_handlers_of_the_user():
     async def ours():
         raise ProblemError(409)
 
+    @app.get("/recursion")
+    async def recursion():
+        raise RecursionError
+
+    app.add_exception_handler(RuntimeError, lambda request, error: PlainTextResponse("base"))
     app.add_exception_handler(404, lambda request, error: PlainTextResponse("status"))
     app.add_exception_handler(SoldOutError, lambda request, error: PlainTextResponse("subclass"))
     app.add_exception_handler(ProdkitError, lambda request, error: PlainTextResponse("root"))
 
-    assert [client_of(app).get(path).text for path in ("/nothing", "/sold-out", "/problem")] == [
+    assert [client_of(app).get(path).text for path in ("/nothing", "/sold-out", "/problem", "/recursion")] == [
         "status",
         "subclass",
         "root",
+        "base",
     ]
 
 
@@ -680,6 +705,10 @@ def test_keys_that_the_client_chose(key, shown):
 @pytest.mark.parametrize(
     "body",
     [
+        b'{"number": NaN}',
+        b'{"number": 1e999}',
+        b'{"number": "-inf"}',
+        b'{"text": "\\ud800"}',
         b'{"integer": NaN}',
         b'{"integer": Infinity}',
         b'{"integer": 1e999}',
@@ -714,12 +743,157 @@ def test_bodies_that_json_cannot_express(body):
 
     @app.post("/")
     async def endpoint(body: Everything):
-        return {}
+        return body
 
     response = client_of(app).post("/", content=body, headers={"Content-Type": "application/json"})
 
     assert response.status_code in (400, 422)
     problem(response, response.status_code)
+
+
+def echoing() -> FastAPI:
+    """Return an app that sends back what it gets."""
+    app = fastapi()
+
+    @app.post("/untyped")
+    async def untyped(body: dict[str, Any]):
+        return body
+
+    @app.post("/typed")
+    async def typed(body: dict[str, Any]) -> dict[str, Any]:
+        return body
+
+    @app.post("/raw")
+    def raw(body: Annotated[Any, Body()]):
+        return JSONResponse(body)
+
+    @app.get("/{x}")
+    async def read(
+        x: float, q: float = 0, x_number: Annotated[float, Header()] = 0, number: Annotated[float, Cookie()] = 0
+    ):
+        return [x, q, x_number, number]
+
+    return app
+
+
+NUMBER = {"msg": "Input should be a finite number", "type": "finite_number"}
+SURROGATE = {"msg": "Input should not have lone surrogates", "type": "string_unicode"}
+DEEP = {"msg": "Input should have at most 100 levels of nesting", "type": "nesting"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "flaw"),
+    [
+        ("/untyped", b'{"a": NaN}', NUMBER),
+        ("/untyped", b'{"a": [{"b": 1}, -Infinity]}', NUMBER),
+        ("/raw", b"[1, 1e999]", NUMBER),
+        ("/untyped", b'{"a": "\\ud800"}', SURROGATE),
+        ("/untyped", b'{"\\udfff": 1}', SURROGATE),
+        ("/raw", b'"\\ud800"', SURROGATE),
+        ("/typed", b'{"a": "\\ud800"}', SURROGATE),
+        ("/typed", b'{"a":' * 300 + b"1" + b"}" * 300, DEEP),
+        ("/typed", b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", DEEP),
+    ],
+)
+def test_a_body_that_cannot_be_sent_back(path, body, flaw):
+    """What JSON cannot express, and Python reads, is the client's error where the response fails on it."""
+    response = client_of(echoing()).post(path, content=body, headers={"Content-Type": "application/json"})
+
+    assert problem(response, 422)["errors"] == [{"loc": ["body"], **flaw}]
+    assert response.json()["detail"] == "The request is not valid."
+
+
+@pytest.mark.parametrize("body", [b'{"a":' + b"[" * n + b"]" * n + b"}" for n in range(940, 1000, 2)], ids=len)
+@pytest.mark.parametrize("path", ["/untyped", "/typed", "/raw"])
+def test_nesting_at_the_edge_of_recursion(path, body):
+    """Whether reading it, writing it or neither is what fails first, the server does not."""
+    response = client_of(echoing()).post(path, content=body, headers={"Content-Type": "application/json"})
+
+    assert response.status_code in (200, 400, 422)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "loc"),
+    [
+        ("/nan", {}, ["path", "x"]),
+        ("/1?q=-Infinity", {}, ["query", "q"]),
+        ("/1?q=1e999", {}, ["query", "q"]),
+        ("/1", {"X-Number": "inf"}, ["header", "x-number"]),
+        ("/1", {"Cookie": "number=nan"}, ["cookie", "number"]),
+    ],
+)
+def test_a_number_elsewhere_that_cannot_be_sent_back(path, headers, loc):
+    """The answer names the path parameter, the query, the header or the cookie, and not the value."""
+    response = client_of(echoing()).get(path, headers=headers)
+
+    assert problem(response, 422)["errors"] == [{"loc": loc, **NUMBER}]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "flaw"),
+    [
+        ("application/x-www-form-urlencoded", b"number=NaN", NUMBER),
+        (
+            "multipart/form-data; boundary=x; charset=utf-7",
+            b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\n+2AA-\r\n--x--\r\n',
+            SURROGATE,
+        ),
+    ],
+)
+def test_a_form_that_cannot_be_sent_back(content_type, body, flaw):
+    """A form has numbers that are not finite, too, and may name an encoding that has lone surrogates."""
+    pytest.importorskip("python_multipart", reason="forms need python-multipart, of the extra `standard`")
+    app = fastapi()
+
+    @app.post("/")
+    async def endpoint(number: Annotated[float, Form()] = 0, text: Annotated[str, Form()] = ""):
+        return [number, text]
+
+    response = client_of(app).post("/", content=body, headers={"Content-Type": content_type})
+
+    field = "number" if flaw is NUMBER else "text"
+    assert problem(response, 422)["errors"] == [{"loc": ["body", field], **flaw}]
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "error"),
+    [
+        ("", b"{}", ValueError("Out of range float values are not JSON compliant")),
+        ("?q=nan", b'{"q": NaN}', ValueError("nan")),
+        ("?q=nan", b'{"q": NaN}', UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")),
+        ("?q=nan", b'{"q": "\\ud800"}', RecursionError("maximum recursion depth exceeded")),
+        ("", b"NaN, or so", ValueError("Out of range float values are not JSON compliant")),
+    ],
+)
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_failure_that_is_not_the_clients(query, body, error, reading):
+    """It stays what it is if it is another one, or nothing that has been read of the request explains it."""
+    app = fastapi()
+
+    @app.post("/")
+    async def endpoint(request: Request):
+        if reading:
+            await request.body()
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        TestClient(app).post("/" + query, content=body)
+
+    assert raised.value is error
+    assert problem(client_of(app).post("/" + query, content=body), 500)["detail"] != "The request is not valid."
+
+
+def test_a_failure_in_a_websocket():
+    """A WebSocket has no status left to say so with: its exceptions go on."""
+    app = fastapi()
+
+    @app.websocket("/ws")
+    async def endpoint(websocket: WebSocket, q: float):
+        await websocket.accept()
+        await websocket.send_text(json.dumps(q, allow_nan=False))
+
+    with pytest.raises(ValueError, match="Out of range"), TestClient(app).websocket_connect("/ws?q=nan"):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@
 or after, stays in charge of its exceptions.
 
 A validation error says where and what, never the submitted value: stock FastAPI echoes the input, and with it
-passwords; and input that JSON cannot express, such as NaN or a lone surrogate, turns the echo into a 500.
+passwords; and input that JSON cannot express, such as NaN or a lone surrogate, turns the echo into a 500. The same
+input turns the response of any handler that repeats it into one, which is a 422 here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastapi.exception_handlers import (
 )
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -25,6 +27,7 @@ from starlette.types import ExceptionHandler
 from starlette.websockets import WebSocket
 
 from fastapi_prodkit import _problem
+from fastapi_prodkit._inexpressible import inexpressible
 from fastapi_prodkit.exceptions import ProblemError
 
 __all__ = ["ProblemError", "add_problem_handlers"]
@@ -46,11 +49,17 @@ _FASTAPIS_OWN = (
 
 
 def add_problem_handlers(app: Starlette) -> None:
-    """Make problems of the app's HTTP exceptions, validation errors and unhandled exceptions."""
+    """Make problems of the app's HTTP exceptions, validation errors and unhandled exceptions.
+
+    A response that cannot be rendered, because it repeats what JSON cannot express, is the client's error if the
+    request carries it.
+    """
     handlers: dict[type[Exception], ExceptionHandler] = {
         HTTPException: _http_exception,  # type: ignore[dict-item]  # Starlette types the exception too widely
         RequestValidationError: _validation_error,  # type: ignore[dict-item]  # likewise
         WebSocketRequestValidationError: _websocket_validation_error,  # type: ignore[dict-item]  # likewise
+        ValueError: _not_rendered,  # json's own, and the base of pydantic's and of the codecs'
+        RecursionError: _recursion,  # type: ignore[dict-item]  # Starlette types the answer too narrowly
     }
     for kind, handler in handlers.items():
         if app.exception_handlers.get(kind) in _FASTAPIS_OWN:
@@ -77,7 +86,7 @@ def _from_http_exception(error: HTTPException) -> ProblemError:
     return problem
 
 
-async def _validation_error(request: Request, error: RequestValidationError) -> Response:
+async def _validation_error(request: HTTPConnection, error: RequestValidationError) -> Response:
     given: Any = error.errors()  # a list of pydantic's own, unless somebody raised it by hand
     errors = [_without_input(each) for each in given[:_MOST_ERRORS] if isinstance(each, Mapping)]
     return _respond(request, ProblemError(422, "The request is not valid.", errors=errors))
@@ -85,6 +94,22 @@ async def _validation_error(request: Request, error: RequestValidationError) -> 
 
 async def _websocket_validation_error(websocket: WebSocket, error: WebSocketRequestValidationError) -> None:  # noqa: ARG001 - it echoes the input
     await websocket.close(code=1008, reason="The request is not valid.")
+
+
+async def _not_rendered(request: HTTPConnection, error: Exception) -> Response:
+    found = await inexpressible(request, error) if isinstance(request, Request) else []
+    if not found:
+        raise error
+    return await _validation_error(request, RequestValidationError(found))
+
+
+async def _recursion(request: HTTPConnection, error: Exception) -> Response | None:
+    """Do the same, unless the app has a handler for the base class, which this one would hide."""
+    own = request.app.exception_handlers.get(RuntimeError)
+    if own is None:
+        return await _not_rendered(request, error)
+    answer: Response | Awaitable[Response | None] | None = await run_in_threadpool(own, request, error)
+    return await answer if isinstance(answer, Awaitable) else answer
 
 
 async def _unhandled(request: Request, error: Exception) -> Response:  # noqa: ARG001 - nothing of it leaves the process
