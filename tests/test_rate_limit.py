@@ -424,8 +424,27 @@ def test_headers_from_clients_are_not_believed():
     assert found == [200, 429]
 
 
-def test_memory(monkeypatch):
-    """A client takes some hundred bytes; when as many as are remembered have come, as many again change nothing."""
+@pytest.mark.parametrize(
+    ("strategy", "windows", "megabytes"), [("fixed-window", 1, 12), ("sliding-window", 2, 24), ("moving-window", 1, 34)]
+)
+def test_memory(clock, strategy, windows, megabytes):
+    """As many clients and requests as are remembered take what the page says, and less than 50 MB."""
+    store, limit = MemoryStore(strategy, clock=clock), Limit("default", 100, 60)
+    window = store.window(limit)
+
+    tracemalloc.start()
+    for _ in range(windows):
+        for number in range(memory.MAX_CLIENTS):
+            window.hit(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 10, clock.now)
+        clock.now += 60
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most < megabytes * 1_000_000
+
+
+def test_memory_of_more_clients(monkeypatch):
+    """When as many as are remembered have come, as many again change nothing."""
     monkeypatch.setattr(memory, "MAX_CLIENTS", 10_000)
     store, limit = MemoryStore(clock=Clock()), Limit("default", 100, 60)
 
