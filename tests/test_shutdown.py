@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from processes import free_port, listens, running
 from wire import read_all, read_response, request
 
+from fastapi_prodkit import _context
 from fastapi_prodkit.exceptions import SettingsWarning
 from fastapi_prodkit.health import health_router
 from fastapi_prodkit.sections import ShutdownSettings
@@ -370,6 +371,22 @@ async def test_a_second_signal_reaches_another_server_at_once(server):
             await asyncio.sleep(0)
 
     assert server.signals == [signal.SIGTERM]
+
+
+async def test_a_drain_is_no_part_of_the_request_that_the_signal_interrupts(server):
+    """What is logged about it does not carry that request's id."""
+    contexts = []
+    shutdown = Shutdown(ShutdownSettings(drain=0))
+    shutdown.on_drain(lambda: contexts.append(_context.current()))
+
+    async with shutdown.lifespan(None):
+        token = _context.begin({"request_id": "interrupted"})
+        signal.raise_signal(signal.SIGTERM)
+        _context.end(token)
+        while not contexts:
+            await asyncio.sleep(0)
+
+    assert contexts == [None]
 
 
 async def test_a_signal_that_no_server_takes_is_left_alone():

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import Context
 from types import FrameType, MethodType
 from typing import Any
 
@@ -108,7 +109,8 @@ class _Signals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         """Run between any two instructions of the main thread: leave the work to the event loop."""
-        self._loop.call_soon_threadsafe(self._end if self._repeated else self._begin, number)
+        # In a context of its own: this one is of the request that was interrupted, and has its id.
+        self._loop.call_soon_threadsafe(self._end if self._repeated else self._begin, number, context=Context())
         self._repeated = True
 
     def _begin(self, number: int) -> None:
