@@ -391,6 +391,35 @@ def test_probes_and_metrics_are_neither_logged_nor_measured(capsys):
     assert added(before) == {}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/docs", 200),
+        ("HEAD", "/docs", 200),
+        ("GET", "/docs/assets/swagger-ui.css", 200),
+        ("GET", "/openapi.json", 200),
+        ("GET", "/log-level", 401),
+        ("POST", "/health", 405),
+    ],
+)
+@pytest.mark.parametrize("root_path", ["", "/api"])
+def test_our_own_routes_have_the_whole_edge(root_path, method, path, status, capsys):
+    """They are neither the app's nor unknown: their label is their path."""
+    app = create_app(settings_of(environment="dev", log={"format": "json", "level_token": "t" * 32}))
+    before = samples()
+    with TestClient(app, root_path=root_path) as client:
+        capsys.readouterr()
+
+        response = client.request(method, root_path + path)
+
+        (line,) = access_lines(capsys.readouterr().out)
+        assert response.status_code == status
+        assert_edge(response)
+        assert line["request_id"] == response.headers["x-request-id"]
+        assert (line["http_route"], line["http_status"]) == (path, status)
+        assert added(before) == {(method, path, str(status)): 1}
+
+
 def test_unknown_paths_methods_and_hosts_add_no_series():
     """Series are bounded by the code, not by what clients send."""
     with TestClient(service(), raise_server_exceptions=False) as client:

@@ -90,10 +90,13 @@ def test_route():
 
 def test_starlette_route_in_fastapi():
     """FastAPI does not say which of Starlette's own routes it chose, its docs pages included: the constant label."""
-    app = FastAPI()
+    app, router = FastAPI(), APIRouter()
     app.add_route("/plain/{name}", plain)
+    router.add_route("/plain/{name}", plain)
+    app.include_router(router, prefix="/v1")
 
     assert template(app, "/plain/secret") == UNMATCHED
+    assert template(app, "/v1/plain/secret") == UNMATCHED
     assert template(app, "/openapi.json") == UNMATCHED
 
 
@@ -278,6 +281,19 @@ def test_exact_routes():
     assert client.get("/health/part").json() == {}
     assert client.get("/other").json() == {}
     assert client.get("/HEALTH").json() == {}
+
+
+def test_templates_of_exact_routes():
+    """They are noted, although FastAPI notes none of Starlette's, for a method that they do not have as well."""
+    app, inner = FastAPI(), FastAPI()
+    for each in (app, inner):
+        each.router.routes.insert(0, ExactRoutes([Route("/health", plain, methods=["GET"])]))
+    app.mount("/inner", inner)
+
+    assert template(app, "/health") == "/health"
+    assert template(app, "/health", method="DELETE") == "/health"
+    assert template(app, "/api/health", root_path="/api") == "/health"
+    assert template(app, "/inner/health") == "/inner/health"
 
 
 def test_exact_routes_below_a_root_path():

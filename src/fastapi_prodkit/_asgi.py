@@ -115,8 +115,9 @@ class ExactRoutes(BaseRoute):
         return (Match.NONE, {}) if route is None else route.matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Have the route answer."""
-        await self._routes[get_route_path(scope)].handle(scope, receive, send)
+        """Have the route answer, and note it: FastAPI's router notes only its own kind."""
+        scope["route"] = route = self._routes[get_route_path(scope)]
+        await route.handle(scope, receive, send)
 
     def url_path_for(self, name: str, /, **path_params: Any) -> URLPath:
         """Return the path of one of the routes by name."""
