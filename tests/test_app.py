@@ -220,6 +220,10 @@ def assert_edge(response: httpx.Response) -> None:
     assert re.fullmatch(r"[A-Za-z0-9._-]{8,128}", response.headers["x-request-id"])
     assert response.headers["x-content-type-options"] == "nosniff"
     assert "content-security-policy" in response.headers
+    assert_no_header_twice(response)
+
+
+def assert_no_header_twice(response: httpx.Response) -> None:
     names = Counter(name.lower() for name, _ in response.headers.raw)
     assert [name for name, count in names.items() if count > 1] == []
 
@@ -668,6 +672,43 @@ def test_two_apps_in_one_process_do_not_share_settings_or_quotas():
         assert [first.get("/limited").status_code, second.get("/limited").status_code] == [200, 200]
         assert first.get("/nowhere").status_code == 429
         assert second.get("/nowhere").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/ok", "/broken"])
+def test_two_apps_in_one_process_have_an_edge_each(path, capsys):
+    """Id, policy, origins, line and metric are each app's own; logging is the process's, and the last app's."""
+    origins = {"one": "https://one.example.com", "two": "https://two.example.com"}
+    apps = {
+        name: service(
+            service={"name": name, "version": f"1.0.{name}"},
+            request_id={"header": f"X-{name}-ID"},
+            headers={"csp": f"default-src {origin}"},
+            cors={"origins": [origin]},
+        )
+        for name, origin in origins.items()
+    }
+
+    for name, app in apps.items():
+        other = "two" if name == "one" else "one"
+        before = samples()
+        with TestClient(app, raise_server_exceptions=False) as client:
+            capsys.readouterr()
+            foreign = client.get(path, headers={"Origin": origins[other]})
+            capsys.readouterr()
+            response = client.get(path, headers={"Origin": origins[name]})
+
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        (line,) = [line for line in lines if line["event"] == "request"]
+        status = str(response.status_code)
+        assert "access-control-allow-origin" not in foreign.headers
+        assert response.headers["access-control-allow-origin"] == origins[name]
+        assert response.headers["content-security-policy"] == f"default-src {origins[name]}"
+        assert response.headers[f"x-{name}-id"] == line["request_id"]
+        assert f"x-{other}-id" not in response.headers
+        assert_no_header_twice(response)
+        assert len([line for line in lines if "exception" in line]) == (path == "/broken")
+        assert (line["service"], line["version"]) == ("two", "1.0.two")
+        assert added(before) == {("GET", path, status): 2}
 
 
 def test_an_app_mounted_in_another_passes_its_edge_through(capsys):
