@@ -22,6 +22,7 @@ from prometheus_client import REGISTRY
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Route
 from starlette.websockets import WebSocketDisconnect
 from wire import connection, read_all, read_response, request, serving
@@ -76,6 +77,15 @@ async def broken_teardown():
     raise RuntimeError("internal-detail-teardown")
 
 
+def broken_sync_dependency():
+    raise RuntimeError("internal-detail-sync-dependency")
+
+
+def broken_sync_teardown():
+    yield
+    raise RuntimeError("internal-detail-sync-teardown")
+
+
 def fail():
     raise RuntimeError("internal-detail-background")
 
@@ -90,6 +100,10 @@ def routes() -> APIRouter:
     @router.get("/sync/{number}")
     def sync(number: int):
         return {"id": current_request_id()}
+
+    @router.api_route("/head", methods=["GET", "HEAD"])
+    async def head():
+        return {}
 
     @router.get("/no-content", status_code=204)
     async def no_content():
@@ -130,6 +144,18 @@ def routes() -> APIRouter:
     @router.get("/broken")
     async def broken():
         raise RuntimeError("internal-detail-route")
+
+    @router.get("/broken-sync")
+    def broken_sync():
+        raise RuntimeError("internal-detail-sync")
+
+    @router.get("/broken-sync-dependency", dependencies=[Depends(broken_sync_dependency)])
+    def with_broken_sync_dependency():
+        return {}
+
+    @router.get("/broken-sync-teardown", dependencies=[Depends(broken_sync_teardown)])
+    def with_broken_sync_teardown():
+        return {}
 
     @router.get("/broken-dependency", dependencies=[Depends(broken_dependency)])
     async def with_broken_dependency():
@@ -228,6 +254,19 @@ def assert_no_header_twice(response: httpx.Response) -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def assert_told(response: httpx.Response, output: str, before: dict, label: str) -> None:
+    """The response has the whole edge, and is told of once: in one line, and in one sample under its label."""
+    (line,) = access_lines(output)
+    told = (line["http_method"], line["http_path"], line["http_status"])
+    assert_edge(response)
+    assert line["request_id"] == response.headers["x-request-id"]
+    assert told == (response.request.method, response.request.url.path, response.status_code)
+    assert line["http_route"] == label
+    assert added(before) == {(response.request.method, label, str(response.status_code)): 1}
+
+
+everywhere = pytest.mark.parametrize("prefix", ["", "/outer/inner", "/sub"])  # direct, nested and mounted
+
 OUTCOMES = [
     # method, path, status, route
     ("GET", "/ok", 200, "/ok"),
@@ -239,11 +278,15 @@ OUTCOMES = [
     ("GET", "/nowhere", 404, "_unmatched"),
     ("DELETE", "/ok", 405, "/ok"),
     ("HEAD", "/ok", 405, "/ok"),
+    ("HEAD", "/head", 200, "/head"),
     ("OPTIONS", "/ok", 405, "/ok"),
     ("POST", "/items", 422, "/items"),
     ("GET", "/sync/seven", 422, "/sync/{number}"),
     ("GET", "/unavailable", 503, "/unavailable"),
     ("GET", "/broken", 500, "/broken"),
+    ("GET", "/broken-sync", 500, "/broken-sync"),
+    ("GET", "/broken-sync-dependency", 500, "/broken-sync-dependency"),
+    ("GET", "/broken-sync-teardown", 200, "/broken-sync-teardown"),
     ("GET", "/broken-dependency", 500, "/broken-dependency"),
     ("GET", "/broken-teardown", 200, "/broken-teardown"),
     ("GET", "/broken-early-teardown", 500, "/broken-early-teardown"),
@@ -253,25 +296,19 @@ OUTCOMES = [
 ]
 
 
-@pytest.mark.parametrize("prefix", ["", "/outer/inner", "/sub"])
+@everywhere
 @pytest.mark.parametrize(("method", "path", "status", "route"), OUTCOMES)
 def test_every_outcome_has_the_whole_edge(prefix, method, path, status, route, capsys):
     """Direct, nested or mounted: id, headers, one log line, and one sample under the route's template."""
     before = samples()
-    label = route if route == "_unmatched" else prefix + route
     with TestClient(service(), raise_server_exceptions=False, follow_redirects=False) as client:
         capsys.readouterr()
 
         response = client.request(method, prefix + path, headers={"Origin": ORIGIN})
 
-        (line,) = access_lines(capsys.readouterr().out)
         assert response.status_code == status
-        assert_edge(response)
+        assert_told(response, capsys.readouterr().out, before, route if route == "_unmatched" else prefix + route)
         assert response.headers["access-control-allow-origin"] == ORIGIN
-        assert line["request_id"] == response.headers["x-request-id"]
-        assert (line["http_method"], line["http_path"]) == (method, prefix + path)
-        assert (line["http_route"], line["http_status"]) == (label, status)
-        assert added(before) == {(method, label, str(status)): 1}
         assert "internal-detail" not in response.text
 
 
@@ -289,23 +326,21 @@ def test_errors_are_problems(path):
     assert response.headers["cache-control"] == "no-store"
 
 
-def test_announced_and_chunked_oversize_are_413_problems(capsys):
-    """LIMITS_MAX_BODY_SIZE holds for both kinds of upload."""
+@everywhere
+@pytest.mark.parametrize("chunked", [False, True])
+def test_announced_and_chunked_oversize_are_413_problems(prefix, chunked, capsys):
+    """LIMITS_MAX_BODY_SIZE holds for both kinds of upload: before routing, and in it."""
     before = samples()
+    content = iter([b"x" * 60, b"x" * 60]) if chunked else b"x" * 101
     with TestClient(service(limits={"max_body_size": 100})) as client:
-        announced = client.post("/items", content=b"x" * 101)
-        chunked = client.post("/items", content=iter([b"x" * 60, b"x" * 60]))
+        capsys.readouterr()
 
-    for response in (announced, chunked):
-        assert response.status_code == 413
-        assert response.json()["title"] == announced.json()["title"]
-        assert response.headers["content-type"] == "application/problem+json"
-        assert_edge(response)
-    assert [line["http_status"] for line in access_lines(capsys.readouterr().out)] == [413, 413]
-    assert added(before) == {
-        ("POST", "_unmatched", "413"): 1,
-        ("POST", "/items", "413"): 1,
-    }  # before routing, and in it
+        response = client.post(prefix + "/items", content=content, headers={"Origin": ORIGIN})
+
+    assert response.status_code == response.json()["status"] == 413
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["access-control-allow-origin"] == ORIGIN
+    assert_told(response, capsys.readouterr().out, before, prefix + "/items" if chunked else "_unmatched")
 
 
 def test_a_body_that_is_announced_too_large_leaves_the_handler_alone():
@@ -327,21 +362,38 @@ def test_a_body_that_is_announced_too_large_leaves_the_handler_alone():
     assert done == []
 
 
-def test_limits_are_429_problems_with_headers(capsys):
+@everywhere
+def test_limits_are_429_problems_with_headers(prefix, capsys):
     """The default and a route's own limit share the headers; the refusal has the whole edge."""
-    before = samples()
     with TestClient(service()) as client:
-        first = client.get("/limited")
-        second = client.get("/limited", headers={"Origin": ORIGIN})
+        first = client.get(prefix + "/limited")
+        before = samples()
+        capsys.readouterr()
+
+        second = client.get(prefix + "/limited", headers={"Origin": ORIGIN})
 
     assert first.headers["ratelimit-policy"] == '"default";q=100000;w=60, "limited";q=1;w=60'
     assert second.status_code == 429
-    assert second.json()["violated-policies"] == ["limited"]
+    assert prefix == "/sub" or second.json()["violated-policies"] == ["limited"]  # its handlers are FastAPI's
     assert 0 < int(second.headers["retry-after"]) <= 60
+    assert second.headers["access-control-allow-origin"] == ORIGIN
     assert "RateLimit" in second.headers["access-control-expose-headers"]
-    assert_edge(second)
-    assert [line["http_status"] for line in access_lines(capsys.readouterr().out)] == [200, 429]
-    assert added(before) == {("GET", "/limited", "200"): 1, ("GET", "/limited", "429"): 1}
+    assert_told(second, capsys.readouterr().out, before, prefix + "/limited")
+
+
+@everywhere
+def test_the_default_limit_is_a_429_problem(prefix, capsys):
+    """It refuses before routing, whatever the route."""
+    with TestClient(service(rate_limit={"default": "1/minute"})) as client:
+        client.get(prefix + "/ok")
+        before = samples()
+        capsys.readouterr()
+
+        response = client.get(prefix + "/ok", headers={"Origin": ORIGIN})
+
+    assert response.status_code == response.json()["status"] == 429
+    assert response.headers["access-control-allow-origin"] == ORIGIN
+    assert_told(response, capsys.readouterr().out, before, "_unmatched")
 
 
 def test_the_default_limit_counts_every_kind_of_route():
@@ -358,19 +410,19 @@ def test_the_default_limit_counts_every_kind_of_route():
         assert client.options("/ok", headers=preflight).status_code == 204
 
 
-def test_preflights_are_answered_by_the_edge(capsys):
+@everywhere
+def test_preflights_are_answered_by_the_edge(prefix, capsys):
     """A preflight has the whole edge, too, and never reaches a route."""
     headers = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
     before = samples()
     with TestClient(service()) as client:
-        response = client.options("/items", headers=headers)
+        capsys.readouterr()
+
+        response = client.options(prefix + "/items", headers=headers)
 
     assert response.status_code == 204
     assert response.headers["access-control-allow-origin"] == ORIGIN
-    assert_edge(response)
-    (line,) = access_lines(capsys.readouterr().out)
-    assert (line["http_method"], line["http_status"]) == ("OPTIONS", 204)
-    assert added(before) == {("OPTIONS", "_unmatched", "204"): 1}  # answered before routing
+    assert_told(response, capsys.readouterr().out, before, "_unmatched")
 
 
 def test_unknown_hosts_are_refused_but_not_for_probes():
@@ -437,18 +489,20 @@ def test_unknown_paths_methods_and_hosts_add_no_series():
         assert len(samples()) == before
 
 
-def test_websockets_have_an_id_and_one_line(capsys):
+@everywhere
+def test_websockets_have_an_id_and_one_line(prefix, capsys):
     """The handshake carries the id; the line comes at the close, without a duration sample."""
     before = samples()
     with TestClient(service()) as client:
         capsys.readouterr()
-        with client.websocket_connect("/socket") as websocket:
+        with client.websocket_connect(prefix + "/socket") as websocket:
             request_id = websocket.receive_text()
-            accepted = dict(websocket.extra_headers)
+            accepted = websocket.extra_headers
         (line,) = access_lines(capsys.readouterr().out)
 
-    assert accepted[b"x-request-id"].decode() == request_id
-    assert (line["request_id"], line["http_route"], line["http_status"]) == (request_id, "/socket", 101)
+    assert len(dict(accepted)) == len(accepted)
+    assert dict(accepted)[b"x-request-id"].decode() == line["request_id"] == request_id
+    assert (line["http_route"], line["http_status"]) == (prefix + "/socket", 101)
     assert added(before) == {}
 
 
@@ -462,12 +516,29 @@ def test_websockets_from_foreign_origins_are_refused(capsys):
     assert line["http_status"] == 403
 
 
+def headers_of(received: bytes) -> dict[str, str]:
+    """Return the headers of a response as it was on the wire, none of which is there twice."""
+    lines = received.partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")[1:]
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert len(headers) == len(lines)
+    return headers
+
+
 class TestOnTheWire:
     """What only a real server and a real connection can show."""
 
     @pytest.mark.parametrize(
         "path",
-        ["/broken", "/broken-dependency", "/broken-background", "/broken-teardown", "/broken-early-teardown"],
+        [
+            "/broken",
+            "/broken-dependency",
+            "/broken-background",
+            "/broken-teardown",
+            "/broken-early-teardown",
+            "/broken-sync",
+            "/broken-sync-dependency",
+            "/broken-sync-teardown",
+        ],
     )
     def test_the_connection_stays_usable_after_an_exception(self, path, capsys):
         """The failure is logged once, and the next request on the same connection is served."""
@@ -479,7 +550,11 @@ class TestOnTheWire:
 
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         (error,) = [line for line in lines if "exception" in line]
-        complete = path in ("/broken-background", "/broken-teardown")  # they fail after the response
+        complete = path in (
+            "/broken-background",
+            "/broken-teardown",
+            "/broken-sync-teardown",
+        )  # they fail after the response
         assert first.startswith(b"HTTP/1.1 200" if complete else b"HTTP/1.1 500")
         assert b"internal-detail" not in first
         assert b"close" not in first.lower().partition(b"\r\n\r\n")[0]
@@ -487,34 +562,53 @@ class TestOnTheWire:
         assert "internal-detail" in error["exception"]
         assert error["request_id"].encode() in first
 
-    def test_a_failure_in_mid_stream_breaks_the_transfer(self, capsys):
+    @everywhere
+    def test_a_failure_in_mid_stream_breaks_the_transfer(self, prefix, capsys):
         """The client must not take the part for the whole: no final chunk, one error record, one access line."""
         before = samples()
         with serving(service()) as port, connection(port) as client:
-            client.sendall(request("GET", "/broken-stream"))
+            client.sendall(request("GET", prefix + "/broken-stream", f"Origin: {ORIGIN}"))
             received = read_all(client)
 
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        (line,) = [line for line in lines if line["event"] == "request"]
+        (error,) = [line for line in lines if "exception" in line]
+        headers = headers_of(received)
         assert b"first" in received
-        assert b"\r\nx-request-id: " in received
-        assert b"\r\nx-content-type-options: nosniff\r\n" in received
-        assert added(before) == {("GET", "/broken-stream", "200"): 1}
         assert not received.endswith(b"0\r\n\r\n")
-        assert len([line for line in lines if "exception" in line]) == 1
-        assert len([line for line in lines if line["event"] == "request"]) == 1
+        assert headers["x-request-id"] == line["request_id"] == error["request_id"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["access-control-allow-origin"] == ORIGIN
+        assert (line["http_route"], line["http_status"]) == (prefix + "/broken-stream", 200)
+        assert added(before) == {("GET", prefix + "/broken-stream", "200"): 1}
 
-    def test_a_client_that_leaves_is_status_499(self, capsys):
+    @everywhere
+    def test_a_client_that_leaves_is_status_499(self, prefix, capsys):
         """Neither an error nor a success, in the line and in the metric."""
         before = samples()
         with serving(service()) as port, connection(port) as client:
-            client.sendall(request("GET", "/endless"))
-            client.recv(1024)
+            client.sendall(request("GET", prefix + "/endless"))
+            received = client.recv(65536)
 
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         (line,) = [line for line in lines if line["event"] == "request"]
-        assert line["http_status"] == 499
-        assert added(before) == {("GET", "/endless", "499"): 1}
+        assert (line["http_route"], line["http_status"]) == (prefix + "/endless", 499)
+        assert headers_of(received)["x-request-id"] == line["request_id"]
+        assert added(before) == {("GET", prefix + "/endless", "499"): 1}
         assert [line for line in lines if line["level"] == "error"] == []
+
+    @everywhere
+    @pytest.mark.parametrize("origin", [ORIGIN, "https://evil.example"])
+    def test_the_answer_to_a_handshake_has_no_header_twice(self, prefix, origin):
+        """Whether it is accepted or refused."""
+        handshake = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+        key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+        with serving(service()) as port, connection(port) as client:
+            client.sendall(request("GET", prefix + "/socket", *handshake, key, f"Origin: {origin}"))
+            received = client.recv(65536)
+
+        assert received.startswith(b"HTTP/1.1 101" if origin == ORIGIN else b"HTTP/1.1 403")
+        assert "x-request-id" in headers_of(received)
 
     def test_every_line_of_the_process_is_json_with_the_id(self, capsys):
         """The server's own lines included; the one about a request carries its id."""
@@ -527,31 +621,67 @@ class TestOnTheWire:
         assert {line.get("request_id") for line in lines if "exception" in line} == {"a-request-of-mine"}
 
 
-def test_an_exception_in_users_middleware_is_a_500_problem_logged_once(capsys):
-    """User middleware is inside the edge, whether passed in or added later."""
+class BrokenMiddleware:
+    """A user's own, which fails before or after what is inside of it."""
 
-    class Broken:
-        def __init__(self, app):
-            self.app = app
+    def __init__(self, app):
+        self.app = app
 
-        async def __call__(self, scope, receive, send):
-            if scope["type"] == "http":
-                raise RuntimeError("internal-detail-middleware")
-            await self.app(scope, receive, send)
+    async def __call__(self, scope, receive, send):
+        if scope.get("path") == "/broken-before":
+            raise RuntimeError("internal-detail-middleware")
+        await self.app(scope, receive, send)
+        if scope.get("path") == "/broken-after":
+            raise RuntimeError("internal-detail-middleware")
 
-    for app in (create_app(settings_of(), middleware=[Middleware(Broken)]), create_app(settings_of())):
-        if not app.user_middleware:
-            app.add_middleware(Broken)
-        with TestClient(app, raise_server_exceptions=False) as client:
-            capsys.readouterr()
 
-            response = client.get("/ok")
+class BrokenBaseMiddleware(BaseHTTPMiddleware):
+    """The same, as Starlette makes it easy."""
 
-            lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-            assert response.json()["status"] == 500
-            assert "internal-detail" not in response.text
-            assert_edge(response)
-            assert len([line for line in lines if "exception" in line]) == 1
+    async def dispatch(self, request, call_next):
+        if request.url.path == "/broken-before":
+            raise RuntimeError("internal-detail-middleware")
+        response = await call_next(request)
+        if request.url.path == "/broken-after":
+            raise RuntimeError("internal-detail-middleware")
+        return response
+
+
+@pytest.mark.parametrize("added_later", [False, True])
+@pytest.mark.parametrize(
+    ("middleware", "path", "status", "route"),
+    [
+        (BrokenMiddleware, "/broken-before", 500, "_unmatched"),
+        (BrokenMiddleware, "/broken-after", 200, "/broken-after"),  # the response was complete
+        (BrokenBaseMiddleware, "/broken-before", 500, "_unmatched"),
+        (BrokenBaseMiddleware, "/broken-after", 500, "/broken-after"),  # it was not sent
+    ],
+)
+def test_an_exception_in_users_middleware_is_a_500_problem_logged_once(
+    added_later, middleware, path, status, route, capsys
+):
+    """User middleware is inside the edge, whether passed in or added later; and the connection stays usable."""
+    before = samples()
+    app = create_app(settings_of(), middleware=[] if added_later else [Middleware(middleware)], routers=[routes()])
+    if added_later:
+        app.add_middleware(middleware)
+    app.add_api_route("/broken-after", lambda: "ok")
+
+    with serving(app) as port, connection(port) as client:
+        client.sendall(request("GET", path, f"Origin: {ORIGIN}"))
+        first = read_response(client)
+        client.sendall(request("GET", "/ok"))
+        second = read_response(client)
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    line, _ = [line for line in lines if line["event"] == "request"]
+    (error,) = [line for line in lines if "exception" in line]
+    assert first.startswith(b"HTTP/1.1 %d" % status)
+    assert second.startswith(b"HTTP/1.1 200")
+    assert b"internal-detail" not in first
+    assert headers_of(first)["access-control-allow-origin"] == ORIGIN
+    assert headers_of(first)["x-request-id"] == line["request_id"] == error["request_id"]
+    assert added(before) == {("GET", route, str(status)): 1, ("GET", "/ok", "200"): 1}
 
 
 async def test_contexts_do_not_leak_between_200_concurrent_requests():
