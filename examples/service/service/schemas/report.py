@@ -1,15 +1,23 @@
 """Visit reports, as clients see them."""
 
+import re
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import Annotated
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from service.pagination import decode_cursor
 from service.schemas.airport import AirportCode, Limit
 from service.schemas.text import Comment
+
+
+def _written_out(day: object) -> object:
+    """Refuse what pydantic takes for a date beside one: seconds since 1970, and midnights."""
+    if not (isinstance(day, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", day)):
+        raise ValueError("must be a date, such as 2025-05-04")
+    return day
 
 
 def _not_in_the_future(day: date) -> date:
@@ -18,6 +26,7 @@ def _not_in_the_future(day: date) -> date:
     return day
 
 
+Day = Annotated[date, BeforeValidator(_written_out), AfterValidator(_not_in_the_future)]
 Cursor = Annotated[str, AfterValidator(partial(decode_cursor, pattern=r"[1-9][0-9]{0,17}"))]
 Rating = Annotated[int, Field(strict=True, ge=1, le=5, description="1 (never again) to 5 (excellent).")]
 
@@ -30,7 +39,7 @@ class ReportCreate(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"airport": "FRA", **VISIT}]})
 
     airport: AirportCode = Field(description="ICAO or IATA code.")
-    visited_on: Annotated[date, AfterValidator(_not_in_the_future)] = Field(description="Day of the visit.")
+    visited_on: Day = Field(description="Day of the visit.")
     rating: Rating
     comment: Comment = Field(description="Plain text.")
 
