@@ -945,6 +945,19 @@ def test_broken_paths(number):
     assert response.headers["content-type"] == PROBLEM
 
 
+@pytest.mark.parametrize(
+    ("query", "read"), [("%FF%FE", "\ufffd\ufffd"), ("%ED%A0%80", "\ufffd" * 3), ("a%C3", "a\ufffd")]
+)
+def test_a_query_that_is_no_text(query, read):
+    """Starlette reads bytes that are no UTF-8 as replacement characters, which JSON can express."""
+    app = fastapi()
+    app.get("/")(lambda q: q)
+
+    response = client_of(app).get(f"/?q={query}")
+
+    assert (response.status_code, response.json()) == (200, read)
+
+
 async def test_path_with_lone_surrogates():
     """A server that decodes paths leniently does not make an error of an error."""
     sent = []
