@@ -127,14 +127,22 @@ class TestProgram:
 
         assert (code, out, err) == (2, "", f"prodkit: {instead}\n")
 
-    @pytest.mark.parametrize(("no_color", "label"), [(None, "\033[31mprodkit:\033[0m"), ("1", "prodkit:")])
-    def test_colour_is_for_terminals_that_want_it(self, run, monkeypatch, no_color, label):
-        """NO_COLOR is honoured; a pipe gets no colour anyway."""
+    @pytest.mark.parametrize(
+        ("variables", "label"),
+        [
+            ({}, "\033[31mprodkit:\033[0m"),
+            ({"NO_COLOR": ""}, "\033[31mprodkit:\033[0m"),
+            ({"NO_COLOR": "1"}, "prodkit:"),
+            ({"TERM": "dumb"}, "prodkit:"),
+        ],
+    )
+    def test_colour_is_for_terminals_that_want_it(self, run, monkeypatch, variables, label):
+        """NO_COLOR is honoured unless it is empty, and so is a terminal that knows none; a pipe gets none anyway."""
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-        if no_color is None:
-            monkeypatch.delenv("NO_COLOR", raising=False)
-        else:
-            monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        monkeypatch.setenv("TERM", "xterm")
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
 
         _, _, err = run("xyzzy")
 

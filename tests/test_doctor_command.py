@@ -175,14 +175,18 @@ class TestCommand:
             "::error title=a-b%3A One%2C two%3A 100 %25::First%0D%0A::error::second 50 %25. " + finding.docs
         )
 
-    @pytest.mark.parametrize(("no_color", "coloured"), [(None, True), ("1", False)])
-    def test_colour_is_for_terminals_that_want_it(self, monkeypatch, capsys, no_color, coloured):
-        """NO_COLOR is honoured; a pipe gets no colour anyway."""
+    @pytest.mark.parametrize(
+        ("variables", "coloured"),
+        [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+    )
+    def test_colour_is_for_terminals_that_want_it(self, monkeypatch, capsys, variables, coloured):
+        """NO_COLOR is honoured unless it is empty, and so is a terminal that knows none; a pipe gets none anyway."""
         monkeypatch.setenv("HOSTS_ALLOWED", "")
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
         monkeypatch.delenv("NO_COLOR", raising=False)
-        if no_color:
-            monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.setenv("TERM", "xterm")
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
 
         main(["doctor"])
 

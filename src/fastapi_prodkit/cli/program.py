@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from fastapi_prodkit import __version__
 from fastapi_prodkit.cli.failure import describe
+from fastapi_prodkit.cli.terminal import coloured
 
 __all__ = ["COMMANDS", "CommandGroup", "main"]
 
@@ -139,8 +140,7 @@ def _misused(error: typer.TyperException) -> int:
 
 
 def _complain(message: str) -> None:
-    plain = "NO_COLOR" in os.environ or not sys.stderr.isatty()
-    label = "prodkit:" if plain else f"{_RED}prodkit:{_PLAIN}"
+    label = f"{_RED}prodkit:{_PLAIN}" if coloured(sys.stderr) else "prodkit:"
     typer.echo(f"{label} {message}", err=True, color=True)
 
 

@@ -1,7 +1,6 @@
 """What was found, for a reader, for a program, and for the annotations of GitHub Actions."""
 
 import json
-import os
 import sys
 import textwrap
 from collections import Counter
@@ -11,6 +10,7 @@ from typing import Final
 from fastapi_prodkit.cli.doctor.advisories import AS_OF
 from fastapi_prodkit.cli.doctor.examination import Examination
 from fastapi_prodkit.cli.doctor.finding import DOCS, SEVERITIES, Finding, Severity
+from fastapi_prodkit.cli.terminal import coloured
 
 __all__ = ["as_github", "as_json", "as_text"]
 
@@ -21,9 +21,9 @@ _COMMANDS: Final[dict[Severity, str]] = {"error": "error", "warning": "warning",
 
 
 def as_text(examination: Examination) -> str:
-    """Return a list that reads well in 80 columns; with colours for a terminal, unless NO_COLOR is set."""
-    coloured = "NO_COLOR" not in os.environ and sys.stdout.isatty()
-    blocks = [_block(finding, coloured=coloured) for finding in examination.findings]
+    """Return a list that reads well in 80 columns; with colours for a terminal that wants them."""
+    colours = coloured(sys.stdout)
+    blocks = [_block(finding, colours=colours) for finding in examination.findings]
     return "\n\n".join([*blocks, "\n".join(_summary(examination))])
 
 
@@ -56,10 +56,10 @@ def as_github(examination: Examination) -> str:
     return "\n".join([*lines, *_summary(examination)])
 
 
-def _block(finding: Finding, *, coloured: bool) -> str:
+def _block(finding: Finding, *, colours: bool) -> str:
     label = finding.severity.upper().ljust(len("WARNING"))
     title, name = finding.title, finding.id
-    if coloured:
+    if colours:
         label = f"{_COLOURS[finding.severity]}{label}{_PLAIN}"
         title, name = f"{_BOLD}{title}{_PLAIN}", f"{_DIM}{name}{_PLAIN}"
     return "\n".join([f"{label}  {title}  [{name}]", *_wrapped(finding.reason, ""), *_wrapped(finding.remedy, "-> ")])
