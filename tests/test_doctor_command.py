@@ -13,7 +13,7 @@ pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodk
 
 from doctoring import REMOTE, SECRET, SOUND, in_order, module  # noqa: F401 - a fixture
 
-from fastapi_prodkit.cli import main
+from fastapi_prodkit.cli import main, terminal
 from fastapi_prodkit.cli.doctor import examination as examinations
 from fastapi_prodkit.cli.doctor import report
 from fastapi_prodkit.cli.doctor.examination import Examination
@@ -276,7 +276,7 @@ class TestCommand:
 
     def test_progress_is_told_after_a_second(self, monkeypatch, capsys):
         """Whoever waits knows what for."""
-        monkeypatch.setattr(examinations, "_SOON", 0.01)
+        monkeypatch.setattr(terminal, "_SOON", 0.01)
         name = module("import time; time.sleep(0.5)\nfrom fastapi import FastAPI\napp = FastAPI()\n")
 
         main(["doctor", f"{name}:app"])

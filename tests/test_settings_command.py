@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 
 from fastapi_prodkit import Settings, _variables
-from fastapi_prodkit.cli import main
+from fastapi_prodkit.cli import main, terminal
 
 SECRET = "hunter2-7f3a"
 ROOT = Path(__file__).parent.parent
@@ -172,6 +172,17 @@ def test_usable_settings_are_a_success(run, monkeypatch):
 
     assert (code, err) == (0, "")
     assert "  SERVICE_NAME  (str)  default fastapi-service\n      = orders   from the environment\n" in out
+
+
+def test_progress_is_told_after_a_second(run, project, monkeypatch):
+    """Whoever waits, for AWS perhaps, knows what for."""
+    monkeypatch.setattr(terminal, "_SOON", 0.01)
+    (project / "shop.py").write_text(f"import time; time.sleep(0.5)\n{SHOP}")
+
+    _, out, err = run("shop:ShopSettings", "--format", "env")
+
+    assert err == "reading shop:ShopSettings ...\n"
+    assert out.startswith("# Copy")
 
 
 def test_a_file_to_copy(run, project):

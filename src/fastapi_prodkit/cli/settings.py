@@ -13,6 +13,7 @@ import typer
 from fastapi_prodkit._redact import REDACTED
 from fastapi_prodkit.cli.inventory import Variable, variables
 from fastapi_prodkit.cli.target import as_in, resolve
+from fastapi_prodkit.cli.terminal import patience
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
 
 __all__ = ["app"]
@@ -33,6 +34,9 @@ class Format(StrEnum):
     ECS = "ecs"
     JSON_SCHEMA = "json-schema"
     JSON = "json"
+
+
+_JUDGED: Final = (Format.TABLE, Format.JSON, Format.ECS)  # what is about the values, and not only about the names
 
 
 @app.command()
@@ -58,22 +62,16 @@ def settings(  # noqa: PLR0913 - an option each
 
     The exit code is 1 if the settings cannot be used, and standard error says why; what there is to show is shown.
     """
-    with as_in(environment):
+    if output is not None and output.exists() and not force:
+        raise ConfigurationError(f"{output} exists already; try: prodkit settings {target} --output {output} --force")
+    with as_in(environment), patience(f"reading {target}"):
         settings_cls = _class(target)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come again below
-            every = variables(settings_cls)
-        text = _FORMATS[form](every, secret)
-        if output is None:
-            typer.echo(text)
-        elif output.exists() and not force:
-            raise ConfigurationError(
-                f"{output} exists already; try: prodkit settings {target} --output {output} --force"
-            )
-        else:
-            output.write_text(f"{text}\n", encoding="utf-8")
-            typer.echo(f"{output} has {len(every)} variables")
-        return _complain(settings_cls) if form in (Format.TABLE, Format.JSON, Format.ECS) else 0
+        every = _read(settings_cls)
+        problem = _problem(settings_cls) if form in _JUDGED else None
+    _show(_FORMATS[form](every, secret), len(every), output)
+    if problem is not None:
+        typer.echo(f"\n{problem}", err=True)
+    return 0 if problem is None else _UNUSABLE
 
 
 def _class(target: str) -> Any:
@@ -85,13 +83,27 @@ def _class(target: str) -> Any:
     return found
 
 
-def _complain(settings_cls: Any) -> int:
+def _read(settings_cls: Any) -> list[Variable]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again where the settings are judged
+        return variables(settings_cls)
+
+
+def _problem(settings_cls: Any) -> str | None:
+    """Return why the settings cannot be used; None if they can."""
     try:
         settings_cls()
     except SettingsError as error:
-        typer.echo(f"\n{error}", err=True)
-        return _UNUSABLE
-    return 0
+        return str(error)
+    return None
+
+
+def _show(text: str, count: int, output: Path | None) -> None:
+    if output is None:
+        typer.echo(text)
+        return
+    output.write_text(f"{text}\n", encoding="utf-8")
+    typer.echo(f"{output} has {count} variables")
 
 
 def _table(every: Sequence[Variable], _secret: str) -> str:

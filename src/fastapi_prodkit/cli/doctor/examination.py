@@ -7,10 +7,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Timer
 from typing import Any
-
-import typer
 
 from fastapi_prodkit._servers import asked_workers
 from fastapi_prodkit.cli.doctor import surroundings
@@ -18,10 +15,10 @@ from fastapi_prodkit.cli.doctor.asking import ask
 from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Finding
 from fastapi_prodkit.cli.doctor.loading import Loaded, load
 from fastapi_prodkit.cli.doctor.subject import Server, Subject
+from fastapi_prodkit.cli.terminal import patience
 
 __all__ = ["Examination", "examine", "gather"]
 
-_SOON = 1.0  # seconds after which it is said what takes so long
 _UNREAD = "the app could not be loaded, and its settings with it"
 _UNUSED = "the app has no settings of fastapi-prodkit's: HOSTS_ALLOWED, DATABASE_URL and the others mean nothing to it"
 
@@ -56,7 +53,7 @@ def gather(target: str | None, *, environment: str, factory: bool, timeout: floa
     """
     skipped: dict[str, str] = {}
     with _quiet():
-        with _patience(f"loading {target or 'the settings'}"):
+        with patience(f"loading {target or 'the settings'}"):
             loaded = load(target, environment=environment, factory=factory)
         server = _server(loaded, timeout, skipped)
     return replace(
@@ -98,7 +95,7 @@ def _server(loaded: Loaded, timeout: float | None, skipped: dict[str, str]) -> S
     elif timeout is None:
         skipped["database"] = "--offline"
     else:
-        with _patience(f"asking the database, for {timeout:g} s at most"):
+        with patience(f"asking the database, for {timeout:g} s at most"):
             return ask(database, timeout)
     return None
 
@@ -127,14 +124,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def _patience(what: str) -> Iterator[None]:
-    """Say what is going on, if it takes longer than a second."""
-    timer = Timer(_SOON, typer.echo, [f"{what} ..."], {"err": True})
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
