@@ -268,6 +268,14 @@ def test_a_target_that_is_none(run, target, instead):
     assert err == f"prodkit: {instead}\n"
 
 
+def test_an_environment_that_does_not_exist(run):
+    """It is refused before anything is read, with those that there are."""
+    code, out, err = run("--environment", "bogus")
+
+    assert (code, out) == (2, "")
+    assert "'bogus' is not one of 'dev', 'test', 'staging', 'prod'; try: prodkit settings --" in err
+
+
 @pytest.mark.parametrize("example", [".env.example", ".env.dev.example"])
 def test_the_variables_of_the_example_exist(example, monkeypatch, capsys):
     """What its files set, its settings read."""

@@ -12,7 +12,7 @@ import typer
 
 from fastapi_prodkit._redact import REDACTED
 from fastapi_prodkit.cli.inventory import Variable, variables
-from fastapi_prodkit.cli.target import as_in, resolve
+from fastapi_prodkit.cli.target import Environment, as_in, resolve
 from fastapi_prodkit.cli.terminal import patience
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
 
@@ -50,7 +50,8 @@ def settings(  # noqa: PLR0913 - an option each
         typer.Option("--format", help="env: an .env.example; ecs: parts of a container definition."),
     ] = Format.TABLE,
     environment: Annotated[
-        str | None, typer.Option(help="Instead of ENVIRONMENT: prod reads .env.prod, and refuses what is unsafe.")
+        Environment | None,
+        typer.Option(help="Instead of ENVIRONMENT: prod reads .env.prod, and refuses what is unsafe."),
     ] = None,
     secret: Annotated[
         str, typer.Option(help="For ecs: the ARN of the secret in AWS Secrets Manager that holds the values.")

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from fastapi_prodkit.cli.program import UnknownCommandError
 
-__all__ = ["UnknownAppError", "as_in", "resolve"]
+__all__ = ["Environment", "UnknownAppError", "as_in", "resolve"]
+
+Environment: TypeAlias = Literal["dev", "test", "staging", "prod"]
 
 
 class UnknownAppError(UnknownCommandError):

@@ -2,7 +2,7 @@
 
 import os
 from difflib import get_close_matches
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated
 
 import typer
 
@@ -10,10 +10,9 @@ from fastapi_prodkit.cli.doctor.examination import examine, gather
 from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Severity
 from fastapi_prodkit.cli.doctor.report import as_github, as_json, as_text
 from fastapi_prodkit.cli.program import UnknownCommandError
+from fastapi_prodkit.cli.target import Environment
 
 __all__ = ["app"]
-
-Environment: TypeAlias = Literal["dev", "test", "staging", "prod"]
 
 _FOUND = 1
 
