@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -208,11 +209,27 @@ def test_a_file_that_exists_is_kept(run, project):
     code, _, _ = run("--format", "markdown", "--output", "table.md", "--force")
 
     assert (refused, kept, code) == (1, "mine", 0)
-    assert err.startswith("prodkit: table.md exists already; try: prodkit settings")
+    assert err == (
+        "prodkit: table.md exists already; try: "
+        "prodkit settings fastapi_prodkit:Settings --format markdown --output table.md --force\n"
+    )
     assert (
         "| `RATE_LIMIT_DEFAULT` | str | `100/minute` | Limit on every request of one client. |"
         in (project / "table.md").read_text()
     )
+
+
+def test_what_is_to_be_typed_over_a_file_writes_what_was_asked_for(run, project):
+    """Every option that was given is in the line, quoted for the shell."""
+    (project / "my file").write_text("mine")
+    options = ["--format", "ecs", "--environment", "test", "--secret", "arn:a b", "--output", "my file"]
+
+    _, _, err = run("shop:ShopSettings", *options)
+    typed = shlex.split(err.partition("; try: ")[2])
+    run(*typed[2:])
+
+    assert typed == ["prodkit", "settings", "shop:ShopSettings", *options, "--force"]
+    assert "arn:a b:DATABASE_URL::" in (project / "my file").read_text()
 
 
 def test_a_container_definition(run, monkeypatch):

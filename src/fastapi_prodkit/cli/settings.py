@@ -1,8 +1,9 @@
 """`prodkit settings`: every variable of a service, for people, for files and for other tools."""
 
 import json
+import shlex
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
@@ -64,7 +65,8 @@ def settings(  # noqa: PLR0913 - an option each
     The exit code is 1 if the settings cannot be used, and standard error says why; what there is to show is shown.
     """
     if output is not None and output.exists() and not force:
-        raise ConfigurationError(f"{output} exists already; try: prodkit settings {target} --output {output} --force")
+        again = _typed(target, {"format": form, "environment": environment, "secret": secret, "output": output})
+        raise ConfigurationError(f"{output} exists already; try: {again} --force")
     with as_in(environment), patience(f"reading {target}"):
         settings_cls = _class(target)
         every = _read(settings_cls)
@@ -73,6 +75,13 @@ def settings(  # noqa: PLR0913 - an option each
     if problem is not None:
         typer.echo(f"\n{problem}", err=True)
     return 0 if problem is None else _UNUSABLE
+
+
+def _typed(target: str, options: Mapping[str, object]) -> str:
+    """Return the line that gives these options, without those that are as they would be anyway."""
+    given = {name: str(value) for name, value in options.items() if value not in (None, Format.TABLE, _SECRET)}
+    words = [target, *(word for name, value in given.items() for word in (f"--{name}", value))]
+    return shlex.join(["prodkit", "settings", *words])
 
 
 def _class(target: str) -> Any:
