@@ -149,7 +149,14 @@ def _env(every: Sequence[Variable], _secret: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    return f"'{value}'" if any(letter in value for letter in " #;") else value
+    """Quote as python-dotenv reads it: in single quotes what can stand there as it is, and else with escapes."""
+    if not any(letter in value for letter in " \t#;'\"\n\r"):
+        return value
+    if not any(letter in value for letter in "'\\\n\r"):
+        return f"'{value}'"
+    for letter, escape in (("\\", r"\\"), ('"', r"\""), ("\n", r"\n"), ("\r", r"\r")):
+        value = value.replace(letter, escape)
+    return f'"{value}"'
 
 
 def _markdown(every: Sequence[Variable], _secret: str) -> str:
