@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from fastapi_prodkit import _variables
 from fastapi_prodkit._redact import Redactor
+from fastapi_prodkit.cli.schema import lower_case, text_schema
+from fastapi_prodkit.sections.section import OrNone
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
@@ -39,7 +41,7 @@ class Variable:
         secret: It is never shown.
         value: What sets it, as it is written there, masked if it is a secret; None if nothing does.
         source: Where that is; empty for the default.
-        schema: As JSON Schema has it.
+        schema: Of its text, as JSON Schema has it.
     """
 
     name: str
@@ -100,19 +102,28 @@ def _sources(settings_cls: "type[BaseSettings]") -> "list[VariablesSource]":
 
 
 def _declared(settings_cls: "type[BaseSettings]", prefix: str) -> Iterator[Variable]:
-    schemas = settings_cls.model_json_schema(by_alias=False)["properties"]
+    schema = settings_cls.model_json_schema(by_alias=False)
     for name, own in settings_cls.model_fields.items():
         section = _variables.section_of(own)
         if section is None:
             for each in _variables.own_names(name, own, prefix):
-                yield _variable(each, "", own, schemas[name], always=True)
+                yield _variable(each, "", own, _schema(schema, name, own), always=True)
             continue
         if _variables.has_switch(own):
             yield _switch(_variables.variable(prefix, name, "enabled"), name, own, section)
-        properties = section.model_json_schema()["properties"]
+        inside = section.model_json_schema(by_alias=False)
         for key, inner in section.model_fields.items():
             label = _variables.variable(prefix, name, key)
-            yield _variable(label, name, inner, properties[key], always=not _variables.has_switch(own))
+            text = _schema(inside, key, inner, section)
+            yield _variable(label, name, inner, text, always=not _variables.has_switch(own))
+
+
+def _schema(
+    of: Mapping[str, Any], key: str, declared: FieldInfo, section: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    schema = of["properties"][key]
+    known = schema if section is None else lower_case(schema, section, key)
+    return text_schema(known, of.get("$defs", {}), or_none=OrNone in declared.metadata)
 
 
 def _switch(name: str, section: str, own: FieldInfo, model: type[BaseModel]) -> Variable:
@@ -128,7 +139,7 @@ def _switch(name: str, section: str, own: FieldInfo, model: type[BaseModel]) -> 
         begins=False,
         description=_SWITCH,
         secret=False,
-        schema={"type": "boolean"},
+        schema=text_schema({"type": "boolean"}, {}, or_none=False),
     )
 
 
@@ -142,7 +153,7 @@ def _variable(name: str, section: str, declared: FieldInfo, schema: Mapping[str,
         begins=declared.is_required() and not always,
         description=declared.description or "",
         secret=SecretStr in _variables.members(declared),
-        schema={key: value for key, value in schema.items() if key not in ("title", "default", "description")},
+        schema=schema,
     )
 
 
@@ -170,4 +181,5 @@ def _default(declared: FieldInfo) -> str | None:
         return ",".join(map(str, value))
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    plain = to_jsonable_python(value)
+    return plain if isinstance(plain, str) else json.dumps(plain)

@@ -183,14 +183,20 @@ def _hidden(each: Variable) -> bool:
 
 
 def _json_schema(every: Sequence[Variable], _secret: str) -> str:
-    """Write a schema of the variables as one flat object, as the environment is."""
+    """Write a schema of the variables as one flat object of strings, as the environment is."""
     properties: dict[str, Any] = {}
     for each in every:
-        known = {"description": each.description, "default": each.default}
+        words = f"{each.description} {each.schema.get('description', '')}".strip()
+        known = {"description": words, "default": each.default}
         properties[each.name] = {**each.schema, **{key: value for key, value in known.items() if value}}
-    required = [each.name for each in every if each.required]
-    schema = "https://json-schema.org/draft/2020-12/schema"
-    return json.dumps({"$schema": schema, "type": "object", "properties": properties, "required": required}, indent=2)
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": properties,
+        "required": [each.name for each in every if each.required],
+        "additionalProperties": {"type": "string"},
+    }
+    return json.dumps(schema, indent=2)
 
 
 def _json(every: Sequence[Variable], _secret: str) -> str:
