@@ -17,6 +17,7 @@ import fastapi_prodkit
 from fastapi_prodkit import __main__ as door
 
 SECRET = "hunter2-7f3a"
+NO_DATABASE = "Invalid value for '--database': '%s' is not one of 'postgresql', 'sqlite'"
 NOWHERE = f"postgresql://user:{SECRET}@127.0.0.1:1/name"
 
 
@@ -114,10 +115,19 @@ class TestProgram:
             ("upgrade", "there is no command 'upgrade'; try: prodkit db upgrade"),
             ("dbb", "there is no command 'dbb'; try: prodkit db"),
             ("xyzzy", "there is no command 'xyzzy'; try: prodkit --help"),
+            ("help", "there is no command 'help'; try: prodkit --help"),
+            ("version", "there is no command 'version'; try: prodkit --version"),
+            ("db help", "there is no command 'help'; try: prodkit db --help"),
             ("--verison", "there is no option --verison; try: prodkit --version"),
             ("--xyzzy", "there is no option --xyzzy; try: prodkit --help"),
             ("db upgade", "there is no command 'upgade'; try: prodkit db upgrade"),
             ("db upgrade --sqll", "there is no option --sqll; try: prodkit db upgrade --sql"),
+            ("db upgrade --lock-timeout", "Option '--lock-timeout' requires an argument; try: prodkit --help"),
+            (
+                "new shop --database postgres",
+                f"{NO_DATABASE % 'postgres'}; try: prodkit new --database postgresql",
+            ),
+            ("new shop --database oracle", f"{NO_DATABASE % 'oracle'}; try: prodkit new --help"),
             ("db downgrade", "Missing argument 'revision'; try: prodkit db downgrade --help"),
         ],
     )

@@ -200,7 +200,8 @@ class TestCommand:
             ("shpo.main:app", "there is no module 'shpo.main' here; try: prodkit doctor shop.main:app"),
             ("nowhere:app", "there is no module 'nowhere' here; try: prodkit doctor --help"),
             ("shop.main:ap", "there is no 'ap' in shop.main; try: prodkit doctor shop.main:application"),
-            ("shop:lenght", "there is no 'lenght' in shop; try: prodkit doctor shop:length"),
+            ("shop:lenght", "there is no 'lenght' in shop; try: prodkit doctor --help"),
+            ("shop:mkae", "there is no 'mkae' in shop; try: prodkit doctor shop:make"),
             ("shop:app", "there is no 'app' in shop; try: prodkit doctor --help"),
             (
                 "--ignore app-doc-public",
@@ -217,7 +218,7 @@ class TestCommand:
     def test_what_is_not_understood(self, tmp_path, monkeypatch, capsys, typed, instead):
         """One line says what to type instead, and the exit code is 2."""
         (tmp_path / "shop").mkdir()
-        (tmp_path / "shop" / "__init__.py").write_text("length = 1\n")
+        (tmp_path / "shop" / "__init__.py").write_text("length = 1\ndef make(): ...\n")
         (tmp_path / "shop" / "main.py").write_text("from fastapi import FastAPI\napplication = FastAPI()\n")
         for name in ("shop", "shop.main"):
             monkeypatch.delitem(sys.modules, name, raising=False)

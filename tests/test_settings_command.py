@@ -67,6 +67,15 @@ class ShopSettings(Settings):
 
 PAGE = 1
 """
+BROKEN = """
+settings = 1
+
+def __dir__():
+    return ["settings", "lazy"]
+
+def __getattr__(name):
+    raise AttributeError(name) if name == "Settings" else RuntimeError(name)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -76,11 +85,13 @@ def project(tmp_path, monkeypatch):
         if name in _variables.variables(Settings) or name.startswith(("DATABASE_", "STRIPE_")):
             monkeypatch.delenv(name)
     (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "broken.py").write_text(BROKEN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("ENVIRONMENT", "dev")
     yield tmp_path
-    sys.modules.pop("shop", None)
+    for name in ("shop", "broken"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -375,6 +386,11 @@ def test_the_schema_takes_what_the_settings_take(schema, monkeypatch, name, text
         ("shop:ShopSetings", "there is no 'ShopSetings' in shop; try: prodkit settings shop:ShopSettings"),
         ("shpo:ShopSettings", "there is no module 'shpo' here; try: prodkit settings shop:ShopSettings"),
         (
+            "fastapi_prodkit:Settingz",
+            "there is no 'Settingz' in fastapi_prodkit; try: prodkit settings fastapi_prodkit:Settings",
+        ),
+        ("broken:Settings", "there is no 'Settings' in broken; try: prodkit settings --help"),
+        (
             "shop:PAGE",
             "shop:PAGE is no settings class; name one that derives from fastapi_prodkit.Settings",
         ),
@@ -393,7 +409,7 @@ def test_an_environment_that_does_not_exist(run):
     code, out, err = run("--environment", "bogus")
 
     assert (code, out) == (2, "")
-    assert "'bogus' is not one of 'dev', 'test', 'staging', 'prod'; try: prodkit settings --" in err
+    assert err.endswith(": 'bogus' is not one of 'dev', 'test', 'staging', 'prod'; try: prodkit settings --help\n")
 
 
 @pytest.mark.parametrize("example", [".env.example", ".env.dev.example"])

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -48,7 +49,9 @@ class CommandGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the arguments begin with."""
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            known = {name.rpartition(" ")[2]: name for name in reversed(list(self._names(ctx)))}
+            options = [option for parameter in self.get_params(ctx) for option in parameter.opts]
+            known = {option.lstrip("-"): option for option in options}
+            known |= {name.rpartition(" ")[2]: name for name in reversed(list(self._names(ctx)))}
             near = get_close_matches(args[0], known, n=1)
             instead = f"{ctx.command_path} {known[near[0]]}" if near else f"{ctx.command_path} --help"
             raise UnknownCommandError(f"there is no command {args[0]!r}; try: {instead}")
@@ -130,13 +133,22 @@ def _misused(error: typer.TyperException) -> int:
         typer.echo(message, err=True)
         return _MISUSED
     path = getattr(getattr(error, "ctx", None), "command_path", "prodkit")
-    if option := getattr(error, "option_name", None):
-        near = getattr(error, "possibilities", None)
-        message = f"there is no option {option}; try: {path} {near[0] if near else '--help'}"
+    if hasattr(error, "option_name") and hasattr(error, "possibilities"):
+        near = error.possibilities
+        message = f"there is no option {error.option_name}; try: {path} {near[0] if near else '--help'}"
     elif not isinstance(error, UnknownCommandError):
-        message = f"{message.rstrip('.')}; try: {path} --help"
+        message = message.replace("Value error, ", "").rstrip(".")
+        message = f"{message}; try: {path} {_choice(error, message) or '--help'}"
     _complain(message)
     return error.exit_code
+
+
+def _choice(error: typer.TyperException, message: str) -> str | None:
+    """Return the option with the choice that is nearest to what was typed, if it is near any."""
+    typed = re.search(r"'([^']*)' is not one of (.*)", message)
+    near = get_close_matches(typed[1], re.findall(r"'([^']*)'", typed[2]), n=1) if typed else []
+    parameter = getattr(error, "param", None)
+    return f"{parameter.opts[0]} {near[0]}" if near and parameter else None
 
 
 def _complain(message: str) -> None:

@@ -5,7 +5,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -67,9 +67,7 @@ def resolve(target: str, *, command: str, kind: type | None = None) -> Any:
         try:
             return pkgutil.resolve_name(target)
         except AttributeError:
-            names = (_classes(imported, kind) if kind else _apps(imported)) or get_close_matches(
-                path, vars(imported), n=1
-            )
+            names = _classes(imported, kind, path) if kind else _apps(imported, path)
         raise UnknownAppError(f"there is no {path!r} in {module}; {_instead(command, [module], names)}")
     raise UnknownAppError(f"there is no module {module!r} here; {_instead(command, modules, [path])}")
 
@@ -86,12 +84,25 @@ def _modules(directory: Path) -> list[str]:
     return sorted(name.removesuffix(".__init__") for name in names)
 
 
-def _apps(module: Any) -> list[str]:
+def _apps(module: Any, typed: str) -> list[str]:
+    """Return the apps of the module, or else what could be one, or make one, and has a name like the one typed."""
     from starlette.applications import Starlette  # noqa: PLC0415 - `--help` does not need it
 
-    return [name for name, value in vars(module).items() if isinstance(value, Starlette)]
+    members = list(_members(module))
+    apps = [name for name, value in members if isinstance(value, Starlette)]
+    callables = [name for name, value in members if callable(value)]
+    return get_close_matches(typed, apps, n=1) or apps or get_close_matches(typed, callables, n=1)
 
 
-def _classes(module: Any, kind: type) -> list[str]:
-    found = {name: value for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, kind)}
-    return [name for name, value in found.items() if value is not kind]
+def _classes(module: Any, kind: type, typed: str) -> list[str]:
+    """Return the classes of the kind, those of the module's own first."""
+    found = {name: value for name, value in _members(module) if isinstance(value, type) and issubclass(value, kind)}
+    own = [name for name, value in found.items() if value is not kind]
+    return get_close_matches(typed, own, n=1) or own or list(found)
+
+
+def _members(module: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what the module has, also what it makes on first access."""
+    for name in dir(module):
+        with suppress(Exception):  # what cannot be had, for want of an extra perhaps, is not what was meant
+            yield name, getattr(module, name)
