@@ -95,6 +95,18 @@ class TestProgram:
         assert "Exit codes: 0 done, 1 failed" in out + err
         assert "\033" not in out + err
 
+    @pytest.mark.parametrize(
+        "command",
+        ["serve", "doctor", "health", "settings", "new", "db", *(f"db {each}" for each in ("upgrade", "revision"))],
+    )
+    def test_help_names_what_an_option_takes(self, run, command):
+        """In capitals, such as FILE or SECONDS, or as the list of its choices; never by its type in Python."""
+        _, out, _ = run(*command.split(), "--help")
+
+        taken = re.findall(r"^  (?:-\w, )?--[\w-]+ (\S[^\n]*?)(?:  |\n)", out, re.MULTILINE)
+        usage = re.findall(r"[\[{]([\w:]+)[\]}]", out.partition("\n")[0])
+        assert all(each.isupper() or "|" in each or each.startswith("/ ") for each in (*taken, *usage))
+
     def test_help_loads_no_library_of_a_command(self):
         """`--help` is quick: Alembic, SQLAlchemy and pydantic-settings are for those who migrate."""
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
@@ -128,7 +140,7 @@ class TestProgram:
                 f"{NO_DATABASE % 'postgres'}; try: prodkit new --database postgresql",
             ),
             ("new shop --database oracle", f"{NO_DATABASE % 'oracle'}; try: prodkit new --help"),
-            ("db downgrade", "Missing argument 'revision'; try: prodkit db downgrade --help"),
+            ("db downgrade", "Missing argument 'REVISION'; try: prodkit db downgrade --help"),
         ],
     )
     def test_what_is_not_understood(self, run, typed, instead):

@@ -35,6 +35,7 @@ def _db(
         typer.Option(
             "--config",
             "-c",
+            metavar="FILE",
             envvar=["ALEMBIC_CONFIG", "DATABASE_MIGRATIONS_CONFIG"],
             help="alembic.ini or pyproject.toml; by default those of the current directory.",
         ),
@@ -51,14 +52,18 @@ def _db(
 _Sql = Annotated[bool, typer.Option("--sql", help="Write the SQL instead of running it; nothing connects.")]
 _LockTimeout = Annotated[
     float | None,
-    typer.Option(min=0, help="Longest wait for another process, seconds; by default DATABASE_MIGRATIONS_LOCK_TIMEOUT."),
+    typer.Option(
+        metavar="SECONDS",
+        min=0,
+        help="Longest wait for another process, seconds; by default DATABASE_MIGRATIONS_LOCK_TIMEOUT.",
+    ),
 ]
 
 
 @app.command()
 def upgrade(
     ctx: typer.Context,
-    revision: Annotated[str, typer.Argument(help="Where to: a revision, +1, or head.")] = "head",
+    revision: Annotated[str, typer.Argument(metavar="REVISION", help="Where to: a revision, +1, or head.")] = "head",
     *,
     sql: _Sql = False,
     lock_timeout: _LockTimeout = None,
@@ -94,7 +99,9 @@ class _Downgrade(TyperCommand):
 @app.command(cls=_Downgrade)
 def downgrade(
     ctx: typer.Context,
-    revision: Annotated[str, typer.Argument(help="Where to: a revision, -1, or base; with --sql FROM:TO.")],
+    revision: Annotated[
+        str, typer.Argument(metavar="REVISION", help="Where to: a revision, -1, or base; with --sql FROM:TO.")
+    ],
     *,
     sql: _Sql = False,
     lock_timeout: _LockTimeout = None,
@@ -141,7 +148,7 @@ def history(
 @app.command()
 def revision(
     ctx: typer.Context,
-    message: Annotated[str, typer.Option("--message", "-m", help="What the migration does.")],
+    message: Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="What the migration does.")],
     *,
     autogenerate: Annotated[
         bool, typer.Option("--autogenerate", help="Write what leads from the database to the models.")

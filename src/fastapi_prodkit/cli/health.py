@@ -20,12 +20,15 @@ def health(
     url: Annotated[
         str | None,
         typer.Argument(
+            metavar="URL",
             help="By default http://127.0.0.1:$PORT/health, PORT being 8000 unless it is set; or the first path of "
-            "HEALTH_LIVE_PATHS."
+            "HEALTH_LIVE_PATHS.",
         ),
     ] = None,
     *,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Longest time for the answer, seconds.")] = 3.0,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Longest time for the answer, seconds.")
+    ] = 3.0,
 ) -> None:
     """Ask a service whether it is well: exit code 0 for a 2xx, 1 for anything else.
 

@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def new(  # noqa: PLR0913 - an option each
-    name: Annotated[str, typer.Argument(help="Of the service, such as my-shop.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the service, such as my-shop.")],
     *,
     database: Annotated[Database | None, typer.Option(help="Where the tables are.")] = None,
     redis: Annotated[
@@ -36,7 +36,9 @@ def new(  # noqa: PLR0913 - an option each
     deploy: Annotated[
         Deploy | None, typer.Option(help="An image and the workflow that checks; with ecs also what deploys it to AWS.")
     ] = None,
-    directory: Annotated[Path | None, typer.Option(help="Where to; a new folder named NAME by default.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where to; a new folder named NAME by default.")
+    ] = None,
     git: Annotated[bool, typer.Option("--git/--no-git", help="Make a repository and its first commit.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: PostgreSQL, Redis and docker.")] = False,
 ) -> None:

@@ -25,15 +25,22 @@ def serve(  # noqa: PLR0913 - an option each
     application: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Such as service.main:app.")],
     *,
     host: Annotated[
-        str, typer.Option(envvar="HOST", help="Address to listen on; 0.0.0.0 in a container.")
+        str, typer.Option(metavar="ADDRESS", envvar="HOST", help="Address to listen on; 0.0.0.0 in a container.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="PORT", min=0, max=65535, help="Port to listen on.")] = 8000,
+    port: Annotated[
+        int, typer.Option(metavar="PORT", envvar="PORT", min=0, max=65535, help="Port to listen on.")
+    ] = 8000,
     workers: Annotated[
         int | None,
-        typer.Option(envvar="WEB_CONCURRENCY", min=1, help="Processes; by default one for each core they may use."),
+        typer.Option(
+            metavar="COUNT",
+            envvar="WEB_CONCURRENCY",
+            min=1,
+            help="Processes; by default one for each core they may use.",
+        ),
     ] = None,
     header_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Longest time for the head of a request, seconds.")
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Longest time for the head of a request, seconds.")
     ] = 10.0,
     factory: Annotated[bool, typer.Option("--factory", help="APP is a function that returns the app.")] = False,
 ) -> None:

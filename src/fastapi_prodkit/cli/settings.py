@@ -43,7 +43,7 @@ _JUDGED: Final = (Format.TABLE, Format.JSON, Format.ECS)  # what is about the va
 @app.command()
 def settings(  # noqa: PLR0913 - an option each
     target: Annotated[
-        str, typer.Argument(help="The class, such as service.config:ServiceSettings.")
+        str, typer.Argument(metavar="MODULE:CLASS", help="The class, such as service.config:ServiceSettings.")
     ] = "fastapi_prodkit:Settings",
     *,
     form: Annotated[
@@ -55,9 +55,14 @@ def settings(  # noqa: PLR0913 - an option each
         typer.Option(help="Instead of ENVIRONMENT: prod reads .env.prod, and refuses what is unsafe."),
     ] = None,
     secret: Annotated[
-        str, typer.Option(help="For ecs: the ARN of the secret in AWS Secrets Manager that holds the values.")
+        str,
+        typer.Option(
+            metavar="ARN", help="For ecs: the ARN of the secret in AWS Secrets Manager that holds the values."
+        ),
     ] = _SECRET,
-    output: Annotated[Path | None, typer.Option(help="A file to write to; one that exists is kept.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file to write to; one that exists is kept.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
 ) -> int:
     """Show every variable: its type, its default, what sets it now, and where that is. Secrets are masked.

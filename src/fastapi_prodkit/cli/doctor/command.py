@@ -37,7 +37,9 @@ def doctor(  # noqa: PLR0913 - an option each
     json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
     github: Annotated[bool, typer.Option("--github", help="Write annotations for GitHub Actions.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Leave the database alone.")] = False,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Longest time for the database, seconds.")] = 5.0,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Longest time for the database, seconds.")
+    ] = 5.0,
     factory: Annotated[bool, typer.Option("--factory", help="APP is a function that returns the app.")] = False,
 ) -> None:
     """Say what is unsafe, slow or misconfigured, before production does.
