@@ -44,15 +44,31 @@ strict = {"metrics": {"public": False}, "docs": None, "hosts": {"allowed": ["a.e
 
 FAULTS = [
     ("app-debug", "app.debug = True"),
+    ("app-debug", "sub.debug = True\napp.mount('/sub', sub)"),
+    ("app-debug", "sub.debug = True\napp = create_app()\napp.mount('/', StarletteCORS(sub))"),
+    ("app-debug", "sub.debug = True\napp.host('admin.example.com', sub)"),
     ("app-base-http-middleware", '@app.middleware("http")\nasync def add(request, call_next): ...'),
+    (
+        "app-base-http-middleware",
+        "@sub.middleware('http')\nasync def add(request, call_next): ...\napp.mount('/', Router([Mount('/v1', sub)]))",
+    ),
     ("app-slowapi-middleware", "app.add_middleware(SlowAPIMiddleware)"),
+    ("app-slowapi-middleware", "sub.add_middleware(SlowAPIMiddleware)\napp.mount('/sub', sub)"),
     ("app-slowapi-middleware", "app.add_middleware(SlowAPIASGIMiddleware)"),
     ("app-slowapi-limiter", "app.state.limiter = slowapi.Limiter(key_func=get_remote_address)"),
     ("app-docs-public", "app = FastAPI()"),
+    ("app-slowapi-limiter", "sub.state.limiter = slowapi.Limiter(get_remote_address)\napp.mount('/sub', sub)"),
     ("app-docs-public", "app.mount('/v1', FastAPI())"),
     ("app-metrics-public", "@app.get('/metrics')\nasync def metrics(): ..."),
     ("app-metrics-public", "app.mount('/metrics', prometheus_client.make_asgi_app())"),
     ("app-cors", "app.add_middleware(StarletteCORS, allow_origins=['*'], allow_credentials=True)"),
+    ("app-metrics-public", "@sub.get('/metrics')\nasync def metrics(): ...\napp.mount('/sub', sub)"),
+    ("app-metrics-public", "app.mount('/', Router([Mount('/metrics', prometheus_client.make_asgi_app())]))"),
+    (
+        "app-metrics-public",
+        "app = create_app()\napp.mount('/sub', create_app(Settings(**strict | {'metrics': {'public': True}})))",
+    ),
+    ("app-cors", "sub.add_middleware(StarletteCORS, allow_origin_regex='https://.*')\napp.mount('/sub', sub)"),
     ("app-cors", "app.add_middleware(StarletteCORS, allow_origin_regex='https://.*')"),
     ("app-duplicate-middleware", "for _ in '12': app.add_middleware(RequestIDMiddleware)"),
     ("app-duplicate-middleware", "app = create_app()\napp.add_middleware(RequestIDMiddleware)"),
@@ -74,6 +90,9 @@ SOUND = [
     "app.add_middleware(RateLimitMiddleware)\napp.add_middleware(GZipMiddleware)\napp.add_middleware(StarletteCORS)",
     "app = create_app()\napp.mount('/sub', living)",
     "sub.include_router(APIRouter())\napp.mount('/sub', sub)",
+    "app = create_app()\nsub.include_router(metrics_router())\napp.mount('/sub', sub)",
+    "app.add_middleware(RequestIDMiddleware)\nsub.add_middleware(RequestIDMiddleware)\napp.mount('/', sub)",
+    "app = create_app()\napp.mount('/sub', create_app(Settings(**strict)))",
     "app = StarletteCORS(app)",
 ]
 
@@ -117,6 +136,18 @@ class TestApp:
             "/docs, /redoc, /openapi.json",
             "/v1/docs, /v1/openapi.json",
         ]
+
+    def test_a_fault_of_a_mounted_app_is_named_with_its_path(self):
+        """Also of one that an included router mounts, behind middleware."""
+        name = module(
+            f"{SERVICE}\nsub.debug = True\nsub.add_middleware(SlowAPIMiddleware)\nrouter = APIRouter()\n"
+            "router.mount('/deep', StarletteCORS(sub))\napp.include_router(router, prefix='/v1')\n"
+        )
+
+        reasons = {found.id: found.reason for found in examine(gathered(f"{name}:app")).findings}
+
+        assert reasons["app-debug"].startswith("Errors below /v1/deep show tracebacks")
+        assert reasons["app-slowapi-middleware"].startswith("SlowAPIMiddleware below /v1/deep applies no")
 
     def test_an_app_whose_settings_cannot_be_used(self, monkeypatch):
         """What is missing is told together with what production refuses; the app waits."""

@@ -14,7 +14,7 @@ from fastapi_prodkit.cli.failure import describe
 from fastapi_prodkit.cli.target import UnknownAppError, as_in, resolve
 from fastapi_prodkit.exceptions import ProdkitError, SettingsError, SettingsWarning
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "load", "unwrap"]
 
 _TERMINATED = 128 + signal.SIGTERM
 
@@ -51,7 +51,7 @@ def _load_app(loaded: Loaded, target: str, *, factory: bool) -> bool:
     """Load the app, or keep why that failed, and say whether no error of ours was in the way."""
     try:
         found = resolve(target, command="doctor")
-        loaded.app = _unwrap(found() if factory else found)
+        loaded.app = unwrap(found() if factory else found)
         _build(loaded.app)
     except UnknownAppError:
         raise
@@ -85,7 +85,7 @@ def _is_ours(settings: Any) -> bool:
     return module is not None and isinstance(settings, module.Settings)
 
 
-def _unwrap(app: Any) -> Any:
+def unwrap(app: Any) -> Any:
     """Return the app below the middleware that was wrapped around it by hand."""
     from starlette.applications import Starlette  # noqa: PLC0415 - on first use
 

@@ -11,11 +11,12 @@ from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.routing import Mount
+from starlette.routing import Host, Mount, Router
 
 from fastapi_prodkit import _refusals
 from fastapi_prodkit._edge import PIECES
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
+from fastapi_prodkit.cli.doctor.loading import unwrap
 from fastapi_prodkit.cli.doctor.subject import Subject
 from fastapi_prodkit.sections import CorsSettings
 
@@ -50,16 +51,20 @@ def not_loaded(subject: Subject) -> Iterator[Fault]:
 @rule("app-debug", "error", "Debug mode is on")
 def debug(subject: Subject) -> Iterator[Fault]:
     """Tell of an app that shows its source to whoever provokes an error."""
-    if getattr(subject.app, "debug", False) and not getattr(subject.settings, "debug", False):
-        yield Fault("Errors show tracebacks and source to every client.", "Leave debug=True out of FastAPI(...).")
+    for prefix, app in _apps(subject):
+        if app.debug and not (app is subject.app and getattr(subject.settings, "debug", False)):
+            yield Fault(
+                f"Errors{_below(prefix)} show tracebacks and source to every client.",
+                "Leave debug=True out of FastAPI(...).",
+            )
 
 
 @rule("app-base-http-middleware", "warning", "BaseHTTPMiddleware is in use")
 def base_http(subject: Subject) -> Iterator[Fault]:
     """Tell of middleware that costs more than all pieces together, and breaks context variables."""
     names = [
-        getattr(each.kwargs.get("dispatch"), "__name__", each.cls.__name__)
-        for each in _middleware(subject)
+        getattr(each.kwargs.get("dispatch"), "__name__", each.cls.__name__) + _below(prefix)
+        for prefix, each in _middleware(subject)
         if isinstance(each.cls, type) and issubclass(each.cls, BaseHTTPMiddleware) and not _is_slowapi(each.cls)
     ]
     if names:
@@ -73,11 +78,11 @@ def base_http(subject: Subject) -> Iterator[Fault]:
 @rule("app-slowapi-middleware", "error", "slowapi's middleware is in use")
 def slowapi_middleware(subject: Subject) -> Iterator[Fault]:
     """Tell of limits that are not applied, and of streams that break."""
-    for each in _middleware(subject):
+    for prefix, each in _middleware(subject):
         if _is_slowapi(each.cls):
             yield Fault(
-                f"{each.cls.__name__} applies no default limit to routes of included routers, to mounted apps and to "
-                "WebSockets; the ASGI one breaks streaming.",
+                f"{each.cls.__name__}{_below(prefix)} applies no default limit to routes of included routers, to "
+                "mounted apps and to WebSockets; the ASGI one breaks streaming.",
                 "Remove it: RATE_LIMIT_DEFAULT, or RateLimitMiddleware, counts every request.",
             )
 
@@ -85,8 +90,7 @@ def slowapi_middleware(subject: Subject) -> Iterator[Fault]:
 @rule("app-slowapi-limiter", "warning", "slowapi's own limiter is in use")
 def slowapi_limiter(subject: Subject) -> Iterator[Fault]:
     """Tell of a limiter that stops the event loop while its store is slow."""
-    limiter = getattr(getattr(subject.app, "state", None), "limiter", None)
-    if _is_slowapi(type(limiter)):
+    if any(_is_slowapi(type(getattr(app.state, "limiter", None))) for _, app in _apps(subject)):
         yield Fault(
             "Its client is synchronous: while the store is slow every request waits, and an outage is a 500.",
             "Take Limiter from fastapi_prodkit.rate_limit.slowapi; the decorators stay.",
@@ -98,7 +102,7 @@ def docs_public(subject: Subject) -> Iterator[Fault]:
     """Tell where everybody can read which operations there are."""
     for prefix, app in _apps(subject):
         if isinstance(app, FastAPI) and app.openapi_url is not None:
-            ours = "/docs" if getattr(subject.settings, "docs", None) is not None and not prefix else None
+            ours = "/docs" if getattr(_settings(subject, app), "docs", None) is not None else None
             pages = [path for path in (app.docs_url or ours, app.redoc_url, app.openapi_url) if path]
             yield Fault(
                 f"{', '.join(prefix + path for path in pages)}: everybody can read which operations there are.",
@@ -109,26 +113,30 @@ def docs_public(subject: Subject) -> Iterator[Fault]:
 @rule("app-metrics-public", "warning", "The metrics are public")
 def metrics_public(subject: Subject) -> Iterator[Fault]:
     """Tell where everybody can read routes, load and errors."""
-    if getattr(getattr(subject.settings, "metrics", None), "public", False):
-        yield Fault(
-            "METRICS_PUBLIC opens /metrics to everybody.", "Set METRICS_TOKEN instead, and tell it to Prometheus."
-        )
-    for path, endpoint in _endpoints(subject.app):
-        if path.rstrip("/") == "/metrics" and not _module(endpoint).startswith("fastapi_prodkit."):
+    of_mounted = [(prefix, _settings(subject, app)) for prefix, app in _apps(subject) if app is not subject.app]
+    for prefix, settings in [("", subject.settings), *of_mounted]:
+        if getattr(getattr(settings, "metrics", None), "public", False):
             yield Fault(
-                "/metrics is a route of the app's own: nothing asks for a token.",
-                "Use metrics_router(), or guard it.",
+                f"METRICS_PUBLIC opens {prefix}/metrics to everybody.",
+                "Set METRICS_TOKEN instead, and tell it to Prometheus.",
             )
+    for prefix, app in _apps(subject):
+        for path, endpoint in _endpoints(app):
+            if path.rstrip("/") == "/metrics" and not _module(endpoint).startswith("fastapi_prodkit."):
+                yield Fault(
+                    f"{prefix}/metrics is a route of the app's own: nothing asks for a token.",
+                    "Use metrics_router(), or guard it.",
+                )
 
 
 @rule("app-cors", "error", "Any web site may act for its visitors")
 def cors(subject: Subject) -> Iterator[Fault]:
     """Tell of CORS middleware that was added by hand and lets strangers in."""
-    for each in _middleware(subject):
+    for prefix, each in _middleware(subject):
         if getattr(each.cls, "__name__", "") == "CORSMiddleware":
             for _, text in _refusals.refusals("cors", _cors_settings(each.kwargs), {}):
                 reason, _, remedy = text.partition(": ")
-                yield Fault(f"CORSMiddleware: {reason}.", f"Here: {remedy}.")
+                yield Fault(f"CORSMiddleware{_below(prefix)}: {reason}.", f"Here: {remedy}.")
 
 
 @rule("app-duplicate-middleware", "warning", "A middleware runs twice")
@@ -171,13 +179,25 @@ def mounted_lifespan(subject: Subject) -> Iterator[Fault]:
             )
 
 
-def _middleware(subject: Subject) -> list[Any]:
-    """Return what was added to the app, outermost first."""
-    return [] if subject.app is None else list(subject.app.user_middleware)
+def _middleware(subject: Subject) -> Iterator[tuple[str, Any]]:
+    """Yield what was added to the app, outermost first, and to those that are mounted in it, with their paths."""
+    for prefix, app in _apps(subject):
+        yield from ((prefix, each) for each in app.user_middleware)
 
 
 def _names(subject: Subject) -> list[str]:
-    return [getattr(each.cls, "__name__", "") for each in _middleware(subject)]
+    return [getattr(each.cls, "__name__", "") for each in getattr(subject.app, "user_middleware", ())]
+
+
+def _below(prefix: str) -> str:
+    return prefix and f" below {prefix}"
+
+
+def _settings(subject: Subject, app: Starlette) -> Any:
+    """Return our settings of the app, or of the one mounted in it; None if it was not made with them."""
+    if app is subject.app:
+        return subject.settings
+    return app.state.settings if hasattr(app.state, PIECES) else None
 
 
 def _edge_names(subject: Subject) -> list[str]:
@@ -204,16 +224,21 @@ def _apps(subject: Subject) -> Iterator[tuple[str, Starlette]]:
 
 def _walk(app: Starlette, prefix: str) -> Iterator[tuple[str, Starlette]]:
     yield prefix, app
+    for path, endpoint in _endpoints(app):
+        if isinstance(endpoint, Starlette):
+            yield from _walk(endpoint, prefix + path)
+
+
+def _endpoints(app: Starlette | Router, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what the routes lead to, with their paths: those of routers that are mounted, too."""
     for context in iter_route_contexts(app.routes):
-        mount = context.original_route
-        if isinstance(mount, Mount) and isinstance(mount.app, Starlette):
-            yield from _walk(mount.app, f"{prefix}{mount.path}")
-
-
-def _endpoints(app: Starlette | None) -> Iterator[tuple[str, Any]]:
-    for context in () if app is None else iter_route_contexts(app.routes):
         route: Any = context.original_route
-        yield context.path or "", getattr(route, "endpoint", None) or getattr(route, "app", None)
+        path = f"{prefix}{context.path or ''}"
+        mounted = unwrap(route.app) if isinstance(route, Mount | Host) else None
+        if isinstance(mounted, Router):
+            yield from _endpoints(mounted, path)
+        else:
+            yield path, mounted or getattr(route, "endpoint", None)
 
 
 def _is_own(lifespan: Any) -> bool:
