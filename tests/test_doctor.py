@@ -68,6 +68,9 @@ class TestSettings:
             ("settings-weak-secret", {"METRICS_TOKEN": "change-me"}),
             ("settings-weak-secret", {"METRICS_TOKEN": "k3v8sPq"}),
             ("settings-weak-secret", {"DATABASE_URL": REMOTE.replace(SECRET, "secret")}),
+            ("settings-weak-secret", {"HEALTH_TOKEN": "k3v8sPq"}),
+            ("settings-weak-secret", {"LOG_LEVEL_TOKEN": "your-secret-here"}),
+            ("settings-weak-secret", {"RATE_LIMIT_STORAGE_URL": "redis://:changeme@cache.example.com"}),
             ("settings-limit-off", {"LIMITS_REQUEST_TIMEOUT": "none"}),
             ("settings-limit-off", {"LIMITS_ENABLED": "false"}),
             ("proxy-untrusted", {"PROXY_TRUSTED": ""}),
@@ -92,6 +95,8 @@ class TestSettings:
         [
             {"RATE_LIMIT_ENABLED": "false", "PROXY_TRUSTED": ""},
             {"METRICS_ENABLED": "false"},
+            {"HEALTH_TOKEN": "iK3v_8sPq-2mZx7L", "LOG_LEVEL_TOKEN": "iK3v_8sPq-2mZx7L"},
+            {"RATE_LIMIT_STORAGE_URL": f"redis://:{SECRET}@cache.example.com"},
             {"CORS_ORIGINS": "https://app.example.com", "CORS_ALLOW_CREDENTIALS": "true"},
             {"WEB_CONCURRENCY": "4", "RATE_LIMIT_STORAGE_URL": "redis://cache"},
             {"LIMITS_ENABLED": "true", "LIMITS_REQUEST_TIMEOUT": "25"},
@@ -103,6 +108,36 @@ class TestSettings:
             monkeypatch.setenv(name, value)
 
         assert ids(gathered()) == set()
+
+    @pytest.mark.parametrize(
+        ("name", "value", "weak"),
+        [
+            ("SHOP_KEY", "change-me", True),
+            ("SHOP_KEY", "k3v8s", True),
+            ("SHOP_KEY", SECRET, False),
+            ("SHOP_KEY", "", False),
+            ("SIGNING_TOKEN", SECRET, True),
+            ("STRIPE_API_KEY", "your-secret-here", True),
+            ("STRIPE_API_KEY", SECRET, False),
+        ],
+    )
+    def test_secrets_of_the_users_own(self, monkeypatch, name, value, weak):
+        """`SecretStr` says what is one, also in a section; only a token has to be as long as ours."""
+        monkeypatch.setenv(name, value)
+        service = module(
+            "from pydantic import Field, SecretStr\nfrom fastapi_prodkit import Settings, create_app\n"
+            "from fastapi_prodkit.sections import Section\n"
+            "class Stripe(Section):\n    api_key: SecretStr | None = None\n"
+            "class Own(Settings):\n    shop_key: SecretStr | None = None\n"
+            "    signing: SecretStr | None = Field(None, validation_alias='SIGNING_TOKEN')\n"
+            "    stripe: Stripe = Stripe()\n"
+            "app = create_app(Own())\n"
+        )
+
+        found = examine(gathered(f"{service}:app")).findings
+
+        assert [each.reason.split()[0] for each in found] == [name] * weak
+        assert not value or value not in repr(found)
 
     def test_the_file_of_the_environment_is_read(self, monkeypatch):
         """What `.env.prod` says is judged, and what `.env.dev` says is not."""

@@ -1,7 +1,10 @@
 """Rules about the settings: what production refuses, and what it would take without a word."""
 
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, SecretStr
 
 from fastapi_prodkit import _refusals, _variables
 from fastapi_prodkit._refusals import stays_here
@@ -12,6 +15,7 @@ from fastapi_prodkit.cli.doctor.subject import Subject
 __all__ = ["RULES"]
 
 _SHORTEST_TOKEN = 16  # characters: 64 bits, if they are hexadecimal
+_SHORTEST = 8  # characters, of another secret: whoever issues a password or a key chooses its length
 
 
 @rule("settings-invalid", "error", "A setting cannot be used")
@@ -59,19 +63,18 @@ def environment(subject: Subject) -> Iterator[Fault]:
 @rule("settings-weak-secret", "error", "A secret can be guessed")
 def weak_secret(subject: Subject) -> Iterator[Fault]:
     """Tell of tokens and passwords that are short, or that stand in every example."""
-    metrics = getattr(subject.settings, "metrics", None)
-    if metrics is not None and metrics.token is not None:
-        token = metrics.token.get_secret_value()
-        if is_placeholder(token) or len(token) < _SHORTEST_TOKEN:
+    for name, value in _secrets(subject.settings):
+        if "://" in value:
+            password = _password(value)
+            if password and is_placeholder(password) and not stays_here(value):
+                yield Fault(f"The password in {name} is a word of examples.", "Change the password where it is kept.")
+            continue
+        shortest = _SHORTEST_TOKEN if name.endswith("_TOKEN") else _SHORTEST
+        if is_placeholder(value) or len(value) < shortest:
             yield Fault(
-                f"METRICS_TOKEN is a word of examples, or has fewer than {_SHORTEST_TOKEN} characters.",
+                f"{name} is a word of examples, or has fewer than {shortest} characters.",
                 "Make one: openssl rand -hex 16.",
             )
-    if subject.database is not None:
-        url = subject.database.url.get_secret_value()
-        password = _password(url)
-        if password and is_placeholder(password) and not stays_here(url):
-            yield Fault("The password in DATABASE_URL is a word of examples.", "Change the password of the role.")
 
 
 @rule("settings-limit-off", "warning", "A limit is switched off")
@@ -97,6 +100,21 @@ def _split(name: str, text: str, otherwise: str) -> Fault:
     if not colon:
         return Fault(f"{name} {text}.", otherwise)
     return Fault(f"{name} {reason}.", f"{remedy[0].upper()}{remedy[1:]}.")
+
+
+def _secrets(settings: Any) -> Iterator[tuple[str, str]]:
+    """Yield every secret that is set, the user's own too, by the name of its variable."""
+    if settings is None:
+        return
+    prefix = type(settings).model_config.get("env_prefix", "")
+    for name, declared in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        found = {_variables.own_names(name, declared, prefix)[0]: value}
+        if isinstance(value, BaseModel):
+            found = {_variables.variable(prefix, name, key): inner for key, inner in value}
+        for variable, each in found.items():
+            if isinstance(each, SecretStr) and each.get_secret_value():
+                yield variable, each.get_secret_value()
 
 
 def _password(url: str) -> str | None:
