@@ -212,12 +212,45 @@ class TestFiles:
         assert found.reason.startswith(f"{name} has a value of ")
         assert SECRET not in repr(found)
 
-    @pytest.mark.parametrize("kind", ["", "RSA ", "EC "])
-    def test_a_private_key(self, kind):
-        """A key that is under git is everybody's who ever had the repository."""
-        (found,) = self.examined("tls/server.pem", f"-----BEGIN {kind}PRIVATE KEY-----\n...")
+    @pytest.mark.parametrize("kind", ["", "RSA ", "EC ", "OPENSSH ", "ENCRYPTED "])
+    @pytest.mark.parametrize("name", ["tls/server.pem", "tls/id_ed25519", "tls/key.txt"])
+    def test_a_private_key(self, name, kind):
+        """A key that is under git is everybody's who ever had the repository, whatever its name."""
+        (found,) = self.examined(name, f"\n-----BEGIN {kind}PRIVATE KEY-----\n...")
 
-        assert found.reason == "tls/server.pem is a private key."
+        assert found.reason == f"{name} is a private key."
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("account.json", '{"private_key": "-----BEGIN PRIVATE KEY-----\\n%s\\n-----END PRIVATE KEY-----"}'),
+            ("chain.pem", "-----BEGIN CERTIFICATE-----\n...\n-----BEGIN EC PRIVATE KEY-----\n%s\n"),
+            ("sign.py", 'KEY = """-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES\n\n%s"""'),
+        ],
+    )
+    def test_a_private_key_in_something_else(self, name, text):
+        """Its content betrays it."""
+        (found,) = self.examined(name, text % ("MIIEvQIBADANBgkqhkiG9w0BAQEFAASC" * 2))
+
+        assert found.reason == f"{name} holds a private key."
+
+    @pytest.mark.parametrize(
+        ("name", "text", "variable"),
+        [
+            (".env", "AWS_SECRET_ACCESS_KEY=b7Rk/29xLm+4fQz", "AWS_SECRET_ACCESS_KEY"),
+            (".env.prod", "export STRIPE_API_KEY='sk_live_51H29xLm4fQz'", "STRIPE_API_KEY"),
+            ("deploy/prod.env", f"DB_PASSWORD={SECRET}", "DB_PASSWORD"),
+            (".env.example", f"django_secret_key = {SECRET}", "DJANGO_SECRET_KEY"),
+            (".env", f"JWT_SECRET={SECRET}", "JWT_SECRET"),
+            (".env", f"GITHUB_TOKEN={SECRET}", "GITHUB_TOKEN"),
+            (".env", f"APP_PRIVATE_KEY={SECRET}", "APP_PRIVATE_KEY"),
+        ],
+    )
+    def test_a_secret_of_anybody(self, name, text, variable):
+        """In a file of variables the end of a name says that it is one."""
+        (found,) = self.examined(name, text)
+
+        assert found.reason == f"{name} has a value of {variable}."
 
     @pytest.mark.parametrize(
         ("name", "text"),
@@ -234,7 +267,12 @@ class TestFiles:
             ("notes.yaml", "METRICS_TOKEN: opens"),
             (".env", "RATE_LIMIT_STORAGE_URL=redis://cache.example.com"),
             (".env", "DATABASE_URL=postgresql://[broken"),
+            (".env.example", "STRIPE_API_KEY=your_stripe_key\nJWT_SECRET=please-change-this\nDB_PASSWORD=${PASSWORD}"),
+            (".env", f"DATABASE_PASSWORD_SECRET=prod/orders/db\nTOKEN_URL={SECRET}\nDB_PASSWORD=short"),
+            ("values.yaml", f"STRIPE_API_KEY: {SECRET}"),
             ("settings.py", f"METRICS_TOKEN = '{SECRET}'"),
+            ("test_tls.py", 'KEY = "-----BEGIN PRIVATE KEY-----\\n..."'),
+            ("dump.bin", "-----BEGIN PRIVATE KEY-----" + "x" * 65_536),
             ("tls/ca.pem", "-----BEGIN CERTIFICATE-----"),
             (".env", "x" * 1_000_001),
         ],
@@ -269,7 +307,14 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         ("value", "known"),
-        [("", True), ("Change_Me", True), ("your-token-here", True), ("secret123", True), (SECRET, False)],
+        [
+            ("", True),
+            ("Change_Me", True),
+            ("your-token-here", True),
+            ("secret123", True),
+            ("your_key", True),
+            (SECRET, False),
+        ],
     )
     def test_words_that_everybody_knows(self, value, known):
         """A placeholder is one in any spelling."""

@@ -25,10 +25,13 @@ _WORDS = {
 }
 # ${VARIABLE}, $(command), {{ template }}, {"valueFrom": ...}, <put it here>, !Ref, arn:aws:..., var.token, ***, ...
 _FILLED_IN = re.compile(r"[$*<>!&|{[]|\.{3}|%\(|xxx|(?:arn:|data|local|module|var)\b", re.IGNORECASE)
+# A sentence to whoever copies the file: your-stripe-key, replace_this_key, AKIA-EXAMPLE.
+_SPOKEN = re.compile(r"\b(?:change|dummy|example|insert|placeholder|replace|sample|your)\b")
 _AFFIX = re.compile(r"^(?:my|your|the|some|a)[-_]|[-_]?(?:here|\d{1,3})$", re.IGNORECASE)
 
 
 def is_placeholder(value: str) -> bool:
     """Say whether a value is a word that everybody knows, or stands for another one."""
     word = value.strip().strip("\"'").lower().replace("_", "-")
-    return not word or _FILLED_IN.match(word) is not None or word in _WORDS or _AFFIX.sub("", word) in _WORDS
+    spoken = _FILLED_IN.match(word) or _SPOKEN.search(word)
+    return not word or spoken is not None or word in _WORDS or _AFFIX.sub("", word) in _WORDS

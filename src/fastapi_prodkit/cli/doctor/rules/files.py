@@ -18,53 +18,74 @@ __all__ = ["RULES"]
 _CONFIGURATION = {
     *(".cfg", ".conf", ".env", ".ini", ".json", ".properties", ".sh", ".tf", ".tfvars", ".toml", ".yaml", ".yml"),
 }
-_KEYS = {".key", ".pem"}
 _LARGEST = 1_000_000  # bytes; a larger file is no configuration
+_LARGEST_KEY = 65_536  # bytes; a larger file of another kind is no key: one of 16384 bits has 13 kB
 _SHORTEST = 8  # characters; a shorter value is a word of a sentence
-_PRIVATE_KEY = "PRIVATE KEY-----"
+_HEADER = r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"  # RFC 7468 section 10, OpenSSH, OpenPGP
+_IS_KEY = re.compile(rf"[\s\ufeff]*{_HEADER}")
+# One that stands in JSON, YAML or a source: with its content, because tests and documentation have the header alone.
+_HOLDS_KEY = re.compile(rf"{_HEADER}(?:\s|\\[nr])+(?:[\w-]+: .*\s+)*[A-Za-z0-9+/=]{{32}}")
+# What names of secrets end in, in a file of variables, whosever they are.
+_ENDINGS = r"\w*(?:SECRET|TOKEN|PASSWORD|PASSWD|(?:ACCESS|API|PRIVATE|SECRET|SIGNING)_KEY)"
 _REMEDY = "Change the secret, for git keeps it; take the file out (git rm --cached) and add it to .gitignore."
 
 
 @rule("files-secret", "error", "A secret is under git")
 def secret(subject: Subject) -> Iterator[Fault]:
-    """Tell which tracked files hold a private key, or give one of our secret variables a value."""
+    """Tell which tracked files hold a private key, or give a secret variable a value."""
     if not subject.tracked:
         return
-    assignment = _assignment(_secret_variables(subject.settings))
+    secrets, others = _own_variables(subject.settings)
+    names = "|".join(map(re.escape, secrets))
+    configuration, dotenv = _assignment(names), _assignment(f"{names}|{_ENDINGS}")
     for name in subject.tracked:
         text = _read(subject, name)
-        if PurePosixPath(name).suffix in _KEYS and _PRIVATE_KEY in text:
+        if _IS_KEY.match(text):
             yield Fault(f"{name} is a private key.", _REMEDY)
-        given = {match[1].upper() for match in assignment.finditer(text) if _is_secret(match[2])}
-        for variable in sorted(given):
-            yield Fault(f"{name} has a value of {variable}.", _REMEDY)
+        elif _HOLDS_KEY.search(text):
+            yield Fault(f"{name} holds a private key.", _REMEDY)
+        if _is_configuration(name):
+            assignment = dotenv if _is_dotenv(name) else configuration
+            given = {match[1].upper() for match in assignment.finditer(text) if _is_secret(match[2])}
+            for variable in sorted(given - others):
+                yield Fault(f"{name} has a value of {variable}.", _REMEDY)
 
 
-def _secret_variables(settings: Any) -> list[str]:
+def _own_variables(settings: Any) -> tuple[list[str], set[str]]:
+    """Return the secret variables of the settings, and those of ours that are none, whatever their names end in."""
     from fastapi_prodkit.settings import Settings  # noqa: PLC0415 - `--help` does not need it
 
     model = Settings if settings is None else type(settings)
-    fields = _variables.variables(model, model.model_config.get("env_prefix", ""))
-    return [name for name, field in fields.items() if field is not None and _holds_secret(field.annotation)]
+    prefix = model.model_config.get("env_prefix", "")
+    fields = _variables.variables(model, prefix)
+    secrets = [name for name, field in fields.items() if field is not None and _holds_secret(field.annotation)]
+    return secrets, set(_variables.variables(Settings, prefix)).difference(secrets)
 
 
 def _holds_secret(annotation: Any) -> bool:
     return annotation is SecretStr or SecretStr in get_args(annotation)
 
 
-def _assignment(names: list[str]) -> re.Pattern[str]:
+def _assignment(names: str) -> re.Pattern[str]:
     """Match NAME=value, NAME: value and "NAME": "value", as dotenv, YAML, JSON, TOML and shells write them."""
-    every = "|".join(map(re.escape, names))
-    return re.compile(rf"""(?im)^[^#\n]*?\b({every})["']?[ \t]*[=:][ \t]*["']?([^\s"',]+)""")
+    return re.compile(rf"""(?im)^[^#\n]*?\b({names})["']?[ \t]*[=:][ \t]*["']?([^\s"',]+)""")
+
+
+def _is_dotenv(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.name.startswith(".env") or path.suffix == ".env"
+
+
+def _is_configuration(name: str) -> bool:
+    path = PurePosixPath(name)
+    return _is_dotenv(name) or path.suffix in _CONFIGURATION or "Dockerfile" in path.name
 
 
 def _read(subject: Subject, name: str) -> str:
-    path = PurePosixPath(name)
-    if not (path.name.startswith(".env") or path.suffix in _CONFIGURATION | _KEYS or "Dockerfile" in path.name):
-        return ""
     file = subject.directory / name
+    largest = _LARGEST if _is_configuration(name) else _LARGEST_KEY
     try:
-        return file.read_text(errors="replace") if file.stat().st_size <= _LARGEST else ""
+        return file.read_text(errors="replace") if file.stat().st_size <= largest else ""
     except OSError:  # it is only in the index, or a link to nowhere
         return ""
 
