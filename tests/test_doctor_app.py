@@ -172,6 +172,7 @@ class TestApp:
 
         assert ids(subject) == set()
         assert subject.skipped["settings"].startswith("the app has no settings of fastapi-prodkit's")
+        assert "database" in subject.skipped
 
     @pytest.mark.parametrize("times", [1, 2])
     def test_a_name_that_is_misspelt(self, monkeypatch, times):

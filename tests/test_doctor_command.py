@@ -94,6 +94,11 @@ class TestCommand:
             ("INFO", "shutdown-cuts-requests"),
         ]
         assert "         -> List the host names of the service, such as api.example.com.\n" in out
+        assert re.findall(r"^ +https://\S+/pieces/doctor/#(\S+)$", out, re.MULTILINE) == [
+            "settings-unsafe",
+            "proxy-untrusted",
+            "shutdown-cuts-requests",
+        ]
         assert "\n1 error, 1 warning, 1 info; judged as prod, advisories as of 20" in out
         assert max(len(line) for line in out.splitlines() if "https://" not in line) <= 80
 
@@ -228,6 +233,21 @@ class TestCommand:
         assert (code, capsys.readouterr().err) == (2, f"prodkit: {instead}\n")
         for name in ("shop", "shop.main"):
             sys.modules.pop(name, None)
+
+    def test_settings_that_cannot_be_used(self, monkeypatch, capsys):
+        """What hangs on them is named as not examined, too: the database."""
+        monkeypatch.setenv("LOG_LEVEL", "LOUD")
+
+        code = main(["doctor"])
+
+        assert code == 1
+        assert re.findall(r"^Not examined: (\w+)", capsys.readouterr().out, re.MULTILINE) == [
+            "settings",
+            "database",
+            "files",
+            "container",
+            "app",
+        ]
 
     def test_a_module_that_the_app_lacks(self, capsys):
         """Something that is not installed is the app's fault, and not a slip of the keyboard."""

@@ -90,6 +90,7 @@ def _server(loaded: Loaded, timeout: float | None, skipped: dict[str, str]) -> S
     database = getattr(loaded.settings, "database", None)
     if loaded.settings is None:
         skipped["settings"] = "they cannot be used" if loaded.unusable else _UNREAD if loaded.failure else _UNUSED
+        skipped["database"] = "without the settings nobody knows where it is"
     elif database is None:
         skipped["database"] = "DATABASE_URL is not set"
     elif timeout is None:

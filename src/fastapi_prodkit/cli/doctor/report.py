@@ -9,7 +9,7 @@ from typing import Final
 
 from fastapi_prodkit.cli.doctor.advisories import AS_OF
 from fastapi_prodkit.cli.doctor.examination import Examination
-from fastapi_prodkit.cli.doctor.finding import DOCS, SEVERITIES, Finding, Severity
+from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Finding, Severity
 from fastapi_prodkit.cli.terminal import coloured
 
 __all__ = ["as_github", "as_json", "as_text"]
@@ -62,7 +62,8 @@ def _block(finding: Finding, *, colours: bool) -> str:
     if colours:
         label = f"{_COLOURS[finding.severity]}{label}{_PLAIN}"
         title, name = f"{_BOLD}{title}{_PLAIN}", f"{_DIM}{name}{_PLAIN}"
-    return "\n".join([f"{label}  {title}  [{name}]", *_wrapped(finding.reason, ""), *_wrapped(finding.remedy, "-> ")])
+    explained = [*_wrapped(finding.reason, ""), *_wrapped(finding.remedy, "-> "), *_wrapped(finding.docs, "")]
+    return "\n".join([f"{label}  {title}  [{name}]", *explained])
 
 
 def _wrapped(text: str, mark: str) -> list[str]:
@@ -86,8 +87,6 @@ def _summary(examination: Examination) -> Iterator[str]:
         f"{count} {name if count == 1 or name == 'info' else f'{name}s'}" for name, count in counts.items()
     )
     yield f"{found}; judged as {subject.environment}, advisories as of {AS_OF.isoformat()}."
-    if examination.findings:
-        yield f"Each is explained at {DOCS}#ID"
 
 
 def _counts(examination: Examination) -> dict[Severity, int]:
