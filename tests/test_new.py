@@ -114,6 +114,8 @@ class TestService:
             strangers += ["[Rr]edis"]
         if deploy != "ecs":
             strangers += ["\\b(ecs|ECS|aws|AWS)\\b"]
+        if deploy == "none":
+            strangers += ["[Dd]ocker", r"\bimage\b"]
 
         found = {
             f"{path}: {match.group()}"
@@ -122,6 +124,20 @@ class TestService:
         }
 
         assert not found
+
+    @every_combination
+    def test_its_readme_says_how_it_is_deployed(self, made):
+        """With what was chosen, and with nothing that is not there."""
+        folder, (_, _, deploy) = made
+
+        text = (folder / "README.md").read_text()
+
+        assert [word in text for word in ("docker compose up", "the image runs", "`deploy/ecs`")] == [
+            deploy != "none",
+            deploy != "none",
+            deploy == "ecs",
+        ]
+        assert "\n\n\n" not in text
 
     @every_combination
     def test_it_is_lint_clean(self, made):
@@ -341,6 +357,22 @@ class TestCommand:
 
         assert main(["new", "my-shop", "--directory", "empty", "--no-git", "--yes"]) == 0
         assert main(["new", "my-shop", "--directory", "empty", "--no-git", "--yes"]) == 1
+
+    @pytest.mark.parametrize(
+        ("name", "near"),
+        [("a" * 23, "a" * 22), (f"{'a' * 21}-shop", "a" * 21), ("ab", "ab-service"), ("a" * 22, None), ("tea", None)],
+    )
+    def test_a_name_for_ecs(self, name, near, capsys):
+        """A name that the templates of the stacks refuse is refused here, and no other."""
+        code = main(["new", name, "--deploy", "ecs", "--no-git", "--yes"])
+
+        rule = "stacks on ECS have names of 3 to 22 characters"
+        said = f"prodkit: {rule}; try: prodkit new {near} --deploy ecs\n" if near else ""
+        limit = re.compile(r"^  Name:\n(?: {4}.*\n)*? {4}AllowedPattern: (.*)", re.MULTILINE)
+        patterns = {limit.search(path.read_text())[1] for path in (ROOT / "deploy" / "ecs").glob("*.yaml")}
+        assert (code, capsys.readouterr().err) == (1 if near else 0, said)
+        assert {re.fullmatch(pattern, name) is None for pattern in patterns} == {near is not None}
+        assert {re.fullmatch(pattern, near or name) is None for pattern in patterns} == {False}
 
     @pytest.mark.parametrize(
         ("chosen", "message"),

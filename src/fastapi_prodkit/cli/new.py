@@ -21,6 +21,7 @@ Answer = TypeVar("Answer")
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _LONGEST: Final = 40  # characters: load balancers, roles and databases are named after the service
+_ON_ECS: Final = range(3, 23)  # characters that the templates of deploy/ecs take: they put words behind the name
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -79,7 +80,11 @@ def _nearest(name: str) -> str:
 
 
 def _check_deploy(service: Service) -> None:
-    """Refuse what would lose data or count wrongly: tasks on ECS share no disk and no memory."""
+    """Refuse what would lose data or count wrongly, tasks on ECS sharing no disk and no memory, and a name too long."""
+    if service.deploy == Deploy.ECS and len(service.name) not in _ON_ECS:
+        near = service.name[: _ON_ECS[-1]].strip("-") if len(service.name) > _ON_ECS[-1] else f"{service.name}-service"
+        rule = f"{_ON_ECS[0]} to {_ON_ECS[-1]} characters"
+        raise ConfigurationError(f"stacks on ECS have names of {rule}; try: prodkit new {near} --deploy ecs")
     if service.deploy == Deploy.ECS and service.database == Database.SQLITE:
         raise ConfigurationError("tasks on ECS keep no files; try: --database postgresql, or --deploy docker")
     if service.deploy == Deploy.ECS and not service.redis:
