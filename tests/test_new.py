@@ -7,9 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 import urllib.request
 import venv
 import zipfile
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 
 from postgres import postgres_or_skip
+from programs import PROGRAMS, program_or_skip
 
 from fastapi_prodkit import __version__
 from fastapi_prodkit.cli import main, repository, template
@@ -30,6 +33,7 @@ COMBINATIONS = [
     ("postgresql", True, "ecs"),
 ]
 RULE = "lower-case letters, digits and single hyphens, at most 40"
+ON_POSTGRESQL = [f"tests/test_service_{each}.py" for each in ("app", "postgresql", "reports")]
 EVERYTHING, LITTLE = ("postgresql", True, "ecs"), ("sqlite", False, "docker")
 every_combination = pytest.mark.parametrize("made", COMBINATIONS, indirect=True, ids=str)
 
@@ -155,9 +159,49 @@ class TestService:
             )
             assert done.returncode == 0, done.stdout
 
+    @pytest.mark.parametrize(
+        ("path", "linter"),
+        [
+            ("Dockerfile", ["hadolint"]),
+            ("compose.yaml", ["check-jsonschema", "--builtin-schema", "vendor.compose-spec"]),
+            (".github/workflows/pipeline.yml", ["actionlint"]),
+            (".github/workflows/pipeline.yml", ["zizmor", "--offline", "--quiet"]),
+        ],
+        ids=str,
+    )
+    def test_linters_find_nothing(self, services, path, linter):
+        """In each variant of a file that belongs to containers or to GitHub; ruff and mypy have tests of their own."""
+        name, *options = linter
+        command = [program_or_skip(name), *options]
+        files = [services(*each) / path for each in COMBINATIONS if each[2] != "none"]
+        variants = {file.read_text(): file for file in files}
+
+        for file in variants.values():
+            done = subprocess.run(
+                [*command, file],
+                env={**os.environ, "PATH": PROGRAMS},  # actionlint calls shellcheck
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+
+        assert len(variants) > 1
+
+    def test_of_what_is_typed_only_the_database_changes_anything(self, services):
+        """So it is enough to check the types of one service for each: below, and in TestMake."""
+        variants = {database: set() for database, _ in DATABASE_AND_REDIS}
+        for each in COMBINATIONS:
+            folder = services(*each)
+            checked = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mypy"]
+            files = sorted(path for part in checked["files"] for path in (folder / part).rglob("*.py"))
+            variants[each[0]].add((str(checked), *(path.read_text() for path in files)))
+
+        assert [len(different) for different in variants.values()] == [1, 1]
+
     @pytest.mark.parametrize("made", [EVERYTHING], indirect=True, ids=str)
     def test_it_is_type_clean(self, made, tmp_path):
-        """`make types` has nothing to say; of what it checks only SQLite changes anything: see TestMake."""
+        """`make types` has nothing to say."""
         pytest.importorskip("mypy", reason="checks types")
         folder, _ = made
 
@@ -582,6 +626,31 @@ class TestMake:
         assert re.search(r"\d+ passed", said)
         assert "Success: no issues found" in said
         assert re.search(r"^\| *\**TOTAL", summary.read_text(), re.MULTILINE)
+
+    @pytest.mark.parametrize(
+        ("combination", "tests"),
+        [
+            (("sqlite", True, "docker"), "--ignore tests/test_service_demo.py"),
+            (("postgresql", False, "docker"), f"-k postgresql {' '.join(ON_POSTGRESQL)}"),
+        ],
+        ids=("sqlite, redis", "postgresql, no redis"),
+    )
+    def test_other_services_pass_their_tests_and_run(self, wheel, home, tmp_path, services, combination, tests):
+        """Of the tests those that the choices are about; the demo runs itself. The packages are ours."""
+        for module in ("airportsdata", "pytest_cov", "sqlalchemy", "uvicorn"):
+            pytest.importorskip(module, reason="`make test` and `make demo` need it")
+        folder = shutil.copytree(services(*combination), tmp_path / "my-shop")
+        self.borrow(folder / ".venv", wheel)
+        environment = home | {"PYTEST_ADDOPTS": f"{home['PYTEST_ADDOPTS']} {tests}"}
+
+        with postgres_or_skip() if combination[0] == "postgresql" else nullcontext() as server:
+            if server is not None:
+                environment["FASTAPI_PRODKIT_TEST_POSTGRESQL_URL"] = server.url()
+            said = self.make(folder, environment, "test")
+        served = self.demo(folder, home)
+
+        assert int(re.search(r"(\d+) passed", said)[1]) > 50
+        assert b'"status":"pass"' in served.replace(b" ", b"")
 
     def borrow(self, folder, wheel):
         """Make an environment with the wheel, and with this one's packages."""
