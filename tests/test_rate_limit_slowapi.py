@@ -16,7 +16,7 @@ from fastapi.requests import HTTPConnection
 from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
-from redis_servers import RedisMissingError, redis_server
+from redis_servers import redis_or_skip
 from slowapi.errors import RateLimitExceeded
 from slowapi.middleware import SlowAPIASGIMiddleware, SlowAPIMiddleware
 from slowapi.util import get_ipaddr, get_remote_address
@@ -841,22 +841,19 @@ async def test_a_silent_store_does_not_stop_the_event_loop():
 def test_processes_share_a_store_and_an_outage_follows_the_policy(policy, without):
     """A real Redis counts for two processes together, for async and sync endpoints, until it is gone."""
     pytest.importorskip("redis", reason="needs the extra redis")
-    try:
-        with redis_server() as running:
-            options = {
-                "storage_url": running.url(),
-                "on_storage_error": policy,
-                "storage_timeout": 2,
-                "default": "9/day",
-            }
-            # In each process the decorators of a module make the same limits anew.
-            apps = [service(Limiter(), app_of(**options), "2/day") for _ in range(2)]
-            with TestClient(apps[0]) as first, TestClient(apps[1]) as second:
-                shared = [client.get(path) for path in ("/direct", "/sync") for client in (first, second, first)]
-                running.kill()
-                alone = [second.get(path).status_code for path in ("/direct", "/sync") for _ in range(3)]
-    except RedisMissingError as error:
-        pytest.skip(str(error))
+    with redis_or_skip() as running:
+        options = {
+            "storage_url": running.url(),
+            "on_storage_error": policy,
+            "storage_timeout": 2,
+            "default": "9/day",
+        }
+        # In each process the decorators of a module make the same limits anew.
+        apps = [service(Limiter(), app_of(**options), "2/day") for _ in range(2)]
+        with TestClient(apps[0]) as first, TestClient(apps[1]) as second:
+            shared = [client.get(path) for path in ("/direct", "/sync") for client in (first, second, first)]
+            running.kill()
+            alone = [second.get(path).status_code for path in ("/direct", "/sync") for _ in range(3)]
 
     assert [response.status_code for response in shared] == [200, 200, 429] * 2
     assert shared[5].headers["content-type"] == "application/problem+json"
