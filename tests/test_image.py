@@ -1,7 +1,11 @@
-"""The example's Dockerfile: built and run for real, on a real PostgreSQL and a real Redis."""
+"""The example's Dockerfile: built and run for real, on a real PostgreSQL and a real Redis.
+
+Where that cannot be the tests are skipped; with FASTAPI_PRODKIT_IMAGE=required they fail.
+"""
 
 import json
 import mmap
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -70,7 +75,12 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
             yield Backends(client, production(database, store.port), ["--volume", f"{certificate}:/run/ca.pem:ro"])
             client.close()
     except (PostgresMissingError, RedisMissingError) as error:
-        pytest.skip(str(error))
+        cannot_run(error)
+
+
+def cannot_run(reason: Exception) -> NoReturn:
+    outcome = pytest.fail if os.environ.get("FASTAPI_PRODKIT_IMAGE") == "required" else pytest.skip
+    outcome(str(reason))
 
 
 def production(database: Server, store: int) -> dict[str, str]:
@@ -99,7 +109,7 @@ def image(
         with engine((cache.mkdir("image") if cache else folder) / "trixie.tar") as it:
             yield it.build(context, "airports", bundle=bundle, VERSION="1.2.3", REVISION="0f1e2d3c")
     except ContainersMissingError as error:
-        pytest.skip(str(error))
+        cannot_run(error)
 
 
 def planted(context: Path) -> Path:
@@ -158,6 +168,15 @@ def until(condition: Callable[[], bool], container: Container) -> None:
         assert container.running(), container.log()
         assert time.monotonic() < deadline, container.log()
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("said", "outcome"), [("required", pytest.fail), ("", pytest.skip)])
+def test_what_is_required_is_not_skipped(monkeypatch, said, outcome):
+    """A machine that is there to build the image says so, and then whatever it lacks is a failure."""
+    monkeypatch.setenv("FASTAPI_PRODKIT_IMAGE", said)
+
+    with pytest.raises(outcome.Exception, match="needs runc"):
+        cannot_run(ContainersMissingError("needs runc"))
 
 
 def test_the_dockerfile_is_clean():
