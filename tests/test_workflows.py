@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_every_job_ends(workflow):
 
 @pytest.mark.parametrize("workflow", OURS, ids=lambda path: path.name)
 def test_our_commands_are_what_is_run_here(workflow):
-    """Each step is `.ci/run`, or a target of make that it runs as well, or it stands in this list."""
+    """Each step is `.ci/run`, or a target of make that it runs as well (extras: see below), or stands in this list."""
     elsewhere = {
         'test "v$(sed -n': "is replayed below",
         "sudo apt-get update -q && sudo apt-get install -y -q redis-server": "is what `.ci/run` does as root",
@@ -92,6 +93,21 @@ def test_our_commands_are_what_is_run_here(workflow):
         and not ((match := re.fullmatch(r"make ([\w-]+).*", command)) and match[1] in here)
         and not any(command.startswith(start) for start in elsewhere)
     ] == []
+
+
+def test_every_extra_is_tried_here_as_well():
+    """The workflow runs the whole suite with each; `.ci/run` the files about it, and other steps with none and all."""
+    run = (ROOT / ".ci" / "run").read_text()
+    table = re.search(r"<<'EXTRAS'\n(.*?)EXTRAS\n", run, re.DOTALL)[1]
+    tried = {extra: files.split() for extra, _, files in (line.partition(" ") for line in table.splitlines())}
+    otherwise = {"": 'step "tests, core only" tests_core_only', "all": 'step "test" make test'}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    workflows = load(CI)["jobs"]["extra"]["strategy"]["matrix"]["extra"]
+
+    assert sorted(workflows) == sorted({*tried, *otherwise}) == sorted({"", *extras})
+    assert all(f"\n  {step}\n" in run for step in otherwise.values())
+    assert all(files and all((ROOT / name).is_file() for name in files) for files in tried.values())
 
 
 @pytest.mark.parametrize("job", ["test", "newest"])
