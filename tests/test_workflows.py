@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ pytest.importorskip("yaml", reason="needs PyYAML")
 
 from fronts import answering
 from programs import PROGRAMS, program_or_skip
+from redis_servers import redis_or_skip
 from workflows import commands, load, replay
 
 import fastapi_prodkit
@@ -19,6 +21,7 @@ import fastapi_prodkit
 ROOT = Path(__file__).parent.parent
 OURS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 CI = ROOT / ".github" / "workflows" / "ci.yml"
+EXAMPLE = ROOT / "examples" / "service"
 SERVICE = ROOT / "deploy" / "github" / "pipeline.yml"
 _USES = re.compile(r"uses: (\S+)(.*)")
 
@@ -156,6 +159,39 @@ class TestServicesPipeline:
         assert release["environment"] == "production"
         assert scan["with"]["exit-code"] == "1"
         assert [name for name, job in load(SERVICE)["jobs"].items() if "permissions" in job] == ["release"]
+
+    @pytest.mark.parametrize("redis", [True, False])
+    @pytest.mark.parametrize("database", ["postgresql", "sqlite"])
+    def test_it_has_the_servers_that_were_chosen(self, database, redis, tmp_path):
+        """And names them to the tests; without any there is nothing to start."""
+        pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
+        from fastapi_prodkit.cli.template import Database, Deploy, Service, render
+
+        chosen = Service("my-shop", Database(database), redis=redis, deploy=Deploy.DOCKER)
+        expected = {name for name, wanted in (("postgres", database == "postgresql"), ("redis", redis)) if wanted}
+        made = tmp_path / "pipeline.yml"
+        made.write_text(render(chosen)[".github/workflows/pipeline.yml"])
+
+        job = load(made)["jobs"]["test"]
+
+        [test] = [step for step in job["steps"] if step.get("run") == "make test"]
+        named = re.findall(r"FASTAPI_PRODKIT_TEST_(\w+)_URL", str(test.get("env")))
+        assert set(job.get("services", ())) == expected
+        assert {name.lower().removesuffix("ql") for name in named} == expected
+        assert subprocess.run([program_or_skip("actionlint"), made], check=False).returncode == 0
+
+    def test_its_redis_is_used(self):
+        """With the variable that the job sets, the example's test about replicas runs on a real Redis."""
+        pytest.importorskip("airportsdata", reason="needs the tools of `make test`")
+        [step] = [step for step in load(SERVICE)["jobs"]["test"]["steps"] if "env" in step]
+        [variable] = [name for name in step["env"] if "REDIS" in name]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "replicas", "tests"]
+
+        with redis_or_skip() as server:
+            environment = {**os.environ, variable: server.url()}
+            done = subprocess.run(command, cwd=EXAMPLE, env=environment, capture_output=True, text=True, check=False)
+
+        assert "1 passed" in done.stdout, done.stdout
 
     @pytest.fixture
     def runner(self, tmp_path):

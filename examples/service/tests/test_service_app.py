@@ -1,9 +1,16 @@
 """The service as a whole: readiness, the OpenAPI document, the docs page, and the edge."""
 
+# prodkit new: redis
+import os
+import uuid
+
+# prodkit new: end
 import pytest
+from fastapi.testclient import TestClient  # prodkit new: redis
 from fastapi_prodkit.exceptions import SettingsError
 from openapi_spec_validator import validate
 
+from service.application import build  # prodkit new: redis
 from service.config import ServiceSettings
 
 
@@ -108,6 +115,23 @@ def test_metrics_know_routes_by_their_templates(client):
     assert "FRA" not in samples
 
 
+# prodkit new: redis
+def test_replicas_count_requests_together(sqlite, monkeypatch):
+    """RATE_LIMIT_STORAGE_URL names a Redis that all count in: what one has let pass is gone for the other."""
+    if not (url := os.environ.get("FASTAPI_PRODKIT_TEST_REDIS_URL")):
+        pytest.skip("FASTAPI_PRODKIT_TEST_REDIS_URL names no Redis")
+    monkeypatch.setenv("RATE_LIMIT_STORAGE_URL", url)
+    monkeypatch.setenv("RATE_LIMIT_DEFAULT", "4/hour")
+    monkeypatch.setenv("SERVICE_NAME", f"test-{uuid.uuid4().hex}")  # under which it counts: from nothing, each time
+    settings = ServiceSettings(environment="test", database=sqlite.database, log=None)
+
+    with TestClient(build(settings)) as first, TestClient(build(settings)) as second:
+        statuses = [client.get("/v1/airports/FRA").status_code for client in (first, second) * 3]
+
+    assert statuses == [200, 200, 200, 200, 429, 429]
+
+
+# prodkit new: end
 def test_a_database_is_required(monkeypatch, tmp_path):
     """Without DATABASE_URL the service does not start, and says which variable is missing."""
     monkeypatch.chdir(tmp_path)
