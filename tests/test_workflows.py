@@ -64,14 +64,46 @@ def test_an_action_has_one_version():
 
 @each_workflow
 def test_its_rights_are_few(workflow):
-    """None for the whole but to read; a job that needs more says so, and says what for."""
-    text = workflow.read_text()
-    whole = re.search(r"^permissions:(.*(?:\n  \S.*)*)", text, re.MULTILINE)[1].split()
-    more = re.findall(r"^ +([\w-]+: write)(.*)$", text, re.MULTILINE)
+    """None for the whole but to read; a job that needs more stands in this list, and says what for."""
+    more = {
+        "docs.yml": {"publish": {"pages", "id-token"}},
+        "release.yml": {"publish": {"id-token"}},
+        "pipeline.yml": {"release": {"id-token"}},
+    }
+    whole, jobs = load(workflow)["permissions"], load(workflow)["jobs"]
+    reasons = re.findall(r"^ +[\w-]+: write(.*)$", workflow.read_text(), re.MULTILINE)
 
-    assert whole in (["{}"], ["contents:", "read"])
-    assert all(reason.startswith(" # ") for _, reason in more)
-    assert {right for right, _ in more} <= {"id-token: write"}
+    writes = {
+        name: {right for right, how in job.get("permissions", {}).items() if how != "read"}
+        for name, job in jobs.items()
+    }
+
+    assert whole in ({}, {"contents": "read"})
+    assert {name: rights for name, rights in writes.items() if rights} == more.get(workflow.name, {})
+    assert all(reason.startswith(" # ") for reason in reasons)
+
+
+def test_what_publishes_runs_nothing_of_ours():
+    """Code of the repository, and of whatever it installs, never has the right to publish."""
+    jobs = [job for workflow in OURS for job in load(workflow)["jobs"].values()]
+
+    publishing = [job for job in jobs if "write" in job.get("permissions", {}).values()]
+
+    assert len(publishing) == 2
+    assert not any("run" in step or "checkout" in step["uses"] for job in publishing for step in job["steps"])
+
+
+def test_the_documentation_is_published_where_links_point():
+    """The site that was built is uploaded, for main, to the address that the package names."""
+    workflow = load(ROOT / ".github" / "workflows" / "docs.yml")
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"]
+
+    build, upload = workflow["jobs"]["build"]["steps"][-2:]
+
+    assert workflow[True] == {"push": {"branches": ["main"]}}
+    assert (build["run"], upload["with"]["path"]) == ("make docs", "site/")
+    assert workflow["jobs"]["publish"]["needs"] == "build"
+    assert f"\nsite_url: {named}/\n" in (ROOT / "mkdocs.yml").read_text()
 
 
 @each_workflow
