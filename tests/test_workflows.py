@@ -23,7 +23,8 @@ OURS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 CI = ROOT / ".github" / "workflows" / "ci.yml"
 EXAMPLE = ROOT / "examples" / "service"
 SERVICE = ROOT / "deploy" / "github" / "pipeline.yml"
-_USES = re.compile(r"uses: (\S+)(.*)")
+RELEASE = ROOT / ".github" / "workflows" / "release.yml"
+_USES = re.compile(r"uses: (?!\$/)(\S+)(.*)")  # what is not of this repository
 
 each_workflow = pytest.mark.parametrize("workflow", [*OURS, SERVICE], ids=lambda path: path.name)
 
@@ -108,8 +109,10 @@ def test_the_documentation_is_published_where_links_point():
 
 @each_workflow
 def test_every_job_ends(workflow):
-    """A job that hangs does not take GitHub's six hours."""
-    assert all(job["timeout-minutes"] <= 120 for job in load(workflow)["jobs"].values())
+    """A job that hangs does not take GitHub's six hours; one that calls a workflow ends with the jobs of that."""
+    jobs = [job for job in load(workflow)["jobs"].values() if job.get("uses") != "$/.github/workflows/ci.yml"]
+
+    assert all(job["timeout-minutes"] <= 120 for job in jobs)
 
 
 @pytest.mark.parametrize("workflow", OURS, ids=lambda path: path.name)
@@ -166,11 +169,30 @@ def test_the_image_is_tested_on_the_runner():
     assert '"FASTAPI_PRODKIT_IMAGE") == "required"' in (ROOT / "tests" / "test_image.py").read_text()
 
 
+def test_what_is_released_is_what_was_tested():
+    """After the whole matrix, which a tag of the version starts; nothing is built between the tests and PyPI."""
+    tag, test, publish = load(RELEASE)["jobs"].values()
+    build, keep = load(CI)["jobs"]["whole"]["steps"][-2:]
+    take, upload = publish["steps"]
+
+    assert "workflow_call" in load(CI)[True]
+    assert (test["needs"], test["uses"], publish["needs"]) == ("tag", "$/.github/workflows/ci.yml", "test")
+    assert "needs" not in tag
+    assert build["run"].endswith(".ci/run")
+    assert keep["if"] == "github.ref_type == 'tag'"
+    assert (
+        (keep["with"]["name"], keep["with"]["path"])
+        == (take["with"]["name"], take["with"]["path"])
+        == ("dist", "dist/")
+    )
+    assert upload["uses"].startswith("pypa/gh-action-pypi-publish@")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="the runner has a POSIX shell")
 @pytest.mark.parametrize(("tag", "code"), [(f"v{fastapi_prodkit.__version__}", 0), ("v0.0.0", 1)])
 def test_only_the_tag_of_the_version_is_released(tag, code):
     """A release compares its tag with the version that the wheel has."""
-    [command] = [each for each in commands(load(ROOT / ".github/workflows/release.yml")) if "GITHUB_REF_NAME" in each]
+    [command] = commands(load(RELEASE))
 
     done = subprocess.run(["sh", "-c", command], cwd=ROOT, env={**os.environ, "GITHUB_REF_NAME": tag}, check=False)
 

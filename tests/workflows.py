@@ -19,9 +19,9 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def commands(workflow: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what each step of each job runs."""
+    """Yield what each step of each job runs; a job that calls another workflow has none."""
     for job in workflow["jobs"].values():
-        for step in job["steps"]:
+        for step in job.get("steps", ()):
             if "run" in step:
                 yield step["run"]
 
