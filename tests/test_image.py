@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -199,6 +200,21 @@ def test_the_lock_of_the_service_agrees_with_that_of_the_library():
     assert all("--hash=sha256:" in entry for entry in entries)
     assert {entry.split()[0] for entry in entries} <= set(tested.split())
     assert not re.search(r"^fastapi-prodkit\b", locked, re.MULTILINE)
+
+
+def test_the_lock_of_the_service_has_nothing_below_the_floors():
+    """The image has what pyproject.toml asks for, h11 included, which comes with uvicorn and has an advisory."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = re.search(r"fastapi-prodkit\[([\w,]+)\]", (SERVICE / "pyproject.toml").read_text())[1].split(",")
+    lines = [*project["dependencies"], *(line for name in extras for line in project["optional-dependencies"][name])]
+
+    locked = dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)", (SERVICE / "requirements.txt").read_text(), re.MULTILINE))
+
+    floors = {each.name: each.specifier for each in map(Requirement, lines)}
+    assert "h11" in floors
+    assert [name for name, floor in floors.items() if not floor.contains(locked[name])] == []
 
 
 def test_migrations_are_a_step_of_the_same_image(migrated, backends):
