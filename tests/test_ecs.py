@@ -378,6 +378,45 @@ class TestData:
         assert resources["CacheToken"]["Properties"]["GenerateSecretString"]["ExcludePunctuation"] is True
         assert resources["Cache"]["Properties"]["TransitEncryptionEnabled"] is True
 
+    @pytest.mark.parametrize(
+        ("name", "metric", "statistic"),
+        [
+            ("CacheBusy", "CPUUtilization", "Average"),
+            ("CacheEngineBusy", "EngineCPUUtilization", "Average"),
+            ("CacheFull", "DatabaseMemoryUsagePercentage", "Maximum"),
+            ("CacheEvicts", "Evictions", "Sum"),
+        ],
+    )
+    def test_both_nodes_of_the_cache_are_watched(self, name, metric, statistic):
+        """A fail-over makes the replica the primary, so an alarm is about the worse of them."""
+        (cache,) = of_type(TEMPLATES["data"], "AWS::ElastiCache::ReplicationGroup").values()
+        worse, *nodes = of_type(TEMPLATES["data"], "AWS::CloudWatch::Alarm")[name]["Metrics"]
+
+        watched = [node["MetricStat"]["Metric"] for node in nodes]
+
+        assert worse["Expression"] == f"MAX([{', '.join(node['Id'] for node in nodes)}])"
+        assert {node["MetricStat"]["Stat"] for node in nodes} == {statistic}
+        assert {(each["Namespace"], each["MetricName"]) for each in watched} == {("AWS/ElastiCache", metric)}
+        assert [each["Dimensions"] for each in watched] == [
+            [
+                {"Name": "CacheClusterId", "Value": {"Fn::Sub": f"${{Cache}}-{number:03}"}},
+                {"Name": "CacheNodeId", "Value": "0001"},
+            ]
+            for number in range(1, cache["NumCacheClusters"] + 1)
+        ]
+
+    def test_the_page_says_when_an_alarm_rings(self):
+        """Who is called at night finds each with its number, and what helps."""
+        section = PAGE.read_text().partition("## What else rings")[2].partition("\n## ")[0]
+        alarms = of_type(TEMPLATES["data"], "AWS::CloudWatch::Alarm")
+
+        rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \| .+ \|$", section, re.MULTILINE))
+
+        assert rows.keys() == alarms.keys()
+        for name, alarm in alarms.items():
+            threshold = alarm["Threshold"]
+            assert ("less than 4 GiB" if threshold == 4 * 2**30 else f"above {threshold} ") in rows[name]
+
     def test_only_the_service_reaches_the_data(self):
         """Database and cache hear the tasks alone; the tasks hear the load balancer alone."""
         ingress = of_type(TEMPLATES["network"], "AWS::EC2::SecurityGroupIngress").values()
@@ -478,4 +517,7 @@ class TestRollback:
             "MemoryUtilization",
             "FreeStorageSpace",
             "DatabaseConnections",
+            "EngineCPUUtilization",
+            "DatabaseMemoryUsagePercentage",
+            "Evictions",
         }
