@@ -214,6 +214,19 @@ class TestServicesPipeline:
         assert scan["with"]["exit-code"] == "1"
         assert [name for name, job in load(SERVICE)["jobs"].items() if "permissions" in job] == ["release"]
 
+    def test_what_is_scanned_is_what_is_kept(self):
+        """The last layer is there before the scan; after it the image is written to the file, and nothing is built."""
+        jobs = load(SERVICE)["jobs"]
+
+        steps = [str(step) for step in (*jobs["image"]["steps"], *jobs["release"]["steps"])]
+
+        [scan] = [number for number, step in enumerate(steps) if "trivy-action" in step]
+        built = [number for number, step in enumerate(steps) if "docker build" in step]
+        assert "'image-ref': 'service'" in steps[scan]
+        assert "docker save --output service.tar service" in steps[scan + 1]
+        assert len(built) == 2
+        assert max(built) < scan
+
     @pytest.mark.parametrize("redis", [True, False])
     @pytest.mark.parametrize("database", ["postgresql", "sqlite"])
     def test_it_has_the_servers_that_were_chosen(self, database, redis, tmp_path):
@@ -261,6 +274,7 @@ class TestServicesPipeline:
 
         assert runner.docker == [
             "build --build-arg VERSION=c0ffee --build-arg REVISION=c0ffee --tag service .",
+            "build --build-arg IMAGE=service --tag service deploy/ecs/image",
             "save --output service.tar service",
         ]
 
@@ -274,7 +288,7 @@ class TestServicesPipeline:
         image = "registry.example/shop@sha256:1"
         assert runner.docker == [
             "load --input service.tar",
-            "build --build-arg IMAGE=service --tag registry.example/shop:c0ffee-1 deploy/ecs/image",
+            "tag service registry.example/shop:c0ffee-1",
             "login --username AWS --password-stdin registry.example",
             "push --quiet registry.example/shop:c0ffee-1",
             "inspect --format {{index .RepoDigests 0}} registry.example/shop:c0ffee-1",
