@@ -25,7 +25,7 @@ pytest.importorskip("trustme", reason="needs the tools of `make test`")
 redis = pytest.importorskip("redis", reason="needs the extra: pip install 'fastapi-prodkit[redis]'")
 
 import trustme
-from containers import BUNDLE, HOST, Container, ContainersMissingError, Image, engine
+from containers import BASE, BUNDLE, HOST, Container, ContainersMissingError, Image, engine
 from postgres import PostgresMissingError, Server, postgres
 from processes import free_port
 from programs import program_or_skip
@@ -33,6 +33,7 @@ from redis_servers import RedisMissingError, redis_server
 
 ROOT = Path(__file__).parent.parent
 SERVICE = ROOT / "examples" / "service"
+PAGE = ROOT / "docs" / "deploy" / "docker.md"
 MARKER = b"this-must-stay-outside-the-image"
 SECRETS = (
     ".env",
@@ -43,6 +44,12 @@ SECRETS = (
     "service/server.key",
     "alembic/dump.sqlite3",
 )
+RELEASE = {
+    "VERSION": "1.2.3",
+    "REVISION": "0f1e2d3c",
+    "CREATED": "2026-01-02T03:04:05Z",
+    "SOURCE": "https://git.example.com/airports",
+}
 UNCOMPILED = """
 from importlib.util import cache_from_source
 from pathlib import Path
@@ -108,7 +115,7 @@ def image(
     cache = getattr(request.config, "cache", None)
     try:
         with engine((cache.mkdir("image") if cache else folder) / "trixie.tar") as it:
-            yield it.build(context, "airports", bundle=bundle, VERSION="1.2.3", REVISION="0f1e2d3c")
+            yield it.build(context, "airports", bundle=bundle, **RELEASE)
     except ContainersMissingError as error:
         cannot_run(error)
 
@@ -188,6 +195,14 @@ def test_the_dockerfile_is_clean():
 
     assert done.stdout + done.stderr == ""
     assert (SERVICE / "Dockerfile").read_text().count("hadolint ignore") == 1
+
+
+def test_every_build_argument_is_explained():
+    """Each stands in the page with its default."""
+    declared = re.findall(r"^ARG (\w+)=(\S+)$", (SERVICE / "Dockerfile").read_text(), re.MULTILINE)
+
+    assert {name for name, _ in declared} == {*RELEASE, "LICENSES"}
+    assert [name for name, default in declared if f"\n| `{name}` | `{default}` | " not in PAGE.read_text()] == []
 
 
 def test_the_lock_of_the_service_agrees_with_that_of_the_library():
@@ -321,11 +336,28 @@ def test_the_image_has_what_it_runs_and_no_more(image):
 
 
 def test_the_image_says_what_it_is(image):
-    """OCI labels name version and revision; uid, command and health check are where an engine looks for them."""
+    """OCI's labels say what, of which release, from where and on what; whoever builds it says the rest."""
+    labels = {name: text for name, text in image.config["Labels"].items() if not name.startswith("io.buildah.")}
+
+    assert labels == {
+        f"org.opencontainers.image.{name}": text
+        for name, text in {
+            "title": "airports-service",
+            "description": "Airports of the world, and what visitors report about them",
+            "version": "1.2.3",
+            "revision": "0f1e2d3c",
+            "created": "2026-01-02T03:04:05Z",
+            "source": "https://git.example.com/airports",
+            "licenses": "NOASSERTION",  # nobody has said
+            "base.name": BASE,
+        }.items()
+    }
+
+
+def test_an_engine_knows_how_to_run_it(image):
+    """Uid, command and health check are where it looks for them."""
     config = image.config
 
-    labels = {name.removeprefix("org.opencontainers.image."): text for name, text in config["Labels"].items()}
-    assert (labels["title"], labels["version"], labels["revision"]) == ("airports-service", "1.2.3", "0f1e2d3c")
     assert config["User"] == "10001:10001"
     assert config["Cmd"][:3] == ["prodkit", "serve", "service.main:app"]
     assert config["Healthcheck"]["Test"] == ["CMD", "prodkit", "health", "http://127.0.0.1:8000/health"]

@@ -269,11 +269,17 @@ class TestServicesPipeline:
         return Runner(tmp_path)
 
     def test_the_image_is_built_and_kept(self, runner):
-        """The commit is its version and its revision."""
-        runner.run("image", GITHUB_SHA="c0ffee")
+        """The commit is its version and its revision; its labels say when it was built, and from where."""
+        runner.run("image", GITHUB_SHA="c0ffee", GITHUB_SERVER_URL="https://github.com", GITHUB_REPOSITORY="shop/api")
 
-        assert runner.docker == [
-            "build --build-arg VERSION=c0ffee --build-arg REVISION=c0ffee --tag service .",
+        built, *rest = runner.docker
+        assert re.fullmatch(
+            "build --build-arg VERSION=c0ffee --build-arg REVISION=c0ffee "
+            r"--build-arg CREATED=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
+            r"--build-arg SOURCE=https://github\.com/shop/api --tag service \.",
+            built,
+        )
+        assert rest == [
             "build --build-arg IMAGE=service --tag service deploy/ecs/image",
             "save --output service.tar service",
         ]
