@@ -42,7 +42,13 @@ SECRETS = (
     "server.pem",
     "service/.env",
     "service/server.key",
+    "service/dump.sql",
+    "service/credentials.json",
+    "service/routers/.netrc",
+    "service/routers/backup.tar.gz",
     "alembic/dump.sqlite3",
+    "alembic/versions/dump.sql",
+    "wheels/id_ed25519",
 )
 RELEASE = {
     "VERSION": "1.2.3",
