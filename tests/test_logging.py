@@ -1089,10 +1089,13 @@ def test_the_console_masks_and_escapes_as_well(capsys):
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
-def test_the_console_is_coloured_on_a_terminal_unless_no_color_is_set(monkeypatch, no_color, coloured):
-    """https://no-color.org: any value that is not empty."""
+@pytest.mark.parametrize(
+    ("no_color", "term", "coloured"), [("", "xterm", True), ("1", "xterm", False), ("", "dumb", False)]
+)
+def test_the_console_is_coloured_on_a_terminal_that_knows_colours(monkeypatch, no_color, term, coloured):
+    """https://no-color.org: any value that is not empty turns colours off."""
     monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(sys, "stdout", Terminal())
     configure_logging(LogSettings(format="console"))
 

@@ -219,6 +219,12 @@ class TestSections:
 
         assert set(problems) == {"METRICS_TOKEN", "DATABASE_URL"}
 
+    def test_a_short_secret_is_told_its_length(self, refused):
+        """A secret is made of characters, whatever pydantic calls them, and its length is no secret."""
+        problems = refused({"LOG_LEVEL_TOKEN": "short"})
+
+        assert problems["LOG_LEVEL_TOKEN"].startswith("must have at least 16 characters")
+
     def test_the_vercel_variables_belong_together(self, refused, load):
         """Half of the pair is an error that names the half, and a bad half is told once."""
         settings = load(cors={"vercel_project": "shop", "vercel_team": "acme"})

@@ -15,6 +15,7 @@ import orjson
 
 from fastapi_prodkit import _context
 from fastapi_prodkit._redact import MARKS, Redactor, may_hold_secret
+from fastapi_prodkit._terminal import coloured
 from fastapi_prodkit.sections import LogSettings
 
 __all__ = ["EVENT_DICT", "EventHandler"]
@@ -154,16 +155,16 @@ class EventHandler(logging.Handler):
 
 
 class _Console:
-    """Readable lines for development; coloured on a terminal unless NO_COLOR is set."""
+    """Readable lines for development; coloured on a terminal."""
 
     def __init__(self, redactor: Redactor) -> None:
         from structlog.dev import ConsoleRenderer, plain_traceback  # noqa: PLC0415 - loaded where it is used
 
         self._redactor = redactor
         # structlog needs another package for colours on Windows.
-        coloured = sys.stdout is not None and sys.stdout.isatty() and os.name != "nt" and not os.environ.get("NO_COLOR")
+        colours = sys.stdout is not None and os.name != "nt" and coloured(sys.stdout)
         # The other renderers of tracebacks show local variables, and with them secrets.
-        self._render = ConsoleRenderer(colors=coloured, exception_formatter=plain_traceback)
+        self._render = ConsoleRenderer(colors=colours, exception_formatter=plain_traceback)
 
     def __call__(self, head: dict[str, Any], extras: dict[str, Any]) -> bytes:
         fields: dict[str, Any] = {}

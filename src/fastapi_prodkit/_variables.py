@@ -132,6 +132,8 @@ def _text(details: ErrorDetails) -> str:
     text = details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if (details["type"] in _FREE_TEXT or details["type"] not in _BUILT_IN) and any(v in text for v in _values(given)):
         return "is refused; the reason is withheld because it repeats the value"
+    if isinstance(given, str | SecretStr):  # pydantic counts the items of a secret
+        text = text.replace("items after validation", "characters").replace("item after validation", "character")
     return re.sub(r"^(Input|String|Value|Tuple|List) should", "must", text)
 
 

@@ -17,8 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from fastapi_prodkit import __version__
+from fastapi_prodkit._terminal import coloured
 from fastapi_prodkit.cli.failure import describe
-from fastapi_prodkit.cli.terminal import coloured
 
 __all__ = ["COMMANDS", "CommandGroup", "main"]
 

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from fastapi_prodkit._terminal import coloured
 from fastapi_prodkit.cli.doctor.advisories import AS_OF
 from fastapi_prodkit.cli.doctor.examination import Examination
 from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Finding, Severity
-from fastapi_prodkit.cli.terminal import coloured
 
 __all__ = ["as_github", "as_json", "as_text"]
 
