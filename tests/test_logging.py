@@ -722,6 +722,34 @@ def test_a_line_is_one_write_however_long_it_is(monkeypatch):
     assert raw.sizes[0] > 100_000
 
 
+def test_a_pipe_that_takes_a_part_gets_the_rest(monkeypatch, tmp_path):
+    """What the system did not take at once is written afterwards, and other threads wait for it."""
+
+    class Slow(io.FileIO):
+        def write(self, data):
+            return super().write(data[:50])
+
+    path = tmp_path / "log"
+    with Slow(path, "w") as raw:
+        configure_logging()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8"))
+        logging.getLogger("a").info("x" * 500)
+        monkeypatch.undo()
+
+    assert json.loads(path.read_text())["event"] == "x" * 500
+
+
+def test_a_stream_of_text_gets_lines_as_well(monkeypatch):
+    """Some programs put something there that takes text only."""
+    stream = io.StringIO()
+    configure_logging()
+    monkeypatch.setattr(sys, "stdout", stream)
+
+    logging.getLogger("a").info("hello")
+
+    assert json.loads(stream.getvalue())["event"] == "hello"
+
+
 def test_lines_of_many_threads_stay_whole(lines):
     """Threads do not write into each other's lines."""
     configure_logging()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import Token
 from copy import copy
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -57,6 +57,9 @@ class Piece:
     @cached_property
     def _alone(self) -> "Stack":
         return Stack([self], self.app)
+
+
+_fail_on: Final = Piece().fail  # where no piece has something to say about it
 
 
 class Stack:
@@ -120,10 +123,6 @@ class Stack:
             exchange.from_server = receive
             if token is not None:
                 _context.end(token)
-
-
-def _fail_on(exchange: Exchange, error: Exception) -> bool:  # noqa: ARG001 - as `Piece.fail`
-    return False
 
 
 def _does(piece: Piece, role: str) -> bool:

@@ -53,7 +53,6 @@ class ProxyHeadersMiddleware(Piece):
     def __init__(self, app: ASGIApp, settings: ProxySettings | None = None) -> None:
         self.app = app
         trusted = settings.trusted if settings else ()
-        self._active = bool(trusted)
         self._any = "*" in trusted
         self._unix = "unix" in trusted
         networks = tuple(_network(entry) for entry in trusted if entry not in ("*", "unix"))
@@ -62,10 +61,8 @@ class ProxyHeadersMiddleware(Piece):
 
     def enter(self, exchange: Exchange) -> None:
         """Put the client that a trusted proxy names into the scope."""
-        if not self._active:
-            return
-        scope, headers = exchange.scope, exchange.headers
-        forwarded_for, scheme = headers.get(b"x-forwarded-for", b""), headers.get(b"x-forwarded-proto", b"")
+        scope, header = exchange.scope, exchange.headers.get
+        forwarded_for, scheme = header(b"x-forwarded-for", b""), header(b"x-forwarded-proto", b"")
         if exchange.repeats:
             forwarded_for = b",".join(exchange.lines(b"x-forwarded-for"))
         peer = scope.get("client")

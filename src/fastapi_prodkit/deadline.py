@@ -57,10 +57,8 @@ class DeadlineMiddleware(Piece):
             exchange.deadline = _EXEMPT
             return
         exchange.task = task = cast("Task[Any]", asyncio.current_task())  # there is one: a coroutine calls this
-        if self._expiry is None:
-            exchange.deadline = _UNLIMITED
-        else:
-            exchange.deadline = self._expiry.add(exchange, exchange.begun, task.get_loop())
+        expiry = self._expiry
+        exchange.deadline = expiry.add(exchange, exchange.begun, task.get_loop()) if expiry else _UNLIMITED
 
     def leave(self, exchange: Exchange) -> None:
         """Watch no longer, if it was watched."""

@@ -17,7 +17,6 @@ __all__ = ["SecurityHeadersMiddleware"]
 
 SWITCHING_PROTOCOLS, BAD_REQUEST = 101, 400
 _SECURE = frozenset({"https", "wss"})
-_T = (b"t", b"T")  # how the one media type begins that matters here
 _REMOVED = frozenset({b"server", b"x-powered-by"})
 
 
@@ -46,14 +45,12 @@ class SecurityHeadersMiddleware(Piece):
 
     def start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
         """Complete the response."""
-        status = exchange.status
-        if status == SWITCHING_PROTOCOLS:
-            return
-        request = exchange.headers
-        media_type = present.get(b"content-type", b"")
-        html = media_type[:1] in _T and media_type[:9].lower() == b"text/html"
+        status, request = exchange.status, exchange.headers
+        html = present.get(b"content-type", b"")[:9].lower() == b"text/html"
         private = status >= BAD_REQUEST or b"authorization" in request or b"cookie" in request
         additions = self._additions[exchange.scope.get("scheme") in _SECURE, html, private]
+        if status == SWITCHING_PROTOCOLS:
+            return
         if not self._watched.isdisjoint(present):
             headers[:] = [pair for pair in headers if pair[0] not in _REMOVED]
             additions = [pair for pair in additions if pair[0] not in present]

@@ -65,9 +65,8 @@ class RateLimitMiddleware(Piece):
             return None
         if self._hit is None:
             return partial(self._ask, exchange)
-        client, limit = scope.get("client"), self._first
-        key = client[0] if client is not None and ":" not in client[0] else client_key(scope)
-        remaining, reset = self._hit(key, 1, self._clock())
+        limit = self._first
+        remaining, reset = self._hit(client_key(scope), 1, self._clock())
         if remaining < 0 or NOTED in scope:  # refused, or in a mounted app after others
             note(scope, [(limit, remaining, reset)])
             return None if remaining >= 0 else Refusal(refusal([(limit, remaining, reset)]))
