@@ -399,10 +399,10 @@ async def test_requests_end_in_their_order():
     expiry = Expiry(SHORT, ended.append)
 
     for name in ("first", "second"):
-        expiry.add(name, time.perf_counter(), loop)
+        expiry.add(name, loop)
     await asyncio.sleep(SHORT / 2)
     for name in ("third", "fourth"):
-        line = expiry.add(name, time.perf_counter(), loop)
+        line = expiry.add(name, loop)
     dues = [line[name] for name in ("first", "third", "fourth")]
     del line["second"]
     deadline = time.monotonic() + 10
@@ -432,9 +432,9 @@ async def test_an_error_at_the_end_of_one_wait():
     loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
     expiry = Expiry(SHORT, expire)
     for wait in (error, "waiting"):
-        expiry.add(wait, time.perf_counter(), loop)
+        expiry.add(wait, loop)
     await until_has(1, told)
-    expiry.add("later", time.perf_counter(), loop)
+    expiry.add("later", loop)
     await until_has(2, ended)
 
     assert told == [error]

@@ -16,9 +16,10 @@ _Wait = TypeVar("_Wait")
 class Line(dict[_Wait, float]):
     """The waits of one event loop, oldest first, and when each is due; whoever has waited is taken out."""
 
-    def __init__(self, loop: AbstractEventLoop, expire: Callable[[_Wait], None]) -> None:
+    def __init__(self, loop: AbstractEventLoop, seconds: float, expire: Callable[[_Wait], None]) -> None:
         super().__init__()
         self.loop = loop
+        self.seconds = seconds
         self.timed = False
         self._expire = expire
 
@@ -50,18 +51,12 @@ class Expiry(Generic[_Wait]):
         self._expire = expire
         self._line: Line[_Wait] | None = None
 
-    def add(self, wait: _Wait, begun: float, loop: AbstractEventLoop) -> Line[_Wait]:
-        """Begin a wait, and return the line to take it out of. Each event loop has a line of its own.
-
-        Args:
-            wait: Who waits.
-            begun: Since when, on the clock of `perf_counter`.
-            loop: Where.
-        """
+    def add(self, wait: _Wait, loop: AbstractEventLoop) -> Line[_Wait]:
+        """Begin a wait, and return the line to take it out of. Each event loop has a line of its own."""
         line = self._line
         if line is None or line.loop is not loop:
-            line = self._line = Line(loop, self._expire)
-        line[wait] = begun + self.seconds
+            line = self._line = Line(loop, self.seconds, self._expire)
+        line[wait] = perf_counter() + self.seconds
         if not line.timed:
             line.look()
         return line

@@ -9,7 +9,6 @@ import math
 from asyncio import CancelledError, Task
 from collections.abc import Generator, Sequence
 from http import HTTPStatus
-from time import perf_counter
 from types import coroutine
 from typing import Any, cast
 
@@ -132,7 +131,7 @@ class _Pace:
     async def _in_time(self, steps: Generator[Any, Any, Message], awaited: Any) -> Message:
         self._waiting = task = cast("Task[Any]", asyncio.current_task())
         before = task.cancelling()
-        line = self._expiry.add(self, perf_counter(), task.get_loop())
+        line = self._expiry.add(self, task.get_loop())
         try:
             return await _go_on(steps, awaited)
         except CancelledError:

@@ -32,8 +32,8 @@ _late = Refusal(ProblemError(504, "The service did not answer in time."))
 class DeadlineMiddleware(Piece):
     """Answer with a 504 problem if no response has started within `request_timeout`, and cancel the handler.
 
-    A response that has started is left alone, however long it takes; WebSockets are, too. The time runs from the
-    beginning of the request, and includes the reading of the body. `Depends(Timeout(120))` gives a route another time.
+    A response that has started is left alone, however long it takes; WebSockets are, too. The time runs from here, and
+    includes the reading of the body. `Depends(Timeout(120))` gives a route another time.
 
     Args:
         app: The app to serve.
@@ -58,7 +58,7 @@ class DeadlineMiddleware(Piece):
             return
         exchange.task = task = cast("Task[Any]", asyncio.current_task())  # there is one: a coroutine calls this
         expiry = self._expiry
-        exchange.deadline = expiry.add(exchange, exchange.begun, task.get_loop()) if expiry else _UNLIMITED
+        exchange.deadline = expiry.add(exchange, task.get_loop()) if expiry else _UNLIMITED
 
     def leave(self, exchange: Exchange) -> None:
         """Watch no longer, if it was watched."""
@@ -97,33 +97,40 @@ class Timeout:
 
     def hold_for(self, exchange: Exchange) -> None:
         """Take the place of the deadline of a request."""
-        if exchange.deadline is _EXEMPT:
+        before = exchange.deadline
+        if before is _EXEMPT:
             return
-        exchange.deadline.pop(exchange, None)
+        begun = before.pop(exchange, perf_counter()) - before.seconds
         if self.seconds is None or exchange.interruption is not None:
             exchange.deadline = _UNLIMITED
         else:
-            exchange.deadline = _OwnTime(exchange, self.seconds)
+            exchange.deadline = _OwnTime(exchange, self.seconds, begun)
 
 
 class _Never:
     """No deadline."""
 
-    def pop(self, exchange: Exchange, _: None) -> None:
-        """Watch no longer, which it never did."""
+    seconds = 0.0
+
+    def pop(self, exchange: Exchange, _: float | None) -> float:
+        """Watch no longer, which it never did; return when the request began."""
+        return exchange.begun
 
 
 class _OwnTime:
     """The deadline of one request, which is its route's: a timer for itself."""
 
-    def __init__(self, exchange: Exchange, seconds: float) -> None:
-        left = max(0.0, exchange.begun + seconds - perf_counter())
+    def __init__(self, exchange: Exchange, seconds: float, begun: float) -> None:
+        self.seconds = seconds
+        self._due = begun + seconds
+        left = max(0.0, self._due - perf_counter())
         loop = cast("Task[Any]", exchange.task).get_loop()
         self._timer = loop.call_later(left, exchange.interrupt, _late, context=Context())
 
-    def pop(self, exchange: Exchange, _: None) -> None:  # noqa: ARG002 - as a line has it, which holds many
-        """Watch no longer."""
+    def pop(self, exchange: Exchange, _: float | None) -> float:  # noqa: ARG002 - as a line has it, which holds many
+        """Watch no longer; return when it would have been due."""
         self._timer.cancel()
+        return self._due
 
 
 _EXEMPT, _UNLIMITED = _Never(), _Never()
