@@ -611,7 +611,7 @@ class TestOnTheWire:
 
         assert received.startswith(b"HTTP/1.1 101" if origin == ORIGIN else b"HTTP/1.1 403")
         # Older uvicorns send these of their own, whatever the app sends.
-        assert "x-request-id" in headers_of(received, of_server={"date", "content-type"})
+        assert "x-request-id" in headers_of(received, of_server={"date", "content-length", "content-type"})
 
     def test_every_line_of_the_process_is_json_with_the_id(self, capsys):
         """The server's own lines included; the one about a request carries its id."""
