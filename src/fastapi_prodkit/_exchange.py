@@ -39,6 +39,8 @@ class Exchange:
         left: The client went away before that.
         begun: When the request came, on the clock of `perf_counter`.
         task: What serves it; there for whoever may interrupt it.
+        stack: The pieces that have to do with it.
+        from_server: Where the app's messages come from; a piece may put itself in between.
         outer: The exchange around this one: of an app around this app, or of a piece around a copied scope.
         status: Once it is over: what the client saw; 499 if it left early, 101 for an open WebSocket.
         duration: Once it is over: seconds until the response was complete; a background task does not count.

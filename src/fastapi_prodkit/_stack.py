@@ -9,7 +9,6 @@ for the requests that need it. Alone, each piece is an ASGI middleware like any 
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Token
-from copy import copy
 from functools import cached_property
 from typing import Any, Final
 
@@ -80,7 +79,8 @@ class Stack:
 
     def within(self, outer: "Stack") -> "Stack":
         """Return what does for a request what both do, the way in apart."""
-        both = copy(self)
+        both = Stack.__new__(Stack)  # once for each request: `copy` takes ten times as long
+        both.app, both.entering = self.app, self.entering
         both.starting = [*self.starting, *outer.starting]
         both.starting_usual = [*self.starting_usual, *outer.starting_usual]
         both.leaving = [*self.leaving, *outer.leaving]
