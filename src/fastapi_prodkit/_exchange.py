@@ -4,7 +4,7 @@ import asyncio
 from asyncio import Task
 from collections.abc import Awaitable, Callable, Container, Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -55,7 +55,7 @@ class Exchange:
     interruption: Interruption | None = None
     deadline: Any = None  # what watches over its time, and belongs to `deadline`
     task: "Task[Any] | None" = None
-    _entering: Iterator["Enter"]
+    _entering: Iterator[Enter]
     _app: ASGIApp
 
     def __init__(self, stack: "Stack", outer: "Exchange | None", scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +117,7 @@ class Exchange:
         self.stack = alone.within(self.stack)
         self.stop_at(iter(alone.entering), alone.app)
 
-    def stop_at(self, entering: Iterator["Enter"], app: ASGIApp) -> None:
+    def stop_at(self, entering: Iterator[Enter], app: ASGIApp) -> None:
         """Note where `proceed` goes on."""
         self._entering = entering
         self._app = app
@@ -125,14 +125,13 @@ class Exchange:
     def interrupt(self, answer: ASGIApp) -> None:
         """Cancel the task that serves the request, and have this answer it at once, unless a response has started.
 
-        Whoever may do so has set `task` before.
-
-        What the app still sends goes nowhere, however long it takes to end.
+        What the app still sends goes nowhere, however long it takes to end. Whoever may do so has set `task` before.
         """
-        if self.status or self.interruption is not None or self.task is None:
+        if self.status or self.interruption is not None:
             return
-        self.interruption = Interruption(self.task, answer(self.scope, self.receive, self.send), self.context)
-        self.task.cancel()
+        task = cast("Task[Any]", self.task)
+        self.interruption = Interruption(task, answer(self.scope, self.receive, self.send), self.context)
+        task.cancel()
 
     async def settle(self) -> bool:
         """Wait for what answers in place of the app; say whether that, and nobody else, has cancelled the request."""

@@ -96,8 +96,7 @@ class EventHandler(logging.Handler):
     def writer(self, level: str, logger: str, event: str) -> Callable[[dict[str, Any]], None]:
         """Return what writes such an event without making a record of it: the short way for what each request has.
 
-        What it takes is the event: `timestamp`, then what the context has, then values of plain types, under names
-        that are not secret.
+        What it takes are the event's fields: values of plain types, under names that are not secret.
 
         Args:
             level: In lower case; whether it is enabled is for the caller to ask.
@@ -109,16 +108,14 @@ class EventHandler(logging.Handler):
         rest, structured = b",%b," % head[1:-1], bool(self._static)
 
         def write(fields: dict[str, Any]) -> None:
+            now = datetime.now(UTC)
             context = _context.current() or {}
-            if structured and ((len(context) == 1 and _OURS in context) or self._is_harmless(context)):
-                line = _dump(fields)
+            if structured and fields and ((len(context) == 1 and _OURS in context) or self._is_harmless(context)):
+                line = _dump({"timestamp": now, **context, **fields})
                 if line is not None:
                     self._write(line.replace(b",", rest, 1))
                     return
-            if "timestamp" not in context:  # otherwise it is the context's, and not when the event happened
-                del fields["timestamp"]
-            head = self._head(datetime.now(UTC), level, logger)
-            self._write(self._render(head | {"event": event}, fields))
+            self._write(self._render(self._head(now, level, logger) | {"event": event}, {**context, **fields}))
 
         return write
 

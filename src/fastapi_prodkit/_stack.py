@@ -93,6 +93,7 @@ class Stack:
         scope[KEY] = exchange = Exchange(self, outer, scope, receive, send)
         token: Token[Any] | None = _context.begin(exchange.context)
         try:
+            # What `proceed` does, written out: the call would cost a fiftieth of a request to bare FastAPI.
             for enter in (entering := iter(self.entering)):
                 answer = enter(exchange)
                 if answer is not None:

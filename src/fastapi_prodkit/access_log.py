@@ -11,7 +11,6 @@ client sees a broken transfer and not a complete one.
 
 import logging
 from collections.abc import Callable, Container
-from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -26,7 +25,6 @@ __all__ = ["AccessLogMiddleware"]
 
 _logger = logging.getLogger("fastapi_prodkit.access")
 _errors = logging.getLogger("fastapi_prodkit.error")
-_NAMES = ("http_method", "http_route", "http_path", "http_status", "duration_ms", "client_ip")
 _LONGEST_PATH = 2048  # characters in a line; a path may have as many as the server reads of a request
 
 
@@ -70,8 +68,6 @@ class AccessLogMiddleware(Piece):
         scope = exchange.scope
         client = scope.get("client")
         fields = {
-            "timestamp": datetime.now(UTC),
-            **exchange.context,
             "http_method": scope.get("method"),
             "http_route": exchange.route,
             "http_path": scope["path"][:_LONGEST_PATH],
@@ -107,4 +103,4 @@ def _find_writer() -> Callable[[dict[str, Any]], None]:
 
 
 def _log(fields: dict[str, Any]) -> None:
-    _logger.info("request", extra={name: fields[name] for name in _NAMES if name in fields})
+    _logger.info("request", extra=fields)

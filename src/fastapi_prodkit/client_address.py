@@ -20,6 +20,7 @@ from fastapi_prodkit.sections import ProxySettings
 __all__ = ["ProxyHeadersMiddleware"]
 
 Network = IPv4Network | IPv6Network
+_Found = tuple[tuple[str, int] | None, bytes]  # the client, if a proxy names one, and its scheme
 
 _HOP = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?|([0-9A-Fa-f:.]+)")
 _HIGHEST_PORT = 65_535
@@ -73,7 +74,7 @@ class ProxyHeadersMiddleware(Piece):
         if scheme in (schemes := _SCHEMES[scope["type"]]):
             scope["scheme"] = schemes[scheme]
 
-    def _find_client(self, peer: str | None, forwarded_for: bytes, scheme: bytes) -> "_Found":
+    def _find_client(self, peer: str | None, forwarded_for: bytes, scheme: bytes) -> _Found:
         """Return the client and the scheme that a trusted peer names: kept, because clients come back."""
         if not self._trusts(peer):
             return None, b""
@@ -94,9 +95,6 @@ class ProxyHeadersMiddleware(Piece):
             return self._any or self._unix
         hop = self._hop(peer)
         return hop is not None and hop.trusted
-
-
-_Found = tuple[tuple[str, int] | None, bytes]
 
 
 class _Hop(NamedTuple):

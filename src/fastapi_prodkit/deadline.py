@@ -58,7 +58,7 @@ class DeadlineMiddleware(Piece):
             return
         exchange.task = task = cast("Task[Any]", asyncio.current_task())  # there is one: a coroutine calls this
         expiry = self._expiry
-        exchange.deadline = expiry.add(exchange, task.get_loop()) if expiry else _UNLIMITED
+        exchange.deadline = expiry.add(exchange, task.get_loop()) if expiry else _Never(perf_counter())
 
     def leave(self, exchange: Exchange) -> None:
         """Watch no longer, if it was watched."""
@@ -102,7 +102,7 @@ class Timeout:
             return
         begun = before.pop(exchange, perf_counter()) - before.seconds
         if self.seconds is None or exchange.interruption is not None:
-            exchange.deadline = _UNLIMITED
+            exchange.deadline = _Never(begun)
         else:
             exchange.deadline = _OwnTime(exchange, self.seconds, begun)
 
@@ -112,9 +112,12 @@ class _Never:
 
     seconds = 0.0
 
-    def pop(self, exchange: Exchange, _: float | None) -> float:
-        """Watch no longer, which it never did; return when the request began."""
-        return exchange.begun
+    def __init__(self, begun: float) -> None:
+        self._begun = begun
+
+    def pop(self, exchange: Exchange, _: float | None) -> float:  # noqa: ARG002 - as a line has it, which holds many
+        """Watch no longer, which it never did; return since when."""
+        return self._begun
 
 
 class _OwnTime:
@@ -127,13 +130,13 @@ class _OwnTime:
         loop = cast("Task[Any]", exchange.task).get_loop()
         self._timer = loop.call_later(left, exchange.interrupt, _late, context=Context())
 
-    def pop(self, exchange: Exchange, _: float | None) -> float:  # noqa: ARG002 - as a line has it, which holds many
+    def pop(self, exchange: Exchange, _: float | None) -> float:  # noqa: ARG002 - likewise
         """Watch no longer; return when it would have been due."""
         self._timer.cancel()
         return self._due
 
 
-_EXEMPT, _UNLIMITED = _Never(), _Never()
+_EXEMPT = _Never(0.0)  # not even a deadline of the route's own
 
 
 def _expire(exchange: Exchange) -> None:

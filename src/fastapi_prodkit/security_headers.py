@@ -46,11 +46,11 @@ class SecurityHeadersMiddleware(Piece):
     def start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
         """Complete the response."""
         status, request = exchange.status, exchange.headers
+        if status == SWITCHING_PROTOCOLS:
+            return
         html = present.get(b"content-type", b"")[:9].lower() == b"text/html"
         private = status >= BAD_REQUEST or b"authorization" in request or b"cookie" in request
         additions = self._additions[exchange.scope.get("scheme") in _SECURE, html, private]
-        if status == SWITCHING_PROTOCOLS:
-            return
         if not self._watched.isdisjoint(present):
             headers[:] = [pair for pair in headers if pair[0] not in _REMOVED]
             additions = [pair for pair in additions if pair[0] not in present]

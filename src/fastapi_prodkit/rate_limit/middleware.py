@@ -10,7 +10,7 @@ from fastapi_prodkit._problem import Refusal, send_problem
 from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.rate_limit.keys import client_key
-from fastapi_prodkit.rate_limit.limits import NOTED, Store, note, parse_limits, refusal, refused
+from fastapi_prodkit.rate_limit.limits import Store, note, note_first, parse_limits, refusal, refused
 from fastapi_prodkit.rate_limit.memory import MemoryStore
 from fastapi_prodkit.sections import RateLimitSettings
 
@@ -52,9 +52,9 @@ class RateLimitMiddleware(Piece):
         self._limits = parse_limits(settings.default, name="default")
         self._legacy = settings.legacy_headers
         # Nearly always it is one limit, counted in memory: then there is nothing to look up and nothing to loop over.
-        self._hit, self._first = None, self._limits[0]
+        self._hit = None
         if isinstance(self._store, MemoryStore) and len(self._limits) == 1 and not self._legacy:
-            self._hit, self._clock = self._store.window(self._first).hit, self._store.clock
+            self._hit, self._clock = self._store.window(self._limits[0]).hit, self._store.clock
 
     def enter(self, exchange: Exchange) -> ASGIApp | None:
         """Count the request, or refuse it."""
@@ -65,16 +65,9 @@ class RateLimitMiddleware(Piece):
             return None
         if self._hit is None:
             return partial(self._ask, exchange)
-        limit = self._first
         remaining, reset = self._hit(client_key(scope), 1, self._clock())
-        if remaining < 0 or NOTED in scope:  # refused, or in a mounted app after others
-            note(scope, [(limit, remaining, reset)])
-            return None if remaining >= 0 else Refusal(refusal([(limit, remaining, reset)]))
-        headers = exchange.response_headers
-        headers[b"ratelimit-policy"] = limit.header
-        headers[b"ratelimit"] = limit.quota % (remaining, reset)
-        scope[NOTED] = headers, (limit, remaining, reset)
-        return None
+        note_first(exchange, self._limits[0], remaining, reset)
+        return None if remaining >= 0 else Refusal(refusal([(self._limits[0], remaining, reset)]))
 
     async def _ask(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         try:
