@@ -20,7 +20,7 @@ from fastapi_prodkit.sections import ProxySettings
 __all__ = ["ProxyHeadersMiddleware"]
 
 Network = IPv4Network | IPv6Network
-_Found = tuple[tuple[str, int] | None, bytes]  # the client, if a proxy names one, and its scheme
+_Found = tuple[tuple[str, int] | None, str | None]  # the client and its scheme, if a proxy names them
 
 _HOP = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?|([0-9A-Fa-f:.]+)")
 _HIGHEST_PORT = 65_535
@@ -68,16 +68,16 @@ class ProxyHeadersMiddleware(Piece):
             forwarded_for = b",".join(exchange.lines(b"x-forwarded-for"))
         peer = scope.get("client")
         find = self._client if len(forwarded_for) + len(scheme) <= _LONGEST_KEPT else self._find_client
-        client, scheme = find(peer and peer[0], forwarded_for, scheme)
+        client, named = find(scope["type"], peer and peer[0], forwarded_for, scheme)
         if client is not None:
             scope["client"] = client
-        if scheme in (schemes := _SCHEMES[scope["type"]]):
-            scope["scheme"] = schemes[scheme]
+        if named is not None:
+            scope["scheme"] = named
 
-    def _find_client(self, peer: str | None, forwarded_for: bytes, scheme: bytes) -> _Found:
+    def _find_client(self, kind: str, peer: str | None, forwarded_for: bytes, scheme: bytes) -> _Found:
         """Return the client and the scheme that a trusted peer names: kept, because clients come back."""
         if not self._trusts(peer):
-            return None, b""
+            return None, None
         # From the right to the first address that is not a proxy's, or as far as the entries make sense.
         client = None
         for entry in reversed(forwarded_for.rsplit(b",", _MOST_HOPS)):
@@ -88,7 +88,7 @@ class ProxyHeadersMiddleware(Piece):
             client = hop.client
             if not hop.trusted:
                 break
-        return client, scheme.rpartition(b",")[2].strip().lower()
+        return client, _SCHEMES[kind].get(scheme.rpartition(b",")[2].strip().lower())
 
     def _trusts(self, peer: str | None) -> bool:
         if self._any or peer is None:
