@@ -253,6 +253,25 @@ def test_sync_handlers():
         assert client.get("/fast").json() == "fast"
 
 
+def test_handlers_that_block():
+    """Time in which nothing else could run counts: who waits after it is late. Who never waits has answered by then."""
+    app = service()
+
+    @app.get("/blocks")
+    async def block(wait: float = 0):
+        time.sleep(2 * SHORT)
+        if wait:
+            await asyncio.sleep(wait)
+        return "done"
+
+    client = TestClient(app)
+    start = time.monotonic()
+
+    assert client.get("/blocks").json() == "done"
+    assert is_timeout(client.get(f"/blocks?wait={LONG}"))
+    assert time.monotonic() - start < LONG
+
+
 def test_what_has_started_is_left_alone():
     """A response that has started may take as long as it likes."""
     app = service()
@@ -399,10 +418,10 @@ async def test_requests_end_in_their_order():
     expiry = Expiry(SHORT, ended.append)
 
     for name in ("first", "second"):
-        expiry.add(name, loop)
+        expiry.add(name, time.perf_counter(), loop)
     await asyncio.sleep(SHORT / 2)
     for name in ("third", "fourth"):
-        line = expiry.add(name, loop)
+        line = expiry.add(name, time.perf_counter(), loop)
     dues = [line[name] for name in ("first", "third", "fourth")]
     del line["second"]
     deadline = time.monotonic() + 10
@@ -432,9 +451,9 @@ async def test_an_error_at_the_end_of_one_wait():
     loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
     expiry = Expiry(SHORT, expire)
     for wait in (error, "waiting"):
-        expiry.add(wait, loop)
+        expiry.add(wait, time.perf_counter(), loop)
     await until_has(1, told)
-    expiry.add("later", loop)
+    expiry.add("later", time.perf_counter(), loop)
     await until_has(2, ended)
 
     assert told == [error]

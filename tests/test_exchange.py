@@ -359,6 +359,77 @@ async def test_a_piece_that_waits_uses_the_exchange_around_it():
     assert seen[0].response_headers == {b"x-door": b"open"}
 
 
+class Watch(Piece):
+    """Write down since when the app has had the request when it waits."""
+
+    interrupts = True
+
+    def __init__(self, app=None):
+        self.app = app
+        self.told = []
+
+    def wait(self, exchange, since):
+        self.told.append((exchange, since, exchange.task))
+
+
+@pytest.mark.parametrize(
+    "wait", [lambda: asyncio.sleep(0), lambda: asyncio.sleep(0.001), lambda: asyncio.to_thread(int)]
+)
+async def test_an_app_that_waits(wait):
+    """Who asks is told before it waits for the first time, whatever for, and nothing else changes."""
+
+    async def app(scope, receive, send):
+        for _ in range(2):
+            told.append(len(watch.told))
+            await wait()
+        await ok(scope, receive, send)
+
+    told, watch = [], Watch(app)
+    sent = await Server().call(watch)
+
+    [(exchange, since, task)] = watch.told
+    assert (told, len(sent)) == ([0, 1], 2)
+    assert (since, task) == (exchange.begun, asyncio.current_task())
+
+
+async def test_an_app_that_does_not_wait():
+    """Nobody is told: nothing else runs before it has answered."""
+    watch = Watch(ok)
+
+    sent = await Server().call(watch)
+
+    assert (len(sent), watch.told) == (2, [])
+
+
+async def test_an_app_behind_a_piece_that_waits():
+    """It has had the request since then, and not since the request came; whether it waits as well is not known."""
+    watch = Watch()
+
+    await Server().call(Stack([watch, Door(None)], ok))
+
+    [(exchange, since, task)] = watch.told
+    assert since > exchange.begun
+    assert task is asyncio.current_task()
+
+
+async def test_an_app_that_is_thrown_out_of_its_wait():
+    """A cancellation arrives where the app waits, and what it makes of it counts; so does the end of the event loop."""
+
+    async def app(scope, receive, send):
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+        await asyncio.sleep(0)
+        await ok(scope, receive, send)
+
+    server = Server()
+    task = asyncio.create_task(server.call(Watch(app)))
+    await asyncio.sleep(0)
+    task.cancel()
+    await task
+
+    assert [message.get("status") for message in server.sent] == [200, None]
+
+
 async def test_who_waits_goes_on_with_those_further_in():
     """Pieces behind one that waits see the request afterwards, in their order."""
     order = []

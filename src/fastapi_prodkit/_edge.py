@@ -6,6 +6,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit._exchange import Exchange, RawHeaders
+from fastapi_prodkit._rescue import Rescue
 from fastapi_prodkit._stack import Piece, Stack
 
 __all__ = ["PIECES", "Edge"]
@@ -23,10 +24,13 @@ class Edge:
     def __init__(self, app: ASGIApp, layers: Sequence[Piece], pieces: Mapping[str, Any]) -> None:
         self.app = app
         self.layers = layers
+        rescue = Rescue(app)
         self._stacks = {
-            kind: Stack([layer for layer in layers if kind in layer.scope_types], app) for kind in ("http", "websocket")
+            kind: Stack([layer for layer in layers if kind in layer.scope_types], rescue.app, rescue)
+            for kind in ("http", "websocket")
         }
         self._pieces = pieces
+        self._marks = {PIECES: pieces, **rescue.marks}
 
     def close_connections(self) -> None:
         """Have every response from now on say that its connection is closed; it costs nothing before."""
@@ -42,7 +46,7 @@ class Edge:
         if outer is not None:
             scope[PIECES] = {**outer, **self._pieces}
             return self.app(scope, receive, send)
-        scope[PIECES] = self._pieces
+        scope.update(self._marks)
         return stack(scope, receive, send)
 
 

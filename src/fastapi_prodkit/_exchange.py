@@ -23,6 +23,7 @@ _USUAL: Final = frozenset({b"content-length", b"content-type"})  # with these al
 
 RawHeaders = list[tuple[bytes, bytes]]
 Enter = Callable[["Exchange"], ASGIApp | None]
+Rescue = Callable[["Exchange", Exception], Awaitable[None]]
 
 
 class Exchange:
@@ -37,8 +38,9 @@ class Exchange:
         response_headers: What the response will carry, in place of headers of the same names that the app sets.
         complete: The last message of the response has been sent.
         left: The client went away before that.
+        unlogged: An exception is raised on of which the server has to tell; it does so after this.
         begun: When the request came, on the clock of `perf_counter`.
-        task: What serves it; there for whoever may interrupt it.
+        task: What serves it; there once it has waited for something, which is when others can interrupt it.
         stack: The pieces that have to do with it.
         from_server: Where the app's messages come from; a piece may put itself in between.
         outer: The exchange around this one: of an app around this app, or of a piece around a copied scope.
@@ -51,9 +53,10 @@ class Exchange:
     route: str
     complete = False
     left = False
+    unlogged = False
     status = 0
     interruption: Interruption | None = None
-    deadline: Any = None  # what watches over its time, and belongs to `deadline`
+    deadline: Any = None  # what watches over its time while it lasts, and belongs to `deadline`
     task: "Task[Any] | None" = None
     _entering: Iterator[Enter]
     _app: ASGIApp
@@ -110,7 +113,18 @@ class Exchange:
             answer = enter(self)
             if answer is not None:
                 return answer(self.scope, receive, send)
+        self.watch(perf_counter())  # it may have waited already
         return self._app(self.scope, receive, send)
+
+    def watch(self, since: float) -> None:
+        """Tell the pieces that want to know that the app waits, or may from now on; it has had the request since then.
+
+        Called by the task that serves the request.
+        """
+        if self.task is None:
+            self.task = asyncio.current_task()
+        for wait in self.stack.waiting:
+            wait(self, since)
 
     def join(self, alone: "Stack") -> None:
         """Let in a piece that stands further in than the exchange was opened."""
@@ -125,7 +139,7 @@ class Exchange:
     def interrupt(self, answer: ASGIApp) -> None:
         """Cancel the task that serves the request, and have this answer it at once, unless a response has started.
 
-        What the app still sends goes nowhere, however long it takes to end. Whoever may do so has set `task` before.
+        What the app still sends goes nowhere, however long it takes to end.
         """
         if self.status or self.interruption is not None:
             return
@@ -136,6 +150,29 @@ class Exchange:
     async def settle(self) -> bool:
         """Wait for what answers in place of the app; say whether that, and nobody else, has cancelled the request."""
         return self.interruption is not None and await self.interruption.end()
+
+    async def give_up(self, cancelled: asyncio.CancelledError) -> None:
+        """Raise a cancellation on, unless it is what has interrupted the request."""
+        if await self.settle():
+            return
+        self.left |= not self.complete  # some servers say so of a client that has left
+        vars(cancelled)[LOGGED] = True  # a stream that ends with the process is no error to be traced
+        raise cancelled
+
+    async def fail(self, error: Exception, rescue: Rescue) -> None:
+        """Have an exception answered, and raise what comes of it on, unless the pieces say that it is the end of it."""
+        self.watch(self.begun)
+        try:
+            await rescue(self, error)
+        except asyncio.CancelledError as cancelled:
+            await self.give_up(cancelled)
+        except Exception as raised:
+            await self.settle()
+            if not self.stack.failing(self, raised):
+                self.unlogged = LOGGED not in vars(raised)
+                raise
+        else:
+            await self.settle()
 
     async def receive(self) -> Message:
         """Pass a message to the app."""
@@ -169,6 +206,8 @@ class Exchange:
 
     def end(self) -> None:
         """Settle what came of the request, and tell the pieces that want to know."""
+        if self.deadline is not None:
+            self.deadline.pop(self, None)
         leaving = self.stack.leaving
         if not leaving:
             return

@@ -23,16 +23,19 @@ class Line(dict[_Wait, float]):
         self.timed = False
         self._expire = expire
 
+    def wake(self, due: float) -> None:
+        """Look when the first of them is due."""
+        # Not the context of the request that happens to be the first: its fields are not the next one's.
+        self.loop.call_later(due - perf_counter(), self.look, context=Context())
+        self.timed = True
+
     def look(self) -> None:
         """End what is due, and look again when the oldest of the others is."""
         self.timed = False  # should an `expire` raise, the next wait begins anew
         while self:
             oldest, due = next(iter(self.items()))
-            left = due - perf_counter()
-            if left > 0:
-                # Not the context of the request that happens to be the first: its fields are not the next one's.
-                self.loop.call_later(left, self.look, context=Context())
-                self.timed = True
+            if due > perf_counter():
+                self.wake(due)
                 return
             del self[oldest]
             self._expire(oldest)
@@ -51,12 +54,20 @@ class Expiry(Generic[_Wait]):
         self._expire = expire
         self._line: Line[_Wait] | None = None
 
-    def add(self, wait: _Wait, loop: AbstractEventLoop) -> Line[_Wait]:
-        """Begin a wait, and return the line to take it out of. Each event loop has a line of its own."""
+    def add(self, wait: _Wait, since: float, loop: AbstractEventLoop) -> Line[_Wait]:
+        """Begin a wait, and return the line to take it out of. Each event loop has a line of its own.
+
+        Of any two the one that is added first is also the one that has waited for longer.
+
+        Args:
+            wait: What is ended when it is due, not before this has returned.
+            since: When it began, on the clock of `perf_counter`.
+            loop: Where.
+        """
         line = self._line
         if line is None or line.loop is not loop:
             line = self._line = Line(loop, self.seconds, self._expire)
-        line[wait] = perf_counter() + self.seconds
+        line[wait] = due = since + self.seconds
         if not line.timed:
-            line.look()
+            line.wake(due)
         return line

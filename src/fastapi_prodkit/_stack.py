@@ -8,20 +8,20 @@ for the requests that need it. Alone, each piece is an ASGI middleware like any 
 
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import Token
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._exchange import KEY, LOGGED, Exchange, RawHeaders
+from fastapi_prodkit._exchange import KEY, Exchange, RawHeaders, Rescue
+from fastapi_prodkit._waiting import FINISHED, go_on
 
 Fail = Callable[[Exchange, Exception], bool]
 
 
 class Piece:
-    """The base of every middleware. Whatever of the four it does not need, it leaves out, and it costs nothing."""
+    """The base of every middleware. Whatever of the five it does not need, it leaves out, and it costs nothing."""
 
     app: ASGIApp
     scope_types: frozenset[str] = frozenset({"http"})
@@ -30,6 +30,13 @@ class Piece:
 
     def enter(self, exchange: Exchange) -> ASGIApp | None:
         """Begin a request. Return what serves it instead, if anything does: a refusal, or what calls `proceed`."""
+
+    def wait(self, exchange: Exchange, since: float) -> None:
+        """Take note that the app waits for something, or may from now on: others run meanwhile.
+
+        It has had the request since then, on the clock of `perf_counter`. Only a piece that interrupts is told, before
+        the app waits for the first time; it may be told again.
+        """
 
     def start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
         """Change the headers of a response that starts, in place; `present` is what the app has set."""
@@ -58,6 +65,10 @@ class Piece:
         return Stack([self], self.app)
 
 
+async def _raise_on(exchange: Exchange, error: Exception) -> None:  # noqa: ARG001 - as every rescue has it
+    raise error
+
+
 _fail_on: Final = Piece().fail  # where no piece has something to say about it
 
 
@@ -65,13 +76,20 @@ class Stack:
     """Pieces around an app, outermost first.
 
     A piece that answers a request ends its way in. The pieces further in than the first that may do so have nothing
-    to do with responses: they have no `start`, and a `leave` only if they can tell that they have not been entered.
+    to do with responses: they have no `start` and no `leave`.
+
+    Args:
+        pieces: In their order.
+        app: What they stand around.
+        rescue: Answers an exception, if nobody has, and raises what is to be raised on.
     """
 
-    def __init__(self, pieces: Sequence[Piece], app: ASGIApp) -> None:
+    def __init__(self, pieces: Sequence[Piece], app: ASGIApp, rescue: Rescue = _raise_on) -> None:
         self.app = app
+        self._rescue = rescue
         inside_out = pieces[::-1]
         self.entering = [piece.enter for piece in pieces if _does(piece, "enter")]
+        self.waiting = [piece.wait for piece in pieces if _does(piece, "wait")]
         self.starting = [piece.start for piece in inside_out if _does(piece, "start")]
         self.starting_usual = [piece.start for piece in inside_out if piece.starts_usual and _does(piece, "start")]
         self.leaving = [piece.leave for piece in inside_out if _does(piece, "leave")]
@@ -81,6 +99,7 @@ class Stack:
         """Return what does for a request what both do, the way in apart."""
         both = Stack.__new__(Stack)  # once for each request: `copy` takes ten times as long
         both.app, both.entering = self.app, self.entering
+        both.waiting = outer.waiting
         both.starting = [*self.starting, *outer.starting]
         both.starting_usual = [*self.starting_usual, *outer.starting_usual]
         both.leaving = [*self.leaving, *outer.leaving]
@@ -91,7 +110,7 @@ class Stack:
         """Serve one request."""
         outer: Exchange | None = scope.get(KEY)
         scope[KEY] = exchange = Exchange(self, outer, scope, receive, send)
-        token: Token[Any] | None = _context.begin(exchange.context)
+        token = _context.begin(exchange.context)
         try:
             # What `proceed` does, written out: the call would cost a fiftieth of a request to bare FastAPI.
             for enter in (entering := iter(self.entering)):
@@ -101,19 +120,15 @@ class Stack:
                     await answer(scope, exchange.receive, exchange.send)
                     break
             else:
-                await self.app(scope, exchange.receive, exchange.send)
+                steps = self.app(scope, exchange.receive, exchange.send).__await__()
+                awaited = next(steps, FINISHED)
+                if awaited is not FINISHED:
+                    exchange.watch(exchange.begun)
+                    await go_on(steps, awaited)
         except CancelledError as cancelled:
-            if not await exchange.settle():
-                # Before the end of the response: some servers say so of a client that has left.
-                exchange.left |= not exchange.complete
-                vars(cancelled)[LOGGED] = True  # a stream that ends with the process is no error to be traced
-                raise
-        except Exception as error:
-            await exchange.settle()
-            if not exchange.stack.failing(exchange, error):
-                # Of one that was not logged the context stays: the server logs it after this call.
-                token = token if LOGGED in vars(error) else None
-                raise
+            await exchange.give_up(cancelled)
+        except Exception as error:  # noqa: BLE001 - it is raised on
+            await exchange.fail(error, self._rescue)
         else:
             if exchange.interruption is not None:
                 await exchange.settle()
@@ -122,7 +137,7 @@ class Stack:
             # What refers to the exchange, and is referred to by it, would be a cycle for the garbage collector to find.
             scope[KEY] = outer
             exchange.from_server = receive
-            if token is not None:
+            if not exchange.unlogged:
                 _context.end(token)
 
 

@@ -9,6 +9,7 @@ import math
 from asyncio import CancelledError, Task
 from collections.abc import Generator, Sequence
 from http import HTTPStatus
+from time import perf_counter
 from types import coroutine
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from fastapi_prodkit._exchange import Exchange
 from fastapi_prodkit._expiry import Expiry
 from fastapi_prodkit._problem import Refusal
 from fastapi_prodkit._stack import Piece
+from fastapi_prodkit._waiting import go_on
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
@@ -106,8 +108,6 @@ class _Pace:
     _waiting: "Task[Any] | None" = None  # who waits for a part
 
     def __init__(self, expiry: "Expiry[_Pace]", exchange: Exchange) -> None:
-        if exchange.task is None:
-            exchange.task = asyncio.current_task()
         self._expiry = expiry
         self._exchange = exchange
         self._receive = exchange.from_server
@@ -122,7 +122,7 @@ class _Pace:
             message: Message = there.value
         else:
             if self._waiting is not None:
-                return (yield from _go_on(steps, awaited))  # somebody else waits already
+                return (yield from go_on(steps, awaited))  # somebody else waits already
             message = yield from self._in_time(steps, awaited).__await__()
         if message["type"] != "http.request" or not message.get("more_body"):
             self._rest()
@@ -131,9 +131,9 @@ class _Pace:
     async def _in_time(self, steps: Generator[Any, Any, Message], awaited: Any) -> Message:
         self._waiting = task = cast("Task[Any]", asyncio.current_task())
         before = task.cancelling()
-        line = self._expiry.add(self, task.get_loop())
+        line = self._expiry.add(self, perf_counter(), task.get_loop())
         try:
-            return await _go_on(steps, awaited)
+            return await go_on(steps, awaited)
         except CancelledError:
             if self._over and task.uncancel() <= before:  # as `asyncio.timeout` finds out who cancelled
                 return {"type": "http.disconnect"}
@@ -156,22 +156,6 @@ class _Pace:
             self._rest()
             exchange.left |= not exchange.complete
             cast("Task[Any]", self._waiting).cancel()  # somebody does, or there would be nothing to expire
-
-
-@coroutine
-def _go_on(steps: Generator[Any, Any, Message], awaited: Any) -> Generator[Any, Any, Message]:
-    """Do what `await` does, from the second step on: whoever has made the first knows that there is one."""
-    try:
-        while True:
-            try:
-                yield awaited
-            except BaseException as error:  # noqa: BLE001 - it is handed on
-                awaited = steps.throw(error)
-            else:
-                awaited = next(steps)
-    except StopIteration as end:
-        message: Message = end.value
-        return message
 
 
 async def _further_in(scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,9 +5,8 @@ and locks. At the deadline the client gets a 504 problem and the handler is canc
 that what it awaits is cancelled as well: a query ends in the database.
 """
 
-import asyncio
 import math
-from asyncio import Task
+from asyncio import AbstractEventLoop, Task
 from collections.abc import Container
 from contextvars import Context
 from time import perf_counter
@@ -51,19 +50,16 @@ class DeadlineMiddleware(Piece):
         self._exempt = exempt
         self._expiry = None if settings.request_timeout is None else Expiry(settings.request_timeout, _expire)
 
-    def enter(self, exchange: Exchange) -> None:
-        """Begin to watch."""
+    def wait(self, exchange: Exchange, since: float) -> None:
+        """Begin to watch: who never waits is not late, or nobody could have told."""
+        if exchange.deadline is not None:
+            return
         if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
             exchange.deadline = _EXEMPT
-            return
-        exchange.task = task = cast("Task[Any]", asyncio.current_task())  # there is one: a coroutine calls this
-        expiry = self._expiry
-        exchange.deadline = expiry.add(exchange, task.get_loop()) if expiry else _Never(perf_counter())
-
-    def leave(self, exchange: Exchange) -> None:
-        """Watch no longer, if it was watched."""
-        if exchange.deadline is not None:
-            exchange.deadline.pop(exchange, None)
+        elif self._expiry is None:
+            exchange.deadline = _Never(since)
+        else:
+            exchange.deadline = self._expiry.add(exchange, since, _loop_of(exchange))
 
 
 class Timeout:
@@ -127,8 +123,7 @@ class _OwnTime:
         self.seconds = seconds
         self._due = begun + seconds
         left = max(0.0, self._due - perf_counter())
-        loop = cast("Task[Any]", exchange.task).get_loop()
-        self._timer = loop.call_later(left, exchange.interrupt, _late, context=Context())
+        self._timer = _loop_of(exchange).call_later(left, exchange.interrupt, _late, context=Context())
 
     def pop(self, exchange: Exchange, _: float | None) -> float:  # noqa: ARG002 - likewise
         """Watch no longer; return when it would have been due."""
@@ -137,6 +132,10 @@ class _OwnTime:
 
 
 _EXEMPT = _Never(0.0)  # not even a deadline of the route's own
+
+
+def _loop_of(exchange: Exchange) -> AbstractEventLoop:
+    return cast("Task[Any]", exchange.task).get_loop()
 
 
 def _expire(exchange: Exchange) -> None:
@@ -151,7 +150,10 @@ def _expire(exchange: Exchange) -> None:
 def _watched(scope: Scope) -> Exchange | None:
     """Return the innermost exchange of a request that has a deadline."""
     exchange = Exchange.of(scope)
-    while exchange is not None and exchange.deadline is None:
+    while exchange is not None:
+        exchange.watch(exchange.begun)  # the app need not have waited for anything yet
+        if exchange.deadline is not None:
+            break
         exchange = exchange.outer
     return exchange
 

@@ -1,0 +1,81 @@
+"""The layers that Starlette and FastAPI put around every app, asked only when there is something for them to do.
+
+They act on exceptions: the outermost answers with the 500, the innermost calls the app's exception handlers. Standing
+around the app, each costs every request a coroutine, and most of them another one for each message: together a tenth of
+what bare FastAPI takes. So the app is served without them, and they are put around an exception once there is one.
+"""
+
+from copy import copy
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fastapi_prodkit._exchange import Exchange
+
+__all__ = ["Rescue"]
+
+# By name: some of them are private. A version that has others keeps those where they are.
+_ON_EXCEPTIONS: Final = frozenset(
+    {
+        "starlette.middleware.errors.ServerErrorMiddleware",
+        "fastapi.telemetry._asgi.ExceptionTelemetryMiddleware",
+        "fastapi._body_limit.AppBodyLimitMiddleware",
+        "starlette.middleware.exceptions.ExceptionMiddleware",  # middleware of the app's own keeps it further in
+    }
+)
+_ERROR: Final = "fastapi_prodkit.error"  # where the scope has what is to be raised
+
+
+class Rescue:
+    """Do for an exception what the layers around an app would have done.
+
+    Attributes:
+        app: The app without them.
+        marks: What they leave in the scope of every request, for the app to find.
+    """
+
+    def __init__(self, app: Any) -> None:
+        layers = []
+        while f"{type(app).__module__}.{type(app).__qualname__}" in _ON_EXCEPTIONS:
+            layers.append(app)
+            app = app.app
+        self.app: ASGIApp = app
+        self._around: Any = _fail
+        for layer in reversed(layers):
+            self._around = _copy(layer, self._around)
+        self.marks = self._find_marks()
+
+    async def __call__(self, exchange: Exchange, error: Exception) -> None:
+        """Answer, unless a response has started; raise what is to be raised on, if anything is."""
+        scope = exchange.scope
+        scope[_ERROR] = error
+        await self._around(scope, exchange.receive, _send_nothing if _has_started(scope) else exchange.send)
+
+    def _find_marks(self) -> dict[str, Any]:
+        """Have them serve a request that is over at once, and see what there is in its scope."""
+        scope: dict[str, Any] = {"type": "http", _ERROR: None}
+        next(self._around(scope, None, None).__await__(), None)
+        return {name: value for name, value in scope.items() if name != "type"}
+
+
+def _copy(layer: Any, app: ASGIApp) -> Any:
+    copied = copy(layer)
+    copied.app = app
+    return copied
+
+
+async def _fail(scope: Scope, _receive: Receive, send: Send) -> None:
+    error = scope.pop(_ERROR)
+    if error is None:
+        return
+    if _has_started(scope):  # they are to know, and nobody else
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+    raise error
+
+
+def _has_started(scope: Scope) -> bool:
+    exchange = Exchange.of(scope)
+    return scope["type"] == "http" and exchange is not None and bool(exchange.status)
+
+
+async def _send_nothing(message: Message) -> None: ...

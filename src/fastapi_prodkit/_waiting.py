@@ -1,0 +1,29 @@
+"""A coroutine up to where it waits for the first time, if it ever does.
+
+`await` does not tell, and whatever watches over a request has nothing to do for one that never waits: nobody else runs
+meanwhile. So the first step is made by hand, `next(coroutine.__await__(), FINISHED)`, and `go_on` makes the others.
+"""
+
+from collections.abc import Generator
+from types import coroutine
+from typing import Any, Final, TypeVar
+
+_Result = TypeVar("_Result")
+
+FINISHED: Final = object()  # instead of something to wait for
+
+
+@coroutine
+def go_on(steps: Generator[Any, Any, _Result], awaited: Any) -> Generator[Any, Any, _Result]:
+    """Do what `await` does, from the second step on: whoever has made the first knows that there is one."""
+    try:
+        while True:
+            try:
+                yield awaited
+            except BaseException as error:  # noqa: BLE001 - it is handed on
+                awaited = steps.throw(error)
+            else:
+                awaited = next(steps)
+    except StopIteration as end:
+        result: _Result = end.value
+        return result

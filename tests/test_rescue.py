@@ -1,0 +1,296 @@
+"""The layers around an app: whatever goes wrong ends as it does with them in place."""
+
+import asyncio
+import time
+
+import pytest
+from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, WebSocket, WebSocketException
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.testclient import TestClient
+from starlette.middleware import Middleware
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.websockets import WebSocketDisconnect
+
+from fastapi_prodkit._edge import Edge
+from fastapi_prodkit._rescue import Rescue
+from fastapi_prodkit.deadline import DeadlineMiddleware
+from fastapi_prodkit.sections import LimitsSettings
+
+
+class HandledError(Exception):
+    """The app has a handler for it."""
+
+
+class ThreadError(Exception):
+    """The app has a handler for it that is not async."""
+
+
+class MishandledError(Exception):
+    """The app has a handler for it that fails."""
+
+
+def app_of(**options) -> FastAPI:
+    app = FastAPI(**options)
+
+    @app.exception_handler(HandledError)
+    async def handle(request: Request, error: HandledError):
+        return PlainTextResponse("handled", status_code=418)
+
+    @app.exception_handler(ThreadError)
+    def handle_in_a_thread(request: Request, error: ThreadError):
+        return PlainTextResponse("handled in a thread", status_code=418)
+
+    @app.exception_handler(MishandledError)
+    async def mishandle(request: Request, error: MishandledError):
+        raise RuntimeError("the handler has failed")
+
+    @app.exception_handler(409)
+    async def conflict(request: Request, error: HTTPException):
+        return PlainTextResponse(f"conflict: {error.detail}", status_code=409)
+
+    add_routes(app)
+    return app
+
+
+def add_routes(app: FastAPI) -> None:
+    errors = {
+        "handled": HandledError(),
+        "in-a-thread": ThreadError(),
+        "mishandled": MishandledError(),
+        "conflict": HTTPException(409, "twice"),
+        "unhandled": ValueError("nobody handles it"),
+    }
+
+    @app.get("/raise/{name}")
+    async def fail(name: str):
+        raise errors[name]
+
+    @app.get("/later/{name}")
+    async def fail_later(name: str, tasks: BackgroundTasks):
+        tasks.add_task(fail, name)
+
+    @app.get("/midway/{name}")
+    async def fail_midway(name: str):
+        async def parts():
+            yield b"begun"
+            raise errors[name]
+
+        return StreamingResponse(parts())
+
+    @app.post("/items")
+    async def read(item: dict[str, int]):
+        return item
+
+    @app.websocket("/socket/{name}")
+    async def talk(websocket: WebSocket, name: str, accept: bool = False):
+        if accept:
+            await websocket.accept()
+        raise {**errors, "policy": WebSocketException(1008)}[name]
+
+    # Outside of FastAPI's routes, which handle exceptions by themselves.
+    async def plain(scope, receive, send):
+        if scope["query_string"] == b"started":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise errors[scope["path"].rpartition("/")[2]]
+
+    app.mount("/plain", plain)
+    inner = FastAPI(max_body_size=10)
+    inner.add_api_route("/items", read, methods=["POST"])
+    app.mount("/inner", inner)
+
+
+def with_layers(app: FastAPI):
+    return Served(app, app.build_middleware_stack())
+
+
+def without(app: FastAPI, *pieces):
+    return Served(app, Edge(app.build_middleware_stack(), pieces, {}))
+
+
+class Served:
+    """An app with these layers around it."""
+
+    def __init__(self, app, layers):
+        self.app = app
+        self.layers = layers
+
+    async def __call__(self, scope, receive, send):
+        scope["app"] = self.app
+        await self.layers(scope, receive, send)
+
+
+def outcome(app, method, path, **options):
+    """Return what the client sees, and what the server is told."""
+    seen = []
+    for raises in (False, True):
+        try:
+            response = TestClient(app, raise_server_exceptions=raises).request(method, path, **options)
+            text, traceback, _ = response.text.partition("Traceback")
+            if traceback:  # the debug page; which frames it shows is another matter
+                response.headers.pop("content-length")
+            seen += [response.status_code, response.headers, text]
+        except Exception as error:
+            seen += [type(error), str(error)]
+    return seen
+
+
+NAMES = ("handled", "in-a-thread", "mishandled", "conflict", "unhandled")
+REQUESTS = [
+    ("GET", "/nowhere"),
+    ("DELETE", "/items"),
+    ("POST", "/items"),
+    *(("GET", f"/{way}/{name}") for way in ("raise", "later", "midway", "plain") for name in NAMES),
+    *(("GET", f"/plain/{name}?started") for name in NAMES),
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"debug": True}, {"max_body_size": 1000}], ids="".join)
+@pytest.mark.parametrize(("method", "path"), REQUESTS)
+def test_errors_end_as_with_the_layers(method, path, options):
+    """Whatever fails, before or after the response has started: the client and the server see what they would have."""
+    app = app_of(**options)
+
+    assert outcome(without(app), method, path) == outcome(with_layers(app), method, path)
+
+
+@pytest.mark.parametrize("path", ["/items", "/inner/items"])
+@pytest.mark.parametrize("body", [b"{}", b'{"a": 1, "and": "so on"}', b"{" + b" " * 2000])
+def test_bodies_end_as_with_the_layers(path, body):
+    """A body that is too large for the app, or for one that is mounted in it, is refused as it would have been."""
+    app = app_of(max_body_size=1000)
+
+    def parts():
+        yield body
+
+    for content in (body, parts):
+        calls = [
+            outcome(each(app), "POST", path, content=content() if callable(content) else content)
+            for each in (without, with_layers)
+        ]
+        assert calls[0] == calls[1]
+
+
+def test_a_handler_for_all_exceptions():
+    """The app's own answer to what nobody else handles is sent, and the exception is raised on."""
+    app = app_of()
+
+    @app.exception_handler(Exception)
+    def answer(request: Request, error: Exception):
+        return PlainTextResponse(f"sorry for the {type(error).__name__}", status_code=500)
+
+    for path in ("/raise/unhandled", "/plain/mishandled"):
+        assert outcome(without(app), "GET", path) == outcome(with_layers(app), "GET", path)
+    assert outcome(without(app), "GET", "/raise/unhandled")[2] == "sorry for the ValueError"
+
+
+@pytest.mark.parametrize("accept", [False, True])
+@pytest.mark.parametrize("name", [*NAMES, "policy"])
+def test_websockets_end_as_with_the_layers(name, accept):
+    """A WebSocket that fails is refused or closed as it would have been."""
+    app, seen = app_of(), []
+
+    for each in (without(app), with_layers(app)):
+        try:
+            with TestClient(each).websocket_connect(f"/socket/{name}?accept={accept}") as websocket:
+                websocket.receive_text()
+        except (WebSocketDisconnect, Exception) as error:
+            seen.append((type(error), str(error)))
+
+    assert len(seen) == 2
+    assert seen[0] == seen[1]
+
+
+def test_what_is_taken_off():
+    """All that acts on exceptions, up to the first layer that does something else."""
+    app = app_of()
+    edge = Edge(app.build_middleware_stack(), [], {})
+
+    assert type(edge.app) is ServerErrorMiddleware
+    assert type(Rescue(edge.app).app).__name__ == "AsyncExitStackMiddleware"
+    assert Rescue(edge.app).marks.keys() == {"starlette.exception_handlers"}
+
+
+def test_middleware_of_the_app_keeps_its_place():
+    """It sees what the handlers have made of exceptions, as ever, and its own are answered with a 500."""
+
+    class Watch:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            async def watch(message):
+                if message["type"] == "http.response.start":
+                    message["headers"].append((b"x-watched", str(message["status"]).encode()))
+                await send(message)
+
+            if scope["query_string"]:
+                raise RuntimeError("the middleware has failed")
+            await self.app(scope, receive, watch)
+
+    app = app_of(middleware=[Middleware(Watch)])
+    edge = Edge(app.build_middleware_stack(), [], {})
+
+    for path in ("/nowhere", "/plain/handled", "/plain/unhandled", "/nowhere?fail"):
+        assert outcome(without(app), "GET", path) == outcome(with_layers(app), "GET", path)
+    assert TestClient(without(app)).get("/plain/handled").headers["x-watched"] == "418"
+    inside = Rescue(edge.app).app
+    assert type(inside) is Watch
+    assert type(inside.app) is ExceptionMiddleware
+
+
+def test_layers_that_are_not_known_stay():
+    """What somebody else has put around the app, such as a tracer, sees every request."""
+
+    class Tracer(ServerErrorMiddleware):
+        async def __call__(self, scope, receive, send):
+            paths.append(scope["path"])
+            await super().__call__(scope, receive, send)
+
+    app, paths = app_of(), []
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: Tracer(build())
+
+    assert outcome(without(app), "GET", "/raise/unhandled")[0] == 500
+    assert paths == ["/raise/unhandled"] * 2
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_handler_has_no_more_time_than_the_rest(blocks):
+    """The deadline is that of the request, an exception and what is made of it included."""
+    app = app_of()
+
+    @app.exception_handler(HandledError)
+    async def wait(request: Request, error: HandledError):
+        if blocks:
+            time.sleep(0.1)
+        await asyncio.sleep(30)
+
+    served = without(app, DeadlineMiddleware(app, LimitsSettings(request_timeout=0.05)))
+
+    assert TestClient(served).get("/plain/handled").status_code == 504
+    assert TestClient(served).get("/nowhere").status_code == 404
+
+
+async def test_a_client_that_leaves_while_a_handler_waits():
+    """The cancellation of a server reaches whom it is meant for."""
+    app, cancelled = app_of(), []
+
+    @app.exception_handler(HandledError)
+    async def wait(request: Request, error: HandledError):
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    async def nothing(*message): ...
+
+    scope = {"type": "http", "method": "GET", "path": "/plain/handled", "query_string": b"", "headers": []}
+    task = asyncio.create_task(without(app)(scope, nothing, nothing))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert cancelled == [True]
