@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from types import coroutine
 
 import pytest
 
@@ -428,6 +429,26 @@ async def test_an_app_that_is_thrown_out_of_its_wait():
     await task
 
     assert [message.get("status") for message in server.sent] == [200, None]
+
+
+def test_event_loops_of_others():
+    """A piece that has no use for asyncio works without it: under trio, too."""
+
+    @coroutine
+    def turn():
+        yield "to the event loop"
+
+    async def app(scope, receive, send):
+        await turn()
+        await ok(scope, receive, send)
+
+    server = Server()
+    serving = server.call(RequestIDMiddleware(app))
+
+    assert serving.send(None) == "to the event loop"
+    with pytest.raises(StopIteration):
+        serving.send(None)
+    assert len(server.sent) == 2
 
 
 async def test_who_waits_goes_on_with_those_further_in():

@@ -40,7 +40,7 @@ class Exchange:
         left: The client went away before that.
         unlogged: An exception is raised on of which the server has to tell; it does so after this.
         begun: When the request came, on the clock of `perf_counter`.
-        task: What serves it; there once it has waited for something, which is when others can interrupt it.
+        task: What serves it; there once it has waited for something, if some piece may interrupt it then.
         stack: The pieces that have to do with it.
         from_server: Where the app's messages come from; a piece may put itself in between.
         outer: The exchange around this one: of an app around this app, or of a piece around a copied scope.
@@ -121,6 +121,8 @@ class Exchange:
 
         Called by the task that serves the request.
         """
+        if not self.stack.interrupts:
+            return
         if self.task is None:
             self.task = asyncio.current_task()
         for wait in self.stack.waiting:

@@ -89,6 +89,7 @@ class Stack:
         self._rescue = rescue
         inside_out = pieces[::-1]
         self.entering = [piece.enter for piece in pieces if _does(piece, "enter")]
+        self.interrupts = any(piece.interrupts for piece in pieces)
         self.waiting = [piece.wait for piece in pieces if _does(piece, "wait")]
         self.starting = [piece.start for piece in inside_out if _does(piece, "start")]
         self.starting_usual = [piece.start for piece in inside_out if piece.starts_usual and _does(piece, "start")]
@@ -99,7 +100,7 @@ class Stack:
         """Return what does for a request what both do, the way in apart."""
         both = Stack.__new__(Stack)  # once for each request: `copy` takes ten times as long
         both.app, both.entering = self.app, self.entering
-        both.waiting = outer.waiting
+        both.interrupts, both.waiting = outer.interrupts, outer.waiting
         both.starting = [*self.starting, *outer.starting]
         both.starting_usual = [*self.starting_usual, *outer.starting_usual]
         both.leaving = [*self.leaving, *outer.leaving]
