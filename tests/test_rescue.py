@@ -1,6 +1,8 @@
 """The layers around an app: whatever goes wrong ends as it does with them in place."""
 
 import asyncio
+import contextlib
+import gc
 import time
 
 import pytest
@@ -10,11 +12,13 @@ from fastapi.testclient import TestClient
 from starlette.middleware import Middleware
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import Mount
 from starlette.websockets import WebSocketDisconnect
 
 from fastapi_prodkit._edge import Edge
 from fastapi_prodkit._rescue import Rescue
 from fastapi_prodkit.deadline import DeadlineMiddleware
+from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.sections import LimitsSettings
 
 
@@ -270,6 +274,40 @@ def test_a_handler_has_no_more_time_than_the_rest(blocks):
 
     assert TestClient(served).get("/plain/handled").status_code == 504
     assert TestClient(served).get("/nowhere").status_code == 404
+
+
+@pytest.mark.parametrize("error", [HandledError, ValueError, RuntimeError])
+@pytest.mark.parametrize("path", ["/plain/", "/route/"])
+async def test_nothing_is_left_behind(path, error):
+    """A request that has failed is gone, with its exception; it does not wait for the garbage collector."""
+    app = app_of()
+    add_problem_handlers(app)
+
+    @app.get("/route/")
+    async def fail():
+        raise error
+
+    async def fail_plainly(*args):
+        raise error
+
+    async def nothing(*message): ...
+
+    app.router.routes.insert(0, Mount("/plain", fail_plainly))
+    served = without(app)
+
+    async def call():
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+        with contextlib.suppress(error):
+            await served(scope, nothing, nothing)
+
+    await call()  # the first one makes things that stay
+    gc.collect()
+    gc.disable()
+    try:
+        await call()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 async def test_a_client_that_leaves_while_a_handler_waits():

@@ -164,8 +164,10 @@ class Exchange:
     async def fail(self, error: Exception, rescue: Rescue) -> None:
         """Have an exception answered, and raise what comes of it on, unless the pieces say that it is the end of it."""
         self.watch(self.begun)
+        answering = rescue(self, error)
+        del error  # it passes through this frame again
         try:
-            await rescue(self, error)
+            await answering
         except asyncio.CancelledError as cancelled:
             await self.give_up(cancelled)
         except Exception as raised:

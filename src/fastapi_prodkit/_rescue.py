@@ -49,11 +49,14 @@ class Rescue:
         """Answer, unless a response has started; raise what is to be raised on, if anything is."""
         scope = exchange.scope
         scope[_ERROR] = error
+        del (
+            error
+        )  # a frame that refers to what has passed through it would be a cycle for the garbage collector to find
         await self._around(scope, exchange.receive, _send_nothing if _has_started(scope) else exchange.send)
 
     def _find_marks(self) -> dict[str, Any]:
         """Have them serve a request that is over at once, and see what there is in its scope."""
-        scope: dict[str, Any] = {"type": "http", _ERROR: None}
+        scope: dict[str, Any] = {"type": "http"}
         next(self._around(scope, None, None).__await__(), None)
         return {name: value for name, value in scope.items() if name != "type"}
 
@@ -65,12 +68,11 @@ def _copy(layer: Any, app: ASGIApp) -> Any:
 
 
 async def _fail(scope: Scope, _receive: Receive, send: Send) -> None:
-    error = scope.pop(_ERROR)
-    if error is None:
+    if _ERROR not in scope:
         return
     if _has_started(scope):  # they are to know, and nobody else
         await send({"type": "http.response.start", "status": 500, "headers": []})
-    raise error
+    raise scope.pop(_ERROR)
 
 
 def _has_started(scope: Scope) -> bool:

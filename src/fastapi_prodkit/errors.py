@@ -98,9 +98,12 @@ async def _websocket_validation_error(websocket: WebSocket, error: WebSocketRequ
 
 async def _not_rendered(request: HTTPConnection, error: Exception) -> Response:
     found = await inexpressible(request, error) if isinstance(request, Request) else []
-    if not found:
+    if found:
+        return await _validation_error(request, RequestValidationError(found))
+    try:
         raise error
-    return await _validation_error(request, RequestValidationError(found))
+    finally:
+        del error  # or it refers, through its traceback, to a frame that refers to it
 
 
 async def _recursion(request: HTTPConnection, error: Exception) -> Response | None:
