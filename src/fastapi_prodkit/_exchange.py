@@ -165,7 +165,7 @@ class Exchange:
         """Have an exception answered, and raise what comes of it on, unless the pieces say that it is the end of it."""
         self.watch(self.begun)
         answering = rescue(self, error)
-        del error  # it passes through this frame again
+        del error  # which passes through this frame: a cycle for the garbage collector to find
         try:
             await answering
         except asyncio.CancelledError as cancelled:

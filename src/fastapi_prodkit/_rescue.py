@@ -23,6 +23,7 @@ _ON_EXCEPTIONS: Final = frozenset(
         "starlette.middleware.exceptions.ExceptionMiddleware",  # middleware of the app's own keeps it further in
     }
 )
+_SCOPE: Final = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "root_path": "", "headers": ()}
 _ERROR: Final = "fastapi_prodkit.error"  # where the scope has what is to be raised
 
 
@@ -49,16 +50,14 @@ class Rescue:
         """Answer, unless a response has started; raise what is to be raised on, if anything is."""
         scope = exchange.scope
         scope[_ERROR] = error
-        del (
-            error
-        )  # a frame that refers to what has passed through it would be a cycle for the garbage collector to find
+        del error  # which passes through this frame: a cycle for the garbage collector to find
         await self._around(scope, exchange.receive, _send_nothing if _has_started(scope) else exchange.send)
 
     def _find_marks(self) -> dict[str, Any]:
         """Have them serve a request that is over at once, and see what there is in its scope."""
-        scope: dict[str, Any] = {"type": "http"}
+        scope = dict(_SCOPE)
         next(self._around(scope, None, None).__await__(), None)
-        return {name: value for name, value in scope.items() if name != "type"}
+        return {name: value for name, value in scope.items() if name not in _SCOPE}
 
 
 def _copy(layer: Any, app: ASGIApp) -> Any:
