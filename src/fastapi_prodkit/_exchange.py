@@ -23,7 +23,7 @@ _USUAL: Final = frozenset({b"content-length", b"content-type"})  # with these al
 
 RawHeaders = list[tuple[bytes, bytes]]
 Enter = Callable[["Exchange"], ASGIApp | None]
-Rescue = Callable[["Exchange", Exception], Awaitable[None]]
+Rescue = Callable[["Exchange", Exception, Receive, Send], Awaitable[None]]
 
 
 class Exchange:
@@ -40,7 +40,7 @@ class Exchange:
         left: The client went away before that.
         unlogged: An exception is raised on of which the server has to tell; it does so after this.
         begun: When the request came, on the clock of `perf_counter`.
-        task: What serves it; there once it has waited for something, if some piece may interrupt it then.
+        task: What serves it; there where a piece may interrupt it.
         stack: The pieces that have to do with it.
         from_server: Where the app's messages come from; a piece may put itself in between.
         outer: The exchange around this one: of an app around this app, or of a piece around a copied scope.
@@ -75,6 +75,8 @@ class Exchange:
         self.stack = stack
         self.from_server = receive
         self._send = send
+        if stack.interrupts:
+            self.task = asyncio.current_task()
         self.begun = perf_counter()
 
     def is_exempt(self, exempt: Container[str]) -> bool:
@@ -114,17 +116,17 @@ class Exchange:
             if answer is not None:
                 return answer(self.scope, receive, send)
         self.watch(perf_counter())  # it may have waited already
-        return self._app(self.scope, receive, send)
+        return self._serve(receive, send)
+
+    async def _serve(self, receive: Receive, send: Send) -> None:
+        """Serve the request with the app, in the midst of what stands around it: that counts for a rescue as well."""
+        try:
+            await self._app(self.scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - it is raised on
+            await self.stack.rescue(self, error, receive, send)
 
     def watch(self, since: float) -> None:
-        """Tell the pieces that want to know that the app waits, or may from now on; it has had the request since then.
-
-        Called by the task that serves the request.
-        """
-        if not self.stack.interrupts:
-            return
-        if self.task is None:
-            self.task = asyncio.current_task()
+        """Tell the pieces that want to know that the app waits, or may from now on; it has had it since then."""
         for wait in self.stack.waiting:
             wait(self, since)
 
@@ -159,24 +161,21 @@ class Exchange:
             return
         self.left |= not self.complete  # some servers say so of a client that has left
         vars(cancelled)[LOGGED] = True  # a stream that ends with the process is no error to be traced
-        raise cancelled
-
-    async def fail(self, error: Exception, rescue: Rescue) -> None:
-        """Have an exception answered, and raise what comes of it on, unless the pieces say that it is the end of it."""
-        self.watch(self.begun)
-        answering = rescue(self, error)
-        del error  # which passes through this frame: a cycle for the garbage collector to find
         try:
-            await answering
-        except asyncio.CancelledError as cancelled:
-            await self.give_up(cancelled)
-        except Exception as raised:
-            await self.settle()
-            if not self.stack.failing(self, raised):
-                self.unlogged = LOGGED not in vars(raised)
-                raise
-        else:
-            await self.settle()
+            raise cancelled
+        finally:
+            del cancelled  # or it refers, through its traceback, to a frame that refers to it
+
+    async def fail(self, error: Exception) -> None:
+        """Raise an exception on, unless the pieces say that it is the end of it."""
+        await self.settle()
+        if self.stack.failing(self, error):
+            return
+        self.unlogged = LOGGED not in vars(error)
+        try:
+            raise error
+        finally:
+            del error  # likewise
 
     async def receive(self) -> Message:
         """Pass a message to the app."""

@@ -1,8 +1,9 @@
 """The layers that Starlette and FastAPI put around every app, asked only when there is something for them to do.
 
-They act on exceptions: the outermost answers with the 500, the innermost calls the app's exception handlers. Standing
-around the app, each costs every request a coroutine, and most of them another one for each message: together a tenth of
-what bare FastAPI takes. So the app is served without them, and they are put around an exception once there is one.
+They act on exceptions: the outermost answers with the 500, the innermost calls the app's exception handlers, and one in
+between answers for a body that is too large. Standing around the app, each costs every request a coroutine, and most of
+them another one for each message: together a tenth of what bare FastAPI takes. So the app is served without them, and
+they are put around an exception once there is one, in the place where they would have stood.
 """
 
 from copy import copy
@@ -46,12 +47,12 @@ class Rescue:
             self._around = _copy(layer, self._around)
         self.marks = self._find_marks()
 
-    async def __call__(self, exchange: Exchange, error: Exception) -> None:
+    async def __call__(self, exchange: Exchange, error: Exception, receive: Receive, send: Send) -> None:
         """Answer, unless a response has started; raise what is to be raised on, if anything is."""
         scope = exchange.scope
         scope[_ERROR] = error
         del error  # which passes through this frame: a cycle for the garbage collector to find
-        await self._around(scope, exchange.receive, _send_nothing if _has_started(scope) else exchange.send)
+        await self._around(scope, receive, _send_nothing if _has_started(scope) else send)
 
     def _find_marks(self) -> dict[str, Any]:
         """Have them serve a request that is over at once, and see what there is in its scope."""
@@ -76,7 +77,7 @@ async def _fail(scope: Scope, _receive: Receive, send: Send) -> None:
 
 def _has_started(scope: Scope) -> bool:
     exchange = Exchange.of(scope)
-    return scope["type"] == "http" and exchange is not None and bool(exchange.status)
+    return scope["type"] == "http" and exchange is not None and bool(exchange.status) and exchange.interruption is None
 
 
 async def _send_nothing(message: Message) -> None: ...

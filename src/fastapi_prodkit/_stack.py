@@ -34,8 +34,8 @@ class Piece:
     def wait(self, exchange: Exchange, since: float) -> None:
         """Take note that the app waits for something, or may from now on: others run meanwhile.
 
-        It has had the request since then, on the clock of `perf_counter`. Only a piece that interrupts is told, before
-        the app waits for the first time; it may be told again.
+        The app has had the request since then, on the clock of `perf_counter`. For pieces that interrupt: they are told
+        when it waits for the first time, before anything else of the event loop runs, and may be told again.
         """
 
     def start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
@@ -65,8 +65,11 @@ class Piece:
         return Stack([self], self.app)
 
 
-async def _raise_on(exchange: Exchange, error: Exception) -> None:  # noqa: ARG001 - as every rescue has it
-    raise error
+async def _raise_on(exchange: Exchange, error: Exception, receive: Receive, send: Send) -> None:  # noqa: ARG001 - as every rescue has it
+    try:
+        raise error
+    finally:
+        del error  # or it refers, through its traceback, to a frame that refers to it
 
 
 _fail_on: Final = Piece().fail  # where no piece has something to say about it
@@ -81,12 +84,12 @@ class Stack:
     Args:
         pieces: In their order.
         app: What they stand around.
-        rescue: Answers an exception, if nobody has, and raises what is to be raised on.
+        rescue: Answers an exception of the app, if nobody has, and raises what is to be raised on.
     """
 
     def __init__(self, pieces: Sequence[Piece], app: ASGIApp, rescue: Rescue = _raise_on) -> None:
         self.app = app
-        self._rescue = rescue
+        self.rescue = rescue
         inside_out = pieces[::-1]
         self.entering = [piece.enter for piece in pieces if _does(piece, "enter")]
         self.interrupts = any(piece.interrupts for piece in pieces)
@@ -99,7 +102,7 @@ class Stack:
     def within(self, outer: "Stack") -> "Stack":
         """Return what does for a request what both do, the way in apart."""
         both = Stack.__new__(Stack)  # once for each request: `copy` takes ten times as long
-        both.app, both.entering = self.app, self.entering
+        both.app, both.entering, both.rescue = self.app, self.entering, self.rescue
         both.interrupts, both.waiting = outer.interrupts, outer.waiting
         both.starting = [*self.starting, *outer.starting]
         both.starting_usual = [*self.starting_usual, *outer.starting_usual]
@@ -121,15 +124,19 @@ class Stack:
                     await answer(scope, exchange.receive, exchange.send)
                     break
             else:
-                steps = self.app(scope, exchange.receive, exchange.send).__await__()
-                awaited = next(steps, FINISHED)
-                if awaited is not FINISHED:
+                try:
+                    steps = self.app(scope, exchange.receive, exchange.send).__await__()
+                    awaited = next(steps, FINISHED)
+                    if awaited is not FINISHED:
+                        exchange.watch(exchange.begun)
+                        await go_on(steps, awaited)
+                except Exception as error:  # noqa: BLE001 - it is raised on
                     exchange.watch(exchange.begun)
-                    await go_on(steps, awaited)
+                    await self.rescue(exchange, error, exchange.receive, exchange.send)
         except CancelledError as cancelled:
             await exchange.give_up(cancelled)
         except Exception as error:  # noqa: BLE001 - it is raised on
-            await exchange.fail(error, self._rescue)
+            await exchange.fail(error)
         else:
             if exchange.interruption is not None:
                 await exchange.settle()

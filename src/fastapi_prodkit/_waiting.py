@@ -16,14 +16,21 @@ FINISHED: Final = object()  # instead of something to wait for
 @coroutine
 def go_on(steps: Generator[Any, Any, _Result], awaited: Any) -> Generator[Any, Any, _Result]:
     """Do what `await` does, from the second step on: whoever has made the first knows that there is one."""
-    try:
-        while True:
-            try:
-                yield awaited
-            except BaseException as error:  # noqa: BLE001 - it is handed on
-                awaited = steps.throw(error)
+    while True:
+        thrown = None
+        try:
+            sent = yield awaited
+        except BaseException as error:  # noqa: BLE001 - it is handed on, outside of this block
+            thrown = error
+        try:
+            if thrown is not None:
+                awaited = steps.throw(thrown)
+            elif sent is not None:
+                awaited = steps.send(sent)
             else:
-                awaited = next(steps)
-    except StopIteration as end:
-        result: _Result = end.value
-        return result
+                return (yield from steps)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
+        finally:
+            thrown = None  # or it refers, through its traceback, to a frame that refers to it
