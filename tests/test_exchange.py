@@ -1,6 +1,8 @@
 """The exchange: what every piece may rely on, alone, side by side, and one inside the other."""
 
 import asyncio
+import gc
+import sys
 from contextlib import suppress
 from types import coroutine
 
@@ -413,8 +415,51 @@ async def test_an_app_behind_a_piece_that_waits():
     assert task is asyncio.current_task()
 
 
+async def test_an_exception_that_is_over():
+    """What a failed wait has raised, and the app has handled, is not there any more in the next step."""
+
+    async def fail():
+        await asyncio.sleep(0)
+        raise LookupError
+
+    async def app(scope, receive, send):
+        with suppress(LookupError):
+            await asyncio.create_task(fail())
+        seen.append(sys.exc_info()[1])
+        raise KeyError
+
+    seen = []
+
+    with pytest.raises(KeyError) as caught:
+        await Server().call(RequestIDMiddleware(app))
+
+    assert seen == [None]
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("error", [KeyError, asyncio.CancelledError])
+async def test_a_request_that_fails_is_gone(error, waits):
+    """It leaves no cycle for the garbage collector."""
+
+    async def app(scope, receive, send):
+        if waits:
+            await asyncio.sleep(0)
+        raise error
+
+    served = RequestIDMiddleware(app)
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(error):
+            await Server().call(served)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
 async def test_an_app_that_is_thrown_out_of_its_wait():
-    """A cancellation arrives where the app waits, and what it makes of it counts; so does the end of the event loop."""
+    """A cancellation arrives where the app waits, and what it makes of it counts."""
 
     async def app(scope, receive, send):
         with suppress(asyncio.CancelledError):
@@ -436,18 +481,20 @@ def test_event_loops_of_others():
 
     @coroutine
     def turn():
-        yield "to the event loop"
+        return (yield "to the event loop")
 
     async def app(scope, receive, send):
-        await turn()
+        answers.append([await turn() for _ in range(3)])
         await ok(scope, receive, send)
 
-    server = Server()
+    server, answers = Server(), []
     serving = server.call(RequestIDMiddleware(app))
 
-    assert serving.send(None) == "to the event loop"
+    for answer in (None, "first", None):
+        assert serving.send(answer) == "to the event loop"
     with pytest.raises(StopIteration):
-        serving.send(None)
+        serving.send("third")
+    assert answers == [["first", None, "third"]]
     assert len(server.sent) == 2
 
 

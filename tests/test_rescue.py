@@ -5,11 +5,14 @@ import contextlib
 import gc
 import time
 
+import httpx2
 import pytest
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, WebSocket, WebSocketException
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Mount
@@ -17,8 +20,10 @@ from starlette.websockets import WebSocketDisconnect
 
 from fastapi_prodkit._edge import Edge
 from fastapi_prodkit._rescue import Rescue
+from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.errors import add_problem_handlers
+from fastapi_prodkit.overload import ConcurrencyLimitMiddleware
 from fastapi_prodkit.sections import LimitsSettings
 
 
@@ -203,6 +208,77 @@ def test_websockets_end_as_with_the_layers(name, accept):
 
     assert len(seen) == 2
     assert seen[0] == seen[1]
+
+
+LIMITS = LimitsSettings(max_body_size=1000, max_concurrent=1, queue_timeout=None)
+LIMITED = [BodyLimitMiddleware(None, LIMITS, largest=0), BodyLimitMiddleware(None, LIMITS)]
+
+
+@pytest.mark.parametrize("limit", LIMITED)
+@pytest.mark.parametrize("kind", ["body", "json"])
+@pytest.mark.parametrize(
+    "middleware", [(), (Middleware(BaseHTTPMiddleware, dispatch=lambda request, go_on: go_on(request)),)]
+)
+def test_a_body_that_is_too_large_below_middleware(middleware, kind, limit):
+    """A chunked one is refused where it passes the limit, whatever has read it: a task group, or a handler."""
+    app = app_of(middleware=middleware)
+
+    async def read(request: Request):
+        return len(await getattr(request, kind)())
+
+    async def read_instead(request: Request, error: HTTPException):
+        return PlainTextResponse(f"{len(await request.body())} bytes", status_code=404)
+
+    app.add_api_route("/read", read, methods=["POST"])
+    app.add_exception_handler(404, read_instead)
+    client = TestClient(without(app, limit), raise_server_exceptions=False)
+
+    for path in ("/read", "/nowhere"):
+        assert client.post(path, content=iter([b"x" * 600] * 2)).status_code == 413
+    assert client.post("/nowhere", content=iter([b"x" * 400] * 2)).text == "800 bytes"
+
+
+async def test_a_place_is_held_until_a_handler_is_done():
+    """What an exception handler does counts as serving the request."""
+    app, inside, most = app_of(), [], []
+
+    @app.exception_handler(404)
+    async def wait(request: Request, error: HTTPException):
+        inside.append(None)
+        most.append(len(inside))
+        await asyncio.sleep(0.01)
+        inside.pop()
+        return PlainTextResponse("nothing there", status_code=404)
+
+    served = without(app, ConcurrencyLimitMiddleware(None, LIMITS, registry=CollectorRegistry()))
+    transport = httpx2.ASGITransport(app=served)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://testserver") as client:
+        answers = await asyncio.gather(*[client.get("/nowhere") for _ in range(3)])
+
+    assert most == [1]
+    assert sorted(answer.status_code for answer in answers) == [404, 503, 503]
+
+
+def test_a_handled_exception_after_the_deadline():
+    """The handler runs, its answer is dropped, and nobody hears of it: the client has the 504."""
+    app, handled = app_of(), []
+
+    @app.exception_handler(HandledError)
+    async def handle(request: Request, error: HandledError):
+        handled.append(error)
+        return PlainTextResponse("handled")
+
+    async def turn(scope, receive, send):
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            raise HandledError from None
+
+    app.mount("/turns", turn)
+    served = without(app, DeadlineMiddleware(None, LimitsSettings(request_timeout=0.05)))
+
+    assert TestClient(served).get("/turns").status_code == 504
+    assert len(handled) == 1
 
 
 def test_what_is_taken_off():

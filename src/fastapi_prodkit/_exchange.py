@@ -40,7 +40,7 @@ class Exchange:
         left: The client went away before that.
         unlogged: An exception is raised on of which the server has to tell; it does so after this.
         begun: When the request came, on the clock of `perf_counter`.
-        task: What serves it; there where a piece may interrupt it.
+        task: What serves it; there once it has waited for something, if some piece may interrupt it then.
         stack: The pieces that have to do with it.
         from_server: Where the app's messages come from; a piece may put itself in between.
         outer: The exchange around this one: of an app around this app, or of a piece around a copied scope.
@@ -75,8 +75,6 @@ class Exchange:
         self.stack = stack
         self.from_server = receive
         self._send = send
-        if stack.interrupts:
-            self.task = asyncio.current_task()
         self.begun = perf_counter()
 
     def is_exempt(self, exempt: Container[str]) -> bool:
@@ -126,7 +124,13 @@ class Exchange:
             await self.stack.rescue(self, error, receive, send)
 
     def watch(self, since: float) -> None:
-        """Tell the pieces that want to know that the app waits, or may from now on; it has had it since then."""
+        """Tell the pieces that want to know that the app waits, or may from now on; it has had the request since then.
+
+        The last to call it before others run has to be the task that serves the request.
+        """
+        if not self.stack.interrupts:
+            return
+        self.task = asyncio.current_task()
         for wait in self.stack.waiting:
             wait(self, since)
 

@@ -148,10 +148,11 @@ def _expire(exchange: Exchange) -> None:
 
 
 def _watched(scope: Scope) -> Exchange | None:
-    """Return the innermost exchange of a request that has a deadline."""
+    """Return the innermost exchange of a request that has a deadline, which may begin with this."""
     exchange = Exchange.of(scope)
     while exchange is not None:
-        exchange.watch(exchange.begun)  # the app need not have waited for anything yet
+        if exchange.task is None:  # the app has not waited for anything yet
+            exchange.watch(exchange.begun)
         if exchange.deadline is not None:
             break
         exchange = exchange.outer
