@@ -458,13 +458,15 @@ async def test_a_request_that_fails_is_gone(error, waits):
         gc.enable()
 
 
-async def test_an_app_that_is_thrown_out_of_its_wait():
-    """A cancellation arrives where the app waits, and what it makes of it counts."""
+@pytest.mark.parametrize("further", [0, 1, 2])
+async def test_an_app_that_is_thrown_out_of_its_wait(further):
+    """A cancellation arrives where the app waits, and what it makes of it counts, whether it waits again or not."""
 
     async def app(scope, receive, send):
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(30)
-        await asyncio.sleep(0)
+        for _ in range(further):
+            await asyncio.sleep(0)
         await ok(scope, receive, send)
 
     server = Server()
