@@ -24,13 +24,12 @@ class Edge:
     def __init__(self, app: ASGIApp, layers: Sequence[Piece], pieces: Mapping[str, Any]) -> None:
         self.app = app
         self.layers = layers
-        rescue = Rescue(app)
+        rescued = Rescue(app)
         self._stacks = {
-            kind: Stack([layer for layer in layers if kind in layer.scope_types], rescue.app, rescue)
+            kind: Stack([layer for layer in layers if kind in layer.scope_types], rescued)
             for kind in ("http", "websocket")
         }
         self._pieces = pieces
-        self._marks = {PIECES: pieces, **rescue.marks}
 
     def close_connections(self) -> None:
         """Have every response from now on say that its connection is closed; it costs nothing before."""
@@ -46,7 +45,7 @@ class Edge:
         if outer is not None:
             scope[PIECES] = {**outer, **self._pieces}
             return self.app(scope, receive, send)
-        scope.update(self._marks)
+        scope[PIECES] = self._pieces
         return stack(scope, receive, send)
 
 

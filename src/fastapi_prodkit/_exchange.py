@@ -23,7 +23,6 @@ _USUAL: Final = frozenset({b"content-length", b"content-type"})  # with these al
 
 RawHeaders = list[tuple[bytes, bytes]]
 Enter = Callable[["Exchange"], ASGIApp | None]
-Rescue = Callable[["Exchange", Exception, Receive, Send], Awaitable[None]]
 
 
 class Exchange:
@@ -38,7 +37,6 @@ class Exchange:
         response_headers: What the response will carry, in place of headers of the same names that the app sets.
         complete: The last message of the response has been sent.
         left: The client went away before that.
-        unlogged: An exception is raised on of which the server has to tell; it does so after this.
         begun: When the request came, on the clock of `perf_counter`.
         task: What serves it; there once it has waited for something, if some piece may interrupt it then.
         stack: The pieces that have to do with it.
@@ -53,7 +51,6 @@ class Exchange:
     route: str
     complete = False
     left = False
-    unlogged = False
     status = 0
     interruption: Interruption | None = None
     deadline: Any = None  # what watches over its time while it lasts, and belongs to `deadline`
@@ -114,14 +111,7 @@ class Exchange:
             if answer is not None:
                 return answer(self.scope, receive, send)
         self.watch(perf_counter())  # it may have waited already
-        return self._serve(receive, send)
-
-    async def _serve(self, receive: Receive, send: Send) -> None:
-        """Serve the request with the app, in the midst of what stands around it: that counts for a rescue as well."""
-        try:
-            await self._app(self.scope, receive, send)
-        except Exception as error:  # noqa: BLE001 - it is raised on
-            await self.stack.rescue(self, error, receive, send)
+        return self._app(self.scope, receive, send)
 
     def watch(self, since: float) -> None:
         """Tell the pieces that want to know that the app waits, or may from now on; it has had the request since then.
@@ -158,28 +148,6 @@ class Exchange:
     async def settle(self) -> bool:
         """Wait for what answers in place of the app; say whether that, and nobody else, has cancelled the request."""
         return self.interruption is not None and await self.interruption.end()
-
-    async def give_up(self, cancelled: asyncio.CancelledError) -> None:
-        """Raise a cancellation on, unless it is what has interrupted the request."""
-        if await self.settle():
-            return
-        self.left |= not self.complete  # some servers say so of a client that has left
-        vars(cancelled)[LOGGED] = True  # a stream that ends with the process is no error to be traced
-        try:
-            raise cancelled
-        finally:
-            del cancelled  # or it refers, through its traceback, to a frame that refers to it
-
-    async def fail(self, error: Exception) -> None:
-        """Raise an exception on, unless the pieces say that it is the end of it."""
-        await self.settle()
-        if self.stack.failing(self, error):
-            return
-        self.unlogged = LOGGED not in vars(error)
-        try:
-            raise error
-        finally:
-            del error  # likewise
 
     async def receive(self) -> Message:
         """Pass a message to the app."""

@@ -1,9 +1,9 @@
-"""The layers that Starlette and FastAPI put around every app, asked only when there is something for them to do.
+"""One layer in place of those that Starlette and FastAPI put around every app, until they have something to do.
 
 They act on exceptions: the outermost answers with the 500, the innermost calls the app's exception handlers, and one in
 between answers for a body that is too large. Standing around the app, each costs every request a coroutine, and most of
 them another one for each message: together a tenth of what bare FastAPI takes. So the app is served without them, and
-they are put around an exception once there is one, in the place where they would have stood.
+they are put around an exception once there is one.
 """
 
 from copy import copy
@@ -31,6 +31,8 @@ _ERROR: Final = "fastapi_prodkit.error"  # where the scope has what is to be rai
 class Rescue:
     """Do for an exception what the layers around an app would have done.
 
+    It stands inside of an exchange, which knows whether a response has started.
+
     Attributes:
         app: The app without them.
         marks: What they leave in the scope of every request, for the app to find.
@@ -47,12 +49,14 @@ class Rescue:
             self._around = _copy(layer, self._around)
         self.marks = self._find_marks()
 
-    async def __call__(self, exchange: Exchange, error: Exception, receive: Receive, send: Send) -> None:
-        """Answer, unless a response has started; raise what is to be raised on, if anything is."""
-        scope = exchange.scope
-        scope[_ERROR] = error
-        del error  # which passes through this frame: a cycle for the garbage collector to find
-        await self._around(scope, receive, _send_nothing if _has_started(scope) else send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        scope.update(self.marks)
+        try:
+            await self.app(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - it is raised on, or answered
+            scope[_ERROR] = error
+            await self._around(scope, receive, _send_nothing if _has_started(scope) else send)
 
     def _find_marks(self) -> dict[str, Any]:
         """Have them serve a request that is over at once, and see what there is in its scope."""

@@ -8,13 +8,14 @@ for the requests that need it. Alone, each piece is an ASGI middleware like any 
 
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Token
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._exchange import KEY, Exchange, RawHeaders, Rescue
+from fastapi_prodkit._exchange import KEY, LOGGED, Exchange, RawHeaders
 from fastapi_prodkit._waiting import FINISHED, go_on
 
 Fail = Callable[[Exchange, Exception], bool]
@@ -65,13 +66,6 @@ class Piece:
         return Stack([self], self.app)
 
 
-async def _raise_on(exchange: Exchange, error: Exception, receive: Receive, send: Send) -> None:  # noqa: ARG001 - as every rescue has it
-    try:
-        raise error
-    finally:
-        del error  # or it refers, through its traceback, to a frame that refers to it
-
-
 _fail_on: Final = Piece().fail  # where no piece has something to say about it
 
 
@@ -80,16 +74,10 @@ class Stack:
 
     A piece that answers a request ends its way in. The pieces further in than the first that may do so have nothing
     to do with responses: they have no `start` and no `leave`.
-
-    Args:
-        pieces: In their order.
-        app: What they stand around.
-        rescue: Answers an exception of the app, if nobody has, and raises what is to be raised on.
     """
 
-    def __init__(self, pieces: Sequence[Piece], app: ASGIApp, rescue: Rescue = _raise_on) -> None:
+    def __init__(self, pieces: Sequence[Piece], app: ASGIApp) -> None:
         self.app = app
-        self.rescue = rescue
         inside_out = pieces[::-1]
         self.entering = [piece.enter for piece in pieces if _does(piece, "enter")]
         self.interrupts = any(piece.interrupts for piece in pieces)
@@ -102,7 +90,7 @@ class Stack:
     def within(self, outer: "Stack") -> "Stack":
         """Return what does for a request what both do, the way in apart."""
         both = Stack.__new__(Stack)  # once for each request: `copy` takes ten times as long
-        both.app, both.entering, both.rescue = self.app, self.entering, self.rescue
+        both.app, both.entering = self.app, self.entering
         both.interrupts, both.waiting = outer.interrupts, outer.waiting
         both.starting = [*self.starting, *outer.starting]
         both.starting_usual = [*self.starting_usual, *outer.starting_usual]
@@ -110,11 +98,11 @@ class Stack:
         both.failing = outer.failing if self.failing is _fail_on else self.failing
         return both
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901 - a call costs, each time
         """Serve one request."""
         outer: Exchange | None = scope.get(KEY)
         scope[KEY] = exchange = Exchange(self, outer, scope, receive, send)
-        token = _context.begin(exchange.context)
+        token: Token[Any] | None = _context.begin(exchange.context)
         try:
             # What `proceed` does, written out: the call would cost a fiftieth of a request to bare FastAPI.
             for enter in (entering := iter(self.entering)):
@@ -124,19 +112,23 @@ class Stack:
                     await answer(scope, exchange.receive, exchange.send)
                     break
             else:
-                try:
-                    steps = self.app(scope, exchange.receive, exchange.send).__await__()
-                    awaited = next(steps, FINISHED)
-                    if awaited is not FINISHED:
-                        exchange.watch(exchange.begun)
-                        await go_on(steps, awaited)
-                except Exception as error:  # noqa: BLE001 - it is raised on
+                steps = self.app(scope, exchange.receive, exchange.send).__await__()
+                awaited = next(steps, FINISHED)
+                if awaited is not FINISHED:
                     exchange.watch(exchange.begun)
-                    await self.rescue(exchange, error, exchange.receive, exchange.send)
+                    await go_on(steps, awaited)
         except CancelledError as cancelled:
-            await exchange.give_up(cancelled)
-        except Exception as error:  # noqa: BLE001 - it is raised on
-            await exchange.fail(error)
+            if not await exchange.settle():
+                # Before the end of the response: some servers say so of a client that has left.
+                exchange.left |= not exchange.complete
+                vars(cancelled)[LOGGED] = True  # a stream that ends with the process is no error to be traced
+                raise
+        except Exception as error:
+            await exchange.settle()
+            if not exchange.stack.failing(exchange, error):
+                # Of one that was not logged the context stays: the server logs it after this call.
+                token = token if LOGGED in vars(error) else None
+                raise
         else:
             if exchange.interruption is not None:
                 await exchange.settle()
@@ -145,7 +137,7 @@ class Stack:
             # What refers to the exchange, and is referred to by it, would be a cycle for the garbage collector to find.
             scope[KEY] = outer
             exchange.from_server = receive
-            if not exchange.unlogged:
+            if token is not None:
                 _context.end(token)
 
 
