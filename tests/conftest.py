@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import weakref
 
 import pytest
@@ -23,10 +24,15 @@ if sys.version_info < (3, 12) and "coverage" in sys.modules:
 
 @pytest.fixture(autouse=True)
 def _logging_stays():
-    """`create_app` configures the logging of the whole process; the next test starts with pytest's own."""
+    """`create_app` configures the logging of the whole process; the next test starts with pytest's own.
+
+    With pytest's own hooks a resource that nobody closed fails a test, instead of being a line in the log of one.
+    """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     logging.captureWarnings(False)

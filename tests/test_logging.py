@@ -45,13 +45,10 @@ def restored():
     """Give the process its logging back."""
     loggers = [logging.getLogger(name) for name in ("", *SERVERS, *ACCESS)]
     before = [(each, each.handlers[:], each.filters[:], each.level, each.propagate) for each in loggers]
-    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     yield
     for logger, handlers, filters, level, propagate in before:
         logger.handlers[:], logger.filters[:], logger.propagate = handlers, filters, propagate
         logger.setLevel(level)
-    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
-    logging.captureWarnings(capture=False)
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
     _context._fields.set(None)
