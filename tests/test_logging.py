@@ -42,8 +42,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "pieces" / "logging.md"
 
 @pytest.fixture(autouse=True)
 def restored():
-    """Give the process its logging back."""
-    loggers = [logging.getLogger(name) for name in ("", *SERVERS, *ACCESS)]
+    """Give the servers' loggers and structlog back as well."""
+    loggers = [logging.getLogger(name) for name in (*SERVERS, *ACCESS)]
     before = [(each, each.handlers[:], each.filters[:], each.level, each.propagate) for each in loggers]
     yield
     for logger, handlers, filters, level, propagate in before:
