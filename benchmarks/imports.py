@@ -22,7 +22,7 @@ BUDGETS = {
     "import fastapi_prodkit.security_headers": 0.035,
     "import fastapi_prodkit.cors": 0.035,
     "import fastapi_prodkit.allowed_hosts": 0.035,
-    "import fastapi_prodkit.client_address": 0.035,
+    "import fastapi_prodkit.proxy_headers": 0.035,
     "import fastapi_prodkit.rate_limit": 0.035,
     "import fastapi_prodkit.errors": 0.035,
     "import fastapi_prodkit.health": 0.035,

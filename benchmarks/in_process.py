@@ -88,7 +88,7 @@ def apps() -> dict[str, Callable[[], FastAPI]]:
     return {
         "bare FastAPI()": bare,
         "FastAPI(telemetry off)": silent,
-        "client_address": with_middleware("client_address", "ProxyHeadersMiddleware", proxy),
+        "proxy_headers": with_middleware("proxy_headers", "ProxyHeadersMiddleware", proxy),
         "request_id": with_middleware("request_id", "RequestIDMiddleware"),
         "access_log": with_middleware("access_log", "AccessLogMiddleware"),
         "metrics": with_middleware("metrics", "MetricsMiddleware"),

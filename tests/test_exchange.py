@@ -11,7 +11,7 @@ from garbage import none_left
 from fastapi_prodkit import _context
 from fastapi_prodkit._exchange import Exchange
 from fastapi_prodkit._stack import Piece, Stack
-from fastapi_prodkit.client_address import ProxyHeadersMiddleware
+from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware
 from fastapi_prodkit.sections import ProxySettings
 

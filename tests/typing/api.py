@@ -8,13 +8,13 @@ from fastapi_prodkit import Settings, __version__, create_app, install
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.body_limit import BodyLimitMiddleware
-from fastapi_prodkit.client_address import ProxyHeadersMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.errors import ProblemError, add_problem_handlers
 from fastapi_prodkit.exceptions import CheckWarning, SettingsError
 from fastapi_prodkit.health import HealthCheck, health_router
 from fastapi_prodkit.logging import bind, configure_logging
 from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
+from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
 from fastapi_prodkit.sections import LimitsSettings, RateLimitSettings

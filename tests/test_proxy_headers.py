@@ -1,4 +1,4 @@
-"""Client address: what a trusted proxy says is believed, what anybody could have written is not."""
+"""Proxy headers: what a trusted proxy says is believed, what anybody could have written is not."""
 
 import pytest
 from starlette.applications import Starlette
@@ -7,8 +7,8 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 
-from fastapi_prodkit.client_address import ProxyHeadersMiddleware
 from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.sections import ProxySettings
 
 PEER = ("10.0.0.1", 40_000)

@@ -1,4 +1,4 @@
-"""The client's own address and scheme, behind a load balancer.
+"""The client's own address and scheme, from the headers of trusted proxies.
 
 X-Forwarded-For and X-Forwarded-Proto are believed only from peers that are listed: anybody can send them. Of the
 addresses the right-most one that is not a listed proxy's own counts, because each proxy appends what it saw; what is
