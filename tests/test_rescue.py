@@ -21,9 +21,9 @@ from starlette.websockets import WebSocketDisconnect
 from fastapi_prodkit._edge import Edge
 from fastapi_prodkit._rescue import Rescue
 from fastapi_prodkit.body_limit import BodyLimitMiddleware
+from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.errors import add_problem_handlers
-from fastapi_prodkit.overload import ConcurrencyLimitMiddleware
 from fastapi_prodkit.sections import LimitsSettings
 
 

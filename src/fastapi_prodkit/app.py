@@ -28,6 +28,7 @@ from fastapi_prodkit._workers import make_directory
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit
+from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.errors import add_problem_handlers
@@ -38,7 +39,6 @@ from fastapi_prodkit.log_level import log_level_router
 from fastapi_prodkit.logging import configure_logging
 from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
 from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
-from fastapi_prodkit.overload import ConcurrencyLimitMiddleware
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware, SharedStore
 from fastapi_prodkit.rate_limit.endpoints import exempt_endpoints

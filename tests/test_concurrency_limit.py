@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 from wire import connection, read_response, request, serving
 
 from fastapi_prodkit import Settings, create_app
+from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
 from fastapi_prodkit.exceptions import ConfigurationError
-from fastapi_prodkit.overload import ConcurrencyLimitMiddleware
 from fastapi_prodkit.sections import LimitsSettings
 
 WITHIN = 10  # seconds, for what happens at once on a machine that is not busy
