@@ -18,7 +18,7 @@ SOUND = {
     "LIMITS_REQUEST_TIMEOUT": "20",
     "METRICS_TOKEN": "iK3v_8sPq-2mZx7Lw9",
 }
-_OTHERS = ("ALEMBIC_", "DATABASE_", "GIT_", "HOSTS_", "LOG_", "PRODKIT_")
+_OTHERS = ("ALEMBIC_", "DATABASE_", "GIT_", "HOSTS_", "LOG_", "FASTAPI_PRODKIT_TRACEBACK")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ NOWHERE = f"postgresql://user:{SECRET}@127.0.0.1:1/name"
 def in_an_empty_directory(tmp_path, monkeypatch):
     """Start each test without any of our variables."""
     for name in list(os.environ):
-        if name.startswith(("DATABASE_", "ALEMBIC_", "PRODKIT_")) or name == "ENVIRONMENT":
+        if name.startswith(("DATABASE_", "ALEMBIC_", "FASTAPI_PRODKIT_TRACEBACK")) or name == "ENVIRONMENT":
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
@@ -65,11 +65,13 @@ class TestProgram:
         code = door.main()
 
         assert code == 1
-        assert capsys.readouterr().err == "prodkit: typer is not installed: pip install 'fastapi-prodkit[cli]'\n"
+        assert (
+            capsys.readouterr().err == "fastapi-prodkit: typer is not installed: pip install 'fastapi-prodkit[cli]'\n"
+        )
 
     def test_the_door_leads_to_the_commands(self, run, monkeypatch, capsys):
-        """`prodkit` and `python -m fastapi_prodkit` take their arguments from the process."""
-        monkeypatch.setattr(sys, "argv", ["prodkit", "--version"])
+        """`fastapi-prodkit` and `python -m fastapi_prodkit` take their arguments from the process."""
+        monkeypatch.setattr(sys, "argv", ["fastapi-prodkit", "--version"])
 
         code = door.main()
 
@@ -77,7 +79,7 @@ class TestProgram:
 
     def test_it_is_a_module_to_run(self, run, monkeypatch, capsys):
         """`python -m fastapi_prodkit` ends with the exit code of the command."""
-        monkeypatch.setattr(sys, "argv", ["prodkit", "xyzzy"])
+        monkeypatch.setattr(sys, "argv", ["fastapi-prodkit", "xyzzy"])
         monkeypatch.delitem(sys.modules, "fastapi_prodkit.__main__")
 
         with pytest.raises(SystemExit) as ended:
@@ -87,7 +89,7 @@ class TestProgram:
 
     @pytest.mark.parametrize("arguments", [["--help"], []])
     def test_help_lists_the_commands(self, run, arguments):
-        """`prodkit` alone shows what there is to type, as help that was not asked for."""
+        """`fastapi-prodkit` alone shows what there is to type, as help that was not asked for."""
         code, out, err = run(*arguments)
 
         assert code == (0 if arguments else 2)
@@ -124,38 +126,38 @@ class TestProgram:
     @pytest.mark.parametrize(
         ("typed", "instead"),
         [
-            ("upgrade", "there is no command 'upgrade'; try: prodkit db upgrade"),
-            ("dbb", "there is no command 'dbb'; try: prodkit db"),
-            ("xyzzy", "there is no command 'xyzzy'; try: prodkit --help"),
-            ("help", "there is no command 'help'; try: prodkit --help"),
-            ("version", "there is no command 'version'; try: prodkit --version"),
-            ("db help", "there is no command 'help'; try: prodkit db --help"),
-            ("--verison", "there is no option --verison; try: prodkit --version"),
-            ("--xyzzy", "there is no option --xyzzy; try: prodkit --help"),
-            ("db upgade", "there is no command 'upgade'; try: prodkit db upgrade"),
-            ("db upgrade --sqll", "there is no option --sqll; try: prodkit db upgrade --sql"),
-            ("db upgrade --lock-timeout", "Option '--lock-timeout' requires an argument; try: prodkit --help"),
+            ("upgrade", "there is no command 'upgrade'; try: fastapi-prodkit db upgrade"),
+            ("dbb", "there is no command 'dbb'; try: fastapi-prodkit db"),
+            ("xyzzy", "there is no command 'xyzzy'; try: fastapi-prodkit --help"),
+            ("help", "there is no command 'help'; try: fastapi-prodkit --help"),
+            ("version", "there is no command 'version'; try: fastapi-prodkit --version"),
+            ("db help", "there is no command 'help'; try: fastapi-prodkit db --help"),
+            ("--verison", "there is no option --verison; try: fastapi-prodkit --version"),
+            ("--xyzzy", "there is no option --xyzzy; try: fastapi-prodkit --help"),
+            ("db upgade", "there is no command 'upgade'; try: fastapi-prodkit db upgrade"),
+            ("db upgrade --sqll", "there is no option --sqll; try: fastapi-prodkit db upgrade --sql"),
+            ("db upgrade --lock-timeout", "Option '--lock-timeout' requires an argument; try: fastapi-prodkit --help"),
             (
                 "new shop --database postgres",
-                f"{NO_DATABASE % 'postgres'}; try: prodkit new --database postgresql",
+                f"{NO_DATABASE % 'postgres'}; try: fastapi-prodkit new --database postgresql",
             ),
-            ("new shop --database oracle", f"{NO_DATABASE % 'oracle'}; try: prodkit new --help"),
-            ("db downgrade", "Missing argument 'REVISION'; try: prodkit db downgrade --help"),
+            ("new shop --database oracle", f"{NO_DATABASE % 'oracle'}; try: fastapi-prodkit new --help"),
+            ("db downgrade", "Missing argument 'REVISION'; try: fastapi-prodkit db downgrade --help"),
         ],
     )
     def test_what_is_not_understood(self, run, typed, instead):
         """One line says what to type instead, and the exit code is 2."""
         code, out, err = run(*typed.split())
 
-        assert (code, out, err) == (2, "", f"prodkit: {instead}\n")
+        assert (code, out, err) == (2, "", f"fastapi-prodkit: {instead}\n")
 
     @pytest.mark.parametrize(
         ("variables", "label"),
         [
-            ({}, "\033[31mprodkit:\033[0m"),
-            ({"NO_COLOR": ""}, "\033[31mprodkit:\033[0m"),
-            ({"NO_COLOR": "1"}, "prodkit:"),
-            ({"TERM": "dumb"}, "prodkit:"),
+            ({}, "\033[31mfastapi-prodkit:\033[0m"),
+            ({"NO_COLOR": ""}, "\033[31mfastapi-prodkit:\033[0m"),
+            ({"NO_COLOR": "1"}, "fastapi-prodkit:"),
+            ({"TERM": "dumb"}, "fastapi-prodkit:"),
         ],
     )
     def test_colour_is_for_terminals_that_want_it(self, run, monkeypatch, variables, label):
@@ -210,7 +212,7 @@ class TestProgram:
         code, _, err = run("db", "upgrade")
 
         assert code == 130
-        assert err.endswith("prodkit: interrupted\n")
+        assert err.endswith("fastapi-prodkit: interrupted\n")
         assert "Traceback" not in err
 
     def test_in_a_thread_it_leaves_signals_alone(self, run):
@@ -252,7 +254,7 @@ class TestMigrate:
     def test_check_compares_models_and_migrations(self, run, shop):
         """A model without its migration is found in CI: 3 is no."""
         run("db", "upgrade", "0001")
-        assert run("db", "check") == (3, "", "The database lacks migrations: run `prodkit db upgrade` first.\n")
+        assert run("db", "check") == (3, "", "The database lacks migrations: run `fastapi-prodkit db upgrade` first.\n")
         run("db", "upgrade")
         assert run("db", "check") == (0, "No new upgrade operations detected.\n", "")
         env = shop / "migrations" / "env.py"
@@ -334,7 +336,7 @@ class TestErrors:
         code, _, err = run("db", "upgrade")
 
         assert code == 1
-        assert err.startswith("prodkit: cannot connect to the database: ")
+        assert err.startswith("fastapi-prodkit: cannot connect to the database: ")
         assert err.count("\n") == 1
         assert SECRET not in err
 
@@ -357,7 +359,7 @@ class TestErrors:
         code, _, err = run("db", "current")
 
         meant = "DATABASE_POOL_SIZ in the environment is not a setting; did you mean DATABASE_POOL_SIZE?"
-        assert (code, err) == (0, f"prodkit: warning: {meant}\n")
+        assert (code, err) == (0, f"fastapi-prodkit: warning: {meant}\n")
 
     def test_no_database(self, run, shop, monkeypatch):
         """The variable is named."""
@@ -373,7 +375,10 @@ class TestErrors:
 
         code, _, err = run("db", "upgrade")
 
-        assert (code, err) == (1, "prodkit: alembic is not installed: pip install 'fastapi-prodkit[database]'\n")
+        assert (code, err) == (
+            1,
+            "fastapi-prodkit: alembic is not installed: pip install 'fastapi-prodkit[database]'\n",
+        )
 
     def test_no_migrations(self, run, tmp_path):
         """In a directory without alembic.ini it says what was looked for, and where."""
@@ -383,7 +388,7 @@ class TestErrors:
 
         assert code == 1
         assert err == (
-            f"prodkit: no migrations are configured in alembic.ini or pyproject.toml in {tmp_path}: "
+            f"fastapi-prodkit: no migrations are configured in alembic.ini or pyproject.toml in {tmp_path}: "
             "name the file, or run `alembic init`\n"
         )
 
@@ -392,7 +397,7 @@ class TestErrors:
         """Alembic's own line."""
         code, _, err = run("db", *command)
 
-        assert (code, err) == (1, "prodkit: Can't locate revision identified by 'nope'\n")
+        assert (code, err) == (1, "fastapi-prodkit: Can't locate revision identified by 'nope'\n")
 
     def test_scripts_that_are_not_there(self, run, shop):
         """`check` does not take every complaint of Alembic's for a no."""
@@ -401,7 +406,7 @@ class TestErrors:
         code, _, err = run("db", "check")
 
         assert code == 1
-        assert err.startswith("prodkit: Path doesn't exist: ")
+        assert err.startswith("fastapi-prodkit: Path doesn't exist: ")
 
     def test_a_statement_that_fails(self, run, shop):
         """The database's own words, under the migration that ran."""
@@ -412,7 +417,7 @@ class TestErrors:
         assert code == 1
         assert err.splitlines()[-2:] == [
             "Running upgrade 0002 -> 0003",
-            'prodkit: the database says: near "nonsense": syntax error',
+            'fastapi-prodkit: the database says: near "nonsense": syntax error',
         ]
 
     def test_a_migration_that_raises(self, run, shop, monkeypatch):
@@ -421,11 +426,11 @@ class TestErrors:
 
         code, _, err = run("db", "upgrade")
         assert code == 1
-        assert "prodkit: RuntimeError: cannot read postgresql://user:[redacted]@host/name" in err
+        assert "fastapi-prodkit: RuntimeError: cannot read postgresql://user:[redacted]@host/name" in err
         assert "0003_step.py:6)" in err
         assert "Traceback" not in err
         assert SECRET not in err
-        monkeypatch.setenv("PRODKIT_TRACEBACK", "1")
+        monkeypatch.setenv("FASTAPI_PRODKIT_TRACEBACK", "1")
         assert "Traceback" in run("db", "upgrade")[2]
 
     def test_a_file_that_cannot_be_opened(self, run, shop):
@@ -435,7 +440,7 @@ class TestErrors:
         code, _, err = run("db", "upgrade")
 
         assert code == 1
-        assert err.splitlines()[-1] == "prodkit: /nowhere/at/all: No such file or directory"
+        assert err.splitlines()[-1] == "fastapi-prodkit: /nowhere/at/all: No such file or directory"
 
     def test_an_error_in_a_library(self, run):
         """Without a line of the project's own there is no place to name."""
@@ -445,10 +450,10 @@ class TestErrors:
 
 
 def test_the_command_is_installed():
-    """`prodkit` is on the path after `pip install`."""
+    """`fastapi-prodkit` is on the path after `pip install`."""
     from importlib.metadata import entry_points
 
-    found = entry_points(group="console_scripts", name="prodkit")
+    found = entry_points(group="console_scripts", name="fastapi-prodkit")
 
     assert [point.value for point in found] in ([], ["fastapi_prodkit.__main__:main"])
     assert Path(door.__file__).name == "__main__.py"

@@ -55,7 +55,7 @@ def test_the_service_starts_after_its_migrations():
 
     assert service["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
     assert migrate["depends_on"]["postgres"] == {"condition": "service_healthy"}
-    assert migrate["command"] == ["prodkit", "db", "upgrade"]
+    assert migrate["command"] == ["fastapi-prodkit", "db", "upgrade"]
     assert {name: each["image"] for name, each in OURS.items()} == dict.fromkeys(
         ("service", "migrate", "load"), "airports-service"
     )

@@ -1,4 +1,4 @@
-"""`prodkit doctor`: each rule with a fault and without, and what the page says of it."""
+"""`fastapi-prodkit doctor`: each rule with a fault and without, and what the page says of it."""
 
 import os
 import re
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "pieces" / "doctor.md"
 pytestmark = pytest.mark.usefixtures("in_order")
 
-IN_A_CONTAINER = Container(root=False, first="prodkit", cores=2.0, memory=2**30)
+IN_A_CONTAINER = Container(root=False, first="fastapi-prodkit", cores=2.0, memory=2**30)
 
 
 class TestRules:

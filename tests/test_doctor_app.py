@@ -1,4 +1,4 @@
-"""`prodkit doctor` on apps: of stock FastAPI, of Starlette, and ours; each with a fault and without."""
+"""`fastapi-prodkit doctor` on apps: of stock FastAPI, of Starlette, and ours; each with a fault and without."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`prodkit doctor` as it is typed: what it prints, for whom, and its exit code."""
+"""`fastapi-prodkit doctor` as it is typed: what it prints, for whom, and its exit code."""
 
 import json
 import os
@@ -200,23 +200,23 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("typed", "instead"),
         [
-            ("shop", "'shop' names no app; try: prodkit doctor shop:app"),
-            (":app", "':app' names no app; try: prodkit doctor main:app"),
-            ("shpo.main:app", "there is no module 'shpo.main' here; try: prodkit doctor shop.main:app"),
-            ("nowhere:app", "there is no module 'nowhere' here; try: prodkit doctor --help"),
-            ("shop.main:ap", "there is no 'ap' in shop.main; try: prodkit doctor shop.main:application"),
-            ("shop:lenght", "there is no 'lenght' in shop; try: prodkit doctor --help"),
-            ("shop:mkae", "there is no 'mkae' in shop; try: prodkit doctor shop:make"),
-            ("shop:app", "there is no 'app' in shop; try: prodkit doctor --help"),
+            ("shop", "'shop' names no app; try: fastapi-prodkit doctor shop:app"),
+            (":app", "':app' names no app; try: fastapi-prodkit doctor main:app"),
+            ("shpo.main:app", "there is no module 'shpo.main' here; try: fastapi-prodkit doctor shop.main:app"),
+            ("nowhere:app", "there is no module 'nowhere' here; try: fastapi-prodkit doctor --help"),
+            ("shop.main:ap", "there is no 'ap' in shop.main; try: fastapi-prodkit doctor shop.main:application"),
+            ("shop:lenght", "there is no 'lenght' in shop; try: fastapi-prodkit doctor --help"),
+            ("shop:mkae", "there is no 'mkae' in shop; try: fastapi-prodkit doctor shop:make"),
+            ("shop:app", "there is no 'app' in shop; try: fastapi-prodkit doctor --help"),
             (
                 "--ignore app-doc-public",
-                "there is no rule 'app-doc-public'; try: prodkit doctor --ignore app-docs-public",
+                "there is no rule 'app-doc-public'; try: fastapi-prodkit doctor --ignore app-docs-public",
             ),
-            ("--ignore xyzzy", "there is no rule 'xyzzy'; try: prodkit doctor --help"),
-            ("--jsn", "there is no option --jsn; try: prodkit doctor --json"),
+            ("--ignore xyzzy", "there is no rule 'xyzzy'; try: fastapi-prodkit doctor --help"),
+            ("--jsn", "there is no option --jsn; try: fastapi-prodkit doctor --json"),
             (
                 "--json --github",
-                "Invalid value: --json and --github exclude each other: choose one; try: prodkit doctor --help",
+                "Invalid value: --json and --github exclude each other: choose one; try: fastapi-prodkit doctor --help",
             ),
         ],
     )
@@ -230,7 +230,7 @@ class TestCommand:
 
         code = main(["doctor", *typed.split()])
 
-        assert (code, capsys.readouterr().err) == (2, f"prodkit: {instead}\n")
+        assert (code, capsys.readouterr().err) == (2, f"fastapi-prodkit: {instead}\n")
         for name in ("shop", "shop.main"):
             sys.modules.pop(name, None)
 

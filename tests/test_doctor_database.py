@@ -1,4 +1,4 @@
-"""`prodkit doctor` on databases: what the settings say of them, and what a real PostgreSQL says itself."""
+"""`fastapi-prodkit doctor` on databases: what the settings say of them, and what a real PostgreSQL says itself."""
 
 import socket
 import sys

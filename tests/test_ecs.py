@@ -244,7 +244,7 @@ class TestTheContainer:
         assert container["LinuxParameters"]["Capabilities"]["Drop"] == ["ALL"]
 
     def test_one_port_everywhere(self):
-        """Process, container, target group, service and security groups agree; it is the port of `prodkit serve`."""
+        """Process, container, target group, service and security groups agree on the port of the command."""
         rules = [
             rule
             for kind in ("Ingress", "Egress")
@@ -264,7 +264,7 @@ class TestTheContainer:
         migrate = containers(TEMPLATES["tasks"])["migrate"]
 
         assert migrate["Image"] == containers(TEMPLATES["service"])["service"]["Image"] == {"Ref": "Image"}
-        assert migrate["Command"] == ["prodkit", "db", "upgrade"]
+        assert migrate["Command"] == ["fastapi-prodkit", "db", "upgrade"]
         assert main([*migrate["Command"][1:], "--help"]) == 0
 
     def test_the_certificates_of_rds_are_where_they_are_looked_for(self, variables):
@@ -330,7 +330,7 @@ class TestNumbers:
         assert seconds("SHUTDOWN_GRACE") >= ShutdownSettings().grace
 
     def test_the_load_balancer_closes_idle_connections_first(self):
-        """Its idle time-out is shorter than the keep-alive of `prodkit serve`, or some requests were a 502."""
+        """Its idle time-out is shorter than the keep-alive of `fastapi-prodkit serve`, or some requests were a 502."""
         pytest.importorskip("typer", reason="the extra cli is not installed")
         from fastapi_prodkit.cli.serve import KEEP_ALIVE
 

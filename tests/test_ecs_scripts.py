@@ -71,7 +71,7 @@ def database(tmp_path_factory):
 class TestScripts:
     @pytest.mark.parametrize("code", [0, 1, 143])
     def test_a_migration_ends_with_its_own_exit_code(self, aws, code):
-        """What `prodkit db upgrade` says decides whether the release goes on, and its log is shown."""
+        """What `fastapi-prodkit db upgrade` says decides whether the release goes on, and its log is shown."""
         aws.ends(code=code)
 
         returned, output, errors = aws.run(FOLDER / "migrate.sh", NAME, "image@sha256:1")

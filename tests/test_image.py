@@ -140,7 +140,7 @@ def planted(context: Path) -> Path:
 @pytest.fixture(scope="module")
 def migrated(image: Image, backends: Backends) -> Image:
     """The image, after its migrations have run on the database."""
-    done = image.once("prodkit", "db", "upgrade", environment=backends.environment, options=backends.options)
+    done = image.once("fastapi-prodkit", "db", "upgrade", environment=backends.environment, options=backends.options)
     assert done.returncode == 0, done.stdout + done.stderr
     return image
 
@@ -239,8 +239,8 @@ def test_the_lock_of_the_service_has_nothing_below_the_floors():
 
 
 def test_migrations_are_a_step_of_the_same_image(migrated, backends):
-    """`prodkit db upgrade` in a container of its own migrates; again, it has nothing to do."""
-    done = migrated.once("prodkit", "db", "upgrade", environment=backends.environment, options=backends.options)
+    """`fastapi-prodkit db upgrade` in a container of its own migrates; again, it has nothing to do."""
+    done = migrated.once("fastapi-prodkit", "db", "upgrade", environment=backends.environment, options=backends.options)
 
     assert done.returncode == 0
     assert "Nothing to do" in done.stderr
@@ -296,7 +296,7 @@ def test_the_server_is_process_one_and_listens_on_port_8000_alone(service, migra
     sockets = service.container.call("cat", "/proc/net/tcp", "/proc/net/tcp6").stdout.splitlines()
     listening = {line.split()[1].rpartition(":")[2] for line in sockets if line.split()[3] == "0A"}
 
-    assert command[1:4] == ["/opt/venv/bin/prodkit", "serve", "service.main:app"]
+    assert command[1:4] == ["/opt/venv/bin/fastapi-prodkit", "serve", "service.main:app"]
     assert {int(port, 16) for port in listening} == {8000}
     assert list(migrated.config["ExposedPorts"]) == ["8000/tcp"]
 
@@ -365,8 +365,8 @@ def test_an_engine_knows_how_to_run_it(image):
     config = image.config
 
     assert config["User"] == "10001:10001"
-    assert config["Cmd"][:3] == ["prodkit", "serve", "service.main:app"]
-    assert config["Healthcheck"]["Test"] == ["CMD", "prodkit", "health", "http://127.0.0.1:8000/health"]
+    assert config["Cmd"][:3] == ["fastapi-prodkit", "serve", "service.main:app"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "fastapi-prodkit", "health", "http://127.0.0.1:8000/health"]
 
 
 def test_what_a_layer_costs(image):

@@ -1,4 +1,4 @@
-"""`prodkit new`: the service it makes, for every combination of options that changes files."""
+"""`fastapi-prodkit new`: the service it makes, for every combination of options that changes files."""
 
 import io
 import os
@@ -111,7 +111,7 @@ class TestService:
     def test_nothing_is_left_of_the_template(self, made):
         """No mark of the template, no name of the example, and no word of what was not chosen."""
         folder, (database, redis, deploy) = made
-        strangers = ["prodkit new:", "[Aa]irports[-_ ]service", r'(SERVICE_NAME=|title="|--tag )[Aa]irports\b']
+        strangers = ["fastapi-prodkit new:", "[Aa]irports[-_ ]service", r'(SERVICE_NAME=|title="|--tag )[Aa]irports\b']
         if database == "sqlite":
             strangers += ["celerp", "postgresql_url", "demo-postgres", "postgres:"]
         if not redis:
@@ -356,15 +356,15 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("My Shop", f"'My Shop' cannot name a service ({RULE}); try: prodkit new my-shop"),
-            ("my_shop", "try: prodkit new my-shop"),
-            ("7up", "try: prodkit new up"),
-            ("../shop", "try: prodkit new shop"),
-            ("é", "try: prodkit new my-service"),
-            ("a" * 41, f"try: prodkit new {'a' * 40}"),
-            ("json", "'json' is a name of Python's own; try: prodkit new json-service"),
-            ("class", "'class' is a name of Python's own; try: prodkit new class-service"),
-            ("there", "there exists already; try: prodkit new there --directory there-2"),
+            ("My Shop", f"'My Shop' cannot name a service ({RULE}); try: fastapi-prodkit new my-shop"),
+            ("my_shop", "try: fastapi-prodkit new my-shop"),
+            ("7up", "try: fastapi-prodkit new up"),
+            ("../shop", "try: fastapi-prodkit new shop"),
+            ("é", "try: fastapi-prodkit new my-service"),
+            ("a" * 41, f"try: fastapi-prodkit new {'a' * 40}"),
+            ("json", "'json' is a name of Python's own; try: fastapi-prodkit new json-service"),
+            ("class", "'class' is a name of Python's own; try: fastapi-prodkit new class-service"),
+            ("there", "there exists already; try: fastapi-prodkit new there --directory there-2"),
         ],
     )  # fmt: skip
     def test_a_name_that_cannot_be(self, name, message, capsys):
@@ -395,7 +395,7 @@ class TestCommand:
         code = main(["new", name, "--deploy", "ecs", "--no-git", "--yes"])
 
         rule = "stacks on ECS have names of 3 to 22 characters"
-        said = f"prodkit: {rule}; try: prodkit new {near} --deploy ecs\n" if near else ""
+        said = f"fastapi-prodkit: {rule}; try: fastapi-prodkit new {near} --deploy ecs\n" if near else ""
         limit = re.compile(r"^  Name:\n(?: {4}.*\n)*? {4}AllowedPattern: (.*)", re.MULTILINE)
         patterns = {limit.search(path.read_text())[1] for path in (ROOT / "deploy" / "ecs").glob("*.yaml")}
         assert (code, capsys.readouterr().err) == (1 if near else 0, said)
@@ -413,7 +413,7 @@ class TestCommand:
         """A service that would lose data or count wrongly is not made."""
         code = main(["new", "my-shop", "--deploy", "ecs", "--yes", *chosen])
 
-        assert (code, capsys.readouterr().err) == (1, f"prodkit: {message}\n")
+        assert (code, capsys.readouterr().err) == (1, f"fastapi-prodkit: {message}\n")
         assert not Path("my-shop").exists()
 
 
@@ -434,7 +434,10 @@ class TestRepository:
         main(["new", "my-shop", "--yes"])
 
         assert "Its first commit is on the branch main." in capsys.readouterr().out
-        assert git("my-shop", "log", "--format=%an|%s|%D") == "prodkit new|Start from prodkit new|HEAD -> main"
+        assert (
+            git("my-shop", "log", "--format=%an|%s|%D")
+            == "fastapi-prodkit new|Start from fastapi-prodkit new|HEAD -> main"
+        )
         assert git("my-shop", "status", "--porcelain", "--ignored") == ""
         assert set(git("my-shop", "ls-files").split("\n")) == files_of(Path("my-shop"))
 
@@ -529,9 +532,10 @@ class TestTemplate:
     def test_a_mark_may_choose_between_two(self):
         """What the example has not chosen stands in it commented out, at its own depth."""
         text = (
-            "<!-- prodkit new: postgresql -->\none\n<!-- prodkit new: end -->\n"
-            "a:\n  # prodkit new: postgresql\n  b: 1\n  # prodkit new: sqlite\n  # b: 2\n  #\n  # prodkit new: end\n"
-            "c  # prodkit new: redis\n"
+            "<!-- fastapi-prodkit new: postgresql -->\none\n<!-- fastapi-prodkit new: end -->\n"
+            "a:\n  # fastapi-prodkit new: postgresql\n  b: 1\n"
+            "  # fastapi-prodkit new: sqlite\n  # b: 2\n  #\n  # fastapi-prodkit new: end\n"
+            "c  # fastapi-prodkit new: redis\n"
         )
 
         chosen = ["".join(template._chosen(text, frozenset(each))) for each in (["postgresql", "redis"], ["sqlite"])]
@@ -561,14 +565,14 @@ class TestMake:
         return done.stdout
 
     def test_a_new_service_passes_its_own_checks(self, wheel, home, tmp_path):
-        """Installed with hashes into an empty environment: tests, lint, types and the demo, and `prodkit new` again."""
+        """Installed with hashes into an empty environment: tests, lint, types, the demo, and `fastapi-prodkit new`."""
         folder = tmp_path / "my-shop"
         assert main(["new", "my-shop", "--directory", str(folder), *options(*LITTLE)]) == 0
         home["PIP_FIND_LINKS"] = f"{wheel.parent} {home.get('PIP_FIND_LINKS', '')}"
 
         said = self.make(folder, home, "test", "lint", "types")
         served = self.demo(folder, home)
-        again = [folder / ".venv/bin/prodkit", "new", "another", *options("postgresql", True, "docker")]
+        again = [folder / ".venv/bin/fastapi-prodkit", "new", "another", *options("postgresql", True, "docker")]
         subprocess.run(again, cwd=tmp_path, env=home, check=True, capture_output=True)
 
         assert re.search(r"\d+ passed", said)

@@ -1,4 +1,4 @@
-"""`prodkit serve` and `prodkit health`: real processes, as a container runs them."""
+"""`fastapi-prodkit serve` and `fastapi-prodkit health`: real processes, as a container runs them."""
 
 import json
 import socket
@@ -207,10 +207,10 @@ def test_a_factory_is_called_for_its_settings(directory, monkeypatch):
 @pytest.mark.parametrize(
     ("application", "said"),
     [
-        ("servd_app:app", "there is no module 'servd_app' here; try: prodkit serve served_app:app"),
-        ("nowhere:app", "there is no module 'nowhere' here; try: prodkit serve --help"),
-        ("served_app:nothing", "there is no 'nothing' in served_app; try: prodkit serve served_app:app"),
-        ("served_app", "'served_app' names no app; try: prodkit serve served_app:app"),
+        ("servd_app:app", "there is no module 'servd_app' here; try: fastapi-prodkit serve served_app:app"),
+        ("nowhere:app", "there is no module 'nowhere' here; try: fastapi-prodkit serve --help"),
+        ("served_app:nothing", "there is no 'nothing' in served_app; try: fastapi-prodkit serve served_app:app"),
+        ("served_app", "'served_app' names no app; try: fastapi-prodkit serve served_app:app"),
     ],
 )
 def test_an_app_that_is_not_there(directory, monkeypatch, capsys, application, said):
@@ -222,7 +222,7 @@ def test_an_app_that_is_not_there(directory, monkeypatch, capsys, application, s
     code = main(["serve", application])
 
     error = capsys.readouterr().err
-    assert (code, error) == (2, f"prodkit: {said}\n")
+    assert (code, error) == (2, f"fastapi-prodkit: {said}\n")
 
 
 def test_a_start_that_fails_has_exit_code_3(directory):

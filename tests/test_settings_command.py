@@ -1,4 +1,4 @@
-"""`prodkit settings`: every variable, what sets it, and what is written of it."""
+"""`fastapi-prodkit settings`: every variable, what sets it, and what is written of it."""
 
 import io
 import json
@@ -253,8 +253,8 @@ def test_a_file_that_exists_is_kept(run, project):
 
     assert (refused, kept, code) == (1, "mine", 0)
     assert err == (
-        "prodkit: table.md exists already; try: "
-        "prodkit settings fastapi_prodkit:Settings --format markdown --output table.md --force\n"
+        "fastapi-prodkit: table.md exists already; try: "
+        "fastapi-prodkit settings fastapi_prodkit:Settings --format markdown --output table.md --force\n"
     )
     assert (
         "| `RATE_LIMIT_DEFAULT` | str | `100/minute` | Limit on every request of one client. |"
@@ -271,7 +271,7 @@ def test_what_is_to_be_typed_over_a_file_writes_what_was_asked_for(run, project)
     typed = shlex.split(err.partition("; try: ")[2])
     run(*typed[2:])
 
-    assert typed == ["prodkit", "settings", "shop:ShopSettings", *options, "--force"]
+    assert typed == ["fastapi-prodkit", "settings", "shop:ShopSettings", *options, "--force"]
     assert "arn:a b:DATABASE_URL::" in (project / "my file").read_text()
 
 
@@ -382,14 +382,14 @@ def test_the_schema_takes_what_the_settings_take(schema, monkeypatch, name, text
 @pytest.mark.parametrize(
     ("target", "instead"),
     [
-        ("shop", "'shop' names no settings; try: prodkit settings shop:Settings"),
-        ("shop:ShopSetings", "there is no 'ShopSetings' in shop; try: prodkit settings shop:ShopSettings"),
-        ("shpo:ShopSettings", "there is no module 'shpo' here; try: prodkit settings shop:ShopSettings"),
+        ("shop", "'shop' names no settings; try: fastapi-prodkit settings shop:Settings"),
+        ("shop:ShopSetings", "there is no 'ShopSetings' in shop; try: fastapi-prodkit settings shop:ShopSettings"),
+        ("shpo:ShopSettings", "there is no module 'shpo' here; try: fastapi-prodkit settings shop:ShopSettings"),
         (
             "fastapi_prodkit:Settingz",
-            "there is no 'Settingz' in fastapi_prodkit; try: prodkit settings fastapi_prodkit:Settings",
+            "there is no 'Settingz' in fastapi_prodkit; try: fastapi-prodkit settings fastapi_prodkit:Settings",
         ),
-        ("broken:Settings", "there is no 'Settings' in broken; try: prodkit settings --help"),
+        ("broken:Settings", "there is no 'Settings' in broken; try: fastapi-prodkit settings --help"),
         (
             "shop:PAGE",
             "shop:PAGE is no settings class; name one that derives from fastapi_prodkit.Settings",
@@ -401,7 +401,7 @@ def test_a_target_that_is_none(run, target, instead):
     code, _, err = run(target)
 
     assert code in (1, 2)
-    assert err == f"prodkit: {instead}\n"
+    assert err == f"fastapi-prodkit: {instead}\n"
 
 
 def test_an_environment_that_does_not_exist(run):
@@ -409,7 +409,9 @@ def test_an_environment_that_does_not_exist(run):
     code, out, err = run("--environment", "bogus")
 
     assert (code, out) == (2, "")
-    assert err.endswith(": 'bogus' is not one of 'dev', 'test', 'staging', 'prod'; try: prodkit settings --help\n")
+    assert err.endswith(
+        ": 'bogus' is not one of 'dev', 'test', 'staging', 'prod'; try: fastapi-prodkit settings --help\n"
+    )
 
 
 @pytest.mark.parametrize("example", [".env.example", ".env.dev.example"])
@@ -441,14 +443,14 @@ def test_shells_complete_commands(shell):
         check=False,
         env={
             **os.environ,
-            "_PRODKIT_COMPLETE": f"complete_{shell}",
-            "_TYPER_COMPLETE_ARGS": "prodkit se",
+            "_FASTAPI_PRODKIT_COMPLETE": f"complete_{shell}",
+            "_TYPER_COMPLETE_ARGS": "fastapi-prodkit se",
             "_TYPER_COMPLETE_FISH_ACTION": "get-args",
-            "COMP_WORDS": "prodkit se",
+            "COMP_WORDS": "fastapi-prodkit se",
             "COMP_CWORD": "1",
         },
     )
 
-    assert "_PRODKIT_COMPLETE" in script.stdout
+    assert "_FASTAPI_PRODKIT_COMPLETE" in script.stdout
     assert "serve" in asked.stdout
     assert "settings" in asked.stdout

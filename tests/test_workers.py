@@ -336,17 +336,18 @@ def shown_in_time(port: int, name: str, value: float) -> dict[str, float]:
 
 SERVERS = {
     "uvicorn": ("uvicorn", "served:app", "--workers", "2", "--port"),
-    "prodkit": ("fastapi_prodkit", "serve", "served:app", "--workers", "2", "--port"),
+    "fastapi-prodkit": ("fastapi_prodkit", "serve", "served:app", "--workers", "2", "--port"),
     "gunicorn": ("gunicorn", "served:app", "-w", "2", "-k", "uvicorn_worker.UvicornWorker", "-b"),
     "hypercorn": ("hypercorn", "served:app", "--workers", "2", "-b"),
     "granian": ("granian", "served:app", "--workers", "2", "--interface", "asgi", "--port"),
 }
+NEEDED = {"fastapi-prodkit": ("typer", "uvicorn"), "gunicorn": ("gunicorn", "uvicorn_worker")}  # else the server's own
 
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_two_workers_one_killed(server, directory):
     """Every scrape has the sum of all requests; it never falls, not even when a worker is killed in mid-service."""
-    for module in {"prodkit": ("typer", "uvicorn"), "gunicorn": ("gunicorn", "uvicorn_worker")}.get(server, (server,)):
+    for module in NEEDED.get(server, (server,)):
         pytest.importorskip(module, reason=f"needs {module}")
     port = free_port()
     where = f"127.0.0.1:{port}" if server in {"gunicorn", "hypercorn"} else str(port)
@@ -394,7 +395,7 @@ app = create_app()
 @pytest.mark.parametrize("workers", ["2", "1"])
 def test_production_refuses_workers_that_count_alone(server, workers, directory):
     """Each of several would give clients the limit once more; one worker is served, whatever starts it."""
-    for module in {"prodkit": ("typer", "uvicorn"), "gunicorn": ("gunicorn", "uvicorn_worker")}.get(server, (server,)):
+    for module in NEEDED.get(server, (server,)):
         pytest.importorskip(module, reason=f"needs {module}")
     (directory / "served.py").write_text(REFUSING)
     port = free_port()

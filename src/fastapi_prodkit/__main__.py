@@ -1,4 +1,4 @@
-"""`prodkit`, also as `python -m fastapi_prodkit`: the door, which names the extra where it is not installed."""
+"""`fastapi-prodkit`, also as `python -m fastapi_prodkit`: the door, which names the extra where it is not installed."""
 
 import sys
 
@@ -12,7 +12,7 @@ def main() -> int:
     try:
         from fastapi_prodkit import cli  # noqa: PLC0415 - it needs the extra
     except MissingExtraError as error:
-        sys.stderr.write(f"prodkit: {error}\n")
+        sys.stderr.write(f"fastapi-prodkit: {error}\n")
         return 1
     return cli.main()
 

@@ -17,7 +17,7 @@ PIECES = "fastapi_prodkit"  # scope key and app.state attribute: what dependenci
 class Edge:
     """Let a request through the edge once, and let its dependencies find the pieces.
 
-    A prodkit app that is mounted in another finds the key in the scope and serves without an edge of its own; its
+    An app of ours that is mounted in another one finds the key in the scope and serves without an edge of its own; its
     dependencies find its own pieces first.
     """
 

@@ -36,7 +36,7 @@ def counts_alone(rate_limit: RateLimitSettings | None) -> bool:
 
 @contextmanager
 def deferred() -> Iterator[dict[str, str]]:
-    """Collect what would be refused, so that an app can be looked at that would not start; for `prodkit doctor`."""
+    """Collect what would be refused, so that `fastapi-prodkit doctor` can examine an app that would not start."""
     found: dict[str, str] = {}
     token = _deferred.set(found)
     try:

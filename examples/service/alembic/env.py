@@ -1,4 +1,4 @@
-"""What Alembic runs, for `prodkit db`, its own command line and `service.migrate`.
+"""What Alembic runs, for `fastapi-prodkit db`, its own command line and `service.migrate`.
 
 The database comes from the service's settings, so its password stands in no file here.
 """

@@ -65,7 +65,7 @@ def sqlite() -> Iterator[tuple[str, str]]:
     yield f"sqlite:///{DIRECTORY / 'service.sqlite3'}", f"stays in {DIRECTORY}"
 
 
-# prodkit new: postgresql
+# fastapi-prodkit new: postgresql
 @contextlib.contextmanager
 def postgresql() -> Iterator[tuple[str, str]]:
     """Start a real PostgreSQL, which ends with the demo, and yield the same."""
@@ -76,10 +76,10 @@ def postgresql() -> Iterator[tuple[str, str]]:
         yield server.url(), "is gone then"
 
 
-# prodkit new: end
+# fastapi-prodkit new: end
 DATABASES = {
     "sqlite": sqlite,
-    "postgresql": postgresql,  # prodkit new: postgresql
+    "postgresql": postgresql,  # fastapi-prodkit new: postgresql
 }
 
 

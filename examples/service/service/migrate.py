@@ -1,7 +1,7 @@
-"""Migrations from code, for the demo and the tests; a deployment runs `prodkit db upgrade` before the service starts.
+"""Migrations from code, for the demo and the tests; a deployment runs `fastapi-prodkit db upgrade` first.
 
-It never happens at start-up: there, replicas would race, and a long migration would look like a service that does not
-come up.
+The service never migrates at start-up: there, replicas would race, and a long migration would look like a service
+that does not come up.
 """
 
 from pathlib import Path

@@ -9,7 +9,7 @@ import airportsdata
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from fastapi_prodkit.testing import Databases, postgresql_url  # prodkit new: postgresql
+from fastapi_prodkit.testing import Databases, postgresql_url  # fastapi-prodkit new: postgresql
 
 from service import load, migrate
 from service.application import build
@@ -38,7 +38,7 @@ def loaded_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# prodkit new: postgresql
+# fastapi-prodkit new: postgresql
 __all__ = ["postgresql_url"]  # the plugin's fixture
 
 
@@ -52,14 +52,14 @@ def loaded_postgresql(postgresql_url: str) -> Iterator[str]:
         yield url
 
 
-# prodkit new: end
+# fastapi-prodkit new: end
 @pytest.fixture
 def sqlite(loaded_database: Path, tmp_path: Path) -> ServiceSettings:
     """Settings with a loaded SQLite database for this test alone."""
     return settings_for(f"sqlite:///{shutil.copy(loaded_database, tmp_path)}")
 
 
-# prodkit new: postgresql
+# fastapi-prodkit new: postgresql
 @pytest.fixture
 def postgresql(postgresql_url: str, loaded_postgresql: str) -> Iterator[ServiceSettings]:
     """Settings with a loaded PostgreSQL database for this test alone."""
@@ -67,11 +67,11 @@ def postgresql(postgresql_url: str, loaded_postgresql: str) -> Iterator[ServiceS
         yield settings_for(url)
 
 
-# prodkit new: end
+# fastapi-prodkit new: end
 @pytest.fixture(
     params=[
         "sqlite",
-        "postgresql",  # prodkit new: postgresql
+        "postgresql",  # fastapi-prodkit new: postgresql
     ]
 )
 def settings(request: pytest.FixtureRequest) -> ServiceSettings:

@@ -1,16 +1,16 @@
 """The service as a whole: readiness, the OpenAPI document, the docs page, and the edge."""
 
-# prodkit new: redis
+# fastapi-prodkit new: redis
 import os
 import uuid
 
-# prodkit new: end
+# fastapi-prodkit new: end
 import pytest
-from fastapi.testclient import TestClient  # prodkit new: redis
+from fastapi.testclient import TestClient  # fastapi-prodkit new: redis
 from fastapi_prodkit.exceptions import SettingsError
 from openapi_spec_validator import validate
 
-from service.application import build  # prodkit new: redis
+from service.application import build  # fastapi-prodkit new: redis
 from service.config import ServiceSettings
 
 
@@ -115,7 +115,7 @@ def test_metrics_know_routes_by_their_templates(client):
     assert "FRA" not in samples
 
 
-# prodkit new: redis
+# fastapi-prodkit new: redis
 def test_replicas_count_requests_together(sqlite, monkeypatch):
     """RATE_LIMIT_STORAGE_URL names a Redis that all count in: what one has let pass is gone for the other."""
     if not (url := os.environ.get("FASTAPI_PRODKIT_TEST_REDIS_URL")):
@@ -131,7 +131,7 @@ def test_replicas_count_requests_together(sqlite, monkeypatch):
     assert statuses == [200, 200, 200, 200, 429, 429]
 
 
-# prodkit new: end
+# fastapi-prodkit new: end
 def test_a_database_is_required(monkeypatch, tmp_path):
     """Without DATABASE_URL the service does not start, and says which variable is missing."""
     monkeypatch.chdir(tmp_path)

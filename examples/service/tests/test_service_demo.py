@@ -104,7 +104,7 @@ def test_the_demo_serves_until_a_signal(folder, number):
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5)
 
 
-# prodkit new: postgresql
+# fastapi-prodkit new: postgresql
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_demo_on_postgresql_leaves_nothing(folder, number):
@@ -138,7 +138,7 @@ def test_the_demo_on_postgresql_may_be_interrupted_at_any_time(folder, moment):
     assert "Traceback" not in said
 
 
-# prodkit new: end
+# fastapi-prodkit new: end
 def test_an_open_connection_does_not_keep_the_demo_alive(folder):
     """Browsers hold connections open; Ctrl-C ends the demo all the same."""
     with demo(folder) as process:

@@ -1,4 +1,4 @@
-"""`prodkit`: what a service needs beside its requests, from a terminal or as a step of a deployment."""
+"""`fastapi-prodkit`: what a service needs beside its requests, from a terminal or as a step of a deployment."""
 
 from fastapi_prodkit import _extras
 

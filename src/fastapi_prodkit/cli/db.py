@@ -1,4 +1,4 @@
-"""`prodkit db`: migrations with Alembic, as a step of its own before the service starts."""
+"""`fastapi-prodkit db`: migrations with Alembic, as a step of its own before the service starts."""
 
 import logging
 import re
@@ -178,7 +178,7 @@ def check(ctx: typer.Context) -> None:
         except CommandError as error:
             if "not up to date" not in str(error):
                 raise
-            _say("The database lacks migrations: run `prodkit db upgrade` first.")
+            _say("The database lacks migrations: run `fastapi-prodkit db upgrade` first.")
             raise typer.Exit(_THE_ANSWER_IS_NO) from None
 
 

@@ -1,4 +1,4 @@
-"""`prodkit health URL`: whether a service is well, for Docker's HEALTHCHECK and without curl in the image."""
+"""`fastapi-prodkit health URL`: whether a service is well, for Docker's HEALTHCHECK and without curl in the image."""
 
 import http.client
 import os
@@ -32,7 +32,7 @@ def health(
 ) -> None:
     """Ask a service whether it is well: exit code 0 for a 2xx, 1 for anything else.
 
-    In a Dockerfile: HEALTHCHECK CMD ["prodkit", "health"].
+    In a Dockerfile: HEALTHCHECK CMD ["fastapi-prodkit", "health"].
     """
     path = os.environ.get("HEALTH_LIVE_PATHS", "/health").partition(",")[0].strip()
     target = url or f"http://127.0.0.1:{os.environ.get('PORT', '8000')}{path}"

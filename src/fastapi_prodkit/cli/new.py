@@ -1,4 +1,4 @@
-"""`prodkit new NAME`: a service of one's own, made from the example."""
+"""`fastapi-prodkit new NAME`: a service of one's own, made from the example."""
 
 import keyword
 import os
@@ -66,11 +66,11 @@ def new(  # noqa: PLR0913 - an option each
 def _check(name: str, folder: Path) -> None:
     if not _NAME.fullmatch(name) or len(name) > _LONGEST:
         rule = f"lower-case letters, digits and single hyphens, at most {_LONGEST}"
-        raise ConfigurationError(f"{name!r} cannot name a service ({rule}); try: prodkit new {_nearest(name)}")
+        raise ConfigurationError(f"{name!r} cannot name a service ({rule}); try: fastapi-prodkit new {_nearest(name)}")
     if keyword.iskeyword(name) or name in sys.stdlib_module_names:
-        raise ConfigurationError(f"{name!r} is a name of Python's own; try: prodkit new {name}-service")
+        raise ConfigurationError(f"{name!r} is a name of Python's own; try: fastapi-prodkit new {name}-service")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigurationError(f"{folder} exists already; try: prodkit new {name} --directory {folder}-2")
+        raise ConfigurationError(f"{folder} exists already; try: fastapi-prodkit new {name} --directory {folder}-2")
 
 
 def _nearest(name: str) -> str:
@@ -84,7 +84,7 @@ def _check_deploy(service: Service) -> None:
     if service.deploy == Deploy.ECS and len(service.name) not in _ON_ECS:
         near = service.name[: _ON_ECS[-1]].strip("-") if len(service.name) > _ON_ECS[-1] else f"{service.name}-service"
         rule = f"{_ON_ECS[0]} to {_ON_ECS[-1]} characters"
-        raise ConfigurationError(f"stacks on ECS have names of {rule}; try: prodkit new {near} --deploy ecs")
+        raise ConfigurationError(f"stacks on ECS have names of {rule}; try: fastapi-prodkit new {near} --deploy ecs")
     if service.deploy == Deploy.ECS and service.database == Database.SQLITE:
         raise ConfigurationError("tasks on ECS keep no files; try: --database postgresql, or --deploy docker")
     if service.deploy == Deploy.ECS and not service.redis:

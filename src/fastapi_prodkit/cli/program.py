@@ -22,8 +22,8 @@ from fastapi_prodkit.cli.failure import describe
 
 __all__ = ["COMMANDS", "CommandGroup", "main"]
 
-# Each is a module of this package with a `typer.Typer` named `app`, and what `prodkit --help` says of it. The module is
-# imported when it is asked for, and imports what it works with when it runs: so `--help` is quick.
+# Each is a module of this package with a `typer.Typer` named `app`, and what `fastapi-prodkit --help` says of it. The
+# module is imported when it is asked for, and imports what it works with when it runs: so `--help` is quick.
 COMMANDS: Final[dict[str, str]] = {
     "serve": "Serve an app with uvicorn, as production wants it.",
     "doctor": "Say what is unsafe, slow or misconfigured.",
@@ -89,9 +89,9 @@ def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
 
 @app.callback(
     epilog="Exit codes: 0 done, 1 failed, 2 not understood, 3 the answer is no, 130 and 143 stopped by a signal. "
-    "PRODKIT_TRACEBACK=1 shows where an error comes from."
+    "FASTAPI_PRODKIT_TRACEBACK=1 shows where an error comes from."
 )
-def _prodkit(
+def _command(
     *,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
@@ -104,20 +104,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error is one line on standard error.
 
     Args:
-        arguments: What stands behind `prodkit`; those of the process by default.
+        arguments: What stands behind `fastapi-prodkit`; those of the process by default.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with _ended_by_sigterm(), warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
-            result = app(arguments, prog_name="prodkit", standalone_mode=False)
+            result = app(arguments, prog_name="fastapi-prodkit", standalone_mode=False)
     except typer.TyperException as error:
         return _misused(error)
     except typer.Abort:
         _complain("interrupted")
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001 - whatever a command raises ends it, and becomes the line that says why
-        if os.environ.get("PRODKIT_TRACEBACK"):
+        if os.environ.get("FASTAPI_PRODKIT_TRACEBACK"):
             traceback.print_exc()
         _complain(describe(error))
         return _FAILED
@@ -132,7 +132,7 @@ def _misused(error: typer.TyperException) -> int:
     if "\n" in message:  # a command without arguments shows its help
         typer.echo(message, err=True)
         return _MISUSED
-    path = getattr(getattr(error, "ctx", None), "command_path", "prodkit")
+    path = getattr(getattr(error, "ctx", None), "command_path", "fastapi-prodkit")
     if hasattr(error, "option_name") and hasattr(error, "possibilities"):
         near = error.possibilities
         message = f"there is no option {error.option_name}; try: {path} {near[0] if near else '--help'}"
@@ -152,7 +152,7 @@ def _choice(error: typer.TyperException, message: str) -> str | None:
 
 
 def _complain(message: str) -> None:
-    label = f"{_RED}prodkit:{_PLAIN}" if coloured(sys.stderr) else "prodkit:"
+    label = f"{_RED}fastapi-prodkit:{_PLAIN}" if coloured(sys.stderr) else "fastapi-prodkit:"
     typer.echo(f"{label} {message}", err=True, color=True)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 __all__ = ["commit"]
 
 # The author, for those who have not told git who they are, as in a container.
-_NOBODY = {"user.name": "prodkit new", "user.email": "prodkit-new@localhost"}
+_NOBODY = {"user.name": "fastapi-prodkit new", "user.email": "fastapi-prodkit-new@localhost"}
 
 
 def commit(folder: Path) -> str:
@@ -23,7 +23,7 @@ def commit(folder: Path) -> str:
     for command, *options in (
         ("init", "--quiet", "--initial-branch=main"),
         ("add", "--all"),
-        ("commit", "--quiet", "--no-verify", "--no-gpg-sign", "--message=Start from prodkit new"),
+        ("commit", "--quiet", "--no-verify", "--no-gpg-sign", "--message=Start from fastapi-prodkit new"),
     ):
         done = _git(folder, *(part for pair in unknown for part in ("-c", pair)), command, *options)
         if done.returncode:

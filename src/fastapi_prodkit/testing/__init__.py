@@ -43,7 +43,7 @@ def postgresql_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def migrate_database() -> Callable[[str], None]:
-    """What makes an empty database the service's: `prodkit db upgrade`; override it for another way, or for more."""
+    """What migrates an empty database: `fastapi-prodkit db upgrade`; override it for another way, or for more."""
     from alembic import command  # noqa: PLC0415 - an extra
 
     from fastapi_prodkit.database.migrations import alembic_config  # noqa: PLC0415 - it needs the extra

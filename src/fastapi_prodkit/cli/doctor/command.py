@@ -73,6 +73,6 @@ def _known(ignored: list[str]) -> list[str]:
     for name in ignored:
         if name not in names:
             near = get_close_matches(name, names, n=1)
-            instead = f"prodkit doctor --ignore {near[0]}" if near else "prodkit doctor --help"
+            instead = f"fastapi-prodkit doctor --ignore {near[0]}" if near else "fastapi-prodkit doctor --help"
             raise UnknownCommandError(f"there is no rule {name!r}; try: {instead}")
     return ignored

@@ -107,7 +107,7 @@ def _app(loaded: Loaded, target: str | None, skipped: dict[str, str]) -> Any:
     if isinstance(loaded.app, Starlette):
         return loaded.app
     if target is None:
-        skipped["app"] = "none was named: prodkit doctor module:app"
+        skipped["app"] = "none was named: fastapi-prodkit doctor module:app"
     elif loaded.unusable:
         skipped["app"] = "its settings cannot be used"
     elif loaded.failure is None:

@@ -44,7 +44,8 @@ def not_loaded(subject: Subject) -> Iterator[Fault]:
     """Tell what the app raised when it was made; a server would end with the same."""
     if subject.failure is not None:
         yield Fault(
-            f"{subject.failure.rstrip('.')}.", "PRODKIT_TRACEBACK=1 prodkit serve MODULE:APP shows where it comes from."
+            f"{subject.failure.rstrip('.')}.",
+            "FASTAPI_PRODKIT_TRACEBACK=1 fastapi-prodkit serve MODULE:APP shows where it comes from.",
         )
 
 

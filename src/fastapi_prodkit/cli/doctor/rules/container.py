@@ -24,7 +24,7 @@ def shell(subject: Subject) -> Iterator[Fault]:
     if subject.container is not None and subject.container.first in _SHELLS:
         yield Fault(
             f"Process 1 is {subject.container.first}, which does not pass SIGTERM on: each deployment cuts requests.",
-            'Write CMD in the form ["prodkit", "serve", ...], or end the start script with exec.',
+            'Write CMD in the form ["fastapi-prodkit", "serve", ...], or end the start script with exec.',
         )
 
 

@@ -80,7 +80,7 @@ def superuser(subject: Subject) -> Iterator[Fault]:
 def migrations_pending(subject: Subject) -> Iterator[Fault]:
     """Tell what the schema is behind: /ready would say 503."""
     if subject.server is not None and subject.server.pending is not None:
-        yield Fault(f"{subject.server.pending}.", "Run prodkit db upgrade before the release.")
+        yield Fault(f"{subject.server.pending}.", "Run fastapi-prodkit db upgrade before the release.")
 
 
 @rule("database-migrations-unwatched", "warning", "/ready does not look for pending migrations")

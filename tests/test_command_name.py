@@ -1,0 +1,105 @@
+"""The command is ours, whatever else is installed: `prodkit` is the command of another package."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+for needed in ("typer", "uvicorn", "airportsdata", "aiosqlite", "alembic", "hatchling"):
+    pytest.importorskip(needed, reason=f"needs {needed}")
+cloudformation = pytest.importorskip("cloudformation", reason="needs cfn-lint")
+
+from processes import PATIENCE, Process, free_port
+from test_house import tracked_files
+
+from fastapi_prodkit import __version__
+from fastapi_prodkit.cli.program import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+SERVICE = ROOT / "examples" / "service"
+THEIRS = "prodkit==0.4.0 --hash=sha256:347486bc7296f761793fd37d80a97ca3a13350ae878955baf601d9560df20f56\n"
+OURS = f"fastapi-prodkit {__version__}\n"
+
+
+def test_no_file_names_the_command_of_another_package():
+    """`prodkit` as a word of its own stands only where its owner is named."""
+    named = {
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in tracked_files()
+        if path != Path(__file__)
+        for line in path.read_text(errors="replace").splitlines()
+        if re.search(r"(?<![\w-])prodkit(?![\w-])", line) and "another package" not in line
+    }
+
+    assert not named
+
+
+@pytest.fixture(scope="module", params=["theirs first", "ours first", "theirs removed"])
+def both(request, tmp_path_factory):
+    """An environment with both packages; what they depend on is borrowed from this one."""
+    folder = tmp_path_factory.mktemp("both")
+    venv.create(folder, symlinks=True)
+    [site] = folder.glob("lib/python*/site-packages")
+    (site / "borrowed.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    (folder / "theirs.txt").write_text(THEIRS)
+    theirs = ["install", "--no-deps", "--require-hashes", "--requirement", folder / "theirs.txt"]
+    ours = ["install", "--no-deps", "--no-build-isolation", "--ignore-installed", ROOT]
+    steps = [theirs, ours] if request.param == "theirs first" else [ours, theirs]
+    if request.param == "theirs removed":
+        steps.append(["uninstall", "--yes", "prodkit"])
+    for step in steps:
+        pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "--quiet", *step]
+        subprocess.run(pip, check=True, capture_output=True)
+    assert (folder / "bin" / "prodkit").exists() == (request.param != "theirs removed")
+    return folder
+
+
+@pytest.mark.system
+class TestBesideProdkit:
+    """Environments that have both packages, installed in either order, and one that has theirs no longer."""
+
+    @pytest.fixture
+    def environment(self, both, tmp_path):
+        database = {"DATABASE_URL": f"sqlite:///{tmp_path}/service.sqlite3", "DATABASE_SSL": "off"}
+        return {"PATH": f"{both / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path), **database}
+
+    def run(self, environment, *command):
+        """Run a command in the folder of the example and return what it prints."""
+        done = subprocess.run(
+            command, cwd=SERVICE, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    @pytest.mark.parametrize("program", [["fastapi-prodkit"], ["python", "-m", "fastapi_prodkit"]], ids=" ".join)
+    def test_both_ways_to_call_the_command_are_ours(self, environment, program):
+        """The console script and the module answer with our version and list all of our commands."""
+        assert self.run(environment, *program, "--version") == OURS
+        assert set(COMMANDS) <= set(self.run(environment, *program, "--help").split())
+
+    def test_the_image_and_the_ecs_task_run_ours(self, environment, tmp_path):
+        """The migration of the ECS task, the image's CMD and its HEALTHCHECK do what they are for."""
+        port = free_port()
+        lines = re.findall(r"^ *CMD (\[.*\])$", (SERVICE / "Dockerfile").read_text(), re.MULTILINE)
+        check, serve = (json.loads(line.replace("8000", str(port))) for line in lines)
+        [migrate] = cloudformation.load("tasks")["Resources"]["Migrate"]["Properties"]["ContainerDefinitions"]
+
+        self.run(environment, *migrate["Command"])
+        migrated = self.run(environment, "fastapi-prodkit", "db", "current")
+        with (tmp_path / "output").open("wb") as output:
+            how = {"cwd": SERVICE, "env": environment, "stdout": output, "stderr": output}
+            server = Process(subprocess.Popen(serve, **how), port, tmp_path / "output")
+        try:
+            server.wait_until_listening()
+            self.run(environment, *check)
+        finally:
+            server.terminate()
+            code = server.wait()
+
+        assert migrated.startswith("0001")
+        assert code == 0, server.output()
