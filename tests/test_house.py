@@ -8,7 +8,10 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +50,7 @@ HEAVY = {
 OWN = {
     "fastapi_prodkit.rate_limit.slowapi": {"limits", "slowapi"},  # for those who have it
     "app": {"pydantic_settings"},
-    "database": {"sqlalchemy", "asyncpg", "alembic"},
+    "database": {"sqlalchemy", "sqlalchemy.ext.asyncio", "asyncpg", "alembic"},
     "secrets": {"pydantic_settings"},
     "settings": {"pydantic_settings"},
 }
@@ -58,6 +61,11 @@ def room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
+def own(module: str) -> set[str]:
+    """Return the libraries that a module is nothing without."""
+    return OWN.get(module, OWN.get(room(module), set()))
+
+
 def rank(module: str) -> int:
     """Return the storey of a module: it may import from lower ones only."""
     name = room(module)
@@ -66,9 +74,13 @@ def rank(module: str) -> int:
 
 def imports(module: str) -> set[str]:
     """Return the modules of ours that `module` imports anywhere in its source."""
+    gc.disable()  # gh-106905: CPython before 3.11.8 and 3.12.1 cannot parse while a collection runs code that parses
+    try:
+        tree = ast.parse(MODULES[module].read_text())
+    finally:
+        gc.enable()
     found = set()
-    gc.collect()  # gh-106905: CPython before 3.11.8 and 3.12.1 cannot parse while a collection runs code that parses
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -79,47 +91,102 @@ def imports(module: str) -> set[str]:
     return {name for name in found if name.split(".")[0] == "fastapi_prodkit"}
 
 
+# Imports each module whose name it reads, in a fork, and writes what that did. The process has imported third-party
+# modules that `module` may load anyway, so a fork has to load only our own.
 PROBE = """
-import importlib, json, logging, os, signal, sys, threading
-seen = []
-def watch(event, args):
-    if event in {"socket.__new__", "socket.bind", "socket.connect", "subprocess.Popen", "signal.signal"}:
-        seen.append(event)
-    if event == "open" and os.path.basename(str(args[0])).startswith(".env"):
-        seen.append(f"open {args[0]}")
-sys.addaudithook(watch)
-environment = dict(os.environ)
-try:
-    importlib.import_module(sys.argv[1])
-except ImportError as error:
-    print(json.dumps({"missing": str(error), "ours": type(error).__name__ == "MissingExtraError"}))
-    sys.exit()
-for logger in (logging.root, *logging.root.manager.loggerDict.values()):
-    seen += [repr(each) for each in getattr(logger, "handlers", ()) if type(each) is not logging.NullHandler]
-seen += [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-seen += ["os.environ"] * (dict(os.environ) != environment)
-print(json.dumps({"effects": seen, "loaded": sorted(sys.modules)}))
+import asyncio, contextlib, importlib, json, logging, os, signal, sys, threading
+for name in sys.argv[1:]:
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+
+def report(module):
+    seen = []
+    def watch(event, args):
+        if event in {"socket.__new__", "socket.bind", "socket.connect", "subprocess.Popen", "signal.signal"}:
+            seen.append(event)
+        if event == "open" and os.path.basename(str(args[0])).startswith(".env"):
+            seen.append(f"open {args[0]}")
+    sys.addaudithook(watch)
+    environment = dict(os.environ)
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return {"missing": str(error), "ours": type(error).__name__ == "MissingExtraError"}
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        seen += [repr(each) for each in getattr(logger, "handlers", ()) if type(each) is not logging.NullHandler]
+    seen += [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    seen += ["os.environ"] * (dict(os.environ) != environment)
+    return {"effects": seen, "loaded": sorted(sys.modules)}
+
+for line in sys.stdin:
+    if os.fork() == 0:
+        print(json.dumps(report(line.strip())), flush=True)
+        os._exit(0)
+    os.wait()
 """
+COMMON = {"fastapi", "fastapi.testclient", "httpx2", "starlette.middleware.cors", "typer", "uvicorn"}
+ENTRY_POINTS = [
+    "fastapi_prodkit",
+    "fastapi_prodkit.app",
+    "fastapi_prodkit.cli",
+    "fastapi_prodkit.database",
+    "fastapi_prodkit.errors",
+    "fastapi_prodkit.health",
+    "fastapi_prodkit.logging",
+    "fastapi_prodkit.rate_limit",
+    "fastapi_prodkit.request_id",
+    "fastapi_prodkit.settings",
+]
 
 
-@functools.cache
-def imported(module: str, directory: Path) -> dict[str, list[str]]:
-    """Import `module` in a fresh process and report what that did; skip where an extra is not installed."""
-    (directory / ".env").write_text("DEBUG=true\n")
-    run = subprocess.run(
-        [sys.executable, "-I", "-c", PROBE, module], cwd=directory, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    report = json.loads(run.stdout)
-    if "missing" in report:
-        assert report["ours"], f"{module} needs more than its extra: {report['missing']}"
-        pytest.skip(report["missing"])
-    return report
+class Probe:
+    """A process that imports modules, each in a fork of its own.
+
+    Args:
+        directory: Where the process runs; its `.env` must not be read.
+        loaded: Modules that the process imports first, where they are installed.
+    """
+
+    def __init__(self, directory: Path, loaded: Iterable[str] = ()) -> None:
+        (directory / ".env").write_text("DEBUG=true\n")
+        command = [sys.executable, "-I", "-c", PROBE, *sorted(loaded)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(command, cwd=directory, **pipes)
+        self._imported = functools.cache(self._import)
+
+    def imported(self, module: str) -> dict[str, list[str]]:
+        """Import `module` and report what that did; skip where an extra is not installed."""
+        report = self._imported(module)
+        if "missing" in report:
+            assert report["ours"], f"{module} needs more than its extra: {report['missing']}"
+            pytest.skip(report["missing"])
+        return report
+
+    def _import(self, module: str) -> dict[str, Any]:
+        self._process.stdin.write(f"{module}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, f"the import of {module} ended its process"
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
-@pytest.fixture(scope="session")
-def empty(tmp_path_factory):
-    return tmp_path_factory.mktemp("import")
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """Return the probe for a module: it has loaded FastAPI and the libraries that the module is nothing without."""
+    probes = {}
+
+    def probe(module):
+        loaded = frozenset(COMMON | own(module))
+        if loaded not in probes:
+            probes[loaded] = Probe(tmp_path_factory.mktemp("import"), loaded)
+        return probes[loaded]
+
+    yield probe
+    for each in probes.values():
+        each.close()
 
 
 def tracked_files() -> list[Path]:
@@ -166,30 +233,36 @@ def test_every_page_is_in_the_navigation():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_happens_at_import(module, empty):
+def test_nothing_happens_at_import(module, warm):
     """An import opens no socket, reads no .env, and touches no logger, signal, thread or environment variable."""
-    report = imported(module, empty)
+    assert warm(module).imported(module)["effects"] == []
 
-    assert report["effects"] == []
+
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_nothing_happens_at_the_first_import(module, tmp_path):
+    """The same of what users import, in a process that has loaded nothing."""
+    with closing(Probe(tmp_path)) as fresh:
+        assert fresh.imported(module)["effects"] == []
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "fastapi_prodkit"])
-def test_an_import_loads_what_it_needs_and_no_more(module, empty):
+def test_an_import_loads_what_it_needs_and_no_more(module, warm):
     """Taking one piece costs one piece: neither another piece's library nor another piece comes with it."""
-    loaded = imported(module, empty)["loaded"]
+    loaded = warm(module).imported(module)["loaded"]
 
-    heavy = HEAVY & set(loaded) - OWN.get(module, OWN.get(room(module), set()))
+    heavy = HEAVY & set(loaded) - own(module)
     pieces = {room(name) for name in loaded if name.startswith("fastapi_prodkit.")} & set(PIECES)
 
     assert not heavy
     assert room(module) in TOP or pieces <= {room(module), "secrets" if room(module) == "settings" else room(module)}
 
 
-def test_the_front_door_loads_no_optional_dependency(empty):
+def test_the_front_door_loads_no_optional_dependency(tmp_path):
     """`from fastapi_prodkit import Settings, create_app` works with the core dependencies alone."""
     optional = {"aiosqlite", "alembic", "asyncpg", "boto3", "redis", "sqlalchemy", "uvicorn"}
 
-    loaded = imported("fastapi_prodkit.app", empty)["loaded"]
+    with closing(Probe(tmp_path)) as fresh:
+        loaded = fresh.imported("fastapi_prodkit.app")["loaded"]
 
     assert not optional & set(loaded)
 
