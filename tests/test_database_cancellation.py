@@ -23,9 +23,15 @@ pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-pro
 from sqlalchemy import text
 
 from fastapi_prodkit.database import Database, SessionDep
+from fastapi_prodkit.testing import Databases
 
 REQUESTS = 200
-RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'"
+RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^(SELECT pg_sleep|INSERT)' AND state = 'active'"
+SLOW_TABLE = (
+    "CREATE TABLE slow (content text)",
+    "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(30); RETURN NEW; END'",
+    "CREATE TRIGGER wait BEFORE INSERT ON slow FOR EACH ROW EXECUTE FUNCTION wait()",
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +131,41 @@ async def test_cancelled_queries_end_and_the_pool_serves_on(server: Server, canc
     assert busy
     assert ended
     assert set(statuses) == {200}
+
+
+@pytest.fixture
+def slow_table(server: Server) -> Iterator[Database]:
+    """A database whose table `slow` takes 30 s for each row."""
+    with Databases(server.url()).temporary() as url:
+        yield Database(DatabaseSettings(url=url, ssl="off", pool_size=1, max_overflow=0))
+
+
+@pytest.mark.parametrize("cancelled", [by_task, by_repeated_cancels, by_scope, by_deadline])
+@pytest.mark.parametrize("size", [1, 1_000_000], ids=["all rows sent", "most rows not sent"])
+async def test_a_cancelled_executemany_ends(server: Server, slow_table: Database, cancelled: Any, size: int) -> None:
+    """Wherever asyncpg is with the rows, PostgreSQL ends the statement, nothing is written, and the pool serves on."""
+    go = asyncio.Event()
+
+    async def insert() -> None:
+        async with slow_table.session() as session:
+            await session.execute(text("INSERT INTO slow VALUES (:content)"), [{"content": "x" * size}] * 20)
+
+    async with slow_table.lifespan(None):
+        async with slow_table.session() as session:
+            for statement in SLOW_TABLE:
+                await session.execute(text(statement))
+        task = asyncio.create_task(cancelled(insert, go))
+        busy = await becomes(server, lambda count: count == 1, within=10)
+        go.set()
+        done, _ = await asyncio.wait([task], timeout=5)  # the longest close takes 2 s
+        ended = await becomes(server, lambda count: count == 0, within=2)
+        async with slow_table.session() as session:
+            rows = (await session.execute(text("SELECT count(*) FROM slow"))).scalar_one()
+
+    assert busy
+    assert done
+    assert ended
+    assert rows == 0
 
 
 async def test_clients_that_leave_a_stream_end_its_query(server: Server) -> None:

@@ -4,8 +4,14 @@ asyncpg ends a cancelled query as PostgreSQL wants it: with a cancel request on 
 moment, during which SQLAlchemy waits in `close()`. A second cancellation, and an anyio cancel scope repeats its own
 until the task has left it, ends this wait and makes SQLAlchemy call `terminate()`, which stops the cancel request as
 well: the query then runs on in PostgreSQL, with nobody to read its result, for as long as it takes.
+
+asyncpg ignores a cancellation that arrives while it sends the rows of an `executemany`: it goes on to wait, until the
+command time-out, for an answer that PostgreSQL gives only once it has all rows.
 """
 
+import asyncio
+from asyncio import CancelledError, Future
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it has no annotations for us
@@ -48,6 +54,28 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
             timeout = self.patience
         status: str = await super().execute(query, *args, timeout=timeout)
         return status
+
+    async def executemany(
+        self,
+        command: str,
+        args: Iterable[Sequence[object]],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - likewise
+    ) -> None:
+        """Execute a statement for each row; a cancellation is raised at once, and SQLAlchemy closes the connection."""
+        executing = asyncio.ensure_future(super().executemany(command, args, timeout=timeout))
+        try:
+            await asyncio.shield(executing)
+        except CancelledError:
+            executing.add_done_callback(_ignore_outcome)
+            executing.cancel()  # whether or not asyncpg ignores this, `close` ends what it waits for
+            raise
+
+
+def _ignore_outcome(executing: "Future[None]") -> None:
+    """Take the exception of a cancelled `executemany`, which asyncio would log as never retrieved."""
+    if not executing.cancelled():
+        executing.exception()
 
 
 def set_patience(engine: AsyncEngine, seconds: float) -> None:
