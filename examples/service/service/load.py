@@ -28,7 +28,8 @@ async def load(session: AsyncSession) -> None:
     upsert = _upsert(session)
     for start in range(0, len(airports), BATCH):
         batch = airports[start : start + BATCH]
-        await session.execute(upsert, [row(airport) for airport in batch])
+        # Without the option there is one statement for each combination of columns that are null, thousands in all.
+        await session.execute(upsert, [row(airport) for airport in batch], execution_options={"render_nulls": True})
         print(f"Loaded {start + len(batch):,} of {len(airports):,} airports", flush=True)
 
 
