@@ -22,6 +22,13 @@ if sys.version_info < (3, 12) and "coverage" in sys.modules:
     weakref.WeakKeyDictionary = _ForgetsInC
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Under `-m "not system"` do not even import modules that are marked as a whole: some load for seconds."""
+    if config.option.markexpr == "not system" and collection_path.suffix == ".py":
+        return "\npytestmark = pytest.mark.system\n" in collection_path.read_text() or None
+    return None
+
+
 @pytest.fixture(autouse=True)
 def _logging_stays():
     """`create_app` configures the logging of the whole process; the next test starts with pytest's own.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastapi_prodkit.cli import terminal
 from fastapi_prodkit.cli.doctor.examination import examine, gather
 
 SECRET = "b7Rk-29xLm_4fQz"
@@ -30,6 +31,7 @@ def in_order(tmp_path, monkeypatch):
     for name, value in SOUND.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(terminal, "_SOON", 60.0)  # a busy machine is not what is told about
 
 
 def gathered(target=None):

@@ -1,6 +1,7 @@
 """The assembly: what every response has, whatever happens; and that what users bring keeps working."""
 
 import asyncio
+import functools
 import json
 import logging
 import multiprocessing
@@ -53,7 +54,12 @@ def clean(monkeypatch, tmp_path):
 
 
 def settings_of(**sections) -> Settings:
-    """Return production settings that can start."""
+    """Return production settings that can start; frozen, so equal ones are made once."""
+    return _settings_of(json.dumps(sections))
+
+
+@functools.cache
+def _settings_of(sections: str) -> Settings:
     defaults = {
         "environment": "prod",
         "hosts": {"allowed": ["testserver"]},
@@ -61,7 +67,7 @@ def settings_of(**sections) -> Settings:
         "metrics": {"token": "a-metrics-token"},
         "rate_limit": {"default": "100000/minute"},
     }
-    return Settings(**{**defaults, **sections})
+    return Settings(**{**defaults, **json.loads(sections)})
 
 
 class Item(BaseModel):
@@ -91,7 +97,9 @@ def fail():
     raise RuntimeError("internal-detail-background")
 
 
+@functools.cache
 def routes() -> APIRouter:
+    """Return one route for each outcome; made once, since apps only read it."""
     router = APIRouter()
 
     @router.get("/ok")

@@ -12,7 +12,6 @@ import pytest
 
 for needed in ("typer", "uvicorn", "airportsdata", "aiosqlite", "alembic", "hatchling"):
     pytest.importorskip(needed, reason=f"needs {needed}")
-cloudformation = pytest.importorskip("cloudformation", reason="needs cfn-lint")
 
 from processes import PATIENCE, Process, free_port
 from test_house import tracked_files
@@ -87,9 +86,9 @@ class TestBesideProdkit:
         port = free_port()
         lines = re.findall(r"^ *CMD (\[.*\])$", (SERVICE / "Dockerfile").read_text(), re.MULTILINE)
         check, serve = (json.loads(line.replace("8000", str(port))) for line in lines)
-        [migrate] = cloudformation.load("tasks")["Resources"]["Migrate"]["Properties"]["ContainerDefinitions"]
+        [migrate] = re.findall(r"Command: \[(fastapi-prodkit, .*)\]", (ROOT / "deploy/ecs/tasks.yaml").read_text())
 
-        self.run(environment, *migrate["Command"])
+        self.run(environment, *migrate.split(", "))
         migrated = self.run(environment, "fastapi-prodkit", "db", "current")
         with (tmp_path / "output").open("wb") as output:
             how = {"cwd": SERVICE, "env": environment, "stdout": output, "stderr": output}

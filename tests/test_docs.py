@@ -3,11 +3,11 @@
 import importlib
 import os
 import re
-import subprocess
-import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,25 +31,25 @@ for block in re.finditer(r"^( *)```python\\b[^\\n]*\\n(.*?)^\\1```", text, re.MU
 """
 
 
+@pytest.fixture(scope="module")
+def forks():
+    """Processes that have loaded what most pages import, and nothing of ours."""
+    loaded = ("fastapi.testclient", "httpx2", "orjson", "prometheus_client", "pydantic_settings", "structlog")
+    with closing(Forks("-W", "error", loaded=loaded)) as forks:
+        yield forks
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_python_block_runs(page, tmp_path):
+def test_every_python_block_runs(page, tmp_path, forks):
     """What a reader copies from a page works, in an empty directory and with nothing configured."""
     kept = {key: value for key, value in os.environ.items() if key in {"PATH", "LANG", "SYSTEMROOT", "TMPDIR"}}
     environment = kept | {"ENVIRONMENT": "dev", "HOME": str(tmp_path)}
 
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", RUN_PAGE, str(page)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    run = forks.run(RUN_PAGE, str(page), directory=tmp_path, environment=environment)
 
     if run.stderr.startswith("skip: "):
         pytest.skip(run.stderr.removeprefix("skip: ").strip())
-    assert run.returncode == 0, f"{page.relative_to(ROOT)}\n{run.stdout}{run.stderr}"
+    assert run.code == 0, f"{page.relative_to(ROOT)}\n{run.stdout}{run.stderr}"
 
 
 def test_every_name_of_the_reference_exists():

@@ -23,6 +23,8 @@ from fastapi.testclient import TestClient
 
 from fastapi_prodkit.sections import HealthSettings, LimitsSettings, ShutdownSettings
 
+pytestmark = pytest.mark.system
+
 STACKS = ("network", "data", "cluster", "tasks", "service", "release", "pipeline", "express")
 TEMPLATES = {name: load(name) for name in STACKS}
 NAME = "shop-prod"

@@ -9,6 +9,8 @@ pytest.importorskip("cfnlint", reason="cfn-lint is not installed")
 
 from cloudformation import FOLDER, load, of_type, statements
 
+pytestmark = pytest.mark.system
+
 STACKS = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 TEMPLATES = {name: load(name) for name in STACKS}
 

@@ -15,6 +15,8 @@ from fake_aws import DEFINITION, NAME, Aws
 from fronts import answering
 from programs import program_or_skip
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "deploy" / "ecs"
 BUILDSPECS = sorted(path.relative_to(ROOT).as_posix() for path in FOLDER.glob("buildspec-*.yml"))

@@ -7,13 +7,10 @@ import importlib.metadata
 import json
 import re
 import subprocess
-import sys
-from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
+from forks import Forks
 
 import fastapi_prodkit
 
@@ -91,39 +88,29 @@ def imports(module: str) -> set[str]:
     return {name for name in found if name.split(".")[0] == "fastapi_prodkit"}
 
 
-# Imports each module whose name it reads, in a fork, and writes what that did. The process has imported third-party
-# modules that `module` may load anyway, so a fork has to load only our own.
+# Imports the module that the argument names, and writes what that did.
 PROBE = """
-import asyncio, contextlib, importlib, json, logging, os, signal, sys, threading
-for name in sys.argv[1:]:
-    with contextlib.suppress(ImportError):
-        importlib.import_module(name)
-
-def report(module):
-    seen = []
-    def watch(event, args):
-        if event in {"socket.__new__", "socket.bind", "socket.connect", "subprocess.Popen", "signal.signal"}:
-            seen.append(event)
-        if event == "open" and os.path.basename(str(args[0])).startswith(".env"):
-            seen.append(f"open {args[0]}")
-    sys.addaudithook(watch)
-    environment = dict(os.environ)
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        return {"missing": str(error), "ours": type(error).__name__ == "MissingExtraError"}
-    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
-        seen += [repr(each) for each in getattr(logger, "handlers", ()) if type(each) is not logging.NullHandler]
-    seen += [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    seen += ["os.environ"] * (dict(os.environ) != environment)
-    return {"effects": seen, "loaded": sorted(sys.modules)}
-
-for line in sys.stdin:
-    if os.fork() == 0:
-        print(json.dumps(report(line.strip())), flush=True)
-        os._exit(0)
-    os.wait()
+import importlib, json, logging, os, signal, sys, threading
+seen = []
+def watch(event, args):
+    if event in {"socket.__new__", "socket.bind", "socket.connect", "subprocess.Popen", "signal.signal"}:
+        seen.append(event)
+    if event == "open" and os.path.basename(str(args[0])).startswith(".env"):
+        seen.append(f"open {args[0]}")
+sys.addaudithook(watch)
+environment = dict(os.environ)
+try:
+    importlib.import_module(sys.argv[1])
+except ImportError as error:
+    print(json.dumps({"missing": str(error), "ours": type(error).__name__ == "MissingExtraError"}))
+    sys.exit()
+for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+    seen += [repr(each) for each in getattr(logger, "handlers", ()) if type(each) is not logging.NullHandler]
+seen += [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+seen += ["os.environ"] * (dict(os.environ) != environment)
+print(json.dumps({"effects": seen, "loaded": sorted(sys.modules)}))
 """
+# What a process has loaded from whose forks modules are imported: what they may load anyway, and is not ours.
 COMMON = {"fastapi", "fastapi.testclient", "httpx2", "starlette.middleware.cors", "typer", "uvicorn"}
 ENTRY_POINTS = [
     "fastapi_prodkit",
@@ -139,54 +126,29 @@ ENTRY_POINTS = [
 ]
 
 
-class Probe:
-    """A process that imports modules, each in a fork of its own.
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """Import a module in a process of its own and report what that did; skip where an extra is not installed."""
+    directory = tmp_path_factory.mktemp("import")
+    (directory / ".env").write_text("DEBUG=true\n")
+    processes = {}
 
-    Args:
-        directory: Where the process runs; its `.env` must not be read.
-        loaded: Modules that the process imports first, where they are installed.
-    """
-
-    def __init__(self, directory: Path, loaded: Iterable[str] = ()) -> None:
-        (directory / ".env").write_text("DEBUG=true\n")
-        command = [sys.executable, "-I", "-c", PROBE, *sorted(loaded)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen(command, cwd=directory, **pipes)
-        self._imported = functools.cache(self._import)
-
-    def imported(self, module: str) -> dict[str, list[str]]:
-        """Import `module` and report what that did; skip where an extra is not installed."""
-        report = self._imported(module)
+    @functools.cache
+    def imported(module, *, fresh=False):
+        loaded = frozenset() if fresh else frozenset(COMMON | own(module))
+        if loaded not in processes:
+            processes[loaded] = Forks("-I", loaded=loaded)
+        outcome = processes[loaded].run(PROBE, module, directory=directory)
+        assert outcome.code == 0, outcome.stderr
+        report = json.loads(outcome.stdout)
         if "missing" in report:
             assert report["ours"], f"{module} needs more than its extra: {report['missing']}"
             pytest.skip(report["missing"])
         return report
 
-    def _import(self, module: str) -> dict[str, Any]:
-        self._process.stdin.write(f"{module}\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        assert line, f"the import of {module} ended its process"
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory):
-    """Return the probe for a module: it has loaded FastAPI and the libraries that the module is nothing without."""
-    probes = {}
-
-    def probe(module):
-        loaded = frozenset(COMMON | own(module))
-        if loaded not in probes:
-            probes[loaded] = Probe(tmp_path_factory.mktemp("import"), loaded)
-        return probes[loaded]
-
-    yield probe
-    for each in probes.values():
-        each.close()
+    yield imported
+    for forks in processes.values():
+        forks.close()
 
 
 def tracked_files() -> list[Path]:
@@ -233,22 +195,21 @@ def test_every_page_is_in_the_navigation():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_happens_at_import(module, warm):
+def test_nothing_happens_at_import(module, imported):
     """An import opens no socket, reads no .env, and touches no logger, signal, thread or environment variable."""
-    assert warm(module).imported(module)["effects"] == []
+    assert imported(module)["effects"] == []
 
 
 @pytest.mark.parametrize("module", ENTRY_POINTS)
-def test_nothing_happens_at_the_first_import(module, tmp_path):
+def test_nothing_happens_at_the_first_import(module, imported):
     """The same of what users import, in a process that has loaded nothing."""
-    with closing(Probe(tmp_path)) as fresh:
-        assert fresh.imported(module)["effects"] == []
+    assert imported(module, fresh=True)["effects"] == []
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "fastapi_prodkit"])
-def test_an_import_loads_what_it_needs_and_no_more(module, warm):
+def test_an_import_loads_what_it_needs_and_no_more(module, imported):
     """Taking one piece costs one piece: neither another piece's library nor another piece comes with it."""
-    loaded = warm(module).imported(module)["loaded"]
+    loaded = imported(module)["loaded"]
 
     heavy = HEAVY & set(loaded) - own(module)
     pieces = {room(name) for name in loaded if name.startswith("fastapi_prodkit.")} & set(PIECES)
@@ -257,12 +218,11 @@ def test_an_import_loads_what_it_needs_and_no_more(module, warm):
     assert room(module) in TOP or pieces <= {room(module), "secrets" if room(module) == "settings" else room(module)}
 
 
-def test_the_front_door_loads_no_optional_dependency(tmp_path):
+def test_the_front_door_loads_no_optional_dependency(imported):
     """`from fastapi_prodkit import Settings, create_app` works with the core dependencies alone."""
     optional = {"aiosqlite", "alembic", "asyncpg", "boto3", "redis", "sqlalchemy", "uvicorn"}
 
-    with closing(Probe(tmp_path)) as fresh:
-        loaded = fresh.imported("fastapi_prodkit.app")["loaded"]
+    loaded = imported("fastapi_prodkit.app", fresh=True)["loaded"]
 
     assert not optional & set(loaded)
 

@@ -59,6 +59,7 @@ RELEASE = {
 UNCOMPILED = """
 from importlib.util import cache_from_source
 from pathlib import Path
+
 sources = [path for folder in ("/app", "/opt/venv/lib") for path in Path(folder).rglob("*.py")]
 assert len(sources) > 1000
 print(sum(not Path(cache_from_source(path)).exists() for path in sources))

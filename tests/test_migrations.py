@@ -312,6 +312,7 @@ class TestTarget:
 
 
 class TestLock:
+    @pytest.mark.system
     def test_ten_deployments_at_once_run_it_once(self, directory, on_postgresql):
         """One migrates, nine find nothing to do; CREATE INDEX CONCURRENTLY does not wait for those who wait."""
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")

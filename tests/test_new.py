@@ -92,6 +92,7 @@ def build(tree, target, folder):
     return next(folder.glob("*.whl"), None)
 
 
+@pytest.mark.system
 class TestService:
     @every_combination
     def test_it_has_the_files_that_were_chosen(self, made):
@@ -543,6 +544,7 @@ class TestTemplate:
         assert chosen == ["one\na:\n  b: 1\nc\n", "a:\n  b: 2\n  \n"]
 
 
+@pytest.mark.system
 @pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason="make is not installed")
 class TestMake:
     """What a user does first, in a folder of their own and with an empty home."""

@@ -199,6 +199,7 @@ def test_only_the_tag_of_the_version_is_released(tag, code):
     assert done.returncode == code
 
 
+@pytest.mark.system
 class TestServicesPipeline:
     """A service's workflow; the job `test` is replayed with a new service in test_new.py."""
 

@@ -79,6 +79,34 @@ def settings(request: pytest.FixtureRequest) -> ServiceSettings:
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture(scope="module")
+def read_sqlite(loaded_database: Path) -> ServiceSettings:
+    """Settings with the loaded SQLite database itself."""
+    return settings_for(f"sqlite:///{loaded_database}")
+
+
+# fastapi-prodkit new: postgresql
+@pytest.fixture(scope="module")
+def read_postgresql(postgresql_url: str, loaded_postgresql: str) -> Iterator[ServiceSettings]:
+    """Settings with a loaded PostgreSQL database for the tests of one module."""
+    with Databases(postgresql_url).temporary(template=loaded_postgresql) as url:
+        yield settings_for(url)
+
+
+# fastapi-prodkit new: end
+@pytest.fixture(
+    scope="module",
+    params=[
+        "sqlite",
+        "postgresql",  # fastapi-prodkit new: postgresql
+    ],
+)
+def reader(request: pytest.FixtureRequest) -> Iterator[TestClient]:
+    """A client of one service for all tests of a module, which only read: each runs on each database."""
+    with TestClient(build(request.getfixturevalue(f"read_{request.param}"))) as client:
+        yield client
+
+
 @pytest.fixture
 def app(settings: ServiceSettings) -> FastAPI:
     return build(settings)

@@ -9,6 +9,12 @@ from fastapi.testclient import TestClient
 AIRPORTS = "/v1/airports"
 
 
+@pytest.fixture
+def client(reader: TestClient) -> TestClient:
+    """One service for all tests of this module: they only read."""
+    return reader
+
+
 def codes(client: TestClient, **params: object) -> list[str]:
     response = client.get(AIRPORTS, params={"limit": 100, **params})
     assert response.status_code == 200, response.text

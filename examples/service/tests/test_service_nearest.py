@@ -4,6 +4,7 @@ import random
 from math import acos, cos, degrees, radians, sin
 
 import pytest
+from fastapi.testclient import TestClient
 
 from service.services.geography import chord, distance_km, unit_vector
 
@@ -41,6 +42,12 @@ def assert_nearest(client, world, lat, lon, limit):
     distances = [airport["distance_km"] for airport in found]
     assert distances == pytest.approx(by_force(world, lat, lon)[:limit], abs=0.01)
     assert len({airport["icao"] for airport in found}) == limit
+
+
+@pytest.fixture
+def client(reader: TestClient) -> TestClient:
+    """One service for all tests of this module: they only read."""
+    return reader
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -1,0 +1,88 @@
+"""Run code in a process of its own, without paying for the imports each time: in a fork of a process that has them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import NamedTuple
+
+__all__ = ["Forks", "Outcome"]
+
+# Reads a task from each line, runs it in a fork, and writes the exit code.
+_SERVER = """
+import importlib, json, os, sys, traceback
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+
+def run(task):
+    for number, path in enumerate((os.devnull, task["stdout"], task["stderr"])):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+    os.chdir(task["directory"])
+    os.environ.clear()
+    os.environ.update(task["environment"])
+    sys.argv = ["-c", *task["arguments"]]
+    sys.path.insert(0, "")
+    try:
+        exec(compile(task["code"], "<string>", "exec"), {"__name__": "__main__"})
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        code = run(json.loads(line))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Outcome(NamedTuple):
+    """How a run ended, and what it has written."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Forks:
+    """A process whose forks run code.
+
+    Args:
+        options: Of the interpreter, such as -I.
+        loaded: Modules that it imports first, where they are installed.
+    """
+
+    def __init__(self, *options: str, loaded: Iterable[str] = ()) -> None:
+        command = [sys.executable, *options, "-c", _SERVER, *sorted(loaded)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(
+        self, code: str, *arguments: str, directory: Path, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> Outcome:
+        """Run code as `python -c code arguments` does, in the directory and with these variables only."""
+        with TemporaryDirectory() as folder:
+            files = {name: str(Path(folder, name)) for name in ("stdout", "stderr")}
+            task = {"code": code, "arguments": arguments, "directory": str(directory), **files}
+            self._process.stdin.write(json.dumps({**task, "environment": dict(environment)}) + "\n")
+            self._process.stdin.flush()
+            ended = int(self._process.stdout.readline())
+            return Outcome(ended, *(Path(file).read_text(encoding="utf-8") for file in files.values()))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
