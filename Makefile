@@ -1,7 +1,10 @@
 # python3 (3.11 or newer) and make are enough: everything else goes into .venv, pinned and hash-checked.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-postgres test test-lowest test-newest test-extra lint types docs build lock bench clean
+.PHONY: help demo demo-postgres test test-all coverage test-lowest test-newest test-extra lint types docs build lock bench clean
+
+# Where it is set, each of the hundreds of processes that tests start compiles every module anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,15 +20,26 @@ demo: $(VENV)/.demo ## run the example service on http://127.0.0.1:8000 (PORT=..
 demo-postgres: $(VENV)/.test ## run the example service on a real PostgreSQL
 	@cd examples/service && exec ../../$(RUN) -m service.demo postgresql
 
-test: $(VENV)/.test ## run all tests in two processes, with branch coverage
-	@$(RUN) -m pytest --numprocesses 2 --dist loadfile --cov --cov-branch
+# Three processes on two cores, because many tests wait. A run shows its ten slowest tests.
+PYTEST := -m pytest --numprocesses 3 --dist worksteal
+SYSTEM := examples/service/tests/test_service_demo.py
+COVERAGE := --cov --cov-branch
+
+test: $(VENV)/.test ## run the tests, but for those of whole systems: images, new services, deployments
+	@$(RUN) $(PYTEST) -m 'not system' --ignore $(SYSTEM)
+
+test-all: $(VENV)/.test ## run every test, with branch coverage
+	@$(RUN) $(PYTEST) $(COVERAGE)
+
+coverage: $(VENV)/.test ## run the tests with branch coverage, and write htmlcov/index.html
+	@$(RUN) $(PYTEST) $(COVERAGE) --cov-report term-missing:skip-covered --cov-report html -m 'not system' --ignore $(SYSTEM)
 
 # The suite with other packages than those of requirements/test.txt, each time in an environment of its own. The tests left
 # out are about the repository's files, its locks and its demo.
-OF_THE_REPOSITORY := compose ecs ecs_release ecs_scripts house image new workflows
+OF_THE_REPOSITORY := command_name compose ecs ecs_release ecs_scripts house image new workflows
 TESTS ?= tests $(OF_THE_REPOSITORY:%=--ignore tests/test_%.py)
-EXAMPLES := examples --ignore examples/service/tests/test_service_demo.py
-ELSEWHERE := -m pytest --quiet --numprocesses 2 --dist loadfile -p no:cacheprovider $(TESTS)
+EXAMPLES := examples --ignore $(SYSTEM)
+ELSEWHERE := $(PYTEST) --quiet -p no:cacheprovider $(TESTS)
 INTO = $(RUN) -m pip --python $</bin/python --quiet --disable-pip-version-check --no-input install --no-compile
 
 test-lowest: .venv-lowest ## run the tests with the lowest versions that pyproject.toml admits

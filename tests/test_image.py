@@ -31,6 +31,8 @@ from processes import free_port
 from programs import program_or_skip
 from redis_servers import RedisMissingError, redis_server
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parent.parent
 SERVICE = ROOT / "examples" / "service"
 PAGE = ROOT / "docs" / "deploy" / "docker.md"
