@@ -22,23 +22,24 @@ demo-postgres: $(VENV)/.test ## run the example service on a real PostgreSQL
 
 # Three processes on two cores, because many tests wait. A run shows its ten slowest tests.
 PYTEST := -m pytest --numprocesses 3 --dist worksteal
-SYSTEM := examples/service/tests/test_service_demo.py
+IN_SERVICE := demo migrations postgresql # of the example, which users copy without our markers
+LEFT_OUT := -m 'not system' $(IN_SERVICE:%=--ignore examples/service/tests/test_service_%.py)
 COVERAGE := --cov --cov-branch
 
 test: $(VENV)/.test ## run the tests, but for those of whole systems: images, new services, deployments
-	@$(RUN) $(PYTEST) -m 'not system' --ignore $(SYSTEM)
+	@$(RUN) $(PYTEST) $(LEFT_OUT)
 
 test-all: $(VENV)/.test ## run every test, with branch coverage
 	@$(RUN) $(PYTEST) $(COVERAGE)
 
 coverage: $(VENV)/.test ## run the tests with branch coverage, and write htmlcov/index.html
-	@$(RUN) $(PYTEST) $(COVERAGE) --cov-report term-missing:skip-covered --cov-report html -m 'not system' --ignore $(SYSTEM)
+	@$(RUN) $(PYTEST) $(COVERAGE) --cov-report term-missing:skip-covered --cov-report html $(LEFT_OUT)
 
 # The suite with other packages than those of requirements/test.txt, each time in an environment of its own. The tests left
 # out are about the repository's files, its locks and its demo.
 OF_THE_REPOSITORY := command_name compose ecs ecs_release ecs_scripts house image new workflows
 TESTS ?= tests $(OF_THE_REPOSITORY:%=--ignore tests/test_%.py)
-EXAMPLES := examples --ignore $(SYSTEM)
+EXAMPLES := examples --ignore examples/service/tests/test_service_demo.py
 ELSEWHERE := $(PYTEST) --quiet -p no:cacheprovider $(TESTS)
 INTO = $(RUN) -m pip --python $</bin/python --quiet --disable-pip-version-check --no-input install --no-compile
 

@@ -1,5 +1,6 @@
 """What every test leaves as it was, and what lets coverage measure threads and greenlets together."""
 
+import gc
 import logging
 import sys
 import threading
@@ -27,6 +28,12 @@ def pytest_ignore_collect(collection_path, config):
     if config.option.markexpr == "not system" and collection_path.suffix == ".py":
         return "\npytestmark = pytest.mark.system\n" in collection_path.read_text() or None
     return None
+
+
+def pytest_collection_finish():
+    """Spare what collection has made, and what stays until the end, from each of the garbage collections to come."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

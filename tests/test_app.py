@@ -1124,6 +1124,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.system
 def test_production_refuses_a_limit_in_each_of_several_workers(tmp_path):
     """`uvicorn --workers 2` starts children like this one, and tells them nothing of each other."""
     (tmp_path / "worker.py").write_text(WORKER)

@@ -194,7 +194,12 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == sorted(pages)
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.fixture(scope="module", params=MODULES)
+def module(request):
+    """Each module in turn; what is asked of it comes one after another, so that it is imported once."""
+    return request.param
+
+
 def test_nothing_happens_at_import(module, imported):
     """An import opens no socket, reads no .env, and touches no logger, signal, thread or environment variable."""
     assert imported(module)["effects"] == []
@@ -206,7 +211,6 @@ def test_nothing_happens_at_the_first_import(module, imported):
     assert imported(module, fresh=True)["effects"] == []
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "fastapi_prodkit"])
 def test_an_import_loads_what_it_needs_and_no_more(module, imported):
     """Taking one piece costs one piece: neither another piece's library nor another piece comes with it."""
     loaded = imported(module)["loaded"]

@@ -267,6 +267,7 @@ async def debug():
 """
 
 
+@pytest.mark.system
 def test_several_workers_are_told_apart(tmp_path):
     """A change reaches one of two real workers, which names itself; the other one answers that nothing is changed."""
     pytest.importorskip("uvicorn")

@@ -947,6 +947,7 @@ def test_every_line_of_a_real_server_is_json(tmp_path, command, arguments):
     assert "uvicorn.access" not in {line["logger"] for line in found}
 
 
+@pytest.mark.system
 def test_the_log_config_of_the_page_makes_a_parent_process_speak_json(tmp_path):
     """With several workers the parent never imports the app; the file does for it what `configure_logging` does."""
     config = re.search(r"```json\n(\{.*?\n\})\n```", PAGE.read_text(), re.DOTALL).group(1)

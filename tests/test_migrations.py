@@ -334,6 +334,7 @@ class TestLock:
         assert version(on_postgresql) == ["0003"]
         assert sql(on_postgresql, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'items_name'::regclass") == [True]
 
+    @pytest.mark.system
     def test_deployments_take_turns_on_sqlite(self, directory, on_sqlite):
         """There a transaction that writes from its beginning is the lock."""
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")

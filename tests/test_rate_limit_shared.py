@@ -626,6 +626,7 @@ async def limited():
 """
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("path", "allowed"), [("/", 5), ("/limited", 3)])
 def test_two_workers_share_a_limit(url, tmp_path, path, allowed):
     """Of fifty parallel requests to two worker processes exactly as many pass as the limit says, in production."""

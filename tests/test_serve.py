@@ -90,6 +90,7 @@ def test_a_factory(directory):
         assert b"200 OK" in ask(server.port)
 
 
+@pytest.mark.system
 def test_workers(directory):
     """WEB_CONCURRENCY says how many; the process that starts them writes the same lines, and all end with 0."""
     with serving(directory, "served_app:app", WEB_CONCURRENCY="2", RATE_LIMIT_ENABLED="false") as server:

@@ -105,7 +105,9 @@ def wait_for(condition, timeout=15.0):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "two-workers"])
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("--workers", "2"), marks=pytest.mark.system)], ids=["one", "two-workers"]
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_begins_the_drain(directory, number, workers):
     """Readiness fails within half a second, the port still answers and says that it closes, and the end is 0."""
@@ -231,6 +233,7 @@ def test_a_signal_during_the_start_ends_it(directory):
         assert "SIGTERM during the start" in server.output()
 
 
+@pytest.mark.system
 def test_twenty_requests_a_second_through_a_roll_lose_none(directory):
     """Two instances behind a balancer that looks at /ready: one is ended under load, and no client notices."""
     with uvicorn(directory, SHUTDOWN_DRAIN="1") as first, uvicorn(directory) as second:
@@ -268,6 +271,7 @@ def test_twenty_requests_a_second_through_a_roll_lose_none(directory):
         assert set(served) == {200}
 
 
+@pytest.mark.system
 def test_gunicorn_with_uvicorn_workers_drains(directory):
     """Its workers take signals as uvicorn does."""
     pytest.importorskip("gunicorn", reason="needs gunicorn")

@@ -78,6 +78,7 @@ def project(pytester, monkeypatch, url):
     return pytester
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("mark", "arguments"),
     [
@@ -99,6 +100,7 @@ def test_each_test_has_a_database_of_its_own(project, mark, arguments):
     result.assert_outcomes(passed=4)
 
 
+@pytest.mark.system
 def test_a_server_of_its_own(pytester, monkeypatch):
     """Without a server that is named one is started, and is gone with the run."""
     monkeypatch.delenv("FASTAPI_PRODKIT_TEST_POSTGRESQL_URL", raising=False)
@@ -382,6 +384,7 @@ def place():
         yield Path(name)
 
 
+@pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=str)
 def test_a_run_that_is_killed_leaves_nothing(place, url, number):

@@ -344,6 +344,7 @@ SERVERS = {
 NEEDED = {"fastapi-prodkit": ("typer", "uvicorn"), "gunicorn": ("gunicorn", "uvicorn_worker")}  # else the server's own
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("server", SERVERS)
 def test_two_workers_one_killed(server, directory):
     """Every scrape has the sum of all requests; it never falls, not even when a worker is killed in mid-service."""
@@ -391,6 +392,7 @@ app = create_app()
 """
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("workers", ["2", "1"])
 def test_production_refuses_workers_that_count_alone(server, workers, directory):
@@ -412,6 +414,7 @@ def test_production_refuses_workers_that_count_alone(server, workers, directory)
                 time.sleep(0.05)
 
 
+@pytest.mark.system
 def test_a_directory_of_ones_own(directory):
     """That of prometheus_client is made, used, and left empty; its own files go as well."""
     pytest.importorskip("uvicorn", reason="needs uvicorn")
@@ -435,6 +438,7 @@ def test_a_directory_that_cannot_be_made(monkeypatch):
         create_app(Settings(environment="test"))
 
 
+@pytest.mark.system
 def test_a_service_that_cannot_write(directory):
     """Without a place for files each worker shows its own, and says so once."""
     pytest.importorskip("uvicorn", reason="needs uvicorn")

@@ -168,6 +168,8 @@ def own_names(name: str, field: FieldInfo, prefix: str) -> list[str]:
 
 def _one_slip(name: str, other: str) -> bool:
     """Say whether one letter is wrong, extra, missing, or swapped with the next; the names differ."""
+    if abs(len(name) - len(other)) > 1:
+        return False
     start = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))))
     name, other = name[start:], other[start:]
     swapped = name[1::-1] + name[2:] == other

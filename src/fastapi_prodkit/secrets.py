@@ -103,6 +103,10 @@ class VariablesSource(EnvSettingsSource):
         self.env_vars = {name.lower(): value for name, value in variables.items() if value is not None}
         self.origin = origin
 
+    def __call__(self) -> dict[str, Any]:
+        """Return the values that are found; a source without variables, as most are, is not searched."""
+        return super().__call__() if self.env_vars else {}
+
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Pass over a variable that is named exactly like a section."""
         if _variables.section_of(field) is not None:
