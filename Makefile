@@ -20,8 +20,8 @@ demo: $(VENV)/.demo ## run the example service on http://127.0.0.1:8000 (PORT=..
 demo-postgres: $(VENV)/.test ## run the example service on a real PostgreSQL
 	@cd examples/service && exec ../../$(RUN) -m service.demo postgresql
 
-# Three processes on two cores, because many tests wait. A run shows its ten slowest tests.
-PYTEST := -m pytest --numprocesses 3 --dist worksteal
+# Four processes on two cores, because many tests wait. A run shows its ten slowest tests.
+PYTEST := -m pytest --numprocesses 4 --dist worksteal
 IN_SERVICE := demo migrations postgresql # of the example, which users copy without our markers
 LEFT_OUT := -m 'not system' $(IN_SERVICE:%=--ignore examples/service/tests/test_service_%.py)
 COVERAGE := --cov --cov-branch
