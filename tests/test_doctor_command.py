@@ -298,7 +298,8 @@ class TestCommand:
     def test_progress_is_told_after_a_second(self, monkeypatch, capsys):
         """Whoever waits knows what for."""
         monkeypatch.setattr(terminal, "_SOON", 0.01)
-        name = module("import time; time.sleep(0.5)\nfrom fastapi import FastAPI\napp = FastAPI()\n")
+        until_told = "[each.join() for each in threading.enumerate() if isinstance(each, threading.Timer)]"
+        name = module(f"import threading\n{until_told}\nfrom fastapi import FastAPI\napp = FastAPI()\n")
 
         main(["doctor", f"{name}:app"])
 

@@ -67,6 +67,13 @@ class ShopSettings(Settings):
 
 PAGE = 1
 """
+UNTIL_TOLD = """
+import threading
+
+for each in threading.enumerate():
+    if isinstance(each, threading.Timer):
+        each.join()
+"""
 BROKEN = """
 settings = 1
 
@@ -213,7 +220,7 @@ def test_usable_settings_are_a_success(run, monkeypatch):
 def test_progress_is_told_after_a_second(run, project, monkeypatch):
     """Whoever waits, for AWS perhaps, knows what for."""
     monkeypatch.setattr(terminal, "_SOON", 0.01)
-    (project / "shop.py").write_text(f"import time; time.sleep(0.5)\n{SHOP}")
+    (project / "shop.py").write_text(f"{UNTIL_TOLD}\n{SHOP}")
 
     _, out, err = run("shop:ShopSettings", "--format", "env")
 

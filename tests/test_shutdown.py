@@ -49,6 +49,7 @@ async def quick():
 @app.get("/slow")
 async def slow(background: BackgroundTasks):
     background.add_task(later)
+    print("request begun", flush=True)
     await asyncio.sleep(1)
     return "slow"
 
@@ -130,7 +131,7 @@ def test_requests_in_flight_and_their_background_tasks_finish(directory):
     """Nothing that was accepted is lost, and the app's own lifespan ends after it."""
     with uvicorn(directory) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(request("GET", "/slow"))
-        time.sleep(0.2)
+        wait_for(lambda: "request begun" in server.output())
 
         server.terminate()
 
