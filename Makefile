@@ -26,7 +26,7 @@ IN_SERVICE := demo migrations postgresql # of the example, which users copy with
 LEFT_OUT := -m 'not system' $(IN_SERVICE:%=--ignore examples/service/tests/test_service_%.py)
 COVERAGE := --cov --cov-branch
 
-test: $(VENV)/.test ## run the tests, but for those of whole systems: images, new services, deployments
+test: $(VENV)/.test ## run all tests but those of whole systems, such as images and deployments
 	@$(RUN) $(PYTEST) $(LEFT_OUT)
 
 test-all: $(VENV)/.test ## run every test, with branch coverage

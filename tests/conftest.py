@@ -31,7 +31,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_finish():
-    """Spare what collection has made, and what stays until the end, from each of the garbage collections to come."""
+    """Freeze the objects that collection has made, so that garbage collections skip them."""
     gc.collect()
     gc.freeze()
 

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 __all__ = ["Forks", "Outcome"]
 
+TIMEOUT = 120  # seconds
+
 # Reads a task from each line, runs it in a fork, and writes the exit code.
 _SERVER = """
-import importlib, json, os, sys, traceback
+import atexit, importlib, json, os, signal, sys, threading, traceback
 for name in sys.argv[1:]:
     try:
         importlib.import_module(name)
@@ -27,18 +29,23 @@ def run(task):
     os.environ.clear()
     os.environ.update(task["environment"])
     sys.argv = ["-c", *task["arguments"]]
-    sys.path.insert(0, "")
+    signal.alarm(task["timeout"])
+    code = 0
     try:
         exec(compile(task["code"], "<string>", "exec"), {"__name__": "__main__"})
     except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-            return 1
-        return end.code or 0
+        code = end.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
-        return 1
-    return 0
+        code = 1
+    for thread in threading.enumerate():  # as the interpreter ends: it waits for these, and then calls those
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    return code
 
 for line in sys.stdin:
     child = os.fork()
@@ -74,14 +81,18 @@ class Forks:
     def run(
         self, code: str, *arguments: str, directory: Path, environment: Mapping[str, str] = MappingProxyType({})
     ) -> Outcome:
-        """Run code as `python -c code arguments` does, in the directory and with these variables only."""
+        """Run code as `python -c code arguments` does, in the directory and with these variables only.
+
+        What takes longer than TIMEOUT ends with the code -14, by SIGALRM.
+        """
         with TemporaryDirectory() as folder:
             files = {name: str(Path(folder, name)) for name in ("stdout", "stderr")}
-            task = {"code": code, "arguments": arguments, "directory": str(directory), **files}
+            task = {"code": code, "arguments": arguments, "directory": str(directory), "timeout": TIMEOUT, **files}
             self._process.stdin.write(json.dumps({**task, "environment": dict(environment)}) + "\n")
             self._process.stdin.flush()
-            ended = int(self._process.stdout.readline())
-            return Outcome(ended, *(Path(file).read_text(encoding="utf-8") for file in files.values()))
+            ended = self._process.stdout.readline()
+            assert ended, "the process whose forks run code has ended"
+            return Outcome(int(ended), *(Path(file).read_text(encoding="utf-8") for file in files.values()))
 
     def close(self) -> None:
         """End the process."""

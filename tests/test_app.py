@@ -55,11 +55,11 @@ def clean(monkeypatch, tmp_path):
 
 def settings_of(**sections) -> Settings:
     """Return production settings that can start; frozen, so equal ones are made once."""
-    return _settings_of(json.dumps(sections))
+    return _settings_of(json.dumps(sections), tuple(os.environ.items()))
 
 
 @functools.cache
-def _settings_of(sections: str) -> Settings:
+def _settings_of(sections: str, _environment: tuple[tuple[str, str], ...]) -> Settings:
     defaults = {
         "environment": "prod",
         "hosts": {"allowed": ["testserver"]},

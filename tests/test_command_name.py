@@ -53,7 +53,8 @@ def both(request, tmp_path_factory):
         steps.append(["uninstall", "--yes", "prodkit"])
     for step in steps:
         pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "--quiet", *step]
-        subprocess.run(pip, check=True, capture_output=True)
+        done = subprocess.run(pip, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
     assert (folder / "bin" / "prodkit").exists() == (request.param != "theirs removed")
     return folder
 

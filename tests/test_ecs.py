@@ -246,7 +246,7 @@ class TestTheContainer:
         assert container["LinuxParameters"]["Capabilities"]["Drop"] == ["ALL"]
 
     def test_one_port_everywhere(self):
-        """Process, container, target group, service and security groups agree on the port of the command."""
+        """Process, container, target group, service, security groups and `fastapi-prodkit serve` agree on the port."""
         rules = [
             rule
             for kind in ("Ingress", "Egress")

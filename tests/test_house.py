@@ -110,7 +110,7 @@ seen += [thread.name for thread in threading.enumerate() if thread is not thread
 seen += ["os.environ"] * (dict(os.environ) != environment)
 print(json.dumps({"effects": seen, "loaded": sorted(sys.modules)}))
 """
-# What a process has loaded from whose forks modules are imported: what they may load anyway, and is not ours.
+# Loaded before the fork: third-party modules that any module may import.
 COMMON = {"fastapi", "fastapi.testclient", "httpx2", "starlette.middleware.cors", "typer", "uvicorn"}
 ENTRY_POINTS = [
     "fastapi_prodkit",
@@ -196,7 +196,7 @@ def test_every_page_is_in_the_navigation():
 
 @pytest.fixture(scope="module", params=MODULES)
 def module(request):
-    """Each module in turn; what is asked of it comes one after another, so that it is imported once."""
+    """Each module in turn; its tests run in sequence, so a worker imports it once."""
     return request.param
 
 
@@ -207,7 +207,7 @@ def test_nothing_happens_at_import(module, imported):
 
 @pytest.mark.parametrize("module", ENTRY_POINTS)
 def test_nothing_happens_at_the_first_import(module, imported):
-    """The same of what users import, in a process that has loaded nothing."""
+    """A module that loads much does none of this in a process that has loaded nothing, either."""
     assert imported(module, fresh=True)["effects"] == []
 
 

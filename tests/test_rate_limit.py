@@ -427,17 +427,18 @@ def test_headers_from_clients_are_not_believed():
 @pytest.mark.parametrize(
     ("strategy", "windows", "megabytes"), [("fixed-window", 1, 12), ("sliding-window", 2, 24), ("moving-window", 1, 34)]
 )
-def test_memory(clock, strategy, windows, megabytes):
+def test_memory(clock, monkeypatch, strategy, windows, megabytes):
     """As many clients and requests as are remembered take what the page says, and less than 50 MB.
 
-    A quarter of them is counted, and takes a quarter: tables grow in powers of two.
+    A quarter of them is remembered here, and takes a quarter: tables grow in powers of two.
     """
+    monkeypatch.setattr(memory, "MAX_CLIENTS", memory.MAX_CLIENTS // 4)
     store, limit = MemoryStore(strategy, clock=clock), Limit("default", 100, 60)
     window = store.window(limit)
 
     tracemalloc.start()
     for _ in range(windows):
-        for number in range(memory.MAX_CLIENTS // 4):
+        for number in range(memory.MAX_CLIENTS):
             window.hit(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 10, clock.now)
         clock.now += 60
     _, most = tracemalloc.get_traced_memory()

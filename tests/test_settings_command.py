@@ -96,7 +96,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("ENVIRONMENT", "dev")
-    monkeypatch.setattr(terminal, "_SOON", 60.0)  # a busy machine is not what is told about
+    monkeypatch.setattr(terminal, "_SOON", 60.0)  # no line about progress on a slow machine
     yield tmp_path
     for name in ("shop", "broken"):
         sys.modules.pop(name, None)

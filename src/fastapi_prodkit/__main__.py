@@ -1,4 +1,4 @@
-"""`fastapi-prodkit`, also as `python -m fastapi_prodkit`: the door, which names the extra where it is not installed."""
+"""`fastapi-prodkit`, also as `python -m fastapi_prodkit`; without the extra it names what to install."""
 
 import sys
 
