@@ -20,8 +20,10 @@ demo: $(VENV)/.demo ## run the example service on http://127.0.0.1:8000 (PORT=..
 demo-postgres: $(VENV)/.test ## run the example service on a real PostgreSQL
 	@cd examples/service && exec ../../$(RUN) -m service.demo postgresql
 
-# Four processes on two cores, because many tests wait. A run shows its ten slowest tests.
+# Four processes on two cores, because many tests wait. What tests whole systems, or measures coverage, waits little; and
+# there each file stays in one process, which makes its image or its environments once.
 PYTEST := -m pytest --numprocesses 4 --dist worksteal
+WHOLE := -m pytest --numprocesses 2 --dist loadfile
 IN_SERVICE := demo migrations postgresql # of the example, which users copy without our markers
 LEFT_OUT := -m 'not system' $(IN_SERVICE:%=--ignore examples/service/tests/test_service_%.py)
 COVERAGE := --cov --cov-branch
@@ -30,7 +32,7 @@ test: $(VENV)/.test ## run all tests but those of whole systems, such as images 
 	@$(RUN) $(PYTEST) $(LEFT_OUT)
 
 test-all: $(VENV)/.test ## run every test, with branch coverage
-	@$(RUN) $(PYTEST) $(COVERAGE)
+	@$(RUN) $(WHOLE) $(COVERAGE)
 
 coverage: $(VENV)/.test ## run the tests with branch coverage, and write htmlcov/index.html
 	@$(RUN) $(PYTEST) $(COVERAGE) --cov-report term-missing:skip-covered --cov-report html $(LEFT_OUT)
@@ -40,7 +42,7 @@ coverage: $(VENV)/.test ## run the tests with branch coverage, and write htmlcov
 OF_THE_REPOSITORY := command_name compose ecs ecs_release ecs_scripts house image new workflows
 TESTS ?= tests $(OF_THE_REPOSITORY:%=--ignore tests/test_%.py)
 EXAMPLES := examples --ignore examples/service/tests/test_service_demo.py
-ELSEWHERE := $(PYTEST) --quiet -p no:cacheprovider $(TESTS)
+ELSEWHERE := $(WHOLE) --quiet -p no:cacheprovider $(TESTS)
 INTO = $(RUN) -m pip --python $</bin/python --quiet --disable-pip-version-check --no-input install --no-compile
 
 test-lowest: .venv-lowest ## run the tests with the lowest versions that pyproject.toml admits

@@ -22,9 +22,13 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the example in which the demo has not run yet."""
-    copy = tmp_path_factory.mktemp("copy") / "service"
-    return shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "wheels"))
+    """A copy of the example for all tests of this module."""
+    return copy_to(tmp_path_factory.mktemp("copy"))
+
+
+def copy_to(folder: Path) -> Path:
+    """Copy the example without what was made in it."""
+    return shutil.copytree(ROOT, folder / "service", ignore=shutil.ignore_patterns(".*", "__pycache__", "wheels"))
 
 
 def _hear_ctrl_c() -> None:
@@ -78,11 +82,15 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / ".demo").iterdir())
 
 
-def test_the_first_run_may_be_interrupted_at_any_time(folder):
+def test_the_first_run_may_be_interrupted_at_any_time(tmp_path):
     """A SIGTERM while airports are loaded ends the demo, and the next run finds no half-filled database."""
+    folder = copy_to(tmp_path)
+
     with demo(folder) as process:
         read_until(process, r"^Loaded 5,000 of")
         said = end(process, signal.SIGTERM)
+    with demo(folder) as again:
+        read_until(again, r"^Loaded 5,000 of")
 
     assert process.returncode == 0, said
     assert "Traceback" not in said
@@ -153,6 +161,9 @@ def test_an_open_connection_does_not_keep_the_demo_alive(folder):
 
 def test_the_second_run_loads_nothing(folder):
     """What is there is not loaded again, so that a restart takes no longer than the imports."""
+    with demo(folder) as first:
+        url_of(first)
+        end(first, signal.SIGTERM)
     with demo(folder) as process:
         started = time.monotonic()
         said = list(iter(process.stdout.readline, "\n"))
