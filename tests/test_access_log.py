@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from fastapi_prodkit import _exchange
+from fastapi_prodkit._pipeline import exchange
 from fastapi_prodkit.access_log import AccessLogMiddleware
 
 FIELDS = ("http_method", "http_route", "http_path", "http_status", "client_ip")
@@ -447,7 +447,7 @@ async def test_sent_file(caplog):
 async def test_duration(handler, monkeypatch):
     """The duration is in milliseconds and ends with the response; a background task does not count."""
     now = 1000.0
-    monkeypatch.setattr(_exchange, "perf_counter", lambda: now)
+    monkeypatch.setattr(exchange, "perf_counter", lambda: now)
 
     async def app(scope, receive, send):
         nonlocal now

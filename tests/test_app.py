@@ -30,7 +30,7 @@ from starlette.websockets import WebSocketDisconnect
 from wire import connection, read_all, read_response, request, serving
 
 from fastapi_prodkit import Settings, create_app, install
-from fastapi_prodkit._stack import Piece
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.exceptions import (
     CheckWarning,
     ConfigurationError,
@@ -1251,7 +1251,7 @@ def test_what_may_refuse_is_inside_of_what_reports():
 
     assert inside
     for piece in inside:
-        assert (type(piece).start, type(piece).leave) == (Piece.start, Piece.leave)
+        assert (type(piece).on_response_start, type(piece).on_end) == (Layer.on_response_start, Layer.on_end)
 
 
 def test_under_a_root_path_probes_stay_exempt_and_labels_right(capsys):

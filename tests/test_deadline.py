@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from wire import connection, read_response, request, serving
 
 from fastapi_prodkit import Settings, create_app
-from fastapi_prodkit._expiry import Expiry
+from fastapi_prodkit._pipeline.timers import SharedTimer
 from fastapi_prodkit.deadline import DeadlineMiddleware, Timeout
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -415,22 +415,22 @@ def test_the_schema():
 async def test_requests_end_in_their_order():
     """Each request ends at its own time; what is over leaves nothing behind, and the timer rests."""
     ended, loop = [], asyncio.get_running_loop()
-    expiry = Expiry(SHORT, ended.append)
+    timer = SharedTimer(SHORT, ended.append)
 
-    for name in ("first", "second"):
-        expiry.add(name, time.perf_counter(), loop)
+    timings = {name: timer.start(name, time.perf_counter(), loop) for name in ("first", "second")}
     await asyncio.sleep(SHORT / 2)
-    for name in ("third", "fourth"):
-        line = expiry.add(name, time.perf_counter(), loop)
-    dues = [line[name] for name in ("first", "third", "fourth")]
-    del line["second"]
+    timings |= {name: timer.start(name, time.perf_counter(), loop) for name in ("third", "fourth")}
+    queue = timer._queue
+    dues = list(queue.timings.values())
+    timings["second"].cancel()
     deadline = time.monotonic() + 10
     while len(ended) < 3 and time.monotonic() < deadline:
         await asyncio.sleep(0.005)
+    timings["first"].cancel()
 
     assert dues == sorted(dues)
     assert ended == ["first", "third", "fourth"]
-    assert (len(line), line.timed) == (0, False)
+    assert (len(queue.timings), queue.armed) == (0, False)
 
 
 async def test_an_error_at_the_end_of_one_wait():
@@ -449,11 +449,11 @@ async def test_an_error_at_the_end_of_one_wait():
             await asyncio.sleep(0.005)
 
     loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
-    expiry = Expiry(SHORT, expire)
+    timer = SharedTimer(SHORT, expire)
     for wait in (error, "waiting"):
-        expiry.add(wait, time.perf_counter(), loop)
+        timer.start(wait, time.perf_counter(), loop)
     await until_has(1, told)
-    expiry.add("later", time.perf_counter(), loop)
+    timer.start("later", time.perf_counter(), loop)
     await until_has(2, ended)
 
     assert told == [error]

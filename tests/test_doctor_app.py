@@ -6,7 +6,7 @@ pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodk
 
 from doctoring import gathered, ids, in_order, module  # noqa: F401 - a fixture
 
-from fastapi_prodkit._edge import PIECES
+from fastapi_prodkit import _scope
 from fastapi_prodkit.cli.doctor.examination import examine, gather
 from fastapi_prodkit.cli.doctor.rules.application import ORDER
 
@@ -105,7 +105,7 @@ class TestApp:
         subject = gathered(f"{name}:app")
 
         assert ids(subject) == set()
-        assert hasattr(subject.app.state, PIECES)
+        assert hasattr(subject.app.state, _scope.INSTALLED)
 
     @pytest.mark.parametrize(("expected", "code"), FAULTS)
     def test_one_fault(self, expected, code):

@@ -9,8 +9,8 @@ import pytest
 from garbage import none_left
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._exchange import Exchange
-from fastapi_prodkit._stack import Piece, Stack
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer, LayerStack
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware
 from fastapi_prodkit.sections import ProxySettings
@@ -43,7 +43,7 @@ async def ok(scope, receive, send):
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-class Note(Piece):
+class Note(Layer):
     """Write down when it is called, and add a header of its name."""
 
     def __init__(self, app, name, notes, *, answer=None):
@@ -52,19 +52,19 @@ class Note(Piece):
         self.notes = notes
         self.answer = answer
 
-    def enter(self, exchange):
+    def on_request(self, exchange):
         self.notes.append(f"{self.name} enters")
         return self.answer
 
-    def start(self, exchange, headers, present):
+    def on_response_start(self, exchange, headers, present):
         self.notes.append(f"{self.name} sees {exchange.status}")
         headers.append((b"x-name", self.name.encode()))
 
-    def leave(self, exchange):
+    def on_end(self, exchange):
         self.notes.append(f"{self.name} leaves with {exchange.status}")
 
 
-class Keep(Piece):
+class Keep(Layer):
     """Keep the exchange, and set a header in place of the app's."""
 
     def __init__(self, app, *, settles=False):
@@ -72,14 +72,14 @@ class Keep(Piece):
         self.settles = settles
         self.exchange = None
 
-    def enter(self, exchange):
+    def on_request(self, exchange):
         self.exchange = exchange
         exchange.response_headers[b"x-kept"] = b"ours"
 
-    def leave(self, exchange):
+    def on_end(self, exchange):
         self.exchange = exchange
 
-    def fail(self, exchange, error):
+    def on_error(self, exchange, error):
         return self.settles
 
 
@@ -100,7 +100,7 @@ async def test_pieces_side_by_side():
     """Pieces of one stack do the same."""
     notes = []
 
-    start, _ = await Server().call(Stack([Note(None, "a", notes), Note(None, "b", notes)], ok))
+    start, _ = await Server().call(LayerStack([Note(None, "a", notes), Note(None, "b", notes)], ok))
 
     assert notes == ORDER
     assert start["headers"] == [(b"x-name", b"b"), (b"x-name", b"a")]
@@ -128,7 +128,7 @@ async def test_a_piece_that_answers(nested):
     if nested:
         app = Note(Note(app, "b", notes, answer=ok), "a", notes)
     else:
-        app = Stack([Note(None, "a", notes), Note(None, "b", notes, answer=ok), Keep(None)], app)
+        app = LayerStack([Note(None, "a", notes), Note(None, "b", notes, answer=ok), Keep(None)], app)
 
     _, body = await Server().call(app)
 
@@ -138,7 +138,7 @@ async def test_a_piece_that_answers(nested):
 
 async def test_a_piece_that_does_nothing():
     """A piece leaves out what it does not need."""
-    piece = Piece()
+    piece = Layer()
     piece.app = ok
 
     start, body = await Server().call(piece)
@@ -191,15 +191,15 @@ async def test_headers_of_the_request():
     await Server().call(keep, scope_of("http", (b"host", b"a"), (b"accept", b"b"), (b"host", b"c")))
 
     assert keep.exchange.headers == {b"host": b"c", b"accept": b"b"}
-    assert keep.exchange.lines(b"host") == [b"a", b"c"]
-    assert keep.exchange.lines(b"cookie") == []
+    assert keep.exchange.header_values(b"host") == [b"a", b"c"]
+    assert keep.exchange.header_values(b"cookie") == []
 
 
 @pytest.mark.parametrize("root_path", ["", "/sub"])
 async def test_an_app_with_a_stack_inside_of_a_piece(root_path):
     """An app with a stack of its own is served inside of a single piece, mounted or not."""
     notes = []
-    inner = Stack([Note(None, "b", notes)], ok)
+    inner = LayerStack([Note(None, "b", notes)], ok)
 
     async def mount(scope, receive, send):
         scope["root_path"] = root_path
@@ -238,10 +238,10 @@ async def test_context():
     """A request has a context of its own while it is served, which pieces can add to."""
     seen = []
 
-    class Add(Piece):
+    class Add(Layer):
         app = None
 
-        def enter(self, exchange):
+        def on_request(self, exchange):
             exchange.context["user"] = "u1"
 
     async def app(scope, receive, send):
@@ -249,7 +249,7 @@ async def test_context():
         _context.bind(step=1)
         await ok(scope, receive, send)
 
-    await Server().call(Stack([Add()], app))
+    await Server().call(LayerStack([Add()], app))
 
     assert seen == [{"user": "u1", "step": 1}]
     assert _context.current() is None
@@ -327,17 +327,17 @@ async def test_a_middleware_that_copies_the_scope():
     assert "request_id" in seen["context"]
 
 
-class Door(Piece):
+class Door(Layer):
     """Lets a request wait, and then on."""
 
     def __init__(self, app):
         self.app = app
 
-    def enter(self, exchange):
+    def on_request(self, exchange):
         async def wait(scope, receive, send):
             await asyncio.sleep(0)
             exchange.response_headers[b"x-door"] = b"open"
-            await exchange.proceed(receive, send)
+            await exchange.call_inner(receive, send)
 
         return wait
 
@@ -354,64 +354,51 @@ async def test_a_piece_that_waits_uses_the_exchange_around_it():
     seen = []
 
     async def app(scope, receive, send):
-        seen.append(Exchange.of(scope))
+        seen.append(Exchange.innermost(scope))
         await ok(scope, receive, send)
 
-    await Server().call(Stack([Door(None)], Door(Door(app))))
+    await Server().call(LayerStack([Door(None)], Door(Door(app))))
 
     assert seen[0].response_headers == {b"x-door": b"open"}
 
 
-class Watch(Piece):
-    """Write down since when the app has had the request when it waits."""
+class Watch(Layer):
+    """Write down since when the app has had the request."""
 
-    interrupts = True
+    may_cancel_app = True
 
     def __init__(self, app=None):
         self.app = app
         self.told = []
 
-    def wait(self, exchange, since):
+    def on_wait(self, exchange, since):
         self.told.append((exchange, since, exchange.task))
 
 
-@pytest.mark.parametrize(
-    "wait", [lambda: asyncio.sleep(0), lambda: asyncio.sleep(0.001), lambda: asyncio.to_thread(int)]
-)
-async def test_an_app_that_waits(wait):
-    """Who asks is told before it waits for the first time, whatever for, and nothing else changes."""
+async def test_before_the_app_is_called():
+    """A layer that asks is told once, before the app is called, in the task that serves the request."""
 
     async def app(scope, receive, send):
-        for _ in range(2):
-            told.append(len(watch.told))
-            await wait()
+        told.append(len(watch.told))
+        await asyncio.sleep(0)
         await ok(scope, receive, send)
 
     told, watch = [], Watch(app)
     sent = await Server().call(watch)
 
     [(exchange, since, task)] = watch.told
-    assert (told, len(sent)) == ([0, 1], 2)
-    assert (since, task) == (exchange.begun, asyncio.current_task())
-
-
-async def test_an_app_that_does_not_wait():
-    """Nobody is told: nothing else runs before it has answered."""
-    watch = Watch(ok)
-
-    sent = await Server().call(watch)
-
-    assert (len(sent), watch.told) == (2, [])
+    assert (told, len(sent)) == ([1], 2)
+    assert (since, task) == (exchange.started_at, asyncio.current_task())
 
 
 async def test_an_app_behind_a_piece_that_waits():
-    """It has had the request since then, and not since the request came; whether it waits as well is not known."""
+    """It has had the request since then, and not since the request came."""
     watch = Watch()
 
-    await Server().call(Stack([watch, Door(None)], ok))
+    await Server().call(LayerStack([watch, Door(None)], ok))
 
     [(exchange, since, task)] = watch.told
-    assert since > exchange.begun
+    assert since > exchange.started_at
     assert task is asyncio.current_task()
 
 
@@ -498,35 +485,35 @@ async def test_who_waits_goes_on_with_those_further_in():
     """Pieces behind one that waits see the request afterwards, in their order."""
     order = []
 
-    class Named(Piece):
+    class Named(Layer):
         def __init__(self, name):
             self.name = name
 
-        def enter(self, exchange):
+        def on_request(self, exchange):
             order.append(self.name)
 
-    await Server().call(Stack([Named("a"), Door(None), Named("b"), Door(None), Named("c")], ok))
+    await Server().call(LayerStack([Named("a"), Door(None), Named("b"), Door(None), Named("c")], ok))
 
     assert order == ["a", "b", "c"]
 
 
-class Bell(Piece):
+class Bell(Layer):
     """Interrupts the app a moment after it has begun."""
 
-    interrupts = True
+    may_cancel_app = True
 
     def __init__(self, app, *, times=1):
         self.app = app
         self.times = times
         self.exchange = None
 
-    def enter(self, exchange):
+    def on_request(self, exchange):
         self.exchange = exchange
         exchange.task = asyncio.current_task()
         for _ in range(self.times):
             asyncio.get_running_loop().call_soon(exchange.interrupt, ok)
 
-    def leave(self, exchange): ...
+    def on_end(self, exchange): ...
 
 
 async def late(scope, receive, send):
@@ -549,7 +536,7 @@ async def test_an_interruption_answers_in_place_of_the_app(app, times):
     start, body = await Server().call(bell)
 
     assert (start["status"], body["body"]) == (200, b"ok")
-    assert (bell.exchange.status, bell.exchange.left) == (200, False)
+    assert (bell.exchange.status, bell.exchange.client_disconnected) == (200, False)
     assert asyncio.current_task().cancelling() == 0
 
 

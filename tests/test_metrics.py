@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from fastapi_prodkit import _exchange
+from fastapi_prodkit._pipeline import exchange
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.metrics import BUCKETS, MetricsMiddleware, metrics_router
 from fastapi_prodkit.sections import MetricsSettings
@@ -261,7 +261,7 @@ async def test_many_requests_at_once(registry):
 async def test_buckets(registry, monkeypatch):
     """Buckets are cumulative, a duration on a bound is below it, and the last bucket has them all."""
     now = 1000.0
-    monkeypatch.setattr(_exchange, "perf_counter", lambda: now)
+    monkeypatch.setattr(exchange, "perf_counter", lambda: now)
     durations = [0.0, 0.0078125, 0.25, 0.3, 10.0, 11.0]  # those that lie on a bound are exact in binary
 
     for duration in durations:
@@ -291,7 +291,7 @@ def test_bucket_bounds():
 async def test_background_task(registry, monkeypatch):
     """The duration ends with the response; until the background task ends the request stays active."""
     now, seen = 1000.0, []
-    monkeypatch.setattr(_exchange, "perf_counter", lambda: now)
+    monkeypatch.setattr(exchange, "perf_counter", lambda: now)
 
     async def app(scope, receive, send):
         nonlocal now

@@ -10,6 +10,8 @@ from starlette.datastructures import URLPath
 from starlette.routing import BaseRoute, Match, Mount, NoMatchFound, Route, Router
 from starlette.types import Receive, Scope, Send
 
+from fastapi_prodkit import _scope
+
 UNMATCHED = "_unmatched"
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -77,9 +79,9 @@ def _mount_prefixes(router: Router) -> frozenset[str]:
     The answer is kept on the router itself, for as many routes as it had: routers cannot be hashed.
     """
     count = len(router.routes)
-    known: tuple[int, frozenset[str]] | None = vars(router).get("fastapi_prodkit")
+    known: tuple[int, frozenset[str]] | None = vars(router).get(_scope.ROUTER_MOUNTS)
     if known is None or known[0] != count:
-        known = vars(router)["fastapi_prodkit"] = (count, frozenset(_walk_mounts(router.routes, "")))
+        known = vars(router)[_scope.ROUTER_MOUNTS] = (count, frozenset(_walk_mounts(router.routes, "")))
     return known[1]
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fastapi_prodkit import _scope
+
 Collector = TypeVar("Collector")
 
 if TYPE_CHECKING:
@@ -10,8 +12,6 @@ if TYPE_CHECKING:
     from prometheus_client.metrics import MetricWrapperBase
 
     Instrument = TypeVar("Instrument", bound=MetricWrapperBase)
-
-_HOME = "fastapi_prodkit_instruments"  # our own mark on the registry
 
 
 def instrument(
@@ -36,7 +36,7 @@ def instrument(
     from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use: a piece without metrics does not load it
 
     home = registry or REGISTRY
-    known: dict[str, Any] = vars(home).setdefault(_HOME, {})
+    known: dict[str, Any] = vars(home).setdefault(_scope.REGISTRY_INSTRUMENTS, {})
     if name not in known:
         known[name] = kind(name, documentation, labels, registry=home, **options)
     made: Instrument = known[name]
@@ -53,7 +53,7 @@ def collector(kind: type[Collector], registry: "CollectorRegistry | None" = None
     from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use
 
     home = registry or REGISTRY
-    known: dict[str, Any] = vars(home).setdefault(_HOME, {})
+    known: dict[str, Any] = vars(home).setdefault(_scope.REGISTRY_INSTRUMENTS, {})
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name not in known:
         known[name] = made = kind()

@@ -8,9 +8,10 @@ from fastapi.routing import iter_route_contexts
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Mount, Router
 
+from fastapi_prodkit import _scope
+
 # Starlette's type is a union of the two cases, state or None; it is the same function that may yield either.
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
-_COMPOSED = "__prodkit_composed__"
 
 
 def compose(app: Starlette, ours: Sequence[Lifespan]) -> None:
@@ -38,7 +39,7 @@ def compose(app: Starlette, ours: Sequence[Lifespan]) -> None:
             state |= own_state or {}
             yield state or None
 
-    setattr(lifespan, _COMPOSED, True)
+    setattr(lifespan, _scope.LIFESPAN_COMPOSED, True)
     app.router.lifespan_context = lifespan  # type: ignore[assignment]  # see Lifespan
 
 
@@ -72,5 +73,5 @@ def _mounted(routes: Sequence[BaseRoute]) -> Iterator[tuple[Any, Router]]:
         if app is not None:
             router = app if isinstance(app, Router) else app.router
             yield app, router
-            if not hasattr(router.lifespan_context, _COMPOSED):
+            if not hasattr(router.lifespan_context, _scope.LIFESPAN_COMPOSED):
                 yield from _mounted(router.routes)

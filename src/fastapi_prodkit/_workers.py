@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 import orjson
 
-from fastapi_prodkit import _samples
+from fastapi_prodkit import _samples, _scope
 from fastapi_prodkit._samples import Families
 from fastapi_prodkit._servers import several_workers
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -36,7 +36,6 @@ _LOCK, _ENDED = "lock", "ended.json"  # who writes now; and what those had count
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of our own in it, for this user only
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_HOME = "fastapi_prodkit_workers"  # our own mark on the registry
 
 _logger = logging.getLogger("fastapi_prodkit.metrics")
 
@@ -101,7 +100,7 @@ class Workers:
         directory = shared_directory()
         if directory is None or registry is not REGISTRY:
             return None
-        made: Workers = vars(registry).setdefault(_HOME, cls(registry, directory))
+        made: Workers = vars(registry).setdefault(_scope.REGISTRY_WORKERS, cls(registry, directory))
         return made
 
     @contextmanager

@@ -17,8 +17,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocketDisconnect
 
-from fastapi_prodkit._exchange import LOGGED, Exchange
-from fastapi_prodkit._stack import Piece
+from fastapi_prodkit import _scope
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.sections import AccessLogSettings
 
 __all__ = ["AccessLogMiddleware"]
@@ -28,7 +29,7 @@ _errors = logging.getLogger("fastapi_prodkit.error")
 _LONGEST_PATH = 2048  # characters in a line; a path may have as many as the server reads of a request
 
 
-class AccessLogMiddleware(Piece):
+class AccessLogMiddleware(Layer):
     """Log each request once, with method, route, path, status, duration and client.
 
     The query string, headers and bodies are never logged. Lines go to the logger `fastapi_prodkit.access`, unhandled
@@ -59,7 +60,7 @@ class AccessLogMiddleware(Piece):
         self._propagate = propagate
         self._write = _find_writer()
 
-    def leave(self, exchange: Exchange) -> None:
+    def on_end(self, exchange: Exchange) -> None:
         """Write the line."""
         if self._silent or (exchange.path in self._exempt and exchange.is_exempt(self._exempt)):
             return
@@ -79,15 +80,15 @@ class AccessLogMiddleware(Piece):
             fields = {name: value for name, value in fields.items() if value is not None}
         self._write(fields)
 
-    def fail(self, exchange: Exchange, error: Exception) -> bool:
+    def on_error(self, exchange: Exchange, error: BaseException) -> bool:
         """Log the exception, and say whether the client has all that it will get."""
-        gone = exchange.left and isinstance(error, ClientDisconnect | OSError)
+        gone = exchange.client_disconnected and isinstance(error, ClientDisconnect | OSError)
         if gone or isinstance(error, WebSocketDisconnect):
             return True  # not a fault of the app, and there is nobody left to tell
         _errors.error(
             "unhandled exception", exc_info=error, extra={"http_path": exchange.scope["path"][:_LONGEST_PATH]}
         )
-        vars(error)[LOGGED] = True  # configure_logging drops the server's record
+        _scope.mark_logged(error)
         return exchange.complete and not self._propagate
 
 

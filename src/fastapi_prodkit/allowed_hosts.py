@@ -10,9 +10,9 @@ from ipaddress import IPv6Address
 
 from starlette.types import ASGIApp
 
-from fastapi_prodkit._exchange import Exchange
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._problem import Refusal
-from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import HostsSettings
 
@@ -25,7 +25,7 @@ _NAME = re.compile(rb"(?:\*\.)?" + _LABELS + rb"\.?|\[[0-9A-Fa-f:.]+\]")
 _HOST = re.compile(rb"(" + _LABELS + rb"\.?|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?")
 
 
-class AllowedHostsMiddleware(Piece):
+class AllowedHostsMiddleware(Layer):
     """Answer requests for a host name that is not ours with 400.
 
     Case, port and a trailing dot do not matter. A missing, repeated or malformed Host is refused even with `*`, and in
@@ -57,9 +57,9 @@ class AllowedHostsMiddleware(Piece):
         self._suffixes = tuple(name[1:] for name in names if name.startswith(b"*."))
         self._exempt = exempt
 
-    def enter(self, exchange: Exchange) -> ASGIApp | None:
+    def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Refuse a request for a host that is not ours."""
-        if exchange.headers.get(b"host") in self._exact and not exchange.repeats:  # nearly always: no call for it
+        if exchange.headers.get(b"host") in self._exact and not exchange.has_repeated_headers:
             return None
         refusal = self._refusal(exchange)
         if refusal is None or exchange.is_exempt(self._exempt):
@@ -70,7 +70,7 @@ class AllowedHostsMiddleware(Piece):
         host = exchange.headers.get(b"host")
         if host is None:
             return "The Host header is missing."
-        if exchange.repeats and len(exchange.lines(b"host")) > 1:
+        if exchange.has_repeated_headers and len(exchange.header_values(b"host")) > 1:
             return "The Host header is repeated."
         name = _host_name(host)
         if name is None:

@@ -18,12 +18,12 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Lifespan
 
-from fastapi_prodkit import _lifespan
+from fastapi_prodkit import _lifespan, _scope
 from fastapi_prodkit._asgi import ExactRoutes
-from fastapi_prodkit._edge import PIECES, Edge
+from fastapi_prodkit._pipeline.edge import Edge
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._refusals import COUNTS_ALONE, counts_alone
 from fastapi_prodkit._servers import several_workers
-from fastapi_prodkit._stack import Piece
 from fastapi_prodkit._workers import make_directory
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
@@ -101,7 +101,7 @@ def install(app: FastAPI, settings: Settings | None = None, *, checks: Mapping[s
     settings = _start(settings)
     if app.middleware_stack is not None:
         raise ConfigurationError("install(app) came too late: the app has already started; call it where app is made")
-    if hasattr(app.state, PIECES):
+    if hasattr(app.state, _scope.INSTALLED):
         raise ConfigurationError("install(app) was called before on this app; call it once")
     app.debug = app.debug or settings.debug
     _remove_docs(app, settings)
@@ -160,7 +160,7 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     taken = next((name for name in pieces if hasattr(app.state, name)), None)
     if taken is not None:
         raise ConfigurationError(f"app.state.{taken} is taken, and that is where dependencies look: rename yours")
-    for name, piece in {"settings": settings, **pieces, PIECES: pieces}.items():
+    for name, piece in {"settings": settings, **pieces, _scope.INSTALLED: pieces}.items():
         if not hasattr(app.state, name):
             setattr(app.state, name, piece)
 
@@ -238,14 +238,14 @@ def _layers(
     pieces: Mapping[str, Any],
     exempt: frozenset[str],
     routes: Sequence[BaseRoute],
-) -> list[Piece]:
+) -> list[Layer]:
     """Return the layers of the edge, outermost first; a section that is None has no layer."""
     proxy = settings.proxy if settings.proxy is not None and settings.proxy.trusted else None
     cors = settings.cors if settings.cors is not None and settings.cors.configured else None
     crowded = settings.limits if settings.limits is not None and settings.limits.max_concurrent else None
     counters, uncounted = pieces.get("rate_limit"), exempt_endpoints(routes)
     propagate, silent = settings.environment == "test", settings.access_log is None
-    layers: list[tuple[Callable[..., Piece], Any, dict[str, Any]]] = [
+    layers: list[tuple[Callable[..., Layer], Any, dict[str, Any]]] = [
         # The real client and scheme, which everything below reads.
         (ProxyHeadersMiddleware, proxy, {}),
         # Opens the request context, so that everything below can log with the id.

@@ -7,10 +7,9 @@ The limit is Starlette's own, which counts chunked uploads as they come and know
 import asyncio
 import math
 from asyncio import CancelledError, Task
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from time import perf_counter
-from types import coroutine
 from typing import Any, cast
 
 from fastapi.routing import iter_route_contexts
@@ -19,11 +18,10 @@ from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit._asgi import header
-from fastapi_prodkit._exchange import Exchange
-from fastapi_prodkit._expiry import Expiry
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit._pipeline.timers import SharedTimer
 from fastapi_prodkit._problem import Refusal
-from fastapi_prodkit._stack import Piece
-from fastapi_prodkit._waiting import go_on
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
@@ -42,7 +40,7 @@ _too_slow = Refusal(ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT))
 _too_slow_to_go_on = Refusal(ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT, headers={"Connection": "close"}))
 
 
-class BodyLimitMiddleware(Piece):
+class BodyLimitMiddleware(Layer):
     """Refuse a body that is too large with a 413 problem: an announced one unread, a chunked one where it passes.
 
     A body of which nothing comes for `body_timeout` while the app waits for it is a 408 problem (RFC 9110 section
@@ -57,7 +55,7 @@ class BodyLimitMiddleware(Piece):
             when the response starts, which may be after a handler that does not read it has done its work.
     """
 
-    interrupts = True
+    may_cancel_app = True
 
     def __init__(self, app: ASGIApp, settings: LimitsSettings | None = None, *, largest: int | None = None) -> None:
         settings = settings or LimitsSettings()
@@ -67,10 +65,11 @@ class BodyLimitMiddleware(Piece):
             _further_in if size is None else RequestBodyLimitMiddleware(_further_in, size)
         )
         self._highest = max(size, largest) if size is not None and largest is not None else math.inf
-        self._expiry = None if settings.body_timeout is None else Expiry(settings.body_timeout, _Pace.expire)
+        seconds = settings.body_timeout
+        self._timer = None if seconds is None else SharedTimer(seconds, _BodyTimeout.expire)
         self._plain = self._highest if largest == 0 else -1  # up to here nothing but the announcement needs a look
 
-    def enter(self, exchange: Exchange) -> ASGIApp | None:
+    def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Put the limit in front of the app, unless the request has no body, or one of an announced, small size.
 
         A request without Content-Length and Transfer-Encoding has no body (RFC 9112 section 6.3), and servers let no
@@ -85,8 +84,8 @@ class BodyLimitMiddleware(Piece):
             size = int(announced[:_MOST_DIGITS]) if announced.isdigit() else 0
             if size > self._highest:
                 return _too_large
-        if self._expiry is not None:
-            exchange.from_server = _Pace(self._expiry, exchange).receive
+        if self._timer is not None:
+            exchange.receive_from_server = _BodyTimeout(self._timer, exchange).receive
         return None if size is not None and size <= self._plain else self._limited
 
 
@@ -101,66 +100,57 @@ def largest_limit(routes: Sequence[BaseRoute]) -> int:
     return largest
 
 
-class _Pace:
-    """Watch over a body that comes: each part within the time."""
+class _BodyTimeout:
+    """End the wait for a part of a body when it takes longer than `body_timeout`."""
 
-    _over = False  # the time is
-    _waiting: "Task[Any] | None" = None  # who waits for a part
+    _expired = False
+    _waiting: "Task[Any] | None" = None  # the task that waits for a part
 
-    def __init__(self, expiry: "Expiry[_Pace]", exchange: Exchange) -> None:
-        self._expiry = expiry
+    def __init__(self, timer: "SharedTimer[_BodyTimeout]", exchange: Exchange) -> None:
+        self._timer = timer
         self._exchange = exchange
-        self._receive = exchange.from_server
+        self._receive = exchange.receive_from_server
 
-    @coroutine
-    def receive(self) -> Generator[Any, Any, Message]:
-        """Return what comes in time. What is there already, as small bodies are, is taken without a watch."""
-        steps = self._receive().__await__()
-        try:
-            awaited = next(steps)
-        except StopIteration as there:
-            message: Message = there.value
-        else:
-            if self._waiting is not None:
-                return (yield from go_on(steps, awaited))  # somebody else waits already
-            message = yield from self._in_time(steps, awaited).__await__()
+    async def receive(self) -> Message:
+        """Return the next message, or `http.disconnect` if it did not come in time."""
+        message = await (self._receive() if self._waiting is not None else self._receive_in_time())
         if message["type"] != "http.request" or not message.get("more_body"):
-            self._rest()
+            self._stop()
         return message
 
-    async def _in_time(self, steps: Generator[Any, Any, Message], awaited: Any) -> Message:
+    async def _receive_in_time(self) -> Message:
         self._waiting = task = cast("Task[Any]", asyncio.current_task())
-        before = task.cancelling()
-        line = self._expiry.add(self, perf_counter(), task.get_loop())
+        cancelled_before = task.cancelling()
+        timing = self._timer.start(self, perf_counter(), task.get_loop())
         try:
-            return await go_on(steps, awaited)
+            return await self._receive()
         except CancelledError:
-            if self._over and task.uncancel() <= before:  # as `asyncio.timeout` finds out who cancelled
+            if self._expired and task.uncancel() <= cancelled_before:  # as `asyncio.timeout` finds out who cancelled
                 return {"type": "http.disconnect"}
             raise
         finally:
-            line.pop(self, None)
+            timing.cancel()
             self._waiting = None
 
-    def _rest(self) -> None:
-        """Watch no longer: what comes now is that the client leaves, some day."""
-        self._exchange.from_server = self._receive
+    def _stop(self) -> None:
+        """Stop timing: the body is complete, only `http.disconnect` can follow."""
+        self._exchange.receive_from_server = self._receive
 
     def expire(self) -> None:
-        """Answer in place of the app, or, if its response has started, have it find that the client is gone."""
+        """Answer in place of the app or, if its response has started, tell it that the client has disconnected."""
         exchange = self._exchange
         if not exchange.status:
             exchange.interrupt(_too_slow if exchange.scope["http_version"] >= "2" else _too_slow_to_go_on)
         else:
-            self._over = True
-            self._rest()
-            exchange.left |= not exchange.complete
-            cast("Task[Any]", self._waiting).cancel()  # somebody does, or there would be nothing to expire
+            self._expired = True
+            self._stop()
+            exchange.client_disconnected |= not exchange.complete
+            cast("Task[Any]", self._waiting).cancel()  # a task waits, or there would be nothing to expire
 
 
 async def _further_in(scope: Scope, receive: Receive, send: Send) -> None:
-    exchange = cast("Exchange", Exchange.of(scope))
-    await exchange.proceed(receive, send)
+    exchange = cast("Exchange", Exchange.innermost(scope))
+    await exchange.call_inner(receive, send)
 
 
 class _ProblemForRefusal:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastapi_prodkit._exchange import Exchange
 from fastapi_prodkit._instruments import instrument
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._problem import Refusal, send_problem
-from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["ConcurrencyLimitMiddleware"]
 
 
-class ConcurrencyLimitMiddleware(Piece):
+class ConcurrencyLimitMiddleware(Layer):
     """Serve at most `max_concurrent` requests at a time; let as many wait in line, and refuse the rest with 503.
 
     Who waits does so for at most `queue_timeout`, first come, first served; a client that leaves gives up its place.
@@ -69,7 +69,7 @@ class ConcurrencyLimitMiddleware(Piece):
             503, "The service is at its limit; try again later.", headers={"Retry-After": seconds}
         )
 
-    def enter(self, exchange: Exchange) -> ASGIApp | None:
+    def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Serve the request if there is room; otherwise let it wait, or refuse it."""
         if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
             return None
@@ -104,7 +104,7 @@ class ConcurrencyLimitMiddleware(Piece):
 
     async def _serve_in_place(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         try:
-            await exchange.proceed(receive, send)
+            await exchange.call_inner(receive, send)
         finally:
             self._hand_on()
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_prodkit._exchange import Exchange, RawHeaders
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.hooks import RawHeaders
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._problem import Refusal
-from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import CorsSettings
 
@@ -38,7 +39,7 @@ _ALLOW_ORIGIN, _REQUEST_METHOD = b"access-control-allow-origin", b"access-contro
 _NOT_USUAL = ("OPTIONS", None)  # methods: what may be a preflight, and that of a WebSocket
 
 
-class CORSMiddleware(Piece):
+class CORSMiddleware(Layer):
     """Tell browsers which origins may read responses, and answer their preflights.
 
     A preflight does not reach the app. Access-Control headers that the app sets are removed: there is one policy, in
@@ -54,7 +55,7 @@ class CORSMiddleware(Piece):
     """
 
     scope_types = frozenset({"http", "websocket"})
-    starts_usual = False
+    runs_on_plain_response = False
 
     def __init__(self, app: ASGIApp, settings: CorsSettings | None = None) -> None:
         self.app = app
@@ -83,7 +84,7 @@ class CORSMiddleware(Piece):
             **credentials,
         }
 
-    def enter(self, exchange: Exchange) -> ASGIApp | None:
+    def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Answer a preflight, refuse a foreign WebSocket, and have any other response say who may read it."""
         scope = exchange.scope
         origin = exchange.headers.get(b"origin")
@@ -107,7 +108,7 @@ class CORSMiddleware(Piece):
                 return Refusal(ProblemError(403, "Requests from this origin are not allowed."))
         return _answer_preflight if preflight else None
 
-    def start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
+    def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
         """Put aside what the app says of origins, and let it name more of what its response varies with."""
         if _OURS.isdisjoint(present) or exchange.scope["type"] == "websocket":
             return

@@ -15,20 +15,21 @@ from typing import Any, cast
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Scope
 
+from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_dependencies
-from fastapi_prodkit._exchange import Exchange
-from fastapi_prodkit._expiry import Expiry
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit._pipeline.timers import Deadline, SharedTimer
 from fastapi_prodkit._problem import Refusal
-from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
 __all__ = ["DeadlineMiddleware", "Timeout"]
 
-_late = Refusal(ProblemError(504, "The service did not answer in time."))
+_timeout_response = Refusal(ProblemError(504, "The service did not answer in time."))
 
 
-class DeadlineMiddleware(Piece):
+class DeadlineMiddleware(Layer):
     """Answer with a 504 problem if no response has started within `request_timeout`, and cancel the handler.
 
     A response that has started is left alone, however long it takes; WebSockets are, too. The time runs from here, and
@@ -40,7 +41,7 @@ class DeadlineMiddleware(Piece):
         exempt: Paths relative to the app, without trailing slash, that have no deadline.
     """
 
-    interrupts = True
+    may_cancel_app = True
 
     def __init__(
         self, app: ASGIApp, settings: LimitsSettings | None = None, *, exempt: Container[str] = frozenset()
@@ -48,18 +49,17 @@ class DeadlineMiddleware(Piece):
         settings = settings or LimitsSettings()
         self.app = app
         self._exempt = exempt
-        self._expiry = None if settings.request_timeout is None else Expiry(settings.request_timeout, _expire)
+        seconds = settings.request_timeout
+        self._timer = None if seconds is None else SharedTimer(seconds, _expire)
 
-    def wait(self, exchange: Exchange, since: float) -> None:
-        """Begin to watch: who never waits is not late, or nobody could have told."""
-        if exchange.deadline is not None:
-            return
+    def on_wait(self, exchange: Exchange, started_at: float) -> None:
+        """Start the deadline."""
         if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
             exchange.deadline = _EXEMPT
-        elif self._expiry is None:
-            exchange.deadline = _Never(since)
+        elif self._timer is None:
+            exchange.deadline = NoDeadline(started_at)
         else:
-            exchange.deadline = self._expiry.add(exchange, since, _loop_of(exchange))
+            exchange.deadline = self._timer.start(exchange, started_at, _loop_of(exchange))
 
 
 class Timeout:
@@ -85,53 +85,48 @@ class Timeout:
     async def __call__(self, connection: HTTPConnection) -> None:
         """Set the deadline of this request."""
         scope = connection.scope
-        exchange = _watched(scope)
+        exchange = _with_deadline(scope)
         if exchange is not None:
-            self.hold_for(exchange)
-        elif scope["type"] == "http" and "fastapi_prodkit" not in scope:
+            self.replace_deadline(exchange)
+        elif scope["type"] == "http" and _scope.installed(scope) is None:
             raise ConfigurationError("Timeout has no effect here: add DeadlineMiddleware to the app")
 
-    def hold_for(self, exchange: Exchange) -> None:
-        """Take the place of the deadline of a request."""
-        before = exchange.deadline
+    def replace_deadline(self, exchange: Exchange) -> None:
+        """Cancel the deadline of a request, and start one of `seconds` that counts from the same moment."""
+        before = cast("Deadline", exchange.deadline)
         if before is _EXEMPT:
             return
-        begun = before.pop(exchange, perf_counter()) - before.seconds
+        before.cancel()
         if self.seconds is None or exchange.interruption is not None:
-            exchange.deadline = _Never(begun)
+            exchange.deadline = NoDeadline(before.started_at)
         else:
-            exchange.deadline = _OwnTime(exchange, self.seconds, begun)
+            exchange.deadline = RouteDeadline(exchange, self.seconds, before.started_at)
 
 
-class _Never:
-    """No deadline."""
+class NoDeadline:
+    """The `Deadline` of a request that may take as long as it likes."""
 
-    seconds = 0.0
+    def __init__(self, started_at: float) -> None:
+        self.started_at = started_at
 
-    def __init__(self, begun: float) -> None:
-        self._begun = begun
-
-    def pop(self, exchange: Exchange, _: float | None) -> float:  # noqa: ARG002 - as a line has it, which holds many
-        """Watch no longer, which it never did; return since when."""
-        return self._begun
+    def cancel(self) -> None:
+        """Do nothing: there is no timer."""
 
 
-class _OwnTime:
-    """The deadline of one request, which is its route's: a timer for itself."""
+class RouteDeadline:
+    """The `Deadline` of one request whose route has a time-out of its own: a timer for this request alone."""
 
-    def __init__(self, exchange: Exchange, seconds: float, begun: float) -> None:
-        self.seconds = seconds
-        self._due = begun + seconds
-        left = max(0.0, self._due - perf_counter())
-        self._timer = _loop_of(exchange).call_later(left, exchange.interrupt, _late, context=Context())
+    def __init__(self, exchange: Exchange, seconds: float, started_at: float) -> None:
+        self.started_at = started_at
+        left = max(0.0, started_at + seconds - perf_counter())
+        self._timer = _loop_of(exchange).call_later(left, exchange.interrupt, _timeout_response, context=Context())
 
-    def pop(self, exchange: Exchange, _: float | None) -> float:  # noqa: ARG002 - likewise
-        """Watch no longer; return when it would have been due."""
+    def cancel(self) -> None:
+        """Cancel the timer."""
         self._timer.cancel()
-        return self._due
 
 
-_EXEMPT = _Never(0.0)  # not even a deadline of the route's own
+_EXEMPT = NoDeadline(0.0)  # which a route's own time-out does not replace
 
 
 def _loop_of(exchange: Exchange) -> AbstractEventLoop:
@@ -139,22 +134,18 @@ def _loop_of(exchange: Exchange) -> AbstractEventLoop:
 
 
 def _expire(exchange: Exchange) -> None:
-    """Answer and cancel, unless the response has started, or the route that was chosen has another time."""
+    """Answer and cancel, unless the response has started, or the route that was chosen has a time-out of its own."""
     own = _timeout_of(exchange.scope)
     if own is not None:
-        own.hold_for(exchange)  # the dependency itself is called when the body has been read
+        own.replace_deadline(exchange)  # FastAPI calls the dependency itself only when the body has been read
     else:
-        exchange.interrupt(_late)
+        exchange.interrupt(_timeout_response)
 
 
-def _watched(scope: Scope) -> Exchange | None:
-    """Return the innermost exchange of a request that has a deadline, which may begin with this."""
-    exchange = Exchange.of(scope)
-    while exchange is not None:
-        if exchange.task is None:  # the app has not waited for anything yet
-            exchange.watch(exchange.begun)
-        if exchange.deadline is not None:
-            break
+def _with_deadline(scope: Scope) -> Exchange | None:
+    """Return the innermost exchange of the request that has a deadline."""
+    exchange = Exchange.innermost(scope)
+    while exchange is not None and exchange.deadline is None:
         exchange = exchange.outer
     return exchange
 

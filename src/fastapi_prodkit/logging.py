@@ -17,6 +17,7 @@ import threading
 from types import TracebackType
 from typing import Any
 
+from fastapi_prodkit import _scope
 from fastapi_prodkit._context import bind
 from fastapi_prodkit._log_handler import EVENT_DICT, EventHandler
 from fastapi_prodkit.sections import LogSettings
@@ -92,7 +93,7 @@ def _server_line(record: logging.LogRecord) -> bool:
     """
     _adopt_servers()
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    if getattr(error, "__prodkit_logged__", False) or str(record.msg).startswith(_TOLD_BY_ACCESS_LOG):
+    if _scope.is_logged(error) or str(record.msg).startswith(_TOLD_BY_ACCESS_LOG):
         return False
     return record.levelno >= logging.getLogger(record.name).getEffectiveLevel()
 

@@ -19,9 +19,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fastapi_prodkit import _bearer
-from fastapi_prodkit._exchange import Exchange
 from fastapi_prodkit._instruments import collector
-from fastapi_prodkit._stack import Piece
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import MetricsSettings
 
@@ -38,7 +38,7 @@ _MOST_WAITING = 100  # durations of a series that wait to be counted together, i
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
 
-class MetricsMiddleware(Piece):
+class MetricsMiddleware(Layer):
     """Measure each request: `http_server_request_duration_seconds` and `http_server_active_requests`.
 
     WebSockets are not measured: their duration is that of a conversation, not of a request.
@@ -63,12 +63,12 @@ class MetricsMiddleware(Piece):
         self._exempt = exempt
         self._cells = collector(_Cells, registry)
 
-    def enter(self, exchange: Exchange) -> None:
+    def on_request(self, exchange: Exchange) -> None:
         """Count the request as active."""
         if exchange.path not in self._exempt or not exchange.is_exempt(self._exempt):
             self._cells.active.append(None)
 
-    def leave(self, exchange: Exchange) -> None:
+    def on_end(self, exchange: Exchange) -> None:
         """Measure the request."""
         if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
             return

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from starlette.types import ASGIApp
 
-from fastapi_prodkit._exchange import Exchange
-from fastapi_prodkit._stack import Piece
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import ProxySettings
 
@@ -33,7 +33,7 @@ _SCHEMES = {
 }
 
 
-class ProxyHeadersMiddleware(Piece):
+class ProxyHeadersMiddleware(Layer):
     """Put the client's address and scheme into the scope, if a trusted proxy tells them.
 
     The scope is changed in place: outer layers see the client too, and what routing finds is not lost in a copy. The
@@ -60,12 +60,12 @@ class ProxyHeadersMiddleware(Piece):
         self._hop = partial(_read_hop, networks)
         self._client = lru_cache(maxsize=1024)(self._find_client)
 
-    def enter(self, exchange: Exchange) -> None:
+    def on_request(self, exchange: Exchange) -> None:
         """Put the client that a trusted proxy names into the scope."""
         scope, header = exchange.scope, exchange.headers.get
         forwarded_for, scheme = header(b"x-forwarded-for", b""), header(b"x-forwarded-proto", b"")
-        if exchange.repeats:
-            forwarded_for = b",".join(exchange.lines(b"x-forwarded-for"))
+        if exchange.has_repeated_headers:
+            forwarded_for = b",".join(exchange.header_values(b"x-forwarded-for"))
         peer = scope.get("client")
         find = self._client if len(forwarded_for) + len(scheme) <= _LONGEST_KEPT else self._find_client
         client, named = find(scope["type"], peer and peer[0], forwarded_for, scheme)

@@ -11,8 +11,8 @@ from itertools import chain, repeat
 from starlette.types import ASGIApp
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._exchange import Exchange
-from fastapi_prodkit._stack import Piece
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.sections import RequestIdSettings
 
 __all__ = ["RequestIDMiddleware", "current_request_id"]
@@ -25,7 +25,7 @@ def current_request_id() -> str | None:
     return (_context.current() or {}).get("request_id")
 
 
-class RequestIDMiddleware(Piece):
+class RequestIDMiddleware(Layer):
     """Give each request an id, put it into its context, and send it with the response.
 
     New ids are 32 hexadecimal digits from the system's random source. An inbound id is kept if it matches
@@ -43,7 +43,7 @@ class RequestIDMiddleware(Piece):
         # first request, so processes that fork before serving do not share it.
         self._new_id = chain.from_iterable(map(_draw_ids, repeat(256))).__next__
 
-    def enter(self, exchange: Exchange) -> None:
+    def on_request(self, exchange: Exchange) -> None:
         """Choose the id of the request."""
         name = self._header
         raw = exchange.headers.get(name) if self._trust_inbound else None

@@ -9,8 +9,9 @@ from itertools import product
 
 from starlette.types import ASGIApp
 
-from fastapi_prodkit._exchange import Exchange, RawHeaders
-from fastapi_prodkit._stack import Piece
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.hooks import RawHeaders
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.sections import HeadersSettings
 
 __all__ = ["SecurityHeadersMiddleware"]
@@ -20,7 +21,7 @@ _SECURE = frozenset({"https", "wss"})
 _REMOVED = frozenset({b"server", b"x-powered-by"})
 
 
-class SecurityHeadersMiddleware(Piece):
+class SecurityHeadersMiddleware(Layer):
     """Add the security headers to every response that passes.
 
     Strict-Transport-Security is sent over https and wss only (RFC 6797 section 7.2), Cross-Origin-Opener-Policy with
@@ -43,7 +44,7 @@ class SecurityHeadersMiddleware(Piece):
         }
         self._watched = _REMOVED.union(name for headers in self._additions.values() for name, _ in headers)
 
-    def start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
+    def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
         """Complete the response."""
         status, request = exchange.status, exchange.headers
         if status == SWITCHING_PROTOCOLS:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from starlette.requests import HTTPConnection
 
-from fastapi_prodkit import _extras
+from fastapi_prodkit import _extras, _scope
 from fastapi_prodkit.database.engine import create_engine
 from fastapi_prodkit.database.failure import classify, is_transient, is_unavailable, unavailable
 from fastapi_prodkit.database.observation import observe, observe_waits
@@ -211,8 +211,8 @@ async def _abandon(session: AsyncSession, error: BaseException) -> None:
 
 
 def _database(connection: HTTPConnection) -> Database:
-    pieces = connection.scope.get("fastapi_prodkit", {})
-    database: Database | None = pieces.get("database") or getattr(connection.app.state, "database", None)
+    installed = _scope.installed(connection.scope) or {}
+    database: Database | None = installed.get("database") or getattr(connection.app.state, "database", None)
     if database is None:
         raise ConfigurationError(
             "the app has no database: set DATABASE_URL for create_app, or app.state.database = Database(...)"

@@ -12,7 +12,8 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from fastapi_prodkit._exchange import Exchange
+from fastapi_prodkit import _scope
+from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.rate_limit.endpoints import is_limited, limited_elsewhere
 from fastapi_prodkit.rate_limit.keys import bounded
 from fastapi_prodkit.rate_limit.limits import Limit, note, parse_limits
@@ -21,7 +22,7 @@ __all__ = ["Claim", "Rule", "decorate"]
 
 # What an endpoint does not ask for itself is asked for in its name.
 _CONNECTION, _RESPONSE, _CHECK = "prodkit_connection", "prodkit_response", "prodkit_check"
-_COUNT = "__prodkit_limits__"  # attribute of a decorated endpoint: how many limits it has
+_COUNT = _scope.ENDPOINT_LIMITS
 
 Count = Callable[[HTTPConnection, "Claim"], Coroutine[Any, Any, None]]
 Ask = Callable[[HTTPConnection | None], "Claim | None"]
@@ -262,7 +263,7 @@ def _takes_request(function: Callable[..., Any]) -> bool:
 def _with_headers(connection: HTTPConnection, response: Response | None, result: Any) -> Any:
     """Put the headers on the response, where no exchange sends them."""
     response = result if isinstance(result, Response) else response
-    if response is not None and Exchange.of(connection.scope) is None:
+    if response is not None and Exchange.innermost(connection.scope) is None:
         headers = note(connection.scope, ())
         response.headers.update({name.decode(): value.decode() for name, value in headers.items()})
     return result

@@ -4,14 +4,14 @@ import inspect
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Scope
 
-from fastapi_prodkit._exchange import Exchange
+from fastapi_prodkit import _scope
+from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.rate_limit.keys import Key, bounded, by_address
 from fastapi_prodkit.rate_limit.limits import Store, note, parse_limits, refusal, refused
@@ -69,7 +69,7 @@ class RateLimit:
         quotas = await (installed_store(scope) or self._store).hit(self._limits, bounded(key), cost)
         headers = note(scope, quotas)
         own = {}
-        if Exchange.of(scope) is None:  # nobody sends what is in the headers of an exchange, on every kind of response
+        if Exchange.innermost(scope) is None:  # an exchange sends them with every kind of response
             own = {name.decode(): value.decode() for name, value in headers.items()}
             response.headers.update(own)
         if refused(quotas):
@@ -80,9 +80,9 @@ class RateLimit:
 
 def installed_store(scope: Scope) -> Store | None:
     """Find the app's store: in the edge's pieces, or in `app.state`."""
-    pieces: Mapping[str, Any] | None = scope.get("fastapi_prodkit")
-    if pieces is not None:
-        return pieces.get("rate_limit")
+    installed = _scope.installed(scope)
+    if installed is not None:
+        return installed.get("rate_limit")
     store: Store | None = getattr(scope["app"].state, "rate_limit", None)
     return store if hasattr(store, "hit") else None
 

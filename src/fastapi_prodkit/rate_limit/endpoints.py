@@ -3,20 +3,20 @@
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.routing import BaseRoute
 from starlette.types import Scope
 
+from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import endpoint_of, route_path
 
 __all__ = ["exempt_endpoints", "exempt_from_all", "exempt_from_default"]
 
-# Attributes of an endpoint; a decorator that wraps it with functools.wraps hands them on.
-_NO_DEFAULT: Final = "__prodkit_no_default_limit__"
-_NO_LIMIT: Final = "__prodkit_no_limit__"
-_LIMIT_ELSEWHERE: Final = "__prodkit_limit_elsewhere__"
+# Attributes of an endpoint; a decorator that wraps it with functools.wraps copies them.
+_NO_DEFAULT, _NO_LIMIT = _scope.ENDPOINT_NO_DEFAULT_LIMIT, _scope.ENDPOINT_NO_LIMIT
+_LIMIT_ELSEWHERE = _scope.ENDPOINT_LIMIT_ELSEWHERE
 
 _logger = logging.getLogger("fastapi_prodkit.rate_limit")
 

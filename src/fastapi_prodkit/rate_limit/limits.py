@@ -10,12 +10,12 @@ from urllib.parse import quote
 
 from starlette.types import Scope
 
-from fastapi_prodkit._exchange import Exchange
+from fastapi_prodkit import _scope
+from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 
 __all__ = ["Limit", "Quota", "Store", "note", "parse_limits", "refusal"]
 
-_NOTED = "fastapi_prodkit.quotas"  # scope key: what this request has been counted against so far
 _QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
@@ -102,13 +102,13 @@ def note(scope: Scope, quotas: Sequence[Quota], *, legacy: bool = False) -> dict
         quotas: What it was counted against.
         legacy: Send `X-RateLimit-*` as well; who asks for it first decides for the request.
     """
-    noted: _Noted | tuple[dict[bytes, bytes], Quota] | None = scope.get(_NOTED)
+    noted: _Noted | tuple[dict[bytes, bytes], Quota] | None = scope.get(_scope.QUOTAS)
     if noted is None:
-        exchange = Exchange.of(scope)
-        noted = scope[_NOTED] = _Noted([], {} if exchange is None else exchange.response_headers, legacy=legacy)
+        exchange = Exchange.innermost(scope)
+        noted = scope[_scope.QUOTAS] = _Noted([], {} if exchange is None else exchange.response_headers, legacy=legacy)
     elif isinstance(noted, tuple):
         headers, first = noted
-        noted = scope[_NOTED] = _Noted([first], headers, legacy=legacy)
+        noted = scope[_scope.QUOTAS] = _Noted([first], headers, legacy=legacy)
     noted.quotas += quotas
     noted.write()
     return noted.headers
@@ -117,13 +117,13 @@ def note(scope: Scope, quotas: Sequence[Quota], *, legacy: bool = False) -> dict
 def note_first(exchange: Exchange, limit: Limit, remaining: int, reset: int) -> None:
     """Do the same for the first and most often only limit of a request, in a fifth of the time."""
     scope = exchange.scope
-    if remaining < 0 or _NOTED in scope:  # refused, or in a mounted app after others
+    if remaining < 0 or _scope.QUOTAS in scope:  # refused, or in a mounted app after others
         note(scope, [(limit, remaining, reset)])
         return
     headers = exchange.response_headers
     headers[b"ratelimit-policy"] = limit.header
     headers[b"ratelimit"] = limit.quota % (remaining, reset)
-    scope[_NOTED] = headers, (limit, remaining, reset)
+    scope[_scope.QUOTAS] = headers, (limit, remaining, reset)
 
 
 class _Noted:

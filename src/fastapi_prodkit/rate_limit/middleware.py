@@ -5,9 +5,9 @@ from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_prodkit._exchange import Exchange
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._problem import Refusal, send_problem
-from fastapi_prodkit._stack import Piece
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.rate_limit.keys import client_key
 from fastapi_prodkit.rate_limit.limits import Store, note, note_first, parse_limits, refusal, refused
@@ -17,7 +17,7 @@ from fastapi_prodkit.sections import RateLimitSettings
 __all__ = ["RateLimitMiddleware"]
 
 
-class RateLimitMiddleware(Piece):
+class RateLimitMiddleware(Layer):
     """Count every request of a client against the default limit; refuse what is over it with a 429 problem.
 
     The body of a refused request is never read. WebSocket handshakes count, and are refused, as requests are.
@@ -56,7 +56,7 @@ class RateLimitMiddleware(Piece):
         if isinstance(self._store, MemoryStore) and len(self._limits) == 1 and not self._legacy:
             self._hit, self._clock = self._store.window(self._limits[0]).hit, self._store.clock
 
-    def enter(self, exchange: Exchange) -> ASGIApp | None:
+    def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Count the request, or refuse it."""
         if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
             return None
@@ -78,4 +78,4 @@ class RateLimitMiddleware(Piece):
         except ProblemError as problem:
             await send_problem(scope, receive, send, problem)
             return
-        await exchange.proceed(receive, send)
+        await exchange.call_inner(receive, send)

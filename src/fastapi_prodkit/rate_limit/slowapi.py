@@ -22,7 +22,7 @@ from starlette.config import Config
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from fastapi_prodkit._exchange import Exchange
+from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.rate_limit.decorated import Claim, Rule, decorate
 from fastapi_prodkit.rate_limit.dependency import installed_store
@@ -203,7 +203,7 @@ def _refusal(
     problem = refusal(quotas)
     headers = {name.decode(): value.decode() for name, value in noted.items() if name.startswith(b"ratelimit")}
     headers.update(problem.headers or {})
-    if Exchange.of(connection.scope) is None:  # nobody else sends what is noted
+    if Exchange.innermost(connection.scope) is None:  # nobody else sends what is noted
         problem.headers = headers
     message = rule.message()
     problem.detail = message or problem.detail

@@ -13,8 +13,7 @@ from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Host, Mount, Router
 
-from fastapi_prodkit import _refusals
-from fastapi_prodkit._edge import PIECES
+from fastapi_prodkit import _refusals, _scope
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
 from fastapi_prodkit.cli.doctor.loading import unwrap
 from fastapi_prodkit.cli.doctor.subject import Subject
@@ -170,7 +169,7 @@ def order(subject: Subject) -> Iterator[Fault]:
 @rule("app-mounted-lifespan", "warning", "The lifespan of a mounted app does not run")
 def mounted_lifespan(subject: Subject) -> Iterator[Fault]:
     """Tell which mounted apps are never started; Starlette starts the outermost one only."""
-    if subject.app is None or hasattr(subject.app.state, PIECES):  # ours starts them
+    if subject.app is None or hasattr(subject.app.state, _scope.INSTALLED):  # ours starts them
         return
     for prefix, app in list(_apps(subject))[1:]:
         if _is_own(app.router.lifespan_context):
@@ -198,12 +197,12 @@ def _settings(subject: Subject, app: Starlette) -> Any:
     """Return our settings of the app, or of the one mounted in it; None if it was not made with them."""
     if app is subject.app:
         return subject.settings
-    return app.state.settings if hasattr(app.state, PIECES) else None
+    return app.state.settings if hasattr(app.state, _scope.INSTALLED) else None
 
 
 def _edge_names(subject: Subject) -> list[str]:
     """Return the names of what stands around an app of ours."""
-    if subject.app is None or not hasattr(subject.app.state, PIECES):
+    if subject.app is None or not hasattr(subject.app.state, _scope.INSTALLED):
         return []
     layers = getattr(subject.app.middleware_stack, "layers", ())
     return [name for layer in layers if (name := type(layer).__name__) in _PLACES]

@@ -1,4 +1,4 @@
-"""The layers around an app: whatever goes wrong ends as it does with them in place."""
+"""The edge around an app: whatever goes wrong ends as it does without an edge."""
 
 import asyncio
 import contextlib
@@ -14,12 +14,10 @@ from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Mount
 from starlette.websockets import WebSocketDisconnect
 
-from fastapi_prodkit._edge import Edge
-from fastapi_prodkit._rescue import Rescue
+from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
@@ -109,11 +107,11 @@ def add_routes(app: FastAPI) -> None:
     app.mount("/inner", inner)
 
 
-def with_layers(app: FastAPI):
+def without_edge(app: FastAPI):
     return Served(app, app.build_middleware_stack())
 
 
-def without(app: FastAPI, *pieces):
+def with_edge(app: FastAPI, *pieces):
     return Served(app, Edge(app.build_middleware_stack(), pieces, {}))
 
 
@@ -160,16 +158,16 @@ REQUESTS = [
 
 @pytest.mark.parametrize("options", [{}, {"debug": True}, {"max_body_size": 1000}], ids="".join)
 @pytest.mark.parametrize(("method", "path"), REQUESTS)
-def test_errors_end_as_with_the_layers(method, path, options):
+def test_errors_end_as_without_the_edge(method, path, options):
     """Whatever fails, before or after the response has started: the client and the server see what they would have."""
     app = app_of(**options)
 
-    assert outcome(without(app), method, path) == outcome(with_layers(app), method, path)
+    assert outcome(with_edge(app), method, path) == outcome(without_edge(app), method, path)
 
 
 @pytest.mark.parametrize("path", ["/items", "/inner/items"])
 @pytest.mark.parametrize("body", [b"{}", b'{"a": 1, "and": "so on"}', b"{" + b" " * 2000])
-def test_bodies_end_as_with_the_layers(path, body):
+def test_bodies_end_as_without_the_edge(path, body):
     """A body that is too large for the app, or for one that is mounted in it, is refused as it would have been."""
     app = app_of(max_body_size=1000)
 
@@ -179,7 +177,7 @@ def test_bodies_end_as_with_the_layers(path, body):
     for content in (body, parts):
         calls = [
             outcome(each(app), "POST", path, content=content() if callable(content) else content)
-            for each in (without, with_layers)
+            for each in (with_edge, without_edge)
         ]
         assert calls[0] == calls[1]
 
@@ -193,17 +191,17 @@ def test_a_handler_for_all_exceptions():
         return PlainTextResponse(f"sorry for the {type(error).__name__}", status_code=500)
 
     for path in ("/raise/unhandled", "/plain/mishandled"):
-        assert outcome(without(app), "GET", path) == outcome(with_layers(app), "GET", path)
-    assert outcome(without(app), "GET", "/raise/unhandled")[2] == "sorry for the ValueError"
+        assert outcome(with_edge(app), "GET", path) == outcome(without_edge(app), "GET", path)
+    assert outcome(with_edge(app), "GET", "/raise/unhandled")[2] == "sorry for the ValueError"
 
 
 @pytest.mark.parametrize("accept", [False, True])
 @pytest.mark.parametrize("name", [*NAMES, "policy"])
-def test_websockets_end_as_with_the_layers(name, accept):
+def test_websockets_end_as_without_the_edge(name, accept):
     """A WebSocket that fails is refused or closed as it would have been."""
     app, seen = app_of(), []
 
-    for each in (without(app), with_layers(app)):
+    for each in (with_edge(app), without_edge(app)):
         try:
             with TestClient(each).websocket_connect(f"/socket/{name}?accept={accept}") as websocket:
                 websocket.receive_text()
@@ -235,7 +233,7 @@ def test_a_body_that_is_too_large_below_middleware(middleware, kind, limit):
 
     app.add_api_route("/read", read, methods=["POST"])
     app.add_exception_handler(404, read_instead)
-    client = TestClient(without(app, limit), raise_server_exceptions=False)
+    client = TestClient(with_edge(app, limit), raise_server_exceptions=False)
 
     for path in ("/read", "/nowhere"):
         assert client.post(path, content=iter([b"x" * 600] * 2)).status_code == 413
@@ -254,7 +252,7 @@ async def test_a_place_is_held_until_a_handler_is_done():
         inside.pop()
         return PlainTextResponse("nothing there", status_code=404)
 
-    served = without(app, ConcurrencyLimitMiddleware(None, LIMITS, registry=CollectorRegistry()))
+    served = with_edge(app, ConcurrencyLimitMiddleware(None, LIMITS, registry=CollectorRegistry()))
     transport = httpx2.ASGITransport(app=served)
     async with httpx2.AsyncClient(transport=transport, base_url="http://testserver") as client:
         answers = await asyncio.gather(*[client.get("/nowhere") for _ in range(3)])
@@ -279,20 +277,10 @@ def test_a_handled_exception_after_the_deadline():
             raise HandledError from None
 
     app.mount("/turns", turn)
-    served = without(app, DeadlineMiddleware(None, LimitsSettings(request_timeout=0.05)))
+    served = with_edge(app, DeadlineMiddleware(None, LimitsSettings(request_timeout=0.05)))
 
     assert TestClient(served).get("/turns").status_code == 504
     assert len(handled) == 1
-
-
-def test_what_is_taken_off():
-    """All that acts on exceptions, up to the first layer that does something else."""
-    app = app_of()
-    edge = Edge(app.build_middleware_stack(), [], {})
-
-    assert type(edge.app) is ServerErrorMiddleware
-    assert type(Rescue(edge.app).app).__name__ == "AsyncExitStackMiddleware"
-    assert Rescue(edge.app).marks.keys() == {"starlette.exception_handlers"}
 
 
 def test_middleware_of_the_app_keeps_its_place():
@@ -313,14 +301,10 @@ def test_middleware_of_the_app_keeps_its_place():
             await self.app(scope, receive, watch)
 
     app = app_of(middleware=[Middleware(Watch)])
-    edge = Edge(app.build_middleware_stack(), [], {})
 
     for path in ("/nowhere", "/plain/handled", "/plain/unhandled", "/nowhere?fail"):
-        assert outcome(without(app), "GET", path) == outcome(with_layers(app), "GET", path)
-    assert TestClient(without(app)).get("/plain/handled").headers["x-watched"] == "418"
-    inside = Rescue(edge.app).app
-    assert type(inside) is Watch
-    assert type(inside.app) is ExceptionMiddleware
+        assert outcome(with_edge(app), "GET", path) == outcome(without_edge(app), "GET", path)
+    assert TestClient(with_edge(app)).get("/plain/handled").headers["x-watched"] == "418"
 
 
 def test_layers_that_are_not_known_stay():
@@ -335,7 +319,7 @@ def test_layers_that_are_not_known_stay():
     build = app.build_middleware_stack
     app.build_middleware_stack = lambda: Tracer(build())
 
-    assert outcome(without(app), "GET", "/raise/unhandled")[0] == 500
+    assert outcome(with_edge(app), "GET", "/raise/unhandled")[0] == 500
     assert paths == ["/raise/unhandled"] * 2
 
 
@@ -350,7 +334,7 @@ def test_a_handler_has_no_more_time_than_the_rest(blocks):
             time.sleep(0.1)
         await asyncio.sleep(30)
 
-    served = without(app, DeadlineMiddleware(app, LimitsSettings(request_timeout=0.05)))
+    served = with_edge(app, DeadlineMiddleware(app, LimitsSettings(request_timeout=0.05)))
 
     assert TestClient(served).get("/plain/handled").status_code == 504
     assert TestClient(served).get("/nowhere").status_code == 404
@@ -371,7 +355,7 @@ async def test_nothing_is_left_behind(path, error):
         raise error
 
     app.router.routes.insert(0, Mount("/plain", fail_plainly))
-    served = without(app)
+    served = with_edge(app)
 
     async def call():
         scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
@@ -396,7 +380,7 @@ async def test_a_client_that_leaves_while_a_handler_waits():
             raise
 
     scope = {"type": "http", "method": "GET", "path": "/plain/handled", "query_string": b"", "headers": []}
-    task = asyncio.create_task(without(app)(scope, nothing, nothing))
+    task = asyncio.create_task(with_edge(app)(scope, nothing, nothing))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

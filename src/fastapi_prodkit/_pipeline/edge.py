@@ -5,13 +5,12 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_prodkit._exchange import Exchange, RawHeaders
-from fastapi_prodkit._rescue import Rescue
-from fastapi_prodkit._stack import Piece, Stack
+from fastapi_prodkit import _scope
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.hooks import RawHeaders
+from fastapi_prodkit._pipeline.layers import Layer, LayerStack
 
-__all__ = ["PIECES", "Edge"]
-
-PIECES = "fastapi_prodkit"  # scope key and app.state attribute: what dependencies find
+__all__ = ["Edge"]
 
 
 class Edge:
@@ -21,31 +20,30 @@ class Edge:
     dependencies find its own pieces first.
     """
 
-    def __init__(self, app: ASGIApp, layers: Sequence[Piece], pieces: Mapping[str, Any]) -> None:
+    def __init__(self, app: ASGIApp, layers: Sequence[Layer], pieces: Mapping[str, Any]) -> None:
         self.app = app
         self.layers = layers
-        rescued = Rescue(app)
         self._stacks = {
-            kind: Stack([layer for layer in layers if kind in layer.scope_types], rescued)
+            kind: LayerStack([layer for layer in layers if kind in layer.scope_types], app)
             for kind in ("http", "websocket")
         }
         self._pieces = pieces
 
     def close_connections(self) -> None:
         """Have every response from now on say that its connection is closed; it costs nothing before."""
-        stack = self._stacks["http"]
-        for starting in (stack.starting, stack.starting_usual):
+        hooks = self._stacks["http"].hooks
+        for starting in (hooks.on_response_start, hooks.on_plain_response_start):
             starting.append(_close_connection)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         stack = self._stacks.get(scope["type"])
         if stack is None:  # lifespan
             return self.app(scope, receive, send)
-        outer = scope.get(PIECES)
+        outer = scope.get(_scope.INSTALLED)
         if outer is not None:
-            scope[PIECES] = {**outer, **self._pieces}
+            scope[_scope.INSTALLED] = {**outer, **self._pieces}
             return self.app(scope, receive, send)
-        scope[PIECES] = self._pieces
+        scope[_scope.INSTALLED] = self._pieces
         return stack(scope, receive, send)
 
 

@@ -1,0 +1,226 @@
+"""The state of one request and its response, which all layers share: each message is looked at once."""
+
+import asyncio
+from asyncio import Task
+from collections.abc import Awaitable, Container, Iterator
+from time import perf_counter
+from typing import Any, Final, cast
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fastapi_prodkit import _scope
+from fastapi_prodkit._asgi import route_path, route_template
+from fastapi_prodkit._pipeline.hooks import Hooks, OnRequest, RawHeaders
+from fastapi_prodkit._pipeline.interruption import Interruption
+from fastapi_prodkit._pipeline.timers import Deadline
+
+__all__ = ["CLIENT_DISCONNECTED", "Exchange"]
+
+CLIENT_DISCONNECTED: Final = 499  # nginx's status for it; no client ever sees the status
+_READING: Final = frozenset({"GET", "HEAD"})
+_TO_NORMALIZE: Final = ("/", "")  # last characters of a path that `route_path` changes
+_PLAIN: Final = frozenset({b"content-length", b"content-type"})  # no layer's header replaces or depends on these
+
+
+class Exchange:
+    """Pass the messages of one request between server and app, and call the hooks of the layers.
+
+    Attributes:
+        scope: The request.
+        path: Its path relative to the app, without a trailing slash; "/" for the root.
+        headers: Its headers; the last of several lines with one name.
+        has_repeated_headers: Some header has several lines; `header_values` returns all of them.
+        context: The fields of every log line about the request.
+        response_headers: Headers of the response, which replace headers of the same names that the app sets.
+        complete: The server has taken the last message of the response.
+        client_disconnected: The client disconnected before the response was complete.
+        started_at: When the request came, on the clock of `perf_counter`.
+        task: The task that serves the request; set before the app is called if a layer may cancel it.
+        hooks: What the layers do with the request.
+        receive_from_server: Returns the app's next message; a layer may put itself in between.
+        outer: The exchange around this one: of an app around this app, or of a layer around a copied scope.
+        status: The status of the response; 0 before it starts. From `on_end` on it is what the client saw: 499 if it
+            disconnected early, 101 for an open WebSocket.
+        duration: From `on_end` on: seconds until the response was complete, without background tasks.
+        route: From `on_end` on: the template of the route that served the request.
+    """
+
+    duration: float
+    route: str
+    complete = False
+    client_disconnected = False
+    status = 0
+    interruption: Interruption | None = None
+    deadline: Deadline | None = None
+    task: "Task[Any] | None" = None
+    _remaining: "Iterator[OnRequest[Exchange]]"
+    _app: ASGIApp
+
+    def __init__(
+        self, hooks: "Hooks[Exchange]", outer: "Exchange | None", scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        raw: RawHeaders = scope["headers"]
+        path: str = scope["path"]
+        self.scope = scope
+        self.outer = outer
+        self.root_path = root_path = scope.get("root_path", "")  # mounts lengthen it
+        self.path = route_path(scope) if root_path or path[-1:] in _TO_NORMALIZE else path
+        self.headers: dict[bytes, bytes] = dict(raw)
+        self.has_repeated_headers = len(self.headers) != len(raw)
+        self.context: dict[str, Any] = {} if outer is None else outer.context
+        self.response_headers: dict[bytes, bytes] = {}
+        self.hooks = hooks
+        self.receive_from_server = receive
+        self._send = send
+        self.started_at = perf_counter()
+
+    @staticmethod
+    def innermost(scope: Scope) -> "Exchange | None":
+        """Return the exchange that was opened last for this request, if a layer has opened one."""
+        return scope.get(_scope.EXCHANGE)
+
+    @classmethod
+    def for_this_app(cls, scope: Scope) -> "Exchange | None":
+        """Return the exchange of exactly this request and app.
+
+        None for an exchange that was opened by an outer app, which has another root_path, or for another scope.
+        """
+        exchange = cls.innermost(scope)
+        if exchange is None or exchange.scope is not scope or exchange.root_path != scope.get("root_path", ""):
+            return None
+        return exchange
+
+    def is_exempt(self, exempt: Container[str]) -> bool:
+        """Say whether this is a GET or HEAD request for one of these paths."""
+        return self.path in exempt and self.scope.get("method") in _READING
+
+    def header_values(self, name: bytes) -> list[bytes]:
+        """Return the value of every line of a request header."""
+        return [value for key, value in self.scope["headers"] if key == name]
+
+    def call_inner(self, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve the request with the remaining layers and the app; for a layer that has returned an app of its own."""
+        for on_request in self._remaining:
+            answer = on_request(self)
+            if answer is not None:
+                return answer(self.scope, receive, send)
+        if self.hooks.may_cancel_app and self.task is None:
+            self.start_deadlines(perf_counter())  # time that the request has waited for its turn does not count
+        return self._app(self.scope, receive, send)
+
+    def pause_at(self, remaining: "Iterator[OnRequest[Exchange]]", app: ASGIApp) -> None:
+        """Remember the remaining layers and the app, for `call_inner`."""
+        self._remaining = remaining
+        self._app = app
+
+    def add_layers(self, hooks: "Hooks[Exchange]", app: ASGIApp) -> None:
+        """Add the hooks of layers that stand further in than the one that opened the exchange."""
+        self.hooks = hooks.inside(self.hooks)
+        self.pause_at(iter(hooks.on_request), app)
+
+    def start_deadlines(self, started_at: float) -> None:
+        """Tell the layers that the app is called now and has had the request since `started_at`.
+
+        Must be called from the task that serves the request: that task is the one a deadline cancels.
+        """
+        self.task = asyncio.current_task()
+        for on_wait in self.hooks.on_wait:
+            on_wait(self, started_at)
+
+    def interrupt(self, answer: ASGIApp) -> None:
+        """Cancel the task that serves the request and send this answer, unless a response has started.
+
+        What the app sends from now on is dropped, however long it takes to end.
+        """
+        if self.status or self.interruption is not None:
+            return
+        task = cast("Task[Any]", self.task)
+        self.interruption = Interruption(task, answer(self.scope, self.receive, self.send), self.context)
+        task.cancel()
+
+    async def finish_interruption(self) -> bool:
+        """Wait until the answer is sent; return True if nothing but an interruption has cancelled the request."""
+        if self.interruption is None:
+            return False
+        alone = self.interruption.withdraw_cancellation()
+        await self.interruption.wait_closed()
+        return alone
+
+    async def receive(self) -> Message:
+        """Pass a message to the app."""
+        message = await self.receive_from_server()
+        if message["type"] == "http.disconnect" and not self.complete:
+            self.client_disconnected = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass a message to the server."""
+        if self.interruption is not None and not self.interruption.is_current_task():
+            await asyncio.sleep(0)  # an app that was cancelled and keeps sending must not starve other requests
+            return
+        kind: str = message["type"]
+        if kind == "http.response.body":
+            last = not message.get("more_body")
+        elif kind == "http.response.start":
+            last = False
+            message = self._start_response(message["status"], message)
+        else:
+            last = kind == "http.response.pathsend"
+            message = self._start_websocket_response(kind, message)
+        try:
+            await self._send(message)
+        except OSError:  # ASGI 2.4: how a server says that the client has disconnected
+            self.client_disconnected |= not self.complete
+            raise
+        if last:
+            self.complete = True
+            self.duration = perf_counter() - self.started_at
+
+    def finish(self) -> None:
+        """Set status, duration and route of a finished request, and call `on_end`."""
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None  # it refers to this exchange
+        on_end = self.hooks.on_end
+        if not on_end:
+            return
+        if not self.complete:
+            self.duration = perf_counter() - self.started_at
+            self.status = self.status or 500
+        if self.client_disconnected:
+            self.status = CLIENT_DISCONNECTED
+        self.route = route_template(self.scope, self.root_path)
+        for hook in on_end:
+            hook(self)
+
+    def _start_response(self, status: int, message: Message) -> Message:
+        self.status = status
+        ours, hooks = self.response_headers, self.hooks
+        if not ours and not hooks.on_response_start:
+            return message
+        headers = list(message.get("headers", ()))
+        present = dict(headers)
+        if present.keys() <= _PLAIN:
+            for hook in hooks.on_plain_response_start:
+                hook(self, headers, present)
+        else:
+            headers = self._merge_headers(headers, present)
+        headers += ours.items()
+        return {**message, "headers": headers}  # a copy: the app may send its message again
+
+    def _merge_headers(self, headers: RawHeaders, present: dict[bytes, bytes]) -> RawHeaders:
+        if not b"-".join(present).islower():  # ASGI requires lower-case names; some apps violate this
+            headers = [(name.lower(), value) for name, value in headers]
+            present = dict(headers)
+        for hook in self.hooks.on_response_start:
+            hook(self, headers, present)
+        return [pair for pair in headers if pair[0] not in self.response_headers]
+
+    def _start_websocket_response(self, kind: str, message: Message) -> Message:
+        if kind == "websocket.accept":
+            return self._start_response(101, message)
+        if kind == "websocket.http.response.start" and not self.status:
+            return self._start_response(message["status"], message)
+        if kind == "websocket.close":
+            self.status = self.status or 403  # servers answer 403 to a handshake that is closed before it is accepted
+        return message

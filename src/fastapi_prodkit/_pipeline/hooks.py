@@ -1,0 +1,73 @@
+"""What a set of layers does with one request, as lists of functions, ready to be called."""
+
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
+
+from starlette.types import ASGIApp
+
+__all__ = ["Hooks", "OnEnd", "OnError", "OnRequest", "OnResponseStart", "OnWait", "RawHeaders"]
+
+_Exchange = TypeVar("_Exchange")  # the class Exchange, whose module imports this one
+
+RawHeaders = list[tuple[bytes, bytes]]
+OnRequest = Callable[[_Exchange], ASGIApp | None]
+OnWait = Callable[[_Exchange, float], None]
+OnResponseStart = Callable[[_Exchange, RawHeaders, Mapping[bytes, bytes]], None]
+OnEnd = Callable[[_Exchange], None]
+OnError = Callable[[_Exchange, BaseException], bool]
+
+
+class Hooks(Generic[_Exchange]):
+    """The hooks of a set of layers, each list in the order in which it is called.
+
+    Attributes:
+        on_request: Outermost first.
+        on_wait: Outermost first.
+        on_response_start: Innermost first.
+        on_plain_response_start: Those of `on_response_start` that have something to do on a plain response, which has
+            no other headers than Content-Type and Content-Length.
+        on_end: Innermost first.
+        on_error: That of the innermost layer that has one, or None.
+        may_cancel_app: Some layer may cancel the task that serves the request.
+    """
+
+    __slots__ = (
+        "may_cancel_app",
+        "on_end",
+        "on_error",
+        "on_plain_response_start",
+        "on_request",
+        "on_response_start",
+        "on_wait",
+    )
+
+    def __init__(  # noqa: PLR0913 - one parameter for each hook
+        self,
+        *,
+        on_request: list[OnRequest[_Exchange]],
+        on_wait: list[OnWait[_Exchange]],
+        on_response_start: list[OnResponseStart[_Exchange]],
+        on_plain_response_start: list[OnResponseStart[_Exchange]],
+        on_end: list[OnEnd[_Exchange]],
+        on_error: OnError[_Exchange] | None,
+        may_cancel_app: bool,
+    ) -> None:
+        self.on_request = on_request
+        self.on_wait = on_wait
+        self.on_response_start = on_response_start
+        self.on_plain_response_start = on_plain_response_start
+        self.on_end = on_end
+        self.on_error = on_error
+        self.may_cancel_app = may_cancel_app
+
+    def inside(self, outer: "Hooks[_Exchange]") -> "Hooks[_Exchange]":
+        """Return these hooks and, around them, those of outer layers, which have handled `on_request` already."""
+        return Hooks(
+            on_request=self.on_request,
+            on_wait=outer.on_wait,
+            on_response_start=[*self.on_response_start, *outer.on_response_start],
+            on_plain_response_start=[*self.on_plain_response_start, *outer.on_plain_response_start],
+            on_end=[*self.on_end, *outer.on_end],
+            on_error=self.on_error or outer.on_error,
+            may_cancel_app=outer.may_cancel_app,
+        )

@@ -1,0 +1,45 @@
+"""Answer a request in place of an app that is being cancelled."""
+
+import asyncio
+from asyncio import Task
+from collections.abc import Awaitable
+from typing import Any
+
+from fastapi_prodkit import _context
+
+__all__ = ["Interruption"]
+
+
+class Interruption:
+    """Send another answer than the app's, in a task of its own, while the app is being cancelled.
+
+    Args:
+        task: The task that serves the request.
+        answer: Sends the answer.
+        context: The context of the request, for log lines about the answer.
+    """
+
+    def __init__(self, task: "Task[Any]", answer: Awaitable[None], context: dict[str, Any]) -> None:
+        self._task = task
+        self._cancelled_before = task.cancelling()
+        self._answer = task.get_loop().create_task(_send_within(context, answer))
+
+    def is_current_task(self) -> bool:
+        """Say whether the running task is the one that sends the answer, and not the app."""
+        return asyncio.current_task() is self._answer
+
+    def withdraw_cancellation(self) -> bool:
+        """Take back the cancellation of the app's task; return False if somebody else has cancelled it as well.
+
+        Called once, when the app has ended. `asyncio.timeout` finds out in the same way who has cancelled.
+        """
+        return self._task.uncancel() <= self._cancelled_before
+
+    async def wait_closed(self) -> None:
+        """Wait until the answer is sent: servers take an app that returns earlier for a broken one."""
+        await self._answer
+
+
+async def _send_within(context: dict[str, Any], answer: Awaitable[None]) -> None:
+    _context.begin(context)  # in the context of this task, which ends with it
+    await answer

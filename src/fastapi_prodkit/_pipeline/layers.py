@@ -1,0 +1,152 @@
+"""`Layer`, the base class of every middleware, and `LayerStack`, which serves an app with several of them."""
+
+from asyncio import CancelledError
+from collections.abc import Mapping, Sequence
+from contextvars import Token
+from functools import cached_property
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fastapi_prodkit import _context, _scope
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
+
+__all__ = ["Layer", "LayerStack"]
+
+
+class Layer:
+    """Base class of every middleware. Override only the hooks you need; hooks that are not overridden are never called.
+
+    Attributes:
+        app: The app to serve, where the layer is used alone.
+        scope_types: Types of scope for which the hooks are called; others pass.
+        may_cancel_app: The layer may cancel the task that serves the request, and so needs an exchange of its own.
+        runs_on_plain_response: `on_response_start` has something to do although the app sets no other headers than
+            Content-Type and Content-Length.
+    """
+
+    app: ASGIApp
+    scope_types: frozenset[str] = frozenset({"http"})
+    may_cancel_app = False
+    runs_on_plain_response = True
+
+    def on_request(self, exchange: Exchange) -> ASGIApp | None:
+        """Begin a request. Called once by the stack, outermost layer first, before the app is called.
+
+        May return an ASGI app, which then serves the request in place of the layers further in and the app; it may call
+        `exchange.call_inner` to serve the request with them after all. May raise: the request fails.
+        """
+
+    def on_wait(self, exchange: Exchange, started_at: float) -> None:
+        """Start a time-out. Called once by the stack, immediately before the app is called.
+
+        `started_at` says since when the app counts as having the request, on the clock of `perf_counter`. Called in the
+        task that serves the request, `exchange.task`, and only in a stack with a layer that may cancel it.
+        """
+
+    def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
+        """Change the headers of a response in place. Called once by `Exchange.send`, innermost layer first.
+
+        `headers` is what will be sent, `present` is what the app has set, `exchange.status` is the status. May raise:
+        the app's call of `send` fails.
+        """
+
+    def on_end(self, exchange: Exchange) -> None:
+        """Finish a request. Called once, successful or not, innermost layer first; must not raise.
+
+        `exchange.status`, `.duration` and `.route` are final.
+        """
+
+    def on_error(self, exchange: Exchange, error: BaseException) -> bool:  # noqa: ARG002 - for those that override it
+        """Handle an exception; return True to swallow it. Only the innermost layer that overrides this is called."""
+        return False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request with this layer alone, or as part of the exchange that a layer around it has opened."""
+        if scope["type"] not in self.scope_types:
+            await self.app(scope, receive, send)
+            return
+        exchange = None if self.may_cancel_app else Exchange.for_this_app(scope)
+        if exchange is None:
+            await self._alone(scope, receive, send)
+            return
+        exchange.add_layers(self._alone.hooks, self.app)
+        await exchange.call_inner(receive, send)
+
+    @cached_property
+    def _alone(self) -> "LayerStack":
+        return LayerStack([self], self.app)
+
+
+class LayerStack:
+    """Serve an app with these layers around it, outermost first."""
+
+    def __init__(self, layers: Sequence[Layer], app: ASGIApp) -> None:
+        self.app = app
+        self.layers = layers
+        self.hooks = _hooks_of(layers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901 - a call costs, each time
+        """Serve one request."""
+        outer = Exchange.innermost(scope)
+        hooks = self.hooks
+        scope[_scope.EXCHANGE] = exchange = Exchange(hooks, outer, scope, receive, send)
+        token: Token[Any] | None = _context.begin(exchange.context)
+        try:
+            # What `Exchange.call_inner` does, written out: the call would cost every request.
+            for on_request in (remaining := iter(hooks.on_request)):
+                answer = on_request(exchange)
+                if answer is not None:
+                    exchange.pause_at(remaining, self.app)
+                    await answer(scope, exchange.receive, exchange.send)
+                    break
+            else:
+                if hooks.may_cancel_app:
+                    exchange.start_deadlines(exchange.started_at)
+                await self.app(scope, exchange.receive, exchange.send)
+        except CancelledError as cancelled:
+            if not await exchange.finish_interruption():
+                # Some servers cancel the request of a client that has disconnected.
+                exchange.client_disconnected |= not exchange.complete
+                _scope.mark_logged(cancelled)  # the server logs no traceback for a stream that ends at shutdown
+                raise
+        except Exception as error:
+            await exchange.finish_interruption()
+            if not _handle(exchange, error):
+                # The context stays for the server's own line about an exception that is not logged yet.
+                token = token if _scope.is_logged(error) else None
+                raise
+        else:
+            if exchange.interruption is not None:
+                await exchange.finish_interruption()
+        finally:
+            exchange.finish()
+            # Break the cycle of references between exchange and scope, which the garbage collector would have to find.
+            scope[_scope.EXCHANGE] = outer
+            exchange.receive_from_server = receive
+            if token is not None:
+                _context.end(token)
+
+
+def _handle(exchange: Exchange, error: Exception) -> bool:
+    on_error = exchange.hooks.on_error
+    return on_error is not None and on_error(exchange, error)
+
+
+def _hooks_of(layers: Sequence[Layer]) -> Hooks[Exchange]:
+    inside_out = layers[::-1]
+    starting = [layer for layer in inside_out if _overrides(layer, "on_response_start")]
+    return Hooks(
+        on_request=[layer.on_request for layer in layers if _overrides(layer, "on_request")],
+        on_wait=[layer.on_wait for layer in layers if _overrides(layer, "on_wait")],
+        on_response_start=[layer.on_response_start for layer in starting],
+        on_plain_response_start=[layer.on_response_start for layer in starting if layer.runs_on_plain_response],
+        on_end=[layer.on_end for layer in inside_out if _overrides(layer, "on_end")],
+        on_error=next((layer.on_error for layer in inside_out if _overrides(layer, "on_error")), None),
+        may_cancel_app=any(layer.may_cancel_app for layer in layers),
+    )
+
+
+def _overrides(layer: Layer, hook: str) -> bool:
+    return getattr(type(layer), hook) is not getattr(Layer, hook)

@@ -1,0 +1,107 @@
+"""One timer for many time-outs of the same length: a timer of its own for each would cost more than the request.
+
+Time-outs of one length end in the order in which they began, so the timer has to look at the oldest only. Nearly every
+request ends long before its time-out and cancels it. When the timer fires and finds no time-out, it is not set again.
+"""
+
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from contextvars import Context
+from time import perf_counter
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ["Deadline", "SharedTimer", "TimerQueue", "Timing"]
+
+_Subject = TypeVar("_Subject")
+
+
+class Deadline(Protocol):
+    """The time-out of one request."""
+
+    started_at: float  # on the clock of `perf_counter`
+
+    def cancel(self) -> None:
+        """Let the time pass without consequence. May be called after the time-out has expired."""
+
+
+class TimerQueue(Generic[_Subject]):
+    """The time-outs of one event loop, oldest first, each with the time at which it is due.
+
+    Attributes:
+        timings: Time-outs that are neither cancelled nor expired.
+        armed: The event loop will call `expire_due`.
+    """
+
+    def __init__(self, loop: AbstractEventLoop, seconds: float, expire: Callable[[_Subject], None]) -> None:
+        self.loop = loop
+        self.timings: dict[Timing[_Subject], float] = {}
+        self.armed = False
+        self._seconds = seconds
+        self._expire = expire
+
+    def add(self, timing: "Timing[_Subject]") -> None:
+        """Add a time-out, which began after those that were added before."""
+        self.timings[timing] = due = timing.started_at + self._seconds
+        if not self.armed:
+            self.schedule(due)
+
+    def schedule(self, due: float) -> None:
+        """Have the event loop call `expire_due` at that time."""
+        # In an empty context: that of the request which happens to be the first is not that of the next.
+        self.loop.call_later(due - perf_counter(), self.expire_due, context=Context())
+        self.armed = True
+
+    def expire_due(self) -> None:
+        """Expire the time-outs that are due, and schedule the next call for the oldest of the others."""
+        self.armed = False  # should `expire` raise, the next time-out schedules a call again
+        while self.timings:
+            oldest, due = next(iter(self.timings.items()))
+            if due > perf_counter():
+                self.schedule(due)
+                return
+            del self.timings[oldest]
+            self._expire(oldest.subject)
+
+
+class Timing(Generic[_Subject]):
+    """One time-out in a queue; a `Deadline`."""
+
+    __slots__ = ("_queue", "started_at", "subject")
+
+    def __init__(self, subject: _Subject, started_at: float, queue: TimerQueue[_Subject]) -> None:
+        self.subject = subject
+        self.started_at = started_at
+        self._queue = queue
+
+    def cancel(self) -> None:
+        """Take the time-out out of its queue."""
+        self._queue.timings.pop(self, None)
+
+
+class SharedTimer(Generic[_Subject]):
+    """Call a function for each subject whose time is over.
+
+    Args:
+        seconds: Length of every time-out.
+        expire: Called with the subject, from its event loop.
+    """
+
+    def __init__(self, seconds: float, expire: Callable[[_Subject], None]) -> None:
+        self._seconds = seconds
+        self._expire = expire
+        self._queue: TimerQueue[_Subject] | None = None
+
+    def start(self, subject: _Subject, started_at: float, loop: AbstractEventLoop) -> Timing[_Subject]:
+        """Start the time-out of a subject. Of any two, the one that is started first has begun first.
+
+        Args:
+            subject: What `expire` is called with.
+            started_at: When its time began, on the clock of `perf_counter`.
+            loop: The event loop in which `expire` is called; each has a queue of its own.
+        """
+        queue = self._queue
+        if queue is None or queue.loop is not loop:
+            queue = self._queue = TimerQueue(loop, self._seconds, self._expire)
+        timing = Timing(subject, started_at, queue)
+        queue.add(timing)
+        return timing

@@ -1,0 +1,38 @@
+"""Every key that we put into an ASGI scope, and every mark that we put on objects of others."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+__all__ = ["EXCHANGE", "FAILURES", "INSTALLED", "QUOTAS", "installed", "is_logged", "mark_logged"]
+
+# Scope keys.
+INSTALLED: Final = "fastapi_prodkit"  # the objects that dependencies look for; also an attribute of app.state
+EXCHANGE: Final = "fastapi_prodkit.exchange"  # the innermost Exchange of the request; read by Exchange.innermost
+FAILURES: Final = "fastapi_prodkit.failures"  # exceptions that have left the edge; see _pipeline.outermost
+QUOTAS: Final = "fastapi_prodkit.quotas"  # what the request has been counted against; see rate_limit.limits
+
+# Attributes of objects that are not ours.
+EXCEPTION_LOGGED: Final = "__prodkit_logged__"  # an exception whose record is written
+LIFESPAN_COMPOSED: Final = "__prodkit_composed__"  # a lifespan that starts mounted apps by itself
+ROUTER_MOUNTS: Final = "fastapi_prodkit"  # a router: the prefixes of its mounts; see _asgi
+REGISTRY_INSTRUMENTS: Final = "fastapi_prodkit_instruments"  # a Prometheus registry; see _instruments
+REGISTRY_WORKERS: Final = "fastapi_prodkit_workers"  # a Prometheus registry; see _workers
+ENDPOINT_LIMITS: Final = "__prodkit_limits__"  # an endpoint: how many limits decorate it
+ENDPOINT_NO_DEFAULT_LIMIT: Final = "__prodkit_no_default_limit__"  # an endpoint that the default limit leaves alone
+ENDPOINT_NO_LIMIT: Final = "__prodkit_no_limit__"  # an endpoint that every limit leaves alone
+ENDPOINT_LIMIT_ELSEWHERE: Final = "__prodkit_limit_elsewhere__"  # an endpoint whose limit wraps it without effect
+
+
+def installed(scope: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the objects that `create_app` has made for this app; None outside of an edge."""
+    return scope.get(INSTALLED)
+
+
+def mark_logged(error: BaseException) -> None:
+    """Note that the exception is logged, so that `configure_logging` drops the server's record of it."""
+    vars(error)[EXCEPTION_LOGGED] = True  # not setattr, which an exception's class may refuse
+
+
+def is_logged(error: BaseException | None) -> bool:
+    """Say whether the exception is logged already."""
+    return error is not None and EXCEPTION_LOGGED in vars(error)
