@@ -18,8 +18,15 @@ from starlette.websockets import WebSocketDisconnect
 
 from fastapi_prodkit._pipeline import exchange
 from fastapi_prodkit.access_log import AccessLogMiddleware
+from fastapi_prodkit.errors import ErrorBoundaryMiddleware
+from fastapi_prodkit.sections import ErrorsSettings
 
 FIELDS = ("http_method", "http_route", "http_path", "http_status", "client_ip")
+
+
+def with_both(app, *, raise_=False, **options):
+    """Return the app with its lines, and with the boundary of its exceptions inside of them."""
+    return AccessLogMiddleware(ErrorBoundaryMiddleware(app, ErrorsSettings(raise_=raise_)), **options)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +55,7 @@ def test_others_that_listen_get_the_line(monkeypatch):
     handlers = [Handler(), Handler()]
     monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
 
-    TestClient(AccessLogMiddleware(service())).get("/ok/1")
+    TestClient(with_both(service())).get("/ok/1")
 
     for handler in handlers:
         assert [record.http_path for record in handler.records if record.name == "fastapi_prodkit.access"] == ["/ok/1"]
@@ -60,7 +67,7 @@ def test_a_path_is_cut():
     logger = logging.getLogger("fastapi_prodkit.access")
     logger.addHandler(handler)
     try:
-        TestClient(AccessLogMiddleware(service())).get("/" + "x" * 5000)
+        TestClient(with_both(service())).get("/" + "x" * 5000)
     finally:
         logger.removeHandler(handler)
 
@@ -148,7 +155,7 @@ def service() -> FastAPI:
 )
 def test_every_outcome(method, path, route, status, caplog):
     """Each request has one line with method, route, path, the status that the client saw, and the client."""
-    app = AccessLogMiddleware(service())
+    app = with_both(service())
     content = {"number": "more than ten bytes"} if status == 413 else None
 
     response = TestClient(app, follow_redirects=False).request(method, path, json=content)
@@ -160,7 +167,7 @@ def test_every_outcome(method, path, route, status, caplog):
 
 def test_nothing_secret(caplog):
     """Neither the query string nor a header nor the body is logged."""
-    app = AccessLogMiddleware(service())
+    app = with_both(service())
 
     TestClient(app).post("/ok/1?token=s3cret", headers={"Authorization": "s3cret", "Cookie": "id=s3cret"})
 
@@ -176,7 +183,7 @@ async def test_client_without_an_address(client, caplog):
     if client == "absent":
         del server.scope["client"]
 
-    await server.call(AccessLogMiddleware(respond_and()))
+    await server.call(with_both(respond_and()))
 
     [found] = lines(caplog)
     assert "client_ip" not in found
@@ -243,7 +250,7 @@ async def test_exception_after_a_complete_response(caplog):
     """It is logged once and goes no further: nothing is wrong with the connection."""
     error = RuntimeError("in a background task")
 
-    await Server().call(AccessLogMiddleware(respond_and(error)))
+    await Server().call(with_both(respond_and(error)))
 
     [record] = errors(caplog)
     assert (record.getMessage(), record.levelno, record.http_path) == ("unhandled exception", logging.ERROR, "/")
@@ -256,7 +263,7 @@ async def test_exception_in_the_middle_of_a_response(caplog):
     error = RuntimeError("in a stream")
 
     with pytest.raises(RuntimeError, match="in a stream"):
-        await Server().call(AccessLogMiddleware(start_and(error)))
+        await Server().call(with_both(start_and(error)))
 
     assert [record.exc_info[1] for record in errors(caplog)] == [error]
     assert statuses(caplog) == [200]
@@ -269,7 +276,7 @@ async def test_exception_before_the_response(caplog):
         raise RuntimeError("at once")
 
     with pytest.raises(RuntimeError, match="at once"):
-        await Server().call(AccessLogMiddleware(app))
+        await Server().call(with_both(app))
 
     assert len(errors(caplog)) == 1
     assert statuses(caplog) == [500]
@@ -280,7 +287,7 @@ def test_unhandled_exception_in_fastapi(caplog):
     app = FastAPI()
     app.get("/")(fail)
 
-    response = TestClient(AccessLogMiddleware(app)).get("/")
+    response = TestClient(with_both(app)).get("/")
 
     assert response.status_code == 500
     assert lines(caplog) == [line("/", 500, route="/")]
@@ -290,6 +297,7 @@ def test_unhandled_exception_in_fastapi(caplog):
 def test_added_to_an_app(caplog):
     """As the app's own middleware it is inside of what makes the 500, and says 500 as well."""
     app = FastAPI()
+    app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware)
     app.get("/")(fail)
 
@@ -303,6 +311,7 @@ def test_added_to_an_app(caplog):
 def test_failing_background_task(caplog):
     """The client has its 200, and the failure has its record."""
     app = FastAPI()
+    app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware)
 
     @app.get("/")
@@ -317,10 +326,10 @@ def test_failing_background_task(caplog):
     assert [str(record.exc_info[1]) for record in errors(caplog)] == ["after the response"]
 
 
-async def test_propagate(caplog):
+async def test_raise(caplog):
     """For a test client every exception is raised on, and is logged all the same."""
     with pytest.raises(RuntimeError, match="after the response"):
-        await Server().call(AccessLogMiddleware(respond_and(RuntimeError("after the response")), propagate=True))
+        await Server().call(with_both(respond_and(RuntimeError("after the response")), raise_=True))
 
     assert len(errors(caplog)) == 1
     assert statuses(caplog) == [200]
@@ -330,7 +339,7 @@ async def test_propagate(caplog):
 async def test_cancellation(app, status, caplog):
     """A cancellation always passes, and is no error; before the end of the response it means that the client left."""
     with pytest.raises(asyncio.CancelledError):
-        await Server().call(AccessLogMiddleware(app(asyncio.CancelledError())))
+        await Server().call(with_both(app(asyncio.CancelledError())))
 
     assert errors(caplog) == []
     assert statuses(caplog) == [status]
@@ -341,7 +350,7 @@ async def test_exceptions_are_marked():
     error = RuntimeError()
 
     with pytest.raises(RuntimeError):
-        await Server().call(AccessLogMiddleware(start_and(error)))
+        await Server().call(with_both(start_and(error)))
 
     assert error.__prodkit_logged__ is True
 
@@ -353,7 +362,7 @@ async def test_exceptions_that_cannot_be_changed(caplog):
     class FrozenError(Exception):
         code: int
 
-    await Server().call(AccessLogMiddleware(respond_and(FrozenError(7))))
+    await Server().call(with_both(respond_and(FrozenError(7))))
 
     assert len(errors(caplog)) == 1
 
@@ -366,7 +375,7 @@ async def test_client_leaves_while_it_sends(caplog):
 
     server = Server(body=[{"type": "http.request", "body": b"half", "more_body": True}])
 
-    await server.call(AccessLogMiddleware(app))
+    await server.call(with_both(app))
 
     assert errors(caplog) == []
     assert statuses(caplog) == [499]
@@ -376,7 +385,7 @@ async def test_client_leaves_during_a_stream(caplog):
     """A client that hangs up in the middle of a stream is status 499, and no error."""
     app = StreamingResponse(iter([b"a", b"b", b"c"]))
 
-    await Server(hang_up_after=2).call(AccessLogMiddleware(app))
+    await Server(hang_up_after=2).call(with_both(app))
 
     assert errors(caplog) == []
     assert statuses(caplog) == [499]
@@ -390,7 +399,7 @@ async def test_client_leaves_and_the_app_notices(caplog):
             return
         raise AssertionError
 
-    await Server().call(AccessLogMiddleware(app))
+    await Server().call(with_both(app))
 
     assert statuses(caplog) == [499]
 
@@ -402,7 +411,7 @@ async def test_client_leaves_after_the_response(caplog):
         await respond_and()(scope, receive, send)
         assert (await receive())["type"] == "http.disconnect"
 
-    await Server().call(AccessLogMiddleware(app))
+    await Server().call(with_both(app))
 
     assert statuses(caplog) == [200]
 
@@ -415,7 +424,7 @@ async def test_an_error_of_the_app_after_the_client_left(caplog):
         raise RuntimeError("while clearing up")
 
     with pytest.raises(RuntimeError):
-        await Server().call(AccessLogMiddleware(app))
+        await Server().call(with_both(app))
 
     assert len(errors(caplog)) == 1
     assert statuses(caplog) == [499]
@@ -425,7 +434,7 @@ async def test_an_error_of_the_app_after_the_client_left(caplog):
 async def test_connection_errors_of_the_app_itself(error, caplog):
     """An error of a connection to somewhere else is an error: the client is still there."""
     with pytest.raises(type(error)):
-        await Server().call(AccessLogMiddleware(start_and(error)))
+        await Server().call(with_both(start_and(error)))
 
     assert len(errors(caplog)) == 1
     assert statuses(caplog) == [200]
@@ -439,7 +448,7 @@ async def test_sent_file(caplog):
         await send({"type": "http.response.pathsend", "path": "/tmp/file"})
         raise RuntimeError("in a background task")
 
-    await Server(extensions=["http.response.pathsend"]).call(AccessLogMiddleware(app))
+    await Server(extensions=["http.response.pathsend"]).call(with_both(app))
 
     assert statuses(caplog) == [200]
 
@@ -455,13 +464,14 @@ async def test_duration(handler, monkeypatch):
         await respond_and()(scope, receive, send)
         now += 60
 
-    await Server().call(AccessLogMiddleware(app))
+    await Server().call(with_both(app))
 
     assert [fields["duration_ms"] for _, _, _, fields in handler.events] == [250.0]
 
 
 def websocket_app(endpoint):
     app = FastAPI()
+    app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware)
     app.websocket("/rooms/{room}")(endpoint)
     return app
@@ -548,6 +558,7 @@ def test_failing_websocket(caplog):
 def test_exempt(path, caplog):
     """A path that is exempt has no line, with or without a trailing slash; its exceptions have their record."""
     app = FastAPI(redirect_slashes=False)
+    app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware, exempt={"/health"})
     app.get(path)(fail)
 
@@ -560,6 +571,7 @@ def test_exempt(path, caplog):
 def test_exempt_below_a_root_path(caplog):
     """Exempt paths are relative to the app, wherever a proxy has put it."""
     app = FastAPI()
+    app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware, exempt={"/health"})
     client = TestClient(app, root_path="/api")
 
@@ -572,6 +584,7 @@ def test_exempt_below_a_root_path(caplog):
 def test_level(caplog):
     """Above INFO there are no lines, and errors still have their records."""
     app = FastAPI()
+    app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware)
     app.get("/")(fail)
     caplog.set_level(logging.WARNING)
@@ -584,7 +597,7 @@ def test_level(caplog):
 
 def test_direct_way(handler, caplog):
     """A root handler that takes events directly gets each line that way, and no record of it is made."""
-    app = AccessLogMiddleware(service())
+    app = with_both(service())
 
     TestClient(app).get("/ok/1")
 
@@ -596,7 +609,7 @@ def test_direct_way(handler, caplog):
 
 async def test_direct_way_of_an_exception(handler, caplog):
     """Exceptions are records in any case, for handlers that collect them."""
-    await Server().call(AccessLogMiddleware(respond_and(RuntimeError())))
+    await Server().call(with_both(respond_and(RuntimeError())))
 
     assert len(handler.events) == 1
     assert len(errors(caplog)) == 1
@@ -604,7 +617,7 @@ async def test_direct_way_of_an_exception(handler, caplog):
 
 def test_plain_logging_formats(caplog):
     """The fields are attributes of an ordinary record, so that any formatter can use them."""
-    app = AccessLogMiddleware(service())
+    app = with_both(service())
 
     TestClient(app).get("/ok/1")
 
@@ -620,7 +633,7 @@ async def test_other_scopes(caplog):
     async def app(scope, receive, send):
         seen.append((scope, receive, send))
 
-    await AccessLogMiddleware(app)({"type": "lifespan"}, 1, 2)
+    await with_both(app)({"type": "lifespan"}, 1, 2)
 
     assert seen == [({"type": "lifespan"}, 1, 2)]
     assert lines(caplog) == []

@@ -1220,17 +1220,21 @@ def test_probes_are_free_of_the_apps_own_dependencies():
         assert client.get("/health").status_code == 200
 
 
+def edge_of(app):
+    app.middleware_stack = app.build_middleware_stack()
+    return app.middleware_stack
+
+
 def test_the_order_of_the_edge():
     """The list in app.py is the order that the design gives reasons for."""
     app = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]}, limits={"max_concurrent": 100}))
-    edge = app.build_middleware_stack()
-
-    names = [type(layer).__name__ for layer in edge.layers]
+    names = [type(layer).__name__ for layer in edge_of(app).layers]
 
     assert names == [
         "ProxyHeadersMiddleware",
         "RequestIDMiddleware",
         "AccessLogMiddleware",
+        "ErrorBoundaryMiddleware",
         "MetricsMiddleware",
         "SecurityHeadersMiddleware",
         "CORSMiddleware",
@@ -1240,12 +1244,12 @@ def test_the_order_of_the_edge():
         "DeadlineMiddleware",
         "BodyLimitMiddleware",
     ]
-    assert type(edge.app).__name__ == "ServerErrorMiddleware"
+    assert type(edge_of(app).app).__name__ == "ServerErrorMiddleware"
 
 
 def test_what_may_refuse_is_inside_of_what_reports():
     """Behind the first that answers requests nobody has part in responses, so that none is left half-way."""
-    edge = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]})).build_middleware_stack()
+    edge = edge_of(create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]})))
     names = [type(piece).__name__ for piece in edge.layers]
     inside = edge.layers[names.index("CORSMiddleware") + 1 :]
 

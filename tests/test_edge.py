@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import copy
+import json
+import logging
 import time
 
 import httpx2
@@ -11,17 +14,20 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from garbage import none_left
 from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import Mount
 from starlette.websockets import WebSocketDisconnect
 
+from fastapi_prodkit import Settings, _context, create_app, install
 from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.errors import add_problem_handlers
+from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import LimitsSettings
 
 
@@ -112,7 +118,7 @@ def without_edge(app: FastAPI):
 
 
 def with_edge(app: FastAPI, *pieces):
-    return Served(app, Edge(app.build_middleware_stack(), pieces, {}))
+    return Served(app, Edge(pieces).around(app.build_middleware_stack()))
 
 
 async def nothing(*message):
@@ -387,3 +393,227 @@ async def test_a_client_that_leaves_while_a_handler_waits():
         await task
 
     assert cancelled == [True]
+
+
+class Seen:
+    """Write down which exceptions pass through Starlette's own classes, as agents do that patch them."""
+
+    def __init__(self, monkeypatch):
+        self.passed = []
+        for kind in (Starlette, FastAPI):
+            monkeypatch.setattr(kind, "__call__", self.watching(kind.__call__, kind.__name__))
+
+    def watching(self, call, name):
+        async def watched(app, scope, receive, send):
+            try:
+                await call(app, scope, receive, send)
+            except BaseException as error:
+                self.passed.append((name, type(error), error.__traceback__.tb_next is not None))
+                raise
+
+        return watched
+
+
+def production(**sections):
+    return Settings(environment="prod", hosts={"allowed": ["testserver"]}, **sections)
+
+
+def made(way, **sections):
+    """Return an app with an edge, made in one way or the other."""
+    if way == "create_app":
+        return create_app(production(**sections))
+    app = FastAPI()
+    install(app, production(**sections))
+    return app
+
+
+def scope_of(path):
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": path, "query_string": b""}
+    return {**scope, "headers": [(b"host", b"testserver")]}
+
+
+ways = pytest.mark.parametrize("way", ["create_app", "install"])
+
+
+def error_lines(output):
+    return [line for text in output.splitlines() if "exception" in (line := json.loads(text))]
+
+
+@ways
+@pytest.mark.parametrize("patched_later", [False, True])
+def test_exceptions_pass_starlettes_classes(way, patched_later, monkeypatch, capsys):
+    """They leave through `Starlette.__call__` with their traceback, are logged after that, and the client has a 500."""
+    seen = None if patched_later else Seen(monkeypatch)
+    app = made(way)
+    add_routes(app)
+    seen = seen or Seen(monkeypatch)
+    capsys.readouterr()
+
+    response = TestClient(app).get("/raise/unhandled")
+
+    [line] = error_lines(capsys.readouterr().out)
+    assert (response.status_code, response.json()["status"]) == (500, 500)
+    assert seen.passed == [("Starlette", ValueError, True), ("FastAPI", ValueError, True)]
+    assert line["request_id"] == response.headers["x-request-id"]
+    assert _context.current() is None
+
+
+@ways
+def test_the_middleware_stack_is_starlettes(way):
+    """What wraps it finds what it expects; the edge goes around the result, whenever that is set."""
+
+    class Agent:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            served.append(scope["path"])
+            await self.app(scope, receive, send)
+
+    app, served = made(way), []
+    build = app.build_middleware_stack
+    assert type(build()) is ServerErrorMiddleware
+    app.build_middleware_stack = lambda: Agent(build())
+    client = TestClient(app)
+
+    first = client.get("/nowhere")
+    app.middleware_stack = app.build_middleware_stack()  # how OpenTelemetry instruments an app that has started
+    second = client.get("/nowhere")
+
+    assert served == ["/nowhere", "/nowhere"]
+    assert type(app.middleware_stack.app) is Agent
+    for response in (first, second):
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@ways
+def test_everything_is_raised_on(way, capsys):
+    """ERRORS_RAISE: what stands around the app object sees the exception, which is logged all the same."""
+    app = made(way, errors={"raise_": True})
+    add_routes(app)
+    capsys.readouterr()
+
+    with pytest.raises(ValueError, match="nobody handles it"):
+        TestClient(app).get("/raise/unhandled")
+
+    assert len(error_lines(capsys.readouterr().out)) == 1
+    assert _context.current() is None
+
+
+def test_without_a_boundary_the_server_decides(capsys):
+    """ERRORS_ENABLED=false: nothing is logged or swallowed, and the request's context stays for the server's line."""
+    app, seen = made("create_app", errors=None), []
+    add_routes(app)
+
+    async def server(scope, receive, send):
+        try:
+            await app(scope, receive, send)
+        except ValueError:
+            seen.append(_context.current())
+
+    response = TestClient(server).get("/raise/unhandled")
+
+    assert response.status_code == 500
+    assert error_lines(capsys.readouterr().out) == []
+    assert seen == [{"request_id": response.headers["x-request-id"]}]
+
+
+def test_an_exception_from_outside_of_the_edge(monkeypatch, capsys):
+    """An agent that fails by itself has failed: the exception is raised on, and nothing is logged about the request."""
+    app = made("create_app")
+
+    async def fail(self, scope, receive, send):
+        raise LookupError("the agent's own")
+
+    monkeypatch.setattr(Starlette, "__call__", fail)
+    with pytest.raises(LookupError, match="the agent's own"):
+        TestClient(app).get("/nowhere")
+
+    assert error_lines(capsys.readouterr().out) == []
+
+
+def test_an_agent_that_is_cancelled_with_an_exception_in_its_hands(monkeypatch, capsys):
+    """The exception is logged; the cancellation is not swallowed."""
+    app = made("create_app")
+    add_routes(app)
+    call = Starlette.__call__
+
+    async def report(self, scope, receive, send):
+        try:
+            await call(self, scope, receive, send)
+        except ValueError as error:
+            raise asyncio.CancelledError from error
+
+    monkeypatch.setattr(Starlette, "__call__", report)
+    capsys.readouterr()
+
+    async def serve():
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "path": "/raise/unhandled",
+            "query_string": b"",
+        }
+        await app({**scope, "headers": [(b"host", b"testserver")]}, nothing, nothing)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(serve())
+
+    assert len(error_lines(capsys.readouterr().out)) == 1
+
+
+async def test_an_edge_leaves_nothing_behind():
+    """A failed request is gone with its exception, the edge's own part included."""
+    app = made("create_app", log=None, database=None)
+    add_routes(app)
+    logging.getLogger("fastapi_prodkit").setLevel(logging.CRITICAL)
+
+    async def call():
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "path": "/plain/unhandled",
+            "query_string": b"",
+        }
+        await app({**scope, "headers": [(b"host", b"testserver")]}, nothing, nothing)
+
+    try:
+        await call()
+        with none_left():
+            await call()
+    finally:
+        logging.getLogger("fastapi_prodkit").setLevel(logging.NOTSET)
+
+
+def test_an_edge_around_an_app_of_ones_own_class():
+    """The class keeps its name and its methods; a copy of the app has an edge as well."""
+
+    class Own(FastAPI):
+        __slots__ = ("extra",)
+
+        async def __call__(self, scope, receive, send):
+            called.append(scope["type"])
+            await super().__call__(scope, receive, send)
+
+    called, app = [], Own()
+    install(app, production())
+
+    assert isinstance(app, Own)
+    assert (type(app).__name__, type(app).__module__) == ("Own", __name__)
+    for each in (app, copy.copy(app)):
+        assert TestClient(each).get("/nowhere").headers["x-content-type-options"] == "nosniff"
+    assert called == ["http", "http"]
+
+
+def test_where_no_edge_can_be_put():
+    """An app that has started, or has an edge: an error, where it would do nothing, or all twice."""
+    started, twice = Starlette(), Starlette()
+    TestClient(started).get("/")
+    Edge([]).put_around(twice)
+
+    with pytest.raises(ConfigurationError, match="already started"):
+        Edge([]).put_around(started)
+    with pytest.raises(ConfigurationError, match="has an edge already"):
+        Edge([]).put_around(twice)

@@ -15,7 +15,7 @@ from processes import free_port, running
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastapi_prodkit import Settings, _samples, _workers, create_app
+from fastapi_prodkit import Settings, _samples, _scope, _workers, create_app
 from fastapi_prodkit._servers import several_workers
 from fastapi_prodkit._workers import Workers, shared_directory
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -47,7 +47,7 @@ NO_PLACE = """
 import tempfile
 from pathlib import Path
 
-from fastapi_prodkit import _workers
+from fastapi_prodkit import _scope, _workers
 
 tempfile.tempdir = {!r}
 _workers._MEMORY = Path("/proc/nowhere")
@@ -280,7 +280,7 @@ def test_where_workers_meet(monkeypatch, tmp_path):
     try:
         assert Workers.of(REGISTRY) is Workers.of(REGISTRY)
     finally:
-        vars(REGISTRY).pop(_workers._HOME)
+        vars(REGISTRY).pop(_scope.REGISTRY_WORKERS)
 
 
 def test_places_to_write(monkeypatch, tmp_path):

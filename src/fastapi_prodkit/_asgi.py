@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from fastapi_prodkit import _scope
 
 UNMATCHED = "_unmatched"
+LONGEST_LOGGED_PATH = 2048  # characters; a path may have as many as the server reads of a request
 
 Headers = Iterable[tuple[bytes, bytes]]
 

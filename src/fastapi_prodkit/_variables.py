@@ -57,8 +57,8 @@ def variables(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo |
 
 
 def variable(prefix: str, *path: str) -> str:
-    """Return the name of the variable of a field."""
-    return f"{prefix}{'_'.join(path)}".upper()
+    """Return the name of the variable of a field; a field that would be a keyword of Python ends in an underscore."""
+    return f"{prefix}{'_'.join(path)}".rstrip("_").upper()
 
 
 def near_misses(given: Collection[str], ours: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -1,68 +1,47 @@
-"""One canonical line per request, and the boundary where an unhandled exception is logged, once.
+"""One line of the log for each request.
 
-Exactly one line is written whatever happens: an exception, a client that leaves (status 499), a cancellation, a
-WebSocket (at its close).
+Exactly one line is written whatever happens: an exception, a client that disconnects (status 499), a cancellation, a
+WebSocket (when it is closed).
 
-When an exception arrives here and the response is complete (the 500 problem was sent, or a background task failed
-after a 200), nothing is wrong with the connection: raising on would make uvicorn close it unannounced, which a load
-balancer turns into a sporadic 502. So it is swallowed. If the response is not complete it is raised on, so that the
-client sees a broken transfer and not a complete one.
+    app.add_middleware(AccessLogMiddleware, exempt={"/health"})
 """
 
 import logging
 from collections.abc import Callable, Container
 from typing import Any
 
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
-from starlette.websockets import WebSocketDisconnect
 
-from fastapi_prodkit import _scope
+from fastapi_prodkit._asgi import LONGEST_LOGGED_PATH
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
-from fastapi_prodkit.sections import AccessLogSettings
 
 __all__ = ["AccessLogMiddleware"]
 
 _logger = logging.getLogger("fastapi_prodkit.access")
-_errors = logging.getLogger("fastapi_prodkit.error")
-_LONGEST_PATH = 2048  # characters in a line; a path may have as many as the server reads of a request
 
 
 class AccessLogMiddleware(Layer):
     """Log each request once, with method, route, path, status, duration and client.
 
-    The query string, headers and bodies are never logged. Lines go to the logger `fastapi_prodkit.access`, unhandled
-    exceptions to `fastapi_prodkit.error`.
+    The query string, headers and bodies are never logged. Lines go to the logger `fastapi_prodkit.access`. An exception
+    is logged by `errors.ErrorBoundaryMiddleware`.
 
     Args:
         app: The app to serve.
-        settings: Has no fields of its own.
-        exempt: Paths relative to the app, without trailing slash, that get no line; their exceptions are logged.
-        propagate: Raise every exception on, complete response or not, so that `TestClient` shows it.
-        silent: Write no lines, and be the boundary of exceptions only.
+        exempt: Paths relative to the app, without trailing slash, whose requests get no line.
     """
 
     scope_types = frozenset({"http", "websocket"})
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        settings: AccessLogSettings | None = None,  # noqa: ARG002 - every middleware takes its section
-        *,
-        exempt: Container[str] = frozenset(),
-        propagate: bool = False,
-        silent: bool = False,
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, exempt: Container[str] = frozenset()) -> None:
         self.app = app
-        self._silent = silent
         self._exempt = exempt
-        self._propagate = propagate
         self._write = _find_writer()
 
     def on_end(self, exchange: Exchange) -> None:
         """Write the line."""
-        if self._silent or (exchange.path in self._exempt and exchange.is_exempt(self._exempt)):
+        if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
             return
         if not _logger.isEnabledFor(logging.INFO):
             return
@@ -71,7 +50,7 @@ class AccessLogMiddleware(Layer):
         fields = {
             "http_method": scope.get("method"),
             "http_route": exchange.route,
-            "http_path": scope["path"][:_LONGEST_PATH],
+            "http_path": scope["path"][:LONGEST_LOGGED_PATH],
             "http_status": exchange.status,
             "duration_ms": int(exchange.duration * 1e6) / 1e3,
             "client_ip": client and client[0],
@@ -79,17 +58,6 @@ class AccessLogMiddleware(Layer):
         if client is None or scope["type"] == "websocket":
             fields = {name: value for name, value in fields.items() if value is not None}
         self._write(fields)
-
-    def on_error(self, exchange: Exchange, error: BaseException) -> bool:
-        """Log the exception, and say whether the client has all that it will get."""
-        gone = exchange.client_disconnected and isinstance(error, ClientDisconnect | OSError)
-        if gone or isinstance(error, WebSocketDisconnect):
-            return True  # not a fault of the app, and there is nobody left to tell
-        _errors.error(
-            "unhandled exception", exc_info=error, extra={"http_path": exchange.scope["path"][:_LONGEST_PATH]}
-        )
-        _scope.mark_logged(error)
-        return exchange.complete and not self._propagate
 
 
 def _find_writer() -> Callable[[dict[str, Any]], None]:

@@ -1,8 +1,8 @@
 """The assembly: `create_app(settings)`, `install(app, settings)`, and the edge.
 
 Starlette keeps its ServerErrorMiddleware outside all user middleware, so what user middleware adds is missing from
-exactly the responses where it matters: the 500s. The edge is wrapped around what the app's
-`build_middleware_stack()` returns, so that no response escapes it, whatever is added to the app later.
+exactly the responses where it matters: the 500s. The edge stands outermost, so that no response escapes it, whatever is
+added to the app later.
 
 This is the only module that knows order. It is a list to be read, and to be copied by whoever needs another one.
 """
@@ -10,18 +10,18 @@ This is the only module that knows order. It is a list to be read, and to be cop
 import logging
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
-from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Lifespan
+from starlette.routing import Route
+from starlette.types import Lifespan
 
 from fastapi_prodkit import _lifespan, _scope
 from fastapi_prodkit._asgi import ExactRoutes
 from fastapi_prodkit._pipeline.edge import Edge
-from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit._pipeline.layers import Layer, LayerStack
 from fastapi_prodkit._refusals import COUNTS_ALONE, counts_alone
 from fastapi_prodkit._servers import several_workers
 from fastapi_prodkit._workers import make_directory
@@ -31,7 +31,7 @@ from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit
 from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
-from fastapi_prodkit.errors import add_problem_handlers
+from fastapi_prodkit.errors import ErrorBoundaryMiddleware, add_problem_handlers
 from fastapi_prodkit.event_loop import EventLoop
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError, SettingsWarning
 from fastapi_prodkit.health import Check, health_router
@@ -41,14 +41,13 @@ from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
 from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware, SharedStore
-from fastapi_prodkit.rate_limit.endpoints import exempt_endpoints
+from fastapi_prodkit.rate_limit.endpoints import ExemptEndpoints
 from fastapi_prodkit.request_id import RequestIDMiddleware
-from fastapi_prodkit.sections import AccessLogSettings
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
 from fastapi_prodkit.settings import Settings
 from fastapi_prodkit.shutdown import Shutdown
 
-__all__ = ["create_app", "install"]
+__all__ = ["Edge", "Layer", "LayerStack", "create_app", "install"]
 
 _LEFT_TO_CONSTRUCTOR = "generate_unique_id_function=fastapi_prodkit.openapi.operation_id, telemetry={...}"
 
@@ -184,16 +183,11 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
     _lifespan.compose(app, [*lifespans, *(router.lifespan_context for router in routers)])
 
-    def edge(stack: ASGIApp) -> Edge:
-        exempt = frozenset(probe.path.rstrip("/") or "/" for probe in probes)
-        edge = Edge(stack, _layers(stack, settings, pieces, exempt, app.routes), pieces)
-        if "shutdown" in pieces:
-            pieces["shutdown"].on_drain(edge.close_connections)
-        return edge
-
-    edge(app.router)  # a setting that no layer can use is an error here, and not in the server's lifespan
-    build = app.build_middleware_stack
-    app.build_middleware_stack = lambda: edge(build())  # type: ignore[method-assign]  # the one seam outside everything
+    exempt = frozenset(probe.path.rstrip("/") or "/" for probe in probes)
+    edge = Edge(_layers(app, settings, pieces, exempt), installed=pieces)
+    edge.put_around(app)
+    if "shutdown" in pieces:
+        pieces["shutdown"].on_drain(edge.close_connections)
 
 
 def _pieces(settings: Settings) -> dict[str, Any]:
@@ -232,38 +226,32 @@ def _probes(settings: Settings, pieces: Mapping[str, Any], checks: Mapping[str, 
     return routers
 
 
-def _layers(
-    app: ASGIApp,
-    settings: Settings,
-    pieces: Mapping[str, Any],
-    exempt: frozenset[str],
-    routes: Sequence[BaseRoute],
-) -> list[Layer]:
-    """Return the layers of the edge, outermost first; a section that is None has no layer."""
-    proxy = settings.proxy if settings.proxy is not None and settings.proxy.trusted else None
-    cors = settings.cors if settings.cors is not None and settings.cors.configured else None
-    crowded = settings.limits if settings.limits is not None and settings.limits.max_concurrent else None
-    counters, uncounted = pieces.get("rate_limit"), exempt_endpoints(routes)
-    propagate, silent = settings.environment == "test", settings.access_log is None
-    layers: list[tuple[Callable[..., Layer], Any, dict[str, Any]]] = [
+def _layers(app: FastAPI, settings: Settings, pieces: Mapping[str, Any], exempt: frozenset[str]) -> list[Layer]:
+    """Return the layers of the edge, outermost first; a section that is None leaves its layer out."""
+    limits, hosts, rate_limit = settings.limits, settings.hosts, settings.rate_limit
+    cors, proxy, store = settings.cors, settings.proxy, pieces.get("rate_limit")
+    layers = [
         # The real client and scheme, which everything below reads.
-        (ProxyHeadersMiddleware, proxy, {}),
+        proxy and proxy.trusted and ProxyHeadersMiddleware(app, proxy),
         # Opens the request context, so that everything below can log with the id.
-        (RequestIDMiddleware, settings.request_id, {}),
-        # Sees every response with its final status. The boundary of exceptions, with lines or without.
-        (AccessLogMiddleware, AccessLogSettings(), {"exempt": exempt, "propagate": propagate, "silent": silent}),
-        (MetricsMiddleware, settings.metrics, {"exempt": exempt}),
+        settings.request_id and RequestIDMiddleware(app, settings.request_id),
+        # Sees every response with its final status.
+        settings.access_log and AccessLogMiddleware(app, exempt=exempt),
+        # Logs an unhandled exception, and ends it if the client has the whole response.
+        settings.errors and ErrorBoundaryMiddleware(app, settings.errors),
+        settings.metrics and MetricsMiddleware(app, exempt=exempt),
         # On every answer, those of the layers below included.
-        (SecurityHeadersMiddleware, settings.headers, {}),
+        settings.headers and SecurityHeadersMiddleware(app, settings.headers),
         # Answers preflights: never limited, never authenticated. Its headers are on every refusal below, too.
-        (CORSMiddleware, cors, {}),
-        (AllowedHostsMiddleware, settings.hosts, {"exempt": exempt}),
+        cors and cors.configured and CORSMiddleware(app, cors),
+        hosts and AllowedHostsMiddleware(app, hosts, exempt=exempt),
         # Before anything that costs time; what is refused here uses up no quota.
-        (ConcurrencyLimitMiddleware, crowded, {"exempt": exempt}),
+        limits and limits.max_concurrent and ConcurrencyLimitMiddleware(app, limits, exempt=exempt),
         # Only a request that is otherwise in order uses up quota.
-        (RateLimitMiddleware, settings.rate_limit, {"exempt": exempt, "store": counters, "uncounted": uncounted}),
+        rate_limit
+        and RateLimitMiddleware(app, rate_limit, exempt=exempt, store=store, uncounted=ExemptEndpoints(app.routes)),
         # A time for what the app does; with none for all, for the routes that set their own.
-        (DeadlineMiddleware, settings.limits, {"exempt": exempt}),
-        (BodyLimitMiddleware, settings.limits, {"largest": largest_limit(routes)}),
+        limits and DeadlineMiddleware(app, limits, exempt=exempt),
+        limits and BodyLimitMiddleware(app, limits, largest=lambda: largest_limit(app.routes)),
     ]
-    return [layer(app, section, **seams) for layer, section, seams in layers if section is not None]
+    return [layer for layer in layers if isinstance(layer, Layer)]

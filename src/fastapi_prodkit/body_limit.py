@@ -7,7 +7,8 @@ The limit is Starlette's own, which counts chunked uploads as they come and know
 import asyncio
 import math
 from asyncio import CancelledError, Task
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any, cast
@@ -50,24 +51,31 @@ class BodyLimitMiddleware(Layer):
         app: The app to serve.
         settings: `max_body_size`, bytes, and `body_timeout`, seconds; None leaves size to the app's own limits, and
             sets none on time.
-        largest: The largest limit that a single route of the app has, bytes; see `largest_limit`. An announced body
-            beyond it is refused before any route runs. Without it Starlette refuses such a body when it is read, or
+        largest: The largest limit that a single route of the app has, bytes, or a function that returns it, called
+            at the first body; see `largest_limit`. An announced body beyond it is refused before any route runs.
+            Without it Starlette refuses such a body when it is read, or
             when the response starts, which may be after a handler that does not read it has done its work.
     """
 
     may_cancel_app = True
 
-    def __init__(self, app: ASGIApp, settings: LimitsSettings | None = None, *, largest: int | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: LimitsSettings | None = None,
+        *,
+        largest: int | Callable[[], int] | None = None,
+    ) -> None:
         settings = settings or LimitsSettings()
         self.app = app
         size = settings.max_body_size
         self._limited = _ProblemForRefusal(
             _further_in if size is None else RequestBodyLimitMiddleware(_further_in, size)
         )
-        self._highest = max(size, largest) if size is not None and largest is not None else math.inf
+        self._size = size
+        self._largest = largest
         seconds = settings.body_timeout
         self._timer = None if seconds is None else SharedTimer(seconds, _BodyTimeout.expire)
-        self._plain = self._highest if largest == 0 else -1  # up to here nothing but the announcement needs a look
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Put the limit in front of the app, unless the request has no body, or one of an announced, small size.
@@ -77,16 +85,27 @@ class BodyLimitMiddleware(Layer):
         """
         headers = exchange.headers
         announced = headers.get(b"content-length")
-        size = None
+        size, unchecked = 0, -1.0
         if b"transfer-encoding" not in headers and exchange.scope["http_version"] < "2":
             if announced is None or announced == b"0":
                 return None
             size = int(announced[:_MOST_DIGITS]) if announced.isdigit() else 0
-            if size > self._highest:
+            highest, unchecked = self._thresholds
+            if size > highest:
                 return _too_large
         if self._timer is not None:
             exchange.receive_from_server = _BodyTimeout(self._timer, exchange).receive
-        return None if size is not None and size <= self._plain else self._limited
+        return None if size <= unchecked else self._limited
+
+    @cached_property
+    def _thresholds(self) -> tuple[float, float]:
+        """The largest length that may be announced, and the one up to which no more than the announcement is checked.
+
+        Found at the first body, when start-up is over: until then an app may change its routes.
+        """
+        largest = self._largest() if callable(self._largest) else self._largest
+        highest = max(self._size, largest) if self._size is not None and largest is not None else math.inf
+        return highest, highest if largest == 0 else -1.0
 
 
 def largest_limit(routes: Sequence[BaseRoute]) -> int:

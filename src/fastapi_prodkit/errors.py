@@ -6,8 +6,10 @@ or after, stays in charge of its exceptions.
 A validation error says where and what, never the submitted value: stock FastAPI echoes the input, and with it
 passwords; and input that JSON cannot express, such as NaN or a lone surrogate, turns the echo into a 500. The same
 input turns the response of any handler that repeats it into one, which is a 422 here.
+`ErrorBoundaryMiddleware` is where an exception that nothing has handled is logged, once, and where it ends.
 """
 
+import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -21,16 +23,22 @@ from fastapi.exceptions import RequestValidationError, WebSocketRequestValidatio
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
-from starlette.types import ExceptionHandler
-from starlette.websockets import WebSocket
+from starlette.types import ASGIApp, ExceptionHandler
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from fastapi_prodkit import _problem
+from fastapi_prodkit import _problem, _scope
+from fastapi_prodkit._asgi import LONGEST_LOGGED_PATH
 from fastapi_prodkit._inexpressible import inexpressible
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.exceptions import ProblemError
+from fastapi_prodkit.sections import ErrorsSettings
 
-__all__ = ["ProblemError", "add_problem_handlers"]
+__all__ = ["ErrorBoundaryMiddleware", "ProblemError", "add_problem_handlers"]
+
+_logger = logging.getLogger("fastapi_prodkit.error")
 
 _LONGEST_KEY = 64
 _MOST_ERRORS = 100  # a body of a megabyte can be wrong in half a million places
@@ -66,6 +74,37 @@ def add_problem_handlers(app: Starlette) -> None:
             app.add_exception_handler(kind, handler)
     if app.exception_handlers.keys().isdisjoint((500, Exception)):
         app.add_exception_handler(Exception, _unhandled)
+
+
+class ErrorBoundaryMiddleware(Layer):
+    """Log an exception that nothing has handled, once, and swallow it if the response is complete.
+
+    The response is complete if the 500 problem was sent, or if a background task failed after a 200. Then nothing is
+    wrong with the connection, but uvicorn would close it unannounced, which a load balancer turns into a sporadic 502.
+    If the response is not complete the exception is raised on, so that the client sees a broken transfer.
+
+    Records go to the logger `fastapi_prodkit.error`. A client that disconnects is no error.
+
+    Args:
+        app: The app to serve.
+        settings: `raise_` raises every exception on, for `TestClient` and for trackers around the app object.
+    """
+
+    scope_types = frozenset({"http", "websocket"})
+
+    def __init__(self, app: ASGIApp, settings: ErrorsSettings | None = None) -> None:
+        self.app = app
+        self._raise = (settings or ErrorsSettings()).raise_
+
+    def on_error(self, exchange: Exchange, error: BaseException) -> bool:
+        """Log the exception, and say whether the client has all that it will get."""
+        disconnected = exchange.client_disconnected and isinstance(error, ClientDisconnect | OSError)
+        if disconnected or isinstance(error, WebSocketDisconnect):
+            return True  # not a fault of the app, and there is no client to be told
+        path = exchange.scope["path"][:LONGEST_LOGGED_PATH]
+        _logger.error("unhandled exception", exc_info=error, extra={"http_path": path})
+        _scope.mark_logged(error)
+        return exchange.complete and not self._raise
 
 
 async def _http_exception(request: HTTPConnection, error: HTTPException) -> Response:

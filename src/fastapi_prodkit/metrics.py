@@ -45,7 +45,6 @@ class MetricsMiddleware(Layer):
 
     Args:
         app: The app to serve.
-        settings: Decides about `/metrics`, not about the measuring.
         exempt: Paths relative to the app, without trailing slash, that are not measured.
         registry: Where the metrics are shown; prometheus_client's default registry unless given. Several apps that
             share a registry add up.
@@ -54,7 +53,6 @@ class MetricsMiddleware(Layer):
     def __init__(
         self,
         app: ASGIApp,
-        settings: MetricsSettings | None = None,  # noqa: ARG002 - every middleware takes its section
         *,
         exempt: Container[str] = frozenset(),
         registry: "CollectorRegistry | None" = None,

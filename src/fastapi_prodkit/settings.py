@@ -43,6 +43,7 @@ PROFILES: Final[Mapping[str, Mapping[str, str]]] = {
         "SHUTDOWN_DRAIN": "0",
     },
     "test": {
+        "ERRORS_RAISE": "true",
         "HOSTS_ALLOWED": "*",
         "HEALTH_DETAILS": "true",
         "METRICS_PUBLIC": "true",
@@ -82,6 +83,7 @@ class Settings(BaseSettings):
     service: sections.ServiceSettings = Field(default_factory=sections.ServiceSettings)
     log: sections.LogSettings | None = Field(default_factory=sections.LogSettings)
     access_log: sections.AccessLogSettings | None = Field(default_factory=sections.AccessLogSettings)
+    errors: sections.ErrorsSettings | None = Field(default_factory=sections.ErrorsSettings)
     proxy: sections.ProxySettings | None = Field(default_factory=sections.ProxySettings)
     request_id: sections.RequestIdSettings | None = Field(default_factory=sections.RequestIdSettings)
     headers: sections.HeadersSettings | None = Field(default_factory=sections.HeadersSettings)

@@ -9,7 +9,7 @@ from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
-from fastapi_prodkit.errors import ProblemError, add_problem_handlers
+from fastapi_prodkit.errors import ErrorBoundaryMiddleware, ProblemError, add_problem_handlers
 from fastapi_prodkit.exceptions import CheckWarning, SettingsError
 from fastapi_prodkit.health import HealthCheck, health_router
 from fastapi_prodkit.logging import bind, configure_logging
@@ -54,6 +54,7 @@ existing.add_middleware(AccessLogMiddleware, exempt={"/health"})
 existing.add_middleware(AllowedHostsMiddleware)
 existing.add_middleware(BodyLimitMiddleware, LimitsSettings(max_body_size=None))
 existing.add_middleware(CORSMiddleware)
+existing.add_middleware(ErrorBoundaryMiddleware)
 existing.add_middleware(MetricsMiddleware)
 existing.add_middleware(ProxyHeadersMiddleware)
 existing.add_middleware(RateLimitMiddleware, RateLimitSettings(default="10/minute"), store=MemoryStore())

@@ -1,50 +1,152 @@
-"""What stands around the app, Starlette's own middleware included."""
+"""The outermost place around an app: outside of Starlette's own layers, and of those that agents add, whenever they do.
 
+Agents such as OpenTelemetry's, Sentry's or Elastic's hook into an app in two ways: they wrap what
+`app.build_middleware_stack()` returns, and they patch the classes of Starlette and FastAPI. The edge leaves both alone.
+It goes around whatever is set as `app.middleware_stack`; and an exception that leaves it passes `Starlette.__call__`,
+patched or not, before `on_error` decides about it one step further out.
+"""
+
+from asyncio import CancelledError
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any
+from copy import copy
+from operator import attrgetter
+from typing import Any, Final
 
+from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_prodkit import _scope
+from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import RawHeaders
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
+from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["Edge"]
 
+_KINDS: Final = ("http", "websocket")
+_Failures = list[tuple[Exchange, BaseException]]
+
 
 class Edge:
-    """Let a request through the edge once, and let its dependencies find the pieces.
+    """Put layers around an app, outermost.
 
-    An app of ours that is mounted in another one finds the key in the scope and serves without an edge of its own; its
-    dependencies find its own pieces first.
+        edge = Edge([RequestIDMiddleware(app), AccessLogMiddleware(app)])
+        edge.put_around(app)
+
+    A request passes one edge: an app that is mounted in another one serves without its own, if both have one.
+
+    Args:
+        layers: Outermost first.
+        installed: Objects that dependencies look for, by name; those of a mounted app's own edge come first.
+
+    Attributes:
+        app: The app inside; set in what `around` returns.
+        layers: As given.
+
+    Raises:
+        ConfigurationError: The layers stand in an order in which they cannot work.
     """
 
-    def __init__(self, app: ASGIApp, layers: Sequence[Layer], pieces: Mapping[str, Any]) -> None:
-        self.app = app
-        self.layers = layers
-        self._stacks = {
-            kind: LayerStack([layer for layer in layers if kind in layer.scope_types], app)
-            for kind in ("http", "websocket")
+    app: ASGIApp
+
+    def __init__(self, layers: Sequence[Layer], *, installed: Mapping[str, Any] | None = None) -> None:
+        self.layers = tuple(layers)
+        self._installed = installed or {}
+        self._stacks: dict[str, LayerStack] = {
+            kind: _EdgeStack([layer for layer in layers if kind in layer.scope_types], _no_app) for kind in _KINDS
         }
-        self._pieces = pieces
+
+    def put_around(self, app: Starlette) -> None:
+        """Put the edge around a Starlette or FastAPI app that has not started, and keep it outermost.
+
+        The app's class is replaced by a subclass of the same name; `build_middleware_stack` stays as it is.
+
+        Raises:
+            ConfigurationError: The app has started, or has an edge already.
+        """
+        if app.middleware_stack is not None:
+            raise ConfigurationError("the edge came too late: the app has already started; put it around a new app")
+        if hasattr(app, _scope.APP_STACK):
+            raise ConfigurationError("the app has an edge already: put all layers into one")
+        del app.middleware_stack
+        setattr(app, _scope.APP_STACK, None)
+        app.__class__ = _with_edge(type(app), self)
+
+    def around(self, app: ASGIApp) -> "Edge":
+        """Return this edge around an ASGI app, ready to serve."""
+        served = copy(self)
+        served.app = app
+        served._stacks = {kind: stack.around(app) for kind, stack in self._stacks.items()}  # noqa: SLF001 - a copy's own
+        return served
 
     def close_connections(self) -> None:
-        """Have every response from now on say that its connection is closed; it costs nothing before."""
-        hooks = self._stacks["http"].hooks
-        for starting in (hooks.on_response_start, hooks.on_plain_response_start):
-            starting.append(_close_connection)
+        """Make every response say from now on that its connection is closed; no request pays for it before."""
+        self._stacks["http"].add_on_response_start(_close_connection)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         stack = self._stacks.get(scope["type"])
         if stack is None:  # lifespan
             return self.app(scope, receive, send)
-        outer = scope.get(_scope.INSTALLED)
+        outer = _scope.installed(scope)
         if outer is not None:
-            scope[_scope.INSTALLED] = {**outer, **self._pieces}
+            scope[_scope.INSTALLED] = {**outer, **self._installed}
             return self.app(scope, receive, send)
-        scope[_scope.INSTALLED] = self._pieces
+        scope[_scope.INSTALLED] = self._installed
         return stack(scope, receive, send)
+
+
+class _EdgeStack(LayerStack):
+    def handle_error(self, exchange: Exchange, error: BaseException) -> bool:
+        """Leave the decision to the outermost place, if there is one around the app."""
+        failures: _Failures | None = exchange.scope.get(_scope.FAILURES)
+        if failures is None:
+            return super().handle_error(exchange, error)
+        failures.append((exchange, error))
+        return False
+
+
+def _with_edge(base: type[Starlette], edge: Edge) -> type[Starlette]:
+    """Return a subclass that puts the edge around every middleware stack, and decides about exceptions last."""
+
+    def set_stack(app: Starlette, stack: ASGIApp | None) -> None:
+        setattr(app, _scope.APP_STACK, None if stack is None else edge.around(stack))
+
+    async def call(app: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in _KINDS or _scope.installed(scope) is not None:
+            await base.__call__(app, scope, receive, send)
+            return
+        context = _context.current()
+        failures: _Failures = []
+        scope[_scope.FAILURES] = failures
+        try:
+            await base.__call__(app, scope, receive, send)
+        except (Exception, CancelledError) as error:
+            swallow = _settle(failures, error)
+            if swallow or _scope.is_logged(error):
+                _context.begin(context)
+            if not swallow:
+                raise
+        finally:
+            failures.clear()  # it refers to the exchange, and the exchange to the scope that holds it
+
+    members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    stack = property(attrgetter(_scope.APP_STACK), set_stack)
+    return type(base.__name__, (base,), {**members, "__call__": call, "middleware_stack": stack})
+
+
+def _settle(failures: _Failures, error: BaseException) -> bool:
+    """Call `on_error` for an exception that has left the edge; return True to swallow what has arrived here."""
+    if not failures:
+        return False
+    exchange, original = failures[-1]
+    _context.begin(exchange.context)
+    on_error = exchange.hooks.on_error
+    swallow = on_error is not None and on_error(exchange, original)
+    # The server may have cancelled the request while an agent was busy with the exception.
+    return swallow and (error is original or isinstance(error, Exception))
+
+
+async def _no_app(scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 def _close_connection(exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:

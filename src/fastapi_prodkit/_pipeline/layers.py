@@ -3,6 +3,7 @@
 from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
 from contextvars import Token
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._pipeline.exchange import Exchange
-from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
+from fastapi_prodkit._pipeline.hooks import Hooks, OnResponseStart, RawHeaders
 
 __all__ = ["Layer", "LayerStack"]
 
@@ -113,7 +114,7 @@ class LayerStack:
                 raise
         except Exception as error:
             await exchange.finish_interruption()
-            if not _handle(exchange, error):
+            if not self.handle_error(exchange, error):
                 # The context stays for the server's own line about an exception that is not logged yet.
                 token = token if _scope.is_logged(error) else None
                 raise
@@ -128,10 +129,21 @@ class LayerStack:
             if token is not None:
                 _context.end(token)
 
+    def around(self, app: ASGIApp) -> "LayerStack":
+        """Return the same layers around another app."""
+        stack = copy(self)
+        stack.app = app
+        return stack
 
-def _handle(exchange: Exchange, error: Exception) -> bool:
-    on_error = exchange.hooks.on_error
-    return on_error is not None and on_error(exchange, error)
+    def add_on_response_start(self, hook: OnResponseStart[Exchange]) -> None:
+        """Call a function like an outermost layer's hook, for requests in progress too, whatever stack serves them."""
+        self.hooks.on_response_start.append(hook)
+        self.hooks.on_plain_response_start.append(hook)
+
+    def handle_error(self, exchange: Exchange, error: BaseException) -> bool:
+        """Call `on_error` for an exception of the app; return True to swallow it."""
+        on_error = exchange.hooks.on_error
+        return on_error is not None and on_error(exchange, error)
 
 
 def _hooks_of(layers: Sequence[Layer]) -> Hooks[Exchange]:

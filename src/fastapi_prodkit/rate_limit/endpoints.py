@@ -2,7 +2,8 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from fastapi.routing import RouteContext, iter_route_contexts
@@ -12,7 +13,7 @@ from starlette.types import Scope
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import endpoint_of, route_path
 
-__all__ = ["exempt_endpoints", "exempt_from_all", "exempt_from_default"]
+__all__ = ["ExemptEndpoints", "exempt_from_all", "exempt_from_default"]
 
 # Attributes of an endpoint; a decorator that wraps it with functools.wraps copies them.
 _NO_DEFAULT, _NO_LIMIT = _scope.ENDPOINT_NO_DEFAULT_LIMIT, _scope.ENDPOINT_NO_LIMIT
@@ -44,22 +45,28 @@ def limited_elsewhere(endpoint: Any, limited: Any) -> None:
     vars(limited).pop(_LIMIT_ELSEWHERE, None)
 
 
-def exempt_endpoints(routes: Sequence[BaseRoute]) -> Callable[[Scope], bool] | None:
-    """Return what tells whether a request is for an endpoint that the default limit leaves alone.
+class ExemptEndpoints:
+    """Say whether a request is for an endpoint that the default limit leaves alone.
 
-    None if there is no such endpoint. Routes that are added later are not known. A limit that stands above the
-    route's own decorator, where it does nothing, is logged.
+    The routes are read at the first request, when start-up is over; those that are added later are not known. A limit
+    that stands above the route's own decorator, where it does nothing, is logged then.
     """
-    paths = [path for path, endpoint in _walk(routes, "") if _is_exempt(endpoint)]
-    if not paths:
-        return None
-    possible = re.compile("|".join(_pattern(path) for path in paths))
 
-    def is_exempt(scope: Scope) -> bool:
-        # Routing twice is for the few whose path looks like it.
-        return possible.fullmatch(route_path(scope)) is not None and _is_exempt(endpoint_of(routes, scope))
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._routes = routes
 
-    return is_exempt
+    def __call__(self, scope: Scope) -> bool:
+        """Say so for the request of the scope."""
+        possible = self._possible
+        if possible is None or possible.fullmatch(route_path(scope)) is None:
+            return False
+        return _is_exempt(endpoint_of(self._routes, scope))  # only for a path that looks like it: this is routing
+
+    @cached_property
+    def _possible(self) -> re.Pattern[str] | None:
+        """An expression for the paths of such endpoints; None if there are none."""
+        paths = [path for path, endpoint in _walk(self._routes, "") if _is_exempt(endpoint)]
+        return re.compile("|".join(_pattern(path) for path in paths)) if paths else None
 
 
 def _is_exempt(endpoint: Any) -> bool:

@@ -27,7 +27,7 @@ class RateLimitMiddleware(Layer):
         settings: The default limit, and whether the older headers are sent.
         exempt: Paths relative to the app, without trailing slash, that are not counted.
         store: Where to count; in a memory of its own unless given.
-        uncounted: Says which other requests are not counted; see `endpoints.exempt_endpoints`.
+        uncounted: Says which other requests are not counted; see `endpoints.ExemptEndpoints`.
 
     Raises:
         ConfigurationError: The limit cannot be read.

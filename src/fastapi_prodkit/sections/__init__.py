@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastapi_prodkit.sections.requests import (
         AccessLogSettings,
         CorsSettings,
+        ErrorsSettings,
         HeadersSettings,
         HostsSettings,
         LimitsSettings,
@@ -40,6 +41,7 @@ __all__ = [
     "CorsSettings",
     "DatabaseSettings",
     "DocsSettings",
+    "ErrorsSettings",
     "EventLoopSettings",
     "HeadersSettings",
     "HealthSettings",

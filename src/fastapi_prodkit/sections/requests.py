@@ -10,6 +10,7 @@ from fastapi_prodkit.sections.section import MaybeSeconds, OrNone, Section
 __all__ = [
     "AccessLogSettings",
     "CorsSettings",
+    "ErrorsSettings",
     "HeadersSettings",
     "HostsSettings",
     "LimitsSettings",
@@ -21,6 +22,13 @@ __all__ = [
 
 class AccessLogSettings(Section):
     """Whether requests are logged; ACCESS_LOG_ENABLED=false leaves the line out."""
+
+
+class ErrorsSettings(Section):
+    """What becomes of an exception that nothing has handled; without the section it is left to the server."""
+
+    # A field cannot be called `raise`; the variable is ERRORS_RAISE.
+    raise_: bool = Field(False, description="Raise every unhandled exception on, although the response is complete.")
 
 
 class ProxySettings(Section):

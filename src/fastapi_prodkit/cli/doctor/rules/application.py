@@ -26,6 +26,7 @@ ORDER = (
     ("ProxyHeadersMiddleware",),
     ("RequestIDMiddleware", "CorrelationIdMiddleware"),
     ("AccessLogMiddleware",),
+    ("ErrorBoundaryMiddleware",),
     ("MetricsMiddleware", "PrometheusMiddleware", "PrometheusInstrumentatorMiddleware"),
     ("SecurityHeadersMiddleware",),
     ("CORSMiddleware",),
