@@ -30,7 +30,14 @@ from starlette.websockets import WebSocketDisconnect
 from wire import connection, read_all, read_response, request, serving
 
 from fastapi_prodkit import Settings, create_app, install
-from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit.access_log import AccessLogMiddleware
+from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
+from fastapi_prodkit.app import Edge, Layer, LayerStack
+from fastapi_prodkit.body_limit import BodyLimitMiddleware
+from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
+from fastapi_prodkit.cors import CORSMiddleware
+from fastapi_prodkit.deadline import DeadlineMiddleware
+from fastapi_prodkit.errors import ErrorBoundaryMiddleware, add_problem_handlers
 from fastapi_prodkit.exceptions import (
     CheckWarning,
     ConfigurationError,
@@ -39,10 +46,13 @@ from fastapi_prodkit.exceptions import (
     SettingsWarning,
 )
 from fastapi_prodkit.health import health_router
-from fastapi_prodkit.logging import bind
-from fastapi_prodkit.rate_limit import RateLimit, RateLimitMiddleware
+from fastapi_prodkit.logging import bind, configure_logging
+from fastapi_prodkit.metrics import MetricsMiddleware
+from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
+from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
 from fastapi_prodkit.sections import RateLimitSettings
+from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
 
 ORIGIN = "https://app.example.com"
 
@@ -1256,6 +1266,54 @@ def test_what_may_refuse_is_inside_of_what_reports():
     assert inside
     for piece in inside:
         assert (type(piece).on_response_start, type(piece).on_end) == (Layer.on_response_start, Layer.on_end)
+
+
+def test_the_list_can_be_copied(capsys):
+    """Public names are enough for the layers of create_app, in another app and with a layer of one's own."""
+
+    class Marking(Layer):
+        def on_response_start(self, exchange, headers, present):
+            headers.append((b"x-mark", str(exchange.status).encode()))
+
+    app, settings = FastAPI(), settings_of(limits={"max_concurrent": 100})
+    configure_logging(settings.log)
+    add_problem_handlers(app)
+    store = MemoryStore()
+    layers = [
+        ProxyHeadersMiddleware(app, settings.proxy),
+        RequestIDMiddleware(app, settings.request_id),
+        AccessLogMiddleware(app),
+        ErrorBoundaryMiddleware(app, settings.errors),
+        MetricsMiddleware(app),
+        SecurityHeadersMiddleware(app, settings.headers),
+        Marking(),
+        CORSMiddleware(app, settings.cors),
+        AllowedHostsMiddleware(app, settings.hosts),
+        ConcurrencyLimitMiddleware(app, settings.limits),
+        RateLimitMiddleware(app, settings.rate_limit, store=store),
+        DeadlineMiddleware(app, settings.limits),
+        BodyLimitMiddleware(app, settings.limits),
+    ]
+    Edge(layers, installed={"rate_limit": store}).put_around(app)
+    app.include_router(routes())
+    served = LayerStack([Marking()], PlainTextResponse("any app"))
+    before = samples()
+    capsys.readouterr()
+
+    response = TestClient(app).get("/broken", headers={"Origin": ORIGIN})
+
+    assert response.headers["x-mark"] == "500"
+    assert response.headers["access-control-allow-origin"] == ORIGIN
+    assert_told(response, capsys.readouterr().out, before, "/broken")
+    assert TestClient(served).get("/").headers["x-mark"] == "200"
+
+
+def test_a_preflight_with_cors_outside_of_metrics():
+    """An order in which it would be measured without having been counted is refused where the list is made."""
+    app = FastAPI()
+
+    with pytest.raises(ConfigurationError, match="MetricsMiddleware stands behind CORSMiddleware"):
+        Edge([CORSMiddleware(app), MetricsMiddleware(app)])
 
 
 def test_under_a_root_path_probes_stay_exempt_and_labels_right(capsys):

@@ -9,8 +9,10 @@ import pytest
 from garbage import none_left
 
 from fastapi_prodkit import _context
+from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
+from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware
 from fastapi_prodkit.sections import ProxySettings
@@ -51,6 +53,7 @@ class Note(Layer):
         self.name = name
         self.notes = notes
         self.answer = answer
+        self.may_answer = answer is not None
 
     def on_request(self, exchange):
         self.notes.append(f"{self.name} enters")
@@ -66,6 +69,8 @@ class Note(Layer):
 
 class Keep(Layer):
     """Keep the exchange, and set a header in place of the app's."""
+
+    may_answer = False
 
     def __init__(self, app, *, settles=False):
         self.app = app
@@ -128,7 +133,7 @@ async def test_a_piece_that_answers(nested):
     if nested:
         app = Note(Note(app, "b", notes, answer=ok), "a", notes)
     else:
-        app = LayerStack([Note(None, "a", notes), Note(None, "b", notes, answer=ok), Keep(None)], app)
+        app = LayerStack([Note(None, "a", notes), Note(None, "b", notes, answer=ok), Named("c")], app)
 
     _, body = await Server().call(app)
 
@@ -327,6 +332,21 @@ async def test_a_middleware_that_copies_the_scope():
     assert "request_id" in seen["context"]
 
 
+class Named(Layer):
+    """Only asks."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def on_request(self, exchange): ...
+
+
+class Ending(Layer):
+    """Only ends."""
+
+    def on_end(self, exchange): ...
+
+
 class Door(Layer):
     """Lets a request wait, and then on."""
 
@@ -360,6 +380,29 @@ async def test_a_piece_that_waits_uses_the_exchange_around_it():
     await Server().call(LayerStack([Door(None)], Door(Door(app))))
 
     assert seen[0].response_headers == {b"x-door": b"open"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            [Door(None), Note(None, "a", [])],
+            "Note stands behind Door.*on_response_start and on_end of Note",
+        ),
+        ([Note(None, "a", [], answer=ok), Keep(None)], "Keep stands behind Note, .* then on_end of Keep"),
+        ([Door(None), Door(None), Ending()], "Ending stands behind Door"),
+    ],
+)
+def test_an_order_that_cannot_work(layers, message):
+    """Behind a layer that may answer no layer has a part in responses; another order is refused where it is made."""
+    for make in (lambda: LayerStack(layers, ok), lambda: Edge(layers)):
+        with pytest.raises(ConfigurationError, match=message):
+            make()
+
+
+def test_orders_that_work():
+    """A layer that answers may have a part in responses itself, and one that never answers is no obstacle."""
+    LayerStack([Note(None, "a", []), Keep(None), Note(None, "b", [], answer=ok), Door(None), Named("c")], ok)
 
 
 class Watch(Layer):

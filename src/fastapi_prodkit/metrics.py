@@ -50,6 +50,8 @@ class MetricsMiddleware(Layer):
             share a registry add up.
     """
 
+    may_answer = False
+
     def __init__(
         self,
         app: ASGIApp,

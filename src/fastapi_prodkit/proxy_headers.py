@@ -50,6 +50,7 @@ class ProxyHeadersMiddleware(Layer):
     """
 
     scope_types = frozenset({"http", "websocket"})
+    may_answer = False
 
     def __init__(self, app: ASGIApp, settings: ProxySettings | None = None) -> None:
         self.app = app

@@ -33,6 +33,7 @@ class RequestIDMiddleware(Layer):
     """
 
     scope_types = frozenset({"http", "websocket"})
+    may_answer = False
 
     def __init__(self, app: ASGIApp, settings: RequestIdSettings | None = None) -> None:
         settings = settings or RequestIdSettings()

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi_prodkit import Settings, __version__, create_app, install
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
+from fastapi_prodkit.app import Edge, Layer, LayerStack
 from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware, ProblemError, add_problem_handlers
@@ -46,6 +47,18 @@ assert_type(ProblemError(404, item=7).extensions, dict[str, Any])
 
 configure_logging(service="shop")
 bind(customer="c-4711", attempt=2)
+
+
+class Marking(Layer):
+    may_answer = False
+
+    def on_request(self, exchange: Any) -> None:
+        exchange.response_headers[b"x-mark"] = b"1"
+
+
+copied = FastAPI()
+Edge([RequestIDMiddleware(copied), Marking()], installed={}).put_around(copied)
+stack = LayerStack([Marking()], copied)
 
 existing = FastAPI()
 install(existing, settings)

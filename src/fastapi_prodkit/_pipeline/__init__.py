@@ -35,7 +35,9 @@ The five hooks of a `Layer`; each docstring in `layers` says what it may return 
 | `on_end` | once, always | innermost first | neither return nor raise |
 
 The rule of order: when a layer answers, layers inside it never see the request. So layers behind the first one that may
-answer must not have `on_response_start` or `on_end`: they would finish requests that they have not begun.
+answer must not have `on_response_start` or `on_end`: they would finish requests that they have not begun. Another order
+is a ConfigurationError where the stack is made. A layer that overrides `on_request` counts as one that may answer
+unless it sets `may_answer = False`.
 
 The modules: `layers` (Layer, LayerStack), `hooks` (the hooks of several layers as lists), `exchange` (the state of one
 request), `edge` (the outermost place), `interruption` (answer in place of an app that is cancelled), `timers` (one

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import Hooks, OnResponseStart, RawHeaders
+from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["Layer", "LayerStack"]
 
@@ -22,6 +23,8 @@ class Layer:
     Attributes:
         app: The app to serve, where the layer is used alone.
         scope_types: Types of scope for which the hooks are called; others pass.
+        may_answer: `on_request` may return an app. Set it to False where `on_request` always returns None; then layers
+            with `on_response_start` or `on_end` may stand further in.
         may_cancel_app: The layer may cancel the task that serves the request, and so needs an exchange of its own.
         runs_on_plain_response: `on_response_start` has something to do although the app sets no other headers than
             Content-Type and Content-Length.
@@ -29,6 +32,7 @@ class Layer:
 
     app: ASGIApp
     scope_types: frozenset[str] = frozenset({"http"})
+    may_answer = True
     may_cancel_app = False
     runs_on_plain_response = True
 
@@ -81,9 +85,14 @@ class Layer:
 
 
 class LayerStack:
-    """Serve an app with these layers around it, outermost first."""
+    """Serve an app with these layers around it, outermost first.
+
+    Raises:
+        ConfigurationError: A layer with `on_response_start` or `on_end` stands behind one that may answer.
+    """
 
     def __init__(self, layers: Sequence[Layer], app: ASGIApp) -> None:
+        _check_order(layers)
         self.app = app
         self.layers = layers
         self.hooks = _hooks_of(layers)
@@ -144,6 +153,20 @@ class LayerStack:
         """Call `on_error` for an exception of the app; return True to swallow it."""
         on_error = exchange.hooks.on_error
         return on_error is not None and on_error(exchange, error)
+
+
+def _check_order(layers: Sequence[Layer]) -> None:
+    first: Layer | None = None  # the outermost one that may answer
+    for layer in layers:
+        finishing = [hook for hook in ("on_response_start", "on_end") if _overrides(layer, hook)]
+        if first is not None and finishing:
+            inner, outer = type(layer).__name__, type(first).__name__
+            raise ConfigurationError(
+                f"{inner} stands behind {outer}, which may answer a request itself: then {' and '.join(finishing)} of "
+                f"{inner} would be called for a request that it has not seen; put {inner} before {outer}"
+            )
+        if first is None and layer.may_answer and _overrides(layer, "on_request"):
+            first = layer
 
 
 def _hooks_of(layers: Sequence[Layer]) -> Hooks[Exchange]:
