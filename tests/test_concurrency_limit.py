@@ -424,9 +424,10 @@ def test_in_the_whole_app(capsys):
 
 def test_left_out_without_a_limit():
     """Without LIMITS_MAX_CONCURRENT there is no layer that could cost anything."""
-    edge = create_app(Settings(environment="test")).build_middleware_stack()
+    app = create_app(Settings(environment="test"))
+    TestClient(app).get("/")
 
-    assert "ConcurrencyLimitMiddleware" not in [type(layer).__name__ for layer in edge.layers]
+    assert "ConcurrencyLimitMiddleware" not in [type(layer).__name__ for layer in app.middleware_stack.layers]
 
 
 def test_none_is_a_value():

@@ -382,6 +382,23 @@ async def test_a_piece_that_waits_uses_the_exchange_around_it():
     assert seen[0].response_headers == {b"x-door": b"open"}
 
 
+@pytest.mark.parametrize("nested", [True, False])
+async def test_exempt_requests(nested):
+    """No hook of a layer is called for GET and HEAD of its exempt paths; other layers and other methods are as ever."""
+    notes, statuses = [], []
+    outer, inner = Note(ok, "a", notes), Note(ok, "b", notes)
+    outer.exempt, inner.exempt = {"/health", "/"}, ["/health"]
+    outer.app = inner
+    app = outer if nested else LayerStack([outer, inner], ok)
+
+    for method, path in (("GET", "/health/"), ("HEAD", "/health"), ("GET", "/"), ("POST", "/"), ("GET", "/other")):
+        start, _ = await Server().call(app, scope_of() | {"method": method, "path": path})
+        statuses.append([value.decode() for name, value in start.get("headers", ())])
+
+    assert statuses == [[], [], ["b"], ["b", "a"], ["b", "a"]]
+    assert notes == [*ORDER[1:3], ORDER[4], *ORDER * 2]
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [

@@ -7,7 +7,7 @@ WebSocket (when it is closed).
 """
 
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -34,15 +34,13 @@ class AccessLogMiddleware(Layer):
 
     scope_types = frozenset({"http", "websocket"})
 
-    def __init__(self, app: ASGIApp, *, exempt: Container[str] = frozenset()) -> None:
+    def __init__(self, app: ASGIApp, *, exempt: Collection[str] = frozenset()) -> None:
         self.app = app
-        self._exempt = exempt
+        self.exempt = exempt
         self._write = _find_writer()
 
     def on_end(self, exchange: Exchange) -> None:
         """Write the line."""
-        if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
-            return
         if not _logger.isEnabledFor(logging.INFO):
             return
         scope = exchange.scope

@@ -5,7 +5,7 @@ the client wrote. RFC 9112 section 3.2 asks for 400 if the header is missing, in
 """
 
 import re
-from collections.abc import Container
+from collections.abc import Collection
 from ipaddress import IPv6Address
 
 from starlette.types import ASGIApp
@@ -43,7 +43,7 @@ class AllowedHostsMiddleware(Layer):
     scope_types = frozenset({"http", "websocket"})
 
     def __init__(
-        self, app: ASGIApp, settings: HostsSettings | None = None, *, exempt: Container[str] = frozenset()
+        self, app: ASGIApp, settings: HostsSettings | None = None, *, exempt: Collection[str] = frozenset()
     ) -> None:
         self.app = app
         names = [_pattern(name) for name in settings.allowed] if settings else []
@@ -55,16 +55,14 @@ class AllowedHostsMiddleware(Layer):
         self._any = b"*" in names
         self._exact = frozenset(name for name in names if not name.startswith(b"*"))
         self._suffixes = tuple(name[1:] for name in names if name.startswith(b"*."))
-        self._exempt = exempt
+        self.exempt = exempt
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Refuse a request for a host that is not ours."""
         if exchange.headers.get(b"host") in self._exact and not exchange.has_repeated_headers:
             return None
         refusal = self._refusal(exchange)
-        if refusal is None or exchange.is_exempt(self._exempt):
-            return None
-        return Refusal(ProblemError(400, refusal))
+        return None if refusal is None else Refusal(ProblemError(400, refusal))
 
     def _refusal(self, exchange: Exchange) -> str | None:
         host = exchange.headers.get(b"host")

@@ -9,7 +9,7 @@ import asyncio
 import math
 from asyncio import Future
 from collections import deque
-from collections.abc import Awaitable, Container
+from collections.abc import Awaitable, Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -50,7 +50,7 @@ class ConcurrencyLimitMiddleware(Layer):
         app: ASGIApp,
         settings: LimitsSettings | None = None,
         *,
-        exempt: Container[str] = frozenset(),
+        exempt: Collection[str] = frozenset(),
         registry: "CollectorRegistry | None" = None,
     ) -> None:
         settings = settings or LimitsSettings()
@@ -60,7 +60,7 @@ class ConcurrencyLimitMiddleware(Layer):
         self._most = settings.max_concurrent
         self._patience = settings.queue_timeout
         self._longest_line = self._most if self._patience is not None else 0
-        self._exempt = exempt
+        self.exempt = exempt
         self._inside = 0
         self._line: deque[Future[None]] = deque()
         self._meter = _Meter(registry)
@@ -71,8 +71,6 @@ class ConcurrencyLimitMiddleware(Layer):
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Serve the request if there is room; otherwise let it wait, or refuse it."""
-        if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
-            return None
         if self._inside < self._most:  # then nobody waits: who leaves hands the place on
             return partial(self._serve, exchange)
         if len(self._line) < self._longest_line:

@@ -7,7 +7,7 @@ that what it awaits is cancelled as well: a query ends in the database.
 
 import math
 from asyncio import AbstractEventLoop, Task
-from collections.abc import Container
+from collections.abc import Collection
 from contextvars import Context
 from time import perf_counter
 from typing import Any, cast
@@ -19,7 +19,7 @@ from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_dependencies
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
-from fastapi_prodkit._pipeline.timers import Deadline, SharedTimer
+from fastapi_prodkit._pipeline.timers import SharedTimer
 from fastapi_prodkit._problem import Refusal
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import LimitsSettings
@@ -44,19 +44,17 @@ class DeadlineMiddleware(Layer):
     may_cancel_app = True
 
     def __init__(
-        self, app: ASGIApp, settings: LimitsSettings | None = None, *, exempt: Container[str] = frozenset()
+        self, app: ASGIApp, settings: LimitsSettings | None = None, *, exempt: Collection[str] = frozenset()
     ) -> None:
         settings = settings or LimitsSettings()
         self.app = app
-        self._exempt = exempt
+        self.exempt = exempt
         seconds = settings.request_timeout
         self._timer = None if seconds is None else SharedTimer(seconds, _expire)
 
     def on_wait(self, exchange: Exchange, started_at: float) -> None:
         """Start the deadline."""
-        if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
-            exchange.deadline = _EXEMPT
-        elif self._timer is None:
+        if self._timer is None:
             exchange.deadline = NoDeadline(started_at)
         else:
             exchange.deadline = self._timer.start(exchange, started_at, _loop_of(exchange))
@@ -93,8 +91,8 @@ class Timeout:
 
     def replace_deadline(self, exchange: Exchange) -> None:
         """Cancel the deadline of a request, and start one of `seconds` that counts from the same moment."""
-        before = cast("Deadline", exchange.deadline)
-        if before is _EXEMPT:
+        before = exchange.deadline
+        if before is None:  # the request is exempt
             return
         before.cancel()
         if self.seconds is None or exchange.interruption is not None:
@@ -126,9 +124,6 @@ class RouteDeadline:
         self._timer.cancel()
 
 
-_EXEMPT = NoDeadline(0.0)  # which a route's own time-out does not replace
-
-
 def _loop_of(exchange: Exchange) -> AbstractEventLoop:
     return cast("Task[Any]", exchange.task).get_loop()
 
@@ -143,9 +138,9 @@ def _expire(exchange: Exchange) -> None:
 
 
 def _with_deadline(scope: Scope) -> Exchange | None:
-    """Return the innermost exchange of the request that has a deadline."""
+    """Return the innermost exchange of the request that has a deadline, or is exempt from it."""
     exchange = Exchange.innermost(scope)
-    while exchange is not None and exchange.deadline is None:
+    while exchange is not None and exchange.deadline is None and not exchange.exempt:
         exchange = exchange.outer
     return exchange
 

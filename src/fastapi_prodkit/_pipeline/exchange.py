@@ -2,7 +2,7 @@
 
 import asyncio
 from asyncio import Task
-from collections.abc import Awaitable, Container, Iterator
+from collections.abc import Awaitable
 from time import perf_counter
 from typing import Any, Final, cast
 
@@ -10,14 +10,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_path, route_template
-from fastapi_prodkit._pipeline.hooks import Hooks, OnRequest, RawHeaders
+from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
 from fastapi_prodkit._pipeline.interruption import Interruption
 from fastapi_prodkit._pipeline.timers import Deadline
 
 __all__ = ["CLIENT_DISCONNECTED", "Exchange"]
 
 CLIENT_DISCONNECTED: Final = 499  # nginx's status for it; no client ever sees the status
-_READING: Final = frozenset({"GET", "HEAD"})
 _TO_NORMALIZE: Final = ("/", "")  # last characters of a path that `route_path` changes
 _PLAIN: Final = frozenset({b"content-length", b"content-type"})  # no layer's header replaces or depends on these
 
@@ -34,6 +33,7 @@ class Exchange:
         response_headers: Headers of the response, which replace headers of the same names that the app sets.
         complete: The server has taken the last message of the response.
         client_disconnected: The client disconnected before the response was complete.
+        exempt: The hooks of some layer are not called, because its `exempt` has the path.
         started_at: When the request came, on the clock of `perf_counter`.
         task: The task that serves the request; set before the app is called if a layer may cancel it.
         hooks: What the layers do with the request.
@@ -49,15 +49,21 @@ class Exchange:
     route: str
     complete = False
     client_disconnected = False
+    exempt = False
     status = 0
     interruption: Interruption | None = None
     deadline: Deadline | None = None
     task: "Task[Any] | None" = None
-    _remaining: "Iterator[OnRequest[Exchange]]"
-    _app: ASGIApp
+    _held = False  # by a layer that has returned an app of its own
 
-    def __init__(
-        self, hooks: "Hooks[Exchange]", outer: "Exchange | None", scope: Scope, receive: Receive, send: Send
+    def __init__(  # noqa: PLR0913, PLR0917 - called for every request: keywords cost
+        self,
+        hooks: "Hooks[Exchange]",
+        app: ASGIApp,
+        outer: "Exchange | None",
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         raw: RawHeaders = scope["headers"]
         path: str = scope["path"]
@@ -70,6 +76,8 @@ class Exchange:
         self.context: dict[str, Any] = {} if outer is None else outer.context
         self.response_headers: dict[bytes, bytes] = {}
         self.hooks = hooks
+        self._remaining = iter(hooks.on_request)
+        self._app = app
         self.receive_from_server = receive
         self._send = send
         self.started_at = perf_counter()
@@ -90,33 +98,34 @@ class Exchange:
             return None
         return exchange
 
-    def is_exempt(self, exempt: Container[str]) -> bool:
-        """Say whether this is a GET or HEAD request for one of these paths."""
-        return self.path in exempt and self.scope.get("method") in _READING
-
     def header_values(self, name: bytes) -> list[bytes]:
         """Return the value of every line of a request header."""
         return [value for key, value in self.scope["headers"] if key == name]
 
     def call_inner(self, receive: Receive, send: Send) -> Awaitable[None]:
-        """Serve the request with the remaining layers and the app; for a layer that has returned an app of its own."""
+        """Serve the request with the layers that have not seen it yet, and then the app.
+
+        Called by the stack, and by the app that a layer has returned from `on_request`.
+        """
         for on_request in self._remaining:
             answer = on_request(self)
             if answer is not None:
+                self._held = True
                 return answer(self.scope, receive, send)
         if self.hooks.may_cancel_app and self.task is None:
-            self.start_deadlines(perf_counter())  # time that the request has waited for its turn does not count
+            # Time for which a layer has held the request does not count.
+            self.start_deadlines(perf_counter() if self._held else self.started_at)
         return self._app(self.scope, receive, send)
 
-    def pause_at(self, remaining: "Iterator[OnRequest[Exchange]]", app: ASGIApp) -> None:
-        """Remember the remaining layers and the app, for `call_inner`."""
-        self._remaining = remaining
-        self._app = app
+    def replace_hooks(self, hooks: "Hooks[Exchange]") -> None:
+        """Serve the request with other hooks, before any was called."""
+        self.hooks = hooks
+        self._remaining = iter(hooks.on_request)
 
     def add_layers(self, hooks: "Hooks[Exchange]", app: ASGIApp) -> None:
         """Add the hooks of layers that stand further in than the one that opened the exchange."""
-        self.hooks = hooks.inside(self.hooks)
-        self.pause_at(iter(hooks.on_request), app)
+        self.replace_hooks(hooks.inside(self.hooks))
+        self._app = app
 
     def start_deadlines(self, started_at: float) -> None:
         """Tell the layers that the app is called now and has had the request since `started_at`.

@@ -1,11 +1,11 @@
 """`Layer`, the base class of every middleware, and `LayerStack`, which serves an app with several of them."""
 
 from asyncio import CancelledError
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import Token
 from copy import copy
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -16,12 +16,15 @@ from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["Layer", "LayerStack"]
 
+_READING: Final = frozenset({"GET", "HEAD"})
+
 
 class Layer:
     """Base class of every middleware. Override only the hooks you need; hooks that are not overridden are never called.
 
     Attributes:
         app: The app to serve, where the layer is used alone.
+        exempt: Paths relative to the app, without trailing slash. No hook is called for GET and HEAD requests for them.
         scope_types: Types of scope for which the hooks are called; others pass.
         may_answer: `on_request` may return an app. Set it to False where `on_request` always returns None; then layers
             with `on_response_start` or `on_end` may stand further in.
@@ -31,6 +34,7 @@ class Layer:
     """
 
     app: ASGIApp
+    exempt: Collection[str] = frozenset()
     scope_types: frozenset[str] = frozenset({"http"})
     may_answer = True
     may_cancel_app = False
@@ -76,7 +80,7 @@ class Layer:
         if exchange is None:
             await self._alone(scope, receive, send)
             return
-        exchange.add_layers(self._alone.hooks, self.app)
+        exchange.add_layers(self._alone.hooks_for(exchange), self.app)
         await exchange.call_inner(receive, send)
 
     @cached_property
@@ -96,25 +100,20 @@ class LayerStack:
         self.app = app
         self.layers = layers
         self.hooks = _hooks_of(layers)
+        paths = {path for layer in layers for path in layer.exempt}
+        self._exempt = {path: _hooks_of([layer for layer in layers if path not in layer.exempt]) for path in paths}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901 - a call costs, each time
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         outer = Exchange.innermost(scope)
-        hooks = self.hooks
-        scope[_scope.EXCHANGE] = exchange = Exchange(hooks, outer, scope, receive, send)
+        scope[_scope.EXCHANGE] = exchange = Exchange(self.hooks, self.app, outer, scope, receive, send)
+        if exchange.path in self._exempt:
+            exchange.replace_hooks(self.hooks_for(exchange))
         token: Token[Any] | None = _context.begin(exchange.context)
         try:
-            # What `Exchange.call_inner` does, written out: the call would cost every request.
-            for on_request in (remaining := iter(hooks.on_request)):
-                answer = on_request(exchange)
-                if answer is not None:
-                    exchange.pause_at(remaining, self.app)
-                    await answer(scope, exchange.receive, exchange.send)
-                    break
-            else:
-                if hooks.may_cancel_app:
-                    exchange.start_deadlines(exchange.started_at)
-                await self.app(scope, exchange.receive, exchange.send)
+            await exchange.call_inner(exchange.receive, exchange.send)
+            if exchange.interruption is not None:
+                await exchange.finish_interruption()
         except CancelledError as cancelled:
             if not await exchange.finish_interruption():
                 # Some servers cancel the request of a client that has disconnected.
@@ -127,9 +126,6 @@ class LayerStack:
                 # The context stays for the server's own line about an exception that is not logged yet.
                 token = token if _scope.is_logged(error) else None
                 raise
-        else:
-            if exchange.interruption is not None:
-                await exchange.finish_interruption()
         finally:
             exchange.finish()
             # Break the cycle of references between exchange and scope, which the garbage collector would have to find.
@@ -144,10 +140,19 @@ class LayerStack:
         stack.app = app
         return stack
 
+    def hooks_for(self, exchange: Exchange) -> Hooks[Exchange]:
+        """Return the hooks of the layers from which the request is not exempt, and note whether it is from any."""
+        hooks = self._exempt.get(exchange.path)
+        if hooks is None or exchange.scope.get("method") not in _READING:
+            return self.hooks
+        exchange.exempt = True
+        return hooks
+
     def add_on_response_start(self, hook: OnResponseStart[Exchange]) -> None:
         """Call a function like an outermost layer's hook, for requests in progress too, whatever stack serves them."""
-        self.hooks.on_response_start.append(hook)
-        self.hooks.on_plain_response_start.append(hook)
+        for hooks in (self.hooks, *self._exempt.values()):
+            hooks.on_response_start.append(hook)
+            hooks.on_plain_response_start.append(hook)
 
     def handle_error(self, exchange: Exchange, error: BaseException) -> bool:
         """Call `on_error` for an exception of the app; return True to swallow it."""

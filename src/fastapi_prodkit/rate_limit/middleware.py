@@ -1,6 +1,6 @@
 """The limit on every request, whatever serves it."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -40,13 +40,13 @@ class RateLimitMiddleware(Layer):
         app: ASGIApp,
         settings: RateLimitSettings | None = None,
         *,
-        exempt: Container[str] = frozenset(),
+        exempt: Collection[str] = frozenset(),
         store: Store | None = None,
         uncounted: Callable[[Scope], bool] | None = None,
     ) -> None:
         settings = settings or RateLimitSettings()
         self.app = app
-        self._exempt = exempt
+        self.exempt = exempt
         self._uncounted = uncounted
         self._store = store or MemoryStore(settings.strategy)
         self._limits = parse_limits(settings.default, name="default")
@@ -58,8 +58,6 @@ class RateLimitMiddleware(Layer):
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Count the request, or refuse it."""
-        if exchange.path in self._exempt and exchange.is_exempt(self._exempt):
-            return None
         scope = exchange.scope
         if self._uncounted is not None and self._uncounted(scope):
             return None
