@@ -338,11 +338,26 @@ async def test_raise(caplog):
 @pytest.mark.parametrize(("app", "status"), [(respond_and, 200), (start_and, 499)])
 async def test_cancellation(app, status, caplog):
     """A cancellation always passes, and is no error; before the end of the response it means that the client left."""
-    with pytest.raises(asyncio.CancelledError):
+
+    async def serve():
+        asyncio.current_task().cancel()
         await Server().call(with_both(app(asyncio.CancelledError())))
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(serve())
 
     assert errors(caplog) == []
     assert statuses(caplog) == [status]
+
+
+async def test_a_cancellation_of_something_else(caplog):
+    """A CancelledError that nobody has sent to the request is an error: it is logged, and swallowed after the end."""
+    with pytest.raises(asyncio.CancelledError):
+        await Server().call(with_both(start_and(asyncio.CancelledError())))
+    await Server().call(with_both(respond_and(asyncio.CancelledError())))
+
+    assert len(errors(caplog)) == 2
+    assert statuses(caplog) == [200, 200]
 
 
 async def test_exceptions_are_marked():

@@ -20,14 +20,16 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import Mount
 from starlette.websockets import WebSocketDisconnect
+from wire import connection, read_all, read_response, request, serving
 
 from fastapi_prodkit import Settings, _context, create_app, install
 from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
-from fastapi_prodkit.errors import add_problem_handlers
+from fastapi_prodkit.errors import ErrorBoundaryMiddleware, add_problem_handlers
 from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.logging import configure_logging
 from fastapi_prodkit.sections import LimitsSettings
 
 
@@ -435,6 +437,10 @@ def scope_of(path):
 ways = pytest.mark.parametrize("way", ["create_app", "install"])
 
 
+def statuses(output):
+    return [line["http_status"] for text in output.splitlines() if (line := json.loads(text))["event"] == "request"]
+
+
 def error_lines(output):
     return [line for text in output.splitlines() if "exception" in (line := json.loads(text))]
 
@@ -617,3 +623,120 @@ def test_where_no_edge_can_be_put():
         Edge([]).put_around(started)
     with pytest.raises(ConfigurationError, match="has an edge already"):
         Edge([]).put_around(twice)
+
+
+def add_cancelled_routes(app):
+    """Routes that wait for a task which somebody else has cancelled."""
+
+    async def wait():
+        task = asyncio.create_task(asyncio.sleep(9))
+        task.cancel()
+        await task
+
+    app.add_api_route("/cancelled", wait)
+
+    async def midway(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        await wait()
+
+    app.mount("/cancelled-midway", midway)
+
+    @app.get("/cancelled-later")
+    async def later(tasks: BackgroundTasks):
+        tasks.add_task(wait)
+
+    @app.websocket("/cancelled-socket")
+    async def socket(websocket: WebSocket, accept: bool = False):
+        if accept:
+            await websocket.accept()
+        await wait()
+
+
+@ways
+def test_a_cancellation_of_something_else(way, capsys):
+    """It is an error like any other: a 500 problem, one record with its traceback, and the connection stays."""
+    app = made(way, cors={"origins": ["https://app.example.com"]})
+    add_cancelled_routes(app)
+
+    with serving(app) as port, connection(port) as client:
+        answers = []
+        for path in ("/cancelled", "/cancelled-later", "/nowhere"):
+            client.sendall(request("GET", path, "Origin: https://app.example.com"))
+            answers.append(read_response(client))
+
+    output = capsys.readouterr().out
+    head, _, body = answers[0].partition(b"\r\n\r\n")
+    assert [answer.split()[1] for answer in answers] == [b"500", b"200", b"404"]
+    assert b"access-control-allow-origin" in head
+    assert json.loads(body)["detail"] == "The server could not complete the request."
+    assert [line["http_path"] for line in error_lines(output)] == ["/cancelled", "/cancelled-later"]
+    assert all("in wait" in line["exception"] for line in error_lines(output))
+    assert sorted(statuses(output)) == [200, 404, 500]
+
+
+def test_a_cancellation_of_something_else_in_a_stream(capsys):
+    """The transfer breaks, and the log says why."""
+    app = made("create_app")
+    add_cancelled_routes(app)
+
+    with serving(app) as port, connection(port) as client:
+        client.sendall(request("GET", "/cancelled-midway/"))
+        received = read_all(client)
+
+    output = capsys.readouterr().out
+    assert b"begun" in received
+    assert not received.endswith(b"0\r\n\r\n")
+    assert [line["http_path"] for line in error_lines(output)] == ["/cancelled-midway/"]
+    assert statuses(output) == [200]
+
+
+@pytest.mark.parametrize(("accept", "status"), [(False, 500), (True, 101)])
+def test_a_cancellation_of_something_else_in_a_websocket(accept, status, capsys):
+    """It is logged once, with the status that the client saw."""
+    app = made("create_app")
+    add_cancelled_routes(app)
+    handshake = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+
+    with serving(app) as port, connection(port) as client:
+        client.sendall(request("GET", f"/cancelled-socket?accept={accept}", *handshake, key))
+        received = read_all(client)
+
+    output = capsys.readouterr().out
+    assert received.startswith(b"HTTP/1.1 %d" % status)
+    assert len(error_lines(output)) == 1
+    assert statuses(output) == [status]
+
+
+def test_a_response_that_the_server_refuses(capsys):
+    """A header value with a line break: the client gets nothing of it, and the log says 500 and the server's reason."""
+    app = made("create_app")
+
+    @app.get("/split")
+    async def split():
+        return PlainTextResponse("never seen", headers={"x-split": "a\r\nb: c"})
+
+    with serving(app) as port, connection(port) as client:
+        client.sendall(request("GET", "/split"))
+        received = read_all(client)
+
+    output = capsys.readouterr().out
+    [line] = error_lines(output)
+    assert b"never seen" not in received
+    assert "header value" in line["exception"]
+    assert statuses(output) == [500]
+
+
+def test_an_edge_around_any_app(capsys):
+    """Without an outermost place of its own the edge decides about exceptions where it stands."""
+    edge = Edge([ErrorBoundaryMiddleware(None)]).around(FastAPI())
+    app = FastAPI()
+    add_cancelled_routes(app)
+    configure_logging()
+    capsys.readouterr()
+
+    response = TestClient(edge.around(app)).get("/cancelled")
+
+    assert response.status_code == 500
+    assert len(error_lines(capsys.readouterr().out)) == 1

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -46,6 +46,10 @@ class Refusal:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the problem."""
         await send_problem(scope, receive, send, self.problem)
+
+
+# The detail of every 500: nothing of what happened leaves the process.
+INTERNAL_ERROR: Final = "The server could not complete the request."
 
 
 async def send_problem(scope: Scope, receive: Receive, send: Send, problem: ProblemError) -> None:

@@ -155,7 +155,7 @@ async def _recursion(request: HTTPConnection, error: Exception) -> Response | No
 
 
 async def _unhandled(request: Request, error: Exception) -> Response:  # noqa: ARG001 - nothing of it leaves the process
-    return _respond(request, ProblemError(500, "The server could not complete the request."))
+    return _respond(request, ProblemError(500, _problem.INTERNAL_ERROR))
 
 
 def _respond(request: HTTPConnection, problem: ProblemError) -> Response:

@@ -7,7 +7,7 @@ patched or not, before `on_error` decides about it one step further out.
 """
 
 from asyncio import CancelledError
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from operator import attrgetter
 from typing import Any, Final
@@ -19,11 +19,13 @@ from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import RawHeaders
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
-from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit._problem import INTERNAL_ERROR, Refusal
+from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 
 __all__ = ["Edge"]
 
 _KINDS: Final = ("http", "websocket")
+_internal_error: Final = Refusal(ProblemError(500, INTERNAL_ERROR))
 _Failures = list[tuple[Exchange, BaseException]]
 
 
@@ -83,24 +85,30 @@ class Edge:
         """Make every response say from now on that its connection is closed; no request pays for it before."""
         self._stacks["http"].add_on_response_start(_close_connection)
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
         stack = self._stacks.get(scope["type"])
         if stack is None:  # lifespan
-            return self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         outer = _scope.installed(scope)
-        if outer is not None:
+        if outer is None:
+            scope[_scope.INSTALLED] = self._installed
+            await stack(scope, receive, send)
+        else:
             scope[_scope.INSTALLED] = {**outer, **self._installed}
-            return self.app(scope, receive, send)
-        scope[_scope.INSTALLED] = self._installed
-        return stack(scope, receive, send)
+            await self.app(scope, receive, send)
 
 
 class _EdgeStack(LayerStack):
-    def handle_error(self, exchange: Exchange, error: BaseException) -> bool:
-        """Leave the decision to the outermost place, if there is one around the app."""
+    async def decide(self, exchange: Exchange, error: BaseException) -> bool:
+        """Answer what Starlette has not, and leave the decision to the outermost place if there is one."""
+        if isinstance(error, CancelledError) and not exchange.status and exchange.scope["type"] == "http":
+            # Starlette's handlers catch Exception only.
+            await _internal_error(exchange.scope, exchange.receive, exchange.send)
         failures: _Failures | None = exchange.scope.get(_scope.FAILURES)
         if failures is None:
-            return super().handle_error(exchange, error)
+            return await super().decide(exchange, error)
         failures.append((exchange, error))
         return False
 

@@ -168,18 +168,20 @@ class Exchange:
             await asyncio.sleep(0)  # an app that was cancelled and keeps sending must not starve other requests
             return
         kind: str = message["type"]
-        if kind == "http.response.body":
-            last = not message.get("more_body")
-        elif kind == "http.response.start":
-            last = False
-            message = self._start_response(message["status"], message)
-        else:
-            last = kind == "http.response.pathsend"
-            message = self._start_websocket_response(kind, message)
+        last, before = False, self.status
         try:
+            if kind == "http.response.body":
+                last = not message.get("more_body")
+            elif kind == "http.response.start":
+                message = self._start_response(message["status"], message)
+            else:
+                last = kind == "http.response.pathsend"
+                message = self._start_websocket_response(kind, message)
             await self._send(message)
-        except OSError:  # ASGI 2.4: how a server says that the client has disconnected
-            self.client_disconnected |= not self.complete
+        except Exception as error:
+            self.status = before  # the server has not taken the message, so the client does not see it
+            # ASGI 2.4: OSError is how a server says that the client has disconnected.
+            self.client_disconnected |= isinstance(error, OSError) and not self.complete
             raise
         if last:
             self.complete = True

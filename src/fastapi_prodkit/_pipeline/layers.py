@@ -1,6 +1,6 @@
 """`Layer`, the base class of every middleware, and `LayerStack`, which serves an app with several of them."""
 
-from asyncio import CancelledError
+from asyncio import CancelledError, current_task
 from collections.abc import Collection, Mapping, Sequence
 from contextvars import Token
 from copy import copy
@@ -68,7 +68,11 @@ class Layer:
         """
 
     def on_error(self, exchange: Exchange, error: BaseException) -> bool:  # noqa: ARG002 - for those that override it
-        """Handle an exception; return True to swallow it. Only the innermost layer that overrides this is called."""
+        """Handle an exception; return True to swallow it. Only the innermost layer that overrides this is called.
+
+        Called once by the stack, or in an `Edge` by the outermost place when the exception has passed all other layers,
+        for an Exception and for a CancelledError that nobody has sent to the request. Must not raise.
+        """
         return False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,15 +118,9 @@ class LayerStack:
             await exchange.call_inner(exchange.receive, exchange.send)
             if exchange.interruption is not None:
                 await exchange.finish_interruption()
-        except CancelledError as cancelled:
-            if not await exchange.finish_interruption():
-                # Some servers cancel the request of a client that has disconnected.
-                exchange.client_disconnected |= not exchange.complete
-                _scope.mark_logged(cancelled)  # the server logs no traceback for a stream that ends at shutdown
-                raise
-        except Exception as error:
-            await exchange.finish_interruption()
-            if not self.handle_error(exchange, error):
+        except (Exception, CancelledError) as error:
+            interrupted = await exchange.finish_interruption() and isinstance(error, CancelledError)
+            if not interrupted and not await self.handle_error(exchange, error):
                 # The context stays for the server's own line about an exception that is not logged yet.
                 token = token if _scope.is_logged(error) else None
                 raise
@@ -154,10 +152,28 @@ class LayerStack:
             hooks.on_response_start.append(hook)
             hooks.on_plain_response_start.append(hook)
 
-    def handle_error(self, exchange: Exchange, error: BaseException) -> bool:
-        """Call `on_error` for an exception of the app; return True to swallow it."""
+    async def handle_error(self, exchange: Exchange, error: BaseException) -> bool:
+        """Call `on_error` for an exception of the app; return True to swallow it.
+
+        A cancellation of the request passes; a CancelledError that nobody has sent to the request is an error.
+        """
+        if isinstance(error, CancelledError) and _is_cancelled():
+            # Some servers cancel the request of a client that has disconnected.
+            exchange.client_disconnected |= not exchange.complete
+            _scope.mark_logged(error)  # the server logs no traceback for a stream that ends at shutdown
+            return False
+        return await self.decide(exchange, error)
+
+    async def decide(self, exchange: Exchange, error: BaseException) -> bool:
+        """Call `on_error` for an error of the app; return True to swallow it."""
         on_error = exchange.hooks.on_error
         return on_error is not None and on_error(exchange, error)
+
+
+def _is_cancelled() -> bool:
+    """Say whether somebody has cancelled the running task: a server, or a task group around the request."""
+    task = current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _check_order(layers: Sequence[Layer]) -> None:
