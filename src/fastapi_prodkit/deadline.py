@@ -6,7 +6,7 @@ that what it awaits is cancelled as well: a query ends in the database.
 """
 
 import math
-from asyncio import AbstractEventLoop, Task
+from asyncio import Task, get_running_loop
 from collections.abc import Collection
 from contextvars import Context
 from time import perf_counter
@@ -57,7 +57,7 @@ class DeadlineMiddleware(Layer):
         if self._timer is None:
             exchange.deadline = NoDeadline(started_at)
         else:
-            exchange.deadline = self._timer.start(exchange, started_at, _loop_of(exchange))
+            exchange.deadline = self._timer.start(exchange, started_at, get_running_loop())
 
 
 class Timeout:
@@ -117,15 +117,12 @@ class RouteDeadline:
     def __init__(self, exchange: Exchange, seconds: float, started_at: float) -> None:
         self.started_at = started_at
         left = max(0.0, started_at + seconds - perf_counter())
-        self._timer = _loop_of(exchange).call_later(left, exchange.interrupt, _timeout_response, context=Context())
+        loop = cast("Task[Any]", exchange.task).get_loop()
+        self._timer = loop.call_later(left, exchange.interrupt, _timeout_response, context=Context())
 
     def cancel(self) -> None:
         """Cancel the timer."""
         self._timer.cancel()
-
-
-def _loop_of(exchange: Exchange) -> AbstractEventLoop:
-    return cast("Task[Any]", exchange.task).get_loop()
 
 
 def _expire(exchange: Exchange) -> None:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import Hooks, OnResponseStart, RawHeaders
+from fastapi_prodkit._scope import EXCHANGE
 from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["Layer", "LayerStack"]
@@ -109,8 +110,8 @@ class LayerStack:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        outer = Exchange.innermost(scope)
-        scope[_scope.EXCHANGE] = exchange = Exchange(self.hooks, self.app, outer, scope, receive, send)
+        outer = scope.get(EXCHANGE)
+        scope[EXCHANGE] = exchange = Exchange(self.hooks, self.app, outer, scope, receive, send)
         if exchange.path in self._exempt:
             exchange.replace_hooks(self.hooks_for(exchange))
         token: Token[Any] | None = _context.begin(exchange.context)
@@ -127,7 +128,7 @@ class LayerStack:
         finally:
             exchange.finish()
             # Break the cycle of references between exchange and scope, which the garbage collector would have to find.
-            scope[_scope.EXCHANGE] = outer
+            scope[EXCHANGE] = outer
             exchange.receive_from_server = receive
             if token is not None:
                 _context.end(token)

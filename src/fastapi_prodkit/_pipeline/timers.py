@@ -32,18 +32,11 @@ class TimerQueue(Generic[_Subject]):
         armed: The event loop will call `expire_due`.
     """
 
-    def __init__(self, loop: AbstractEventLoop, seconds: float, expire: Callable[[_Subject], None]) -> None:
+    def __init__(self, loop: AbstractEventLoop, expire: Callable[[_Subject], None]) -> None:
         self.loop = loop
         self.timings: dict[Timing[_Subject], float] = {}
         self.armed = False
-        self._seconds = seconds
         self._expire = expire
-
-    def add(self, timing: "Timing[_Subject]") -> None:
-        """Add a time-out, which began after those that were added before."""
-        self.timings[timing] = due = timing.started_at + self._seconds
-        if not self.armed:
-            self.schedule(due)
 
     def schedule(self, due: float) -> None:
         """Have the event loop call `expire_due` at that time."""
@@ -66,16 +59,16 @@ class TimerQueue(Generic[_Subject]):
 class Timing(Generic[_Subject]):
     """One time-out in a queue; a `Deadline`."""
 
-    __slots__ = ("_queue", "started_at", "subject")
+    __slots__ = ("_timings", "started_at", "subject")
 
-    def __init__(self, subject: _Subject, started_at: float, queue: TimerQueue[_Subject]) -> None:
+    def __init__(self, subject: _Subject, started_at: float, timings: "dict[Timing[_Subject], float]") -> None:
         self.subject = subject
         self.started_at = started_at
-        self._queue = queue
+        self._timings = timings
 
     def cancel(self) -> None:
         """Take the time-out out of its queue."""
-        self._queue.timings.pop(self, None)
+        self._timings.pop(self, None)
 
 
 class SharedTimer(Generic[_Subject]):
@@ -101,7 +94,9 @@ class SharedTimer(Generic[_Subject]):
         """
         queue = self._queue
         if queue is None or queue.loop is not loop:
-            queue = self._queue = TimerQueue(loop, self._seconds, self._expire)
-        timing = Timing(subject, started_at, queue)
-        queue.add(timing)
+            queue = self._queue = TimerQueue(loop, self._expire)
+        timing = Timing(subject, started_at, queue.timings)
+        queue.timings[timing] = due = started_at + self._seconds
+        if not queue.armed:
+            queue.schedule(due)
         return timing
