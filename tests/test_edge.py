@@ -675,6 +675,23 @@ def test_a_cancellation_of_something_else(way, capsys):
     assert sorted(statuses(output)) == [200, 404, 500]
 
 
+def test_a_cancellation_of_something_else_for_a_client_that_is_gone(capsys):
+    """It is logged once as the error that it is; that the problem cannot be sent is none."""
+    app = made("create_app")
+    add_cancelled_routes(app)
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/cancelled", "query_string": b""}
+
+    async def gone(message):
+        raise OSError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(app({**scope, "headers": [(b"host", b"testserver")]}, nothing, gone))
+
+    output = capsys.readouterr().out
+    assert [line["http_path"] for line in error_lines(output)] == ["/cancelled"]
+    assert statuses(output) == [499]
+
+
 def test_a_cancellation_of_something_else_in_a_stream(capsys):
     """The transfer breaks, and the log says why."""
     app = made("create_app")

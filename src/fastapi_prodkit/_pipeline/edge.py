@@ -8,6 +8,7 @@ patched or not, before `on_error` decides about it one step further out.
 
 from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from operator import attrgetter
 from typing import Any, Final
@@ -104,8 +105,9 @@ class _EdgeStack(LayerStack):
     async def decide(self, exchange: Exchange, error: BaseException) -> bool:
         """Answer what Starlette has not, and leave the decision to the outermost place if there is one."""
         if isinstance(error, CancelledError) and not exchange.status and exchange.scope["type"] == "http":
-            # Starlette's handlers catch Exception only.
-            await _internal_error(exchange.scope, exchange.receive, exchange.send)
+            with suppress(OSError):  # the client has disconnected
+                # Starlette's handlers catch Exception only.
+                await _internal_error(exchange.scope, exchange.receive, exchange.send)
         failures: _Failures | None = exchange.scope.get(_scope.FAILURES)
         if failures is None:
             return await super().decide(exchange, error)
