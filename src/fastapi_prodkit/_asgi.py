@@ -7,6 +7,7 @@ from typing import Any
 from fastapi.routing import iter_route_contexts
 from starlette._utils import get_route_path
 from starlette.datastructures import URLPath
+from starlette.middleware import body_limit
 from starlette.routing import BaseRoute, Match, Mount, NoMatchFound, Route, Router
 from starlette.types import Receive, Scope, Send
 
@@ -14,6 +15,12 @@ from fastapi_prodkit import _scope
 
 UNMATCHED = "_unmatched"
 LONGEST_LOGGED_PATH = 2048  # characters; a path may have as many as the server reads of a request
+
+# What Starlette's body limit raises in `send` when it has sent its own 413 in place of the response: private, like all
+# exceptions of that module.
+REPLACED_BY_LIMIT: tuple[type[Exception], ...] = tuple(
+    kind for name, kind in vars(body_limit).items() if name == "_RequestBodyLimitResponseSent"
+)
 
 Headers = Iterable[tuple[bytes, bytes]]
 

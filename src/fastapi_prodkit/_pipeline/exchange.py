@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit import _scope
-from fastapi_prodkit._asgi import route_path, route_template
+from fastapi_prodkit._asgi import REPLACED_BY_LIMIT, route_path, route_template
 from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
 from fastapi_prodkit._pipeline.interruption import Interruption
 from fastapi_prodkit._pipeline.timers import Deadline
@@ -179,7 +179,8 @@ class Exchange:
                 message = self._start_websocket_response(kind, message)
             await self._send(message)
         except Exception as error:
-            self.status = before  # the server has not taken the message, so the client does not see it
+            if not isinstance(error, REPLACED_BY_LIMIT):
+                self.status = before  # the server has not taken the message, so the client does not see it
             # ASGI 2.4: OSError is how a server says that the client has disconnected.
             self.client_disconnected |= isinstance(error, OSError) and not self.complete
             raise
