@@ -294,6 +294,26 @@ async def test_an_error_that_is_not(make):
     assert seen == [("at once", {"user": "u1"})]
 
 
+async def test_an_error_that_is_only_noted():
+    """A layer that leaves the decision to its base class has the exception raised on."""
+
+    class Noting(Layer):
+        app = None
+
+        def on_error(self, exchange, error):
+            noted.append(error)
+            return super().on_error(exchange, error)
+
+    async def app(scope, receive, send):
+        raise KeyError("noted")
+
+    noted = []
+
+    with pytest.raises(KeyError, match="noted"):
+        await Server().call(LayerStack([Noting()], app))
+    assert [type(error) for error in noted] == [KeyError]
+
+
 @pytest.mark.parametrize("answers", [True, False])
 async def test_a_client_that_left_stays_away(answers):
     """A client that left has left, whether or not the app then answers to nobody before it is cancelled."""
