@@ -29,7 +29,7 @@ class Interruption:
         return asyncio.current_task() is self._answer
 
     def withdraw_cancellation(self) -> bool:
-        """Take back the cancellation of the app's task; return False if somebody else has cancelled it as well.
+        """Take back the cancellation of the app's task; return False if it was cancelled elsewhere as well.
 
         Called once, when the app has ended. `asyncio.timeout` finds out in the same way who has cancelled.
         """

@@ -72,7 +72,7 @@ class Layer:
         """Handle an exception; return True to swallow it. Only the innermost layer that overrides this is called.
 
         Called once by the stack, or in an `Edge` by the outermost place when the exception has passed all other layers,
-        for an Exception and for a CancelledError that nobody has sent to the request. Must not raise.
+        for an Exception and for a CancelledError while the request's task is not cancelled. Must not raise.
         """
         return False
 
@@ -156,7 +156,7 @@ class LayerStack:
     async def handle_error(self, exchange: Exchange, error: BaseException) -> bool:
         """Call `on_error` for an exception of the app; return True to swallow it.
 
-        A cancellation of the request passes; a CancelledError that nobody has sent to the request is an error.
+        A cancellation of the request passes; a CancelledError while its task is not cancelled is an error.
         """
         if isinstance(error, CancelledError) and _is_cancelled():
             # Some servers cancel the request of a client that has disconnected.
@@ -172,7 +172,7 @@ class LayerStack:
 
 
 def _is_cancelled() -> bool:
-    """Say whether somebody has cancelled the running task: a server, or a task group around the request."""
+    """Say whether the running task was cancelled, by a server or a task group around the request."""
     task = current_task()
     return task is not None and task.cancelling() > 0
 

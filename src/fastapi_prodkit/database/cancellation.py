@@ -48,7 +48,7 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
         if not self._closing:
             super().terminate()
 
-    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109 - likewise
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's
         """Execute a script; SQLAlchemy does so only to begin and end transactions."""
         if timeout is None and query.startswith(_ANSWERED_AT_ONCE):
             timeout = self.patience
@@ -60,7 +60,7 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
         command: str,
         args: Iterable[Sequence[object]],
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - likewise
+        timeout: float | None = None,  # noqa: ASYNC109 - asyncpg's
     ) -> None:
         """Execute a statement for each row; a cancellation is raised at once, and SQLAlchemy closes the connection."""
         executing = asyncio.ensure_future(super().executemany(command, args, timeout=timeout))
