@@ -20,29 +20,28 @@ demo: $(VENV)/.demo ## run the example service on http://127.0.0.1:8000 (PORT=..
 demo-postgres: $(VENV)/.test ## run the example service on a real PostgreSQL
 	@cd examples/service && exec ../../$(RUN) -m service.demo postgresql
 
-# Four processes on two cores, because many tests wait. What tests whole systems, or measures coverage, waits little; and
-# there each file stays in one process, which makes its image or its environments once.
+# Four processes on two cores, because many tests wait. Those of whole systems wait little, and each of their files stays
+# in one process, which makes its image or its environments once.
 PYTEST := -m pytest --numprocesses 4 --dist worksteal
-WHOLE := -m pytest --numprocesses 2 --dist loadfile
-IN_SERVICE := demo migrations postgresql # of the example, which users copy without our markers
-LEFT_OUT := -m 'not system' $(IN_SERVICE:%=--ignore examples/service/tests/test_service_%.py)
-COVERAGE := --cov --cov-branch
+SYSTEMS := -m pytest --numprocesses 2 --dist loadfile
+COVERED := $(PYTEST) -m 'not system' --cov --cov-branch tests # the other tests reach nothing that these do not
 
 test: $(VENV)/.test ## run all tests but those of whole systems, such as images and deployments
-	@$(RUN) $(PYTEST) $(LEFT_OUT)
+	@$(RUN) $(PYTEST) -m 'not system'
 
 test-all: $(VENV)/.test ## run every test, with branch coverage
-	@$(RUN) $(WHOLE) $(COVERAGE)
+	@$(RUN) $(COVERED)
+	@$(RUN) $(SYSTEMS) -m 'system or example'
 
-coverage: $(VENV)/.test ## run the tests with branch coverage, and write htmlcov/index.html
-	@$(RUN) $(PYTEST) $(COVERAGE) --cov-report term-missing:skip-covered --cov-report html $(LEFT_OUT)
+coverage: $(VENV)/.test ## run the tests that reach every branch, and write htmlcov/index.html
+	@$(RUN) $(COVERED) --cov-report term-missing:skip-covered --cov-report html
 
 # The suite with other packages than those of requirements/test.txt, each time in an environment of its own. The tests left
 # out are about the repository's files, its locks and its demo.
 OF_THE_REPOSITORY := command_name compose ecs ecs_release ecs_scripts house image new workflows
 TESTS ?= tests $(OF_THE_REPOSITORY:%=--ignore tests/test_%.py)
 EXAMPLES := examples --ignore examples/service/tests/test_service_demo.py
-ELSEWHERE := $(WHOLE) --quiet -p no:cacheprovider $(TESTS)
+ELSEWHERE := $(PYTEST) --quiet -p no:cacheprovider $(TESTS)
 INTO = $(RUN) -m pip --python $</bin/python --quiet --disable-pip-version-check --no-input install --no-compile
 
 test-lowest: .venv-lowest ## run the tests with the lowest versions that pyproject.toml admits
@@ -82,9 +81,9 @@ build: $(VENV)/.dev ## build wheel and sdist into dist/
 	@$(RUN) -m twine check --strict dist/*
 
 bench: $(VENV)/.test ## measure what the layer costs per request and per import
-	@$(RUN) benchmarks/in_process.py $(BENCH)
+	@$(RUN) benchmarks/in_process.py
 	@$(RUN) benchmarks/rate_limit.py
-	@$(RUN) benchmarks/imports.py $(if $(BENCH),--rounds 7 --check)
+	@$(RUN) benchmarks/imports.py
 
 # Locks hold for every supported Python and platform. dev.txt is solved first; the others agree with it, because they
 # may be installed into the same .venv. They keep extras: pip takes `coverage[toml]` for pinned only if it is so in the lock.

@@ -23,11 +23,27 @@ if sys.version_info < (3, 12) and "coverage" in sys.modules:
     weakref.WeakKeyDictionary = _ForgetsInC
 
 
+# Of examples/service, whose users copy its tests without markers of ours.
+_SYSTEM_TESTS_OF_THE_SERVICE = {"test_service_demo.py", "test_service_migrations.py", "test_service_postgresql.py"}
+
+
 def pytest_ignore_collect(collection_path, config):
-    """Under `-m "not system"` do not even import modules that are marked as a whole: some load for seconds."""
-    if config.option.markexpr == "not system" and collection_path.suffix == ".py":
-        return "\npytestmark = pytest.mark.system\n" in collection_path.read_text() or None
-    return None
+    """Do not import modules of which the markers that are asked for leave no test: some load for seconds."""
+    if collection_path.suffix != ".py" or "system" not in config.option.markexpr:
+        return None
+    source = collection_path.read_text()
+    if config.option.markexpr == "not system":
+        return "\npytestmark = pytest.mark.system\n" in source or None
+    return "pytest.mark.system" not in source or None
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of the examples."""
+    for item in items:
+        if "examples" in item.path.parts:
+            item.add_marker("example")
+        if item.path.name in _SYSTEM_TESTS_OF_THE_SERVICE:
+            item.add_marker("system")
 
 
 def pytest_collection_finish():

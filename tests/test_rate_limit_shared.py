@@ -46,13 +46,21 @@ def url(server):
     return server.url()
 
 
+@pytest.fixture(autouse=True)
+def _no_hour_ends():
+    """Do not start a test in which the clock of Redis begins a new fixed window; the limits here are per hour."""
+    left = 3600 - time.time() % 3600
+    if left < 15:  # seconds
+        time.sleep(left)
+
+
 def store_of(url, registry=None, *, storage_timeout=5, **options):
     """Make a store that is patient, because the machine may be busy."""
     settings = RateLimitSettings(storage_url=url, storage_timeout=storage_timeout, **options)
     return SharedStore(settings, registry=registry or CollectorRegistry())
 
 
-def service(store, default="5/minute"):
+def service(store, default="5/hour"):
     app = FastAPI(lifespan=store.lifespan)
     app.state.rate_limit = store
     app.add_middleware(RateLimitMiddleware, RateLimitSettings(default=default), store=store, exempt={"/health"})
@@ -89,7 +97,7 @@ async def burst(app, count=50, path="/"):
 async def test_exactly_as_many_pass_as_the_limit_says(url, strategy):
     """Of fifty at once, on two apps that share the store, five pass."""
     stores = [store_of(url, strategy=strategy) for _ in range(2)]
-    first, second = (service(store, default="5/hour") for store in stores)  # a minute ends too often
+    first, second = (service(store, default="5/hour") for store in stores)
 
     results = [*await burst(first, 25), *await burst(second, 25)]
 

@@ -117,10 +117,11 @@ def test_every_job_ends(workflow):
 
 @pytest.mark.parametrize("workflow", OURS, ids=lambda path: path.name)
 def test_our_commands_are_what_is_run_here(workflow):
-    """Each step is `.ci/run`, or a target of make that it runs as well (extras: see below), or stands in this list."""
+    """Each step is `.ci/run`, or a target of make that it runs as well, or stands in this list."""
     elsewhere = {
         'test "v$(sed -n': "is replayed below",
         "sudo apt-get update -q && sudo apt-get install -y -q redis-server": "is what `.ci/run` does as root",
+        "make test-extra": "is compared below",
     }
     here = set(re.findall(r"make ([\w-]+)", (ROOT / ".ci" / "run").read_text()))
 
