@@ -42,23 +42,28 @@ OF_THE_REPOSITORY := command_name compose ecs ecs_release ecs_scripts house imag
 TESTS ?= tests $(OF_THE_REPOSITORY:%=--ignore tests/test_%.py)
 EXAMPLES := examples --ignore examples/service/tests/test_service_demo.py
 ELSEWHERE := $(PYTEST) --quiet -p no:cacheprovider $(TESTS)
-INTO = $(RUN) -m pip --python $</bin/python --quiet --disable-pip-version-check --no-input install --no-compile
+INTO = $(RUN) -m pip --python $(1)/bin/python --quiet --disable-pip-version-check --no-input install --no-compile
 
-test-lowest: .venv-lowest ## run the tests with the lowest versions that pyproject.toml admits
-	@$(INTO) --require-hashes --requirement requirements/lowest.txt
-	@$(INTO) --no-deps --no-build-isolation --editable .
-	@$</bin/python $(ELSEWHERE) $(EXAMPLES)
+test-lowest: .venv-lowest/.locked ## run the tests with the lowest versions that pyproject.toml admits
+	@$(<D)/bin/python $(ELSEWHERE) $(EXAMPLES)
 
 test-newest: .venv-newest ## run the tests with the newest versions, unless they are those that are locked
-	@$(INTO) --upgrade --upgrade-strategy eager --editable '.[all]' --group test
-	@if $(INTO) --dry-run --no-index --requirement requirements/test.txt >/dev/null 2>&1; \
+	@$(call INTO,$<) --upgrade --upgrade-strategy eager --editable '.[all]' --group test
+	@if $(call INTO,$<) --dry-run --no-index --requirement requirements/test.txt >/dev/null 2>&1; \
 		then echo "==> requirements/test.txt has the newest versions: make test runs with them"; \
 		else $</bin/python $(ELSEWHERE) $(EXAMPLES); fi
 
 test-extra: .venv-extra-$(EXTRA) ## run the tests with the extra EXTRA=... alone, or with none
 	@$(RUN) -m pip freeze --exclude-editable >$</constraints.txt
-	@$(INTO) --constraint $</constraints.txt --editable '.$(EXTRA:%=[%])' --group pytest --group servers
+	@$(call INTO,$<) --constraint $</constraints.txt --editable '.$(EXTRA:%=[%])' --group pytest --group servers
 	@$</bin/python $(ELSEWHERE)
+
+.venv-%/.locked: requirements/%.txt pyproject.toml $(VENV)/.test
+	@echo "==> Making $(@D)"
+	@$(PYTHON) -m venv --clear --without-pip $(@D)
+	@$(call INTO,$(@D)) --require-hashes --requirement $<
+	@$(call INTO,$(@D)) --no-deps --no-build-isolation --editable .
+	@touch $@
 
 .venv-%: $(VENV)/.test
 	@echo "==> Making $@"
