@@ -2,6 +2,7 @@
 
 import asyncio
 import tracemalloc
+import uuid
 
 import httpx2 as httpx
 import pytest
@@ -861,6 +862,33 @@ def test_key():
 
     assert [call(**{"x-tenant": name}) for name in ("a", "a", "b")] == [200, 429, 200]
     assert [call(), call()] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("read", "one", "other"),
+    [
+        (int, "1", "2"),
+        (uuid.UUID, "12345678-1234-5678-1234-567812345678", "12345678-1234-5678-1234-567812345679"),
+        (str.encode, "a", "ü"),
+        (str.isdigit, "1", "a"),
+    ],
+)
+def test_key_that_is_no_text(read, one, other):
+    """Integers, UUIDs and bytes are counted by their text."""
+    client = TestClient(limited(RateLimit("1/minute", key=lambda connection: read(connection.query_params["key"]))))
+
+    answers = [client.get("/", params={"key": key}).status_code for key in (one, one, other)]
+
+    assert answers == [200, 429, 200]
+
+
+@pytest.mark.parametrize("kind", [object, list, float])
+def test_key_of_another_type_is_refused(kind):
+    """A key whose text may be another one with each request is an error that says what to return."""
+    client = TestClient(limited(RateLimit("1/minute", key=lambda connection: kind())))
+
+    with pytest.raises(ConfigurationError, match=f"of type {kind.__name__}; return a text"):
+        client.get("/")
 
 
 def test_key_by_header():

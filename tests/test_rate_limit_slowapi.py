@@ -640,6 +640,27 @@ def test_key_functions_of_this_package():
     assert [client.get("/", headers={"x-api-key": key}).status_code for key in "aab"] == [200, 429, 200]
 
 
+@pytest.mark.parametrize("read", [int, str.encode])
+def test_keys_that_are_no_text(read):
+    """Integers and bytes are counted by their text, as slowapi does; an object without one is refused."""
+    app = app_of()
+    limiter = Limiter(key_func=lambda request: read(request.query_params["key"]))
+
+    @app.get("/")
+    @limiter.limit("1/minute")
+    async def endpoint(request: Request): ...
+
+    @app.get("/object")
+    @limiter.limit("1/minute", key_func=lambda request: object())
+    async def by_object(request: Request): ...
+
+    client = TestClient(app)
+
+    assert [client.get("/", params={"key": key}).status_code for key in "112"] == [200, 429, 200]
+    with pytest.raises(ConfigurationError, match="of type object"):
+        client.get("/object")
+
+
 def exempting(app, limiter):
     """Add endpoints that the default limit is to leave alone, on every kind of route."""
 

@@ -89,7 +89,7 @@ class Rule:
         text = self._value if isinstance(self._value, str) else self._value(*[key] * self._by_key)
         home = f"{self.home}:{method}" if self.options.get("per_method") else self.home
         cost = self.options.get("cost", 1)
-        return Claim(self._limits(text, home), bounded(str(key)), cost(connection) if callable(cost) else cost, text)
+        return Claim(self._limits(text, home), bounded(key), cost(connection) if callable(cost) else cost, text)
 
     def message(self) -> str | None:
         """Return what the decorator says to who is refused."""

@@ -32,12 +32,14 @@ class RateLimit:
     Args:
         limit: Such as `"5/minute"`, or `"2/second; 100/hour"` for several at once.
         name: What the headers and the 429 problem call it.
-        key: Whose requests are counted together: a function of the connection, async or not, that returns a text, or
-            None for a request that is not limited. By address unless given; see `by_header`.
+        key: Whose requests are counted together: a function of the connection, async or not, that returns a text,
+            bytes, an integer or a UUID, or None for a request that is not limited. By address unless given; see
+            `by_header`.
         cost: What a request counts for; or a function of the connection that says so.
 
     Raises:
-        ConfigurationError: The limit cannot be read, or the name cannot stand in a header.
+        ConfigurationError: The limit cannot be read, or the name cannot stand in a header; or, on a request, the key
+            is something else.
     """
 
     statuses = (429,)  # what the schema shows on routes that depend on it

@@ -5,14 +5,18 @@ from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import IPv6Address, ip_address, ip_network
+from uuid import UUID
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from fastapi_prodkit.exceptions import ConfigurationError
+
 __all__ = ["Key", "by_address", "by_header", "client_key"]
 
 # None: the request is not limited.
-Key = Callable[[HTTPConnection], str | Awaitable[str | None] | None]
+KeyValue = str | bytes | int | UUID | None
+Key = Callable[[HTTPConnection], KeyValue | Awaitable[KeyValue]]
 
 _PLAIN = re.compile("[!-~]{0,64}")  # a key that is kept as it is; others, which some stores refuse, as their hash
 
@@ -49,9 +53,20 @@ def hashed(value: str) -> str:
     return f"#{blake2b(value.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
 
 
-def bounded(key: str) -> str:
-    """Return the key, or its hash where it is long or has spaces or the like: a client may have chosen it."""
-    return key if _PLAIN.fullmatch(key) else hashed(key)
+def bounded(key: object) -> str:
+    """Return the text of a key, or its hash where it is long or has spaces or the like: a client may have chosen it.
+
+    Raises:
+        ConfigurationError: The key is neither a text, nor bytes, an integer or a UUID. The text of another object may
+            hold its address in memory: then each request would have a quota of its own.
+    """
+    if not isinstance(key, str | bytes | int | UUID):
+        raise ConfigurationError(
+            f"the key function of a rate limit returned an object of type {type(key).__name__}; "
+            "return a text, bytes, an integer or a UUID, or None for a request that is not limited"
+        )
+    text = key.decode("latin-1") if isinstance(key, bytes) else str(key)
+    return text if _PLAIN.fullmatch(text) else hashed(text)
 
 
 @lru_cache(maxsize=4096)
