@@ -6,6 +6,7 @@ from decimal import Decimal
 from enum import Enum
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -21,6 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
+from wire import connection, read_response, request, serving
 
 from fastapi_prodkit import _context
 from fastapi_prodkit._problem import Refusal
@@ -958,20 +960,80 @@ def test_a_query_that_is_no_text(query, read):
     assert (response.status_code, response.json()) == (200, read)
 
 
-async def test_path_with_lone_surrogates():
-    """A server that decodes paths leniently does not make an error of an error."""
+async def instance_of(app, **scope):
+    """Call an app as a server does, and return the instance of the 404 problem."""
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    await fastapi()(
-        {"type": "http", "method": "GET", "path": "/\udcff", "query_string": b"", "headers": []}, None, send
-    )
+    await app({"type": "http", "method": "GET", "query_string": b"", "headers": [], **scope}, None, send)
 
     assert sent[0]["status"] == 404
-    assert json.loads(sent[1]["body"])["instance"] == "/\udcff"
-    assert orjson.loads(sent[1]["body"].replace(b"\\udcff", b""))["instance"] == "/"
+    return orjson.loads(sent[1]["body"])["instance"]
+
+
+@pytest.mark.parametrize(
+    ("path", "instance"),
+    [
+        ("/items/7", "/items/7"),
+        ("/a b", "/a%20b"),
+        ("/ü", "/%C3%BC"),
+        ("/a%b", "/a%25b"),
+        ("/a?b#c", "/a%3Fb%23c"),
+        ('/[a]\\"<b>', "/%5Ba%5D%5C%22%3Cb%3E"),
+        ("/~a:@!$&'()*+,;=-._", "/~a:@!$&'()*+,;=-._"),
+        ("//evil.com/x", "/evil.com/x"),
+        ("http://evil.com/x", "/http://evil.com/x"),
+        ("*", "/*"),
+        ("", "/"),
+        ("/\udcff", "/%ED%B3%BF"),  # a server that decodes paths leniently does not make an error of an error
+    ],
+)
+async def test_instance_of_a_decoded_path(path, instance):
+    """Where the server passes on the decoded path alone, the instance is that path, percent-encoded."""
+    assert await instance_of(fastapi(), path=path) == instance
+    assert await instance_of(fastapi(), path=path, raw_path=None) == instance
+
+
+@pytest.mark.parametrize(
+    ("raw_path", "instance"),
+    [
+        (b"/a%2Fb%20c%c3%bc", "/a%2Fb%20c%c3%bc"),
+        (b"/a%zz%2", "/a%25zz%252"),
+        (b"/\xff[a] b", "/%FF%5Ba%5D%20b"),
+        (b"///evil.com/x", "/evil.com/x"),
+        (b"http://evil.com/x", "/http://evil.com/x"),
+        (b"/x?token=s3cret", "/x"),
+        (b"/x#y", "/x%23y"),
+    ],
+)
+async def test_instance_of_a_path_as_it_was_sent(raw_path, instance):
+    """Where the server passes on the path as the client has sent it, its percent-encoding is kept."""
+    path = unquote(raw_path.decode("latin-1"))
+
+    assert await instance_of(fastapi(), path=path, raw_path=raw_path) == instance
+
+
+async def test_instance_in_a_mounted_app():
+    """A mounted app names the whole path, below a root path of its server too."""
+    outer = fastapi()
+    outer.mount("/sub", fastapi())
+    sub = {"path": "/api/sub/a b", "root_path": "/api"}
+
+    assert await instance_of(outer, **sub) == "/api/sub/a%20b"
+    assert await instance_of(outer, **sub, raw_path=b"/api/sub/a%20b") == "/api/sub/a%20b"
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+@pytest.mark.parametrize(("target", "instance"), [("//evil.com/x", "/evil.com/x"), ("/a%20b%2Fc?q=1", "/a%20b%2Fc")])
+def test_instance_under_a_server(http, target, instance):
+    """Under a real server the instance is a URI reference to this service, whatever the request line has."""
+    with serving(fastapi(), http=http) as port, connection(port) as client:
+        client.sendall(request("GET", target))
+        answer = read_response(client)
+
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["instance"] == instance
 
 
 def test_websocket_validation_error():

@@ -1,8 +1,10 @@
 """The one error body: `application/problem+json`, RFC 9457."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -11,16 +13,18 @@ from fastapi_prodkit import _context
 from fastapi_prodkit.exceptions import ProblemError
 
 MEDIA_TYPE = "application/problem+json"
+_PATH_CHARACTERS: Final = "/:@!$&'()*+,;="  # beside those that `quote` never encodes; RFC 3986 section 3.3
+_STRAY_PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def body(scope: Scope, problem: ProblemError) -> bytes:
-    """Render the problem object. `instance` is the path without the query, which may hold secrets."""
+    """Render the problem object."""
     members: dict[str, Any] = {
         "type": problem.type,
         "title": problem.title,
         "status": problem.status_code,
         "detail": problem.detail,
-        "instance": scope["path"],
+        "instance": _instance(scope),
     }
     members = {**members, **problem.extensions, **members}  # the standard ones come first, and win
     request_id = (_context.current() or {}).get("request_id")
@@ -66,6 +70,21 @@ async def send_problem(scope: Scope, receive: Receive, send: Send, problem: Prob
         kind = "websocket.http.response"
     await send({"type": f"{kind}.start", "status": problem.status_code, "headers": raw})
     await send({"type": f"{kind}.body", "body": content})
+
+
+def _instance(scope: Scope) -> str:
+    """Return the path as a URI reference to this service (RFC 3986), without the query, which may hold secrets.
+
+    The path as the client has sent it, where the server passes it on: only there `%2F` differs from a slash. A path
+    that starts with two slashes, or a target such as `http://host/`, would refer to another host.
+    """
+    raw: bytes | None = scope.get("raw_path")
+    if raw is None:
+        path = quote(scope["path"], _PATH_CHARACTERS, errors="surrogatepass")
+    else:
+        raw = raw.partition(b"?")[0]  # some test clients leave the query in
+        path = quote(_STRAY_PERCENT.sub(b"%25", raw), f"{_PATH_CHARACTERS}%")
+    return f"/{path.lstrip('/')}"
 
 
 def _lower(headers: Mapping[str, str] | None) -> dict[str, str]:
