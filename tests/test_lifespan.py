@@ -8,9 +8,11 @@ from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import Host, Mount, Router
+from starlette.routing import Host, Mount, Route, Router
 
+from fastapi_prodkit import Settings, create_app, install
 from fastapi_prodkit._lifespan import compose
+from fastapi_prodkit.exceptions import ConfigurationError
 
 
 def recording(events, name, state=None):
@@ -121,6 +123,99 @@ def test_a_lifespan_that_the_user_runs_is_not_run_again(way):
             pass
 
     assert events == ["+sub", "-sub"] * 2
+
+
+class Once:
+    """Something that can be started once, such as the session manager of an MCP server."""
+
+    def __init__(self):
+        self.runs = 0
+
+    @asynccontextmanager
+    async def run(self, app=None):
+        if self.runs:
+            raise RuntimeError("run() can only be called once")
+        self.runs += 1
+        yield {"run": self.runs}
+
+
+def started_by_hand(way, path, once, **options):
+    """Return an app whose own lifespan starts what the lifespan of a mounted app starts as well."""
+
+    @asynccontextmanager
+    async def own(app):
+        async with once.run():
+            yield
+
+    settings = Settings(environment="test")
+    if way == "create_app":
+        app = create_app(settings, lifespan=own, **options)
+    else:
+        app = FastAPI(lifespan=own)
+        install(app, settings, **options)
+    sub = Starlette(routes=[Route("/tools", lambda request: PlainTextResponse("tools"))], lifespan=once.run)
+    app.mount(path, sub)
+    return app
+
+
+@pytest.mark.parametrize("way", ["create_app", "install"])
+def test_mounted_lifespans_can_be_left_out(way):
+    """An app whose own lifespan starts what a mounted app needs starts and serves with `mounted_lifespans=False`."""
+    once = Once()
+
+    with TestClient(started_by_hand(way, "/", once, mounted_lifespans=False)) as client:
+        answer = client.get("/tools")
+
+    assert answer.text == "tools"
+    assert once.runs == 1
+
+
+@pytest.mark.parametrize("way", ["create_app", "install"])
+@pytest.mark.parametrize("path", ["/", "/sub"])
+def test_what_is_started_twice(way, path):
+    """What can be started once and is started again is an error that names the mount, the argument and the reason."""
+    app = started_by_hand(way, path, Once())
+    told = f"mounted at {path} cannot start: run.. can only be called once .*mounted_lifespans=False"
+
+    with pytest.raises(ConfigurationError, match=told) as caught, TestClient(app):
+        pass
+
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("route", "place"),
+    [
+        (lambda sub: Mount("/outer", Starlette(routes=[Mount("/inner", sub)])), "/outer/inner"),
+        (lambda sub: Mount("/outer", routes=[Mount("/", sub)]), "/outer"),
+        (lambda sub: Host("mcp.example.com", sub), "mcp.example.com"),
+    ],
+)
+def test_the_place_of_what_is_started_twice(route, place):
+    """The error says where an app is mounted that is not a mount of the app itself."""
+    once = Once()
+    app = FastAPI(lifespan=once.run)
+    app.router.routes.append(route(Starlette(lifespan=lambda app: once.run())))
+    compose(app, [])
+
+    with pytest.raises(ConfigurationError, match=f"mounted at {place} cannot"), TestClient(app):
+        pass
+
+
+def test_other_errors_of_a_mounted_lifespan():
+    """A mounted app that does not start for another reason ends the start with its own error."""
+
+    @asynccontextmanager
+    async def failing(app):
+        raise OSError("no server")
+        yield
+
+    app = FastAPI()
+    app.mount("/sub", FastAPI(lifespan=failing))
+    compose(app, [])
+
+    with pytest.raises(OSError, match="no server"), TestClient(app):
+        pass
 
 
 def test_a_composed_app_inside_starts_its_own_mounts():

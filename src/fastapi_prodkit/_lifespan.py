@@ -9,16 +9,18 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Mount, Router
 
 from fastapi_prodkit import _scope
+from fastapi_prodkit.exceptions import ConfigurationError
 
 # Starlette's type is a union of the two cases, state or None; it is the same function that may yield either.
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
 
-def compose(app: Starlette, ours: Sequence[Lifespan]) -> None:
+def compose(app: Starlette, ours: Sequence[Lifespan], *, mounted: bool = True) -> None:
     """Make the app run `ours`, then its own lifespan, then those of the apps mounted in it; and end them in reverse.
 
     What the lifespans yield as state is merged; the app's own wins over a mounted one's. A mounted app whose lifespan
-    the user's own one already runs, which is the known workaround, is not started twice.
+    the user's own one already runs, which is the known workaround, is not started twice. Where only what that lifespan
+    starts is started, `mounted=False` leaves the lifespans of all mounted apps to the user.
     """
     own = cast("Lifespan", app.router.lifespan_context)
 
@@ -27,15 +29,12 @@ def compose(app: Starlette, ours: Sequence[Lifespan]) -> None:
         async with AsyncExitStack() as stack:
             for each in ours:
                 await stack.enter_async_context(each(running))
-            # By identity, because routers have no hash; one that is mounted twice is one.
-            mounted = {id(router): (sub, router) for sub, router in _mounted(app.routes)}
-            watches = [_Watched(*each) for each in mounted.values() if each[1].lifespan_context is not own]
+            watches = _watch(app.routes, own) if mounted else []
             own_state = await stack.enter_async_context(own(running))
             state: dict[str, Any] = {}
             for watched in watches:
                 if not watched.release():
-                    theirs = await stack.enter_async_context(watched.lifespan(watched.app))
-                    state |= theirs or {}
+                    state |= await watched.enter(stack) or {}
             state |= own_state or {}
             yield state or None
 
@@ -44,34 +43,56 @@ def compose(app: Starlette, ours: Sequence[Lifespan]) -> None:
 
 
 class _Watched:
-    """Notice whether somebody else starts a mounted app's lifespan."""
+    """Notice whether the user's own lifespan starts a mounted app's."""
 
-    def __init__(self, app: Any, router: Router) -> None:
-        self.app = app
-        self.lifespan = cast("Lifespan", router.lifespan_context)
+    def __init__(self, place: str, app: Any, router: Router) -> None:
+        self._place = place
+        self._app = app
+        self._lifespan = cast("Lifespan", router.lifespan_context)
         self._router = router
         self._started = False
         router.lifespan_context = self._start  # type: ignore[assignment]  # see Lifespan
 
     def release(self) -> bool:
         """Put the app's lifespan back, and return whether it has been started."""
-        self._router.lifespan_context = self.lifespan  # type: ignore[assignment]  # see Lifespan
+        self._router.lifespan_context = self._lifespan  # type: ignore[assignment]  # see Lifespan
         return self._started
+
+    async def enter(self, stack: AsyncExitStack) -> Mapping[str, Any] | None:
+        """Start the app's lifespan, and return its state.
+
+        Raises:
+            ConfigurationError: It raises a RuntimeError, as what can be started once does when it is started again.
+        """
+        try:
+            return await stack.enter_async_context(self._lifespan(self._app))
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"the lifespan of the app mounted at {self._place} cannot start: {error} (if your own lifespan starts "
+                "the same already, pass mounted_lifespans=False to create_app or install)"
+            ) from error
 
     def _start(self, app: Any) -> AbstractAsyncContextManager[Mapping[str, Any] | None]:
         self._started = True
-        return self.lifespan(app)
+        return self._lifespan(app)
 
 
-def _mounted(routes: Sequence[BaseRoute]) -> Iterator[tuple[Any, Router]]:
-    """Yield each app below the routes with its router, which has the lifespan; a bare router is its own."""
+def _watch(routes: Sequence[BaseRoute], own: Lifespan) -> list[_Watched]:
+    # By identity, because routers have no hash; one that is mounted twice is one.
+    mounted = {id(router): (place, app, router) for place, app, router in _mounted(routes, "")}
+    return [_Watched(*each) for each in mounted.values() if each[-1].lifespan_context is not own]
+
+
+def _mounted(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, Any, Router]]:
+    """Yield each app below the routes with its place and its router, which has the lifespan."""
     for context in iter_route_contexts(routes):
         route = context.original_route
         app: Any = route.app if isinstance(route, Mount | Host) else None
+        place = prefix + (route.host if isinstance(route, Host) else context.path or "")
         while app is not None and not isinstance(app, Starlette | Router):
             app = getattr(app, "app", None)  # middleware of the mount
         if app is not None:
             router = app if isinstance(app, Router) else app.router
-            yield app, router
+            yield place or "/", app, router  # a bare router is its own app
             if not hasattr(router.lifespan_context, _scope.LIFESPAN_COMPOSED):
-                yield from _mounted(router.routes)
+                yield from _mounted(router.routes, place)

@@ -52,13 +52,14 @@ __all__ = ["Edge", "Layer", "LayerStack", "create_app", "install"]
 _LEFT_TO_CONSTRUCTOR = "generate_unique_id_function=fastapi_prodkit.openapi.operation_id, telemetry={...}"
 
 
-def create_app(
+def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is made of
     settings: Settings | None = None,
     *,
     routers: Sequence[APIRouter] = (),
     checks: Mapping[str, Check] | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
     middleware: Sequence[Middleware] = (),
+    mounted_lifespans: bool = True,
     **fastapi_kwargs: Any,
 ) -> FastAPI:
     """Return a FastAPI app with every piece that the settings switch on.
@@ -69,6 +70,7 @@ def create_app(
         checks: Further readiness checks by name; each raises to fail.
         lifespan: The app's own; it starts after the database's and ends before it.
         middleware: The app's own, inside the edge.
+        mounted_lifespans: Run the lifespans of mounted apps, which Starlette does not; False leaves them to `lifespan`.
         fastapi_kwargs: Whatever `FastAPI()` takes; they win over what the settings imply.
 
     Raises:
@@ -79,18 +81,30 @@ def create_app(
     app = FastAPI(
         lifespan=lifespan, middleware=list(middleware), **{**_constructor_arguments(settings), **fastapi_kwargs}
     )
-    _assemble(app, settings, checks)
+    _assemble(app, settings, checks, mounted_lifespans=mounted_lifespans)
     for router in routers:
         app.include_router(router)
     return app
 
 
-def install(app: FastAPI, settings: Settings | None = None, *, checks: Mapping[str, Check] | None = None) -> None:
+def install(
+    app: FastAPI,
+    settings: Settings | None = None,
+    *,
+    checks: Mapping[str, Check] | None = None,
+    mounted_lifespans: bool = True,
+) -> None:
     """Put every piece that the settings switch on into an app that already exists.
 
     FastAPI's own docs pages, which load their scripts from a CDN, give way to ours; without DOCS_ENABLED they are
     removed, and the schema with them. What only FastAPI's constructor can set is left as it is, and a log line says
     so: telemetry, and the names of operations.
+
+    Args:
+        app: An app that has not started.
+        settings: Read from the environment unless given.
+        checks: Further readiness checks by name; each raises to fail.
+        mounted_lifespans: Run the lifespans of mounted apps, which Starlette does not; False leaves them to the app's.
 
     Raises:
         ConfigurationError: The app has started, or has been installed before; the edge would do nothing, or all twice.
@@ -104,7 +118,7 @@ def install(app: FastAPI, settings: Settings | None = None, *, checks: Mapping[s
         raise ConfigurationError("install(app) was called before on this app; call it once")
     app.debug = app.debug or settings.debug
     _remove_docs(app, settings)
-    _assemble(app, settings, checks)
+    _assemble(app, settings, checks, mounted_lifespans=mounted_lifespans)
     logging.getLogger("fastapi_prodkit").info("install leaves to FastAPI(...): %s", _LEFT_TO_CONSTRUCTOR)
 
 
@@ -153,7 +167,7 @@ def _constructor_arguments(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | None) -> None:
+def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | None, *, mounted_lifespans: bool) -> None:
     make_directory()
     pieces = _pieces(settings)
     taken = next((name for name in pieces if hasattr(app.state, name)), None)
@@ -181,7 +195,8 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     # The signals first, so that one that comes while the others start is noticed.
     living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)
     lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
-    _lifespan.compose(app, [*lifespans, *(router.lifespan_context for router in routers)])
+    lifespans += [router.lifespan_context for router in routers]
+    _lifespan.compose(app, lifespans, mounted=mounted_lifespans)
 
     exempt = frozenset(probe.path.rstrip("/") or "/" for probe in probes)
     edge = Edge(_layers(app, settings, pieces, exempt), installed=pieces)
