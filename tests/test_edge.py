@@ -446,6 +446,35 @@ def error_lines(output):
 
 
 @ways
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_handler_that_hangs_is_found_from_its_task(way, method):
+    """Tools that follow the await chain from the task of a request, such as a stack dump, reach the handler."""
+    app, hangs = made(way), asyncio.Event()
+
+    @app.api_route("/hangs", methods=["GET", "POST"])
+    async def handler(request: Request):
+        await request.body()
+        hangs.set()
+        await asyncio.Event().wait()
+
+    async def receive():
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    scope = {**scope_of("/hangs"), "method": method}
+    scope["headers"] += [(b"transfer-encoding", b"chunked")] if method == "POST" else []
+    task = asyncio.create_task(app(scope, receive, nothing))
+    await hangs.wait()
+    awaited, names = task.get_coro(), []
+    while hasattr(awaited, "cr_await"):
+        names.append(awaited.cr_code.co_name)
+        awaited = awaited.cr_await
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert names[-2:] == ["handler", "wait"]  # the latter is the event's
+
+
+@ways
 @pytest.mark.parametrize("patched_later", [False, True])
 def test_exceptions_pass_starlettes_classes(way, patched_later, monkeypatch, capsys):
     """They leave through `Starlette.__call__` with their traceback, are logged after that, and the client has a 500."""
