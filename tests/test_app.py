@@ -1237,7 +1237,8 @@ def edge_of(app):
 
 def test_the_order_of_the_edge():
     """The list in app.py is the order that the design gives reasons for."""
-    app = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]}, limits={"max_concurrent": 100}))
+    limits = {"max_concurrent": 100, "cancel_on_disconnect": True}
+    app = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]}, limits=limits))
     names = [type(layer).__name__ for layer in edge_of(app).layers]
 
     assert names == [
@@ -1252,6 +1253,7 @@ def test_the_order_of_the_edge():
         "ConcurrencyLimitMiddleware",
         "RateLimitMiddleware",
         "DeadlineMiddleware",
+        "DisconnectMiddleware",
         "BodyLimitMiddleware",
     ]
     assert type(edge_of(app).app).__name__ == "ServerErrorMiddleware"

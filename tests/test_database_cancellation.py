@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import json
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -10,11 +12,13 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import BackgroundTasks, Depends, FastAPI
 from fastapi.responses import StreamingResponse
 from postgres import Server, postgres_or_skip
 from wire import connection, read_response, request, serving
 
+from fastapi_prodkit import Settings, create_app
+from fastapi_prodkit.disconnect import cancel_on_disconnect
 from fastapi_prodkit.sections import DatabaseSettings, LimitsSettings
 
 pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
@@ -222,3 +226,77 @@ async def test_query_past_the_deadline_ends(server: Server) -> None:
     assert set(late) == {504}
     assert ended
     assert set(statuses) == {200}
+
+
+@pytest.mark.parametrize("way", ["setting", "route"])
+async def test_query_of_a_client_that_disconnects_ends(server: Server, way: str, capsys: Any) -> None:
+    """A client that hangs up ends its query in PostgreSQL, nothing is committed, and its one line has status 499."""
+    sections = DatabaseSettings(url=server.url(), ssl="off")
+    limits = LimitsSettings(cancel_on_disconnect=way == "setting")
+    app = create_app(Settings(environment="test", database=sections, limits=limits))
+    dependencies = [Depends(cancel_on_disconnect)] if way == "route" else []
+
+    @app.post("/orders", dependencies=dependencies)
+    async def order(session: SessionDep) -> None:
+        await session.execute(text("INSERT INTO orders VALUES (1)"))
+        await session.execute(text("SELECT pg_sleep(30)"))
+
+    await execute(server, "CREATE TABLE IF NOT EXISTS orders (number int)")
+    with serving(app) as port:
+        with connection(port) as client:
+            client.sendall(request("POST", "/orders"))
+            busy = await becomes(server, lambda count: count == 1, within=10)
+        ended = await becomes(server, lambda count: count == 0, within=ENDING)
+    rows = await execute(server, "SELECT number FROM orders")
+
+    assert busy
+    assert ended
+    assert rows == []
+    assert statuses(capsys.readouterr().out) == [499]
+
+
+async def test_what_is_committed_before_a_client_disconnects_stays(server: Server, capsys: Any) -> None:
+    """A handler that has committed and answered is left alone, and its background tasks run to their end."""
+    sections = DatabaseSettings(url=server.url(), ssl="off")
+    limits = LimitsSettings(cancel_on_disconnect=True)
+    app = create_app(Settings(environment="test", database=sections, limits=limits))
+    gone, done = asyncio.Event(), threading.Event()
+
+    async def write_later() -> None:
+        await gone.wait()
+        async with app.state.database.session() as session:
+            await session.execute(text("INSERT INTO paid VALUES (2)"))
+        done.set()
+
+    @app.post("/payments")
+    async def pay(session: SessionDep, tasks: BackgroundTasks) -> None:
+        loops.append(asyncio.get_running_loop())
+        await session.execute(text("INSERT INTO paid VALUES (1)"))
+        tasks.add_task(write_later)
+
+    loops: list[asyncio.AbstractEventLoop] = []
+    await execute(server, "CREATE TABLE paid (number int)")
+    with serving(app) as port:
+        with connection(port) as client:
+            client.sendall(request("POST", "/payments"))
+            await asyncio.to_thread(read_response, client)
+        loops[0].call_soon_threadsafe(gone.set)
+        ran = await asyncio.to_thread(done.wait, 10)
+    rows = await execute(server, "SELECT number FROM paid ORDER BY number")
+
+    assert ran
+    assert rows == [1, 2]
+    assert statuses(capsys.readouterr().out) == [200]
+
+
+async def execute(server: Server, statement: str) -> list[Any]:
+    """Execute a statement on a connection of its own, and return the first column of what it gives."""
+    database = Database(DatabaseSettings(url=server.url(), ssl="off"))
+    async with database.lifespan(None), database.session() as session:
+        result = await session.execute(text(statement))
+        return list(result.scalars()) if result.returns_rows else []
+
+
+def statuses(output: str) -> list[int]:
+    lines = [json.loads(line) for line in output.splitlines()]
+    return [line["http_status"] for line in lines if line["event"] == "request"]

@@ -212,6 +212,7 @@ class TestApp:
         """The rule about the order knows every layer, in the order in which `create_app` puts them."""
         monkeypatch.setenv("CORS_ORIGINS", "https://app.example.com")
         monkeypatch.setenv("LIMITS_MAX_CONCURRENT", "10")
+        monkeypatch.setenv("LIMITS_CANCEL_ON_DISCONNECT", "true")
         name = module("from fastapi_prodkit import create_app\napp = create_app()\n")
 
         layers = [type(layer).__name__ for layer in gathered(f"{name}:app").app.middleware_stack.layers]

@@ -31,6 +31,7 @@ from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit
 from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
+from fastapi_prodkit.disconnect import DisconnectMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware, add_problem_handlers
 from fastapi_prodkit.event_loop import EventLoop
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError, SettingsWarning
@@ -267,6 +268,8 @@ def _layers(app: FastAPI, settings: Settings, pieces: Mapping[str, Any], exempt:
         and RateLimitMiddleware(app, rate_limit, exempt=exempt, store=store, uncounted=ExemptEndpoints(app.routes)),
         # A time for what the app does; with none for all, for the routes that set their own.
         limits and DeadlineMiddleware(app, limits, exempt=exempt),
+        # Cancels as the deadline does; a route that asks for it alone needs no layer but that one.
+        limits and limits.cancel_on_disconnect and DisconnectMiddleware(app, limits, exempt=exempt),
         limits and BodyLimitMiddleware(app, limits, largest=lambda: largest_limit(app.routes)),
     ]
     return [layer for layer in layers if isinstance(layer, Layer)]

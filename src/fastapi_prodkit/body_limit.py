@@ -122,6 +122,7 @@ def largest_limit(routes: Sequence[BaseRoute]) -> int:
 class _BodyTimeout:
     """End the wait for a part of a body when it takes longer than `body_timeout`."""
 
+    _complete = False
     _expired = False
     _waiting: "Task[Any] | None" = None  # the task that waits for a part
 
@@ -132,9 +133,10 @@ class _BodyTimeout:
 
     async def receive(self) -> Message:
         """Return the next message, or `http.disconnect` if it did not come in time."""
-        message = await (self._receive() if self._waiting is not None else self._receive_in_time())
+        untimed = self._complete or self._waiting is not None
+        message = await (self._receive() if untimed else self._receive_in_time())
         if message["type"] != "http.request" or not message.get("more_body"):
-            self._stop()
+            self._complete = True  # only `http.disconnect` can follow
         return message
 
     async def _receive_in_time(self) -> Message:
@@ -151,18 +153,13 @@ class _BodyTimeout:
             timing.cancel()
             self._waiting = None
 
-    def _stop(self) -> None:
-        """Stop timing: the body is complete, only `http.disconnect` can follow."""
-        self._exchange.receive_from_server = self._receive
-
     def expire(self) -> None:
         """Answer in place of the app or, if its response has started, tell it that the client has disconnected."""
         exchange = self._exchange
         if not exchange.status:
             exchange.interrupt(_too_slow if exchange.scope["http_version"] >= "2" else _too_slow_to_go_on)
         else:
-            self._expired = True
-            self._stop()
+            self._expired = self._complete = True
             exchange.client_disconnected |= not exchange.complete
             cast("Task[Any]", self._waiting).cancel()  # a task waits, or there would be nothing to expire
 

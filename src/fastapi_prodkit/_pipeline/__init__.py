@@ -21,6 +21,7 @@ The life of one request:
 5. The app sends its response through `Exchange.send`, which calls `on_response_start` of each layer, innermost first,
    adds the headers that layers have put into `exchange.response_headers`, and passes the message to the server.
 6. A deadline that expires cancels the app's task and sends its own answer; what the app still sends is dropped.
+   A client that disconnects cancels the task without an answer, where the settings or the route say so.
 7. An exception ends the call of the app. `on_error` of the innermost layer that has it decides: swallow, or raise on.
 8. Whatever has happened, `on_end` of each layer is called, innermost first, and the request context is closed.
 
@@ -40,6 +41,6 @@ is a ConfigurationError where the stack is made. A layer that overrides `on_requ
 unless it sets `may_answer = False`.
 
 The modules: `layers` (Layer, LayerStack), `hooks` (the hooks of several layers as lists), `exchange` (the state of one
-request), `edge` (the outermost place), `interruption` (answer in place of an app that is cancelled), `timers` (one
-timer for many equal time-outs).
+request), `edge` (the outermost place), `interruption` (answer in place of an app that is cancelled), `listener`
+(notice that a client disconnects), `timers` (one timer for many equal time-outs).
 """

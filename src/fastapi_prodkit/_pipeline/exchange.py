@@ -12,6 +12,7 @@ from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import REPLACED_BY_LIMIT, route_path, route_template
 from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
 from fastapi_prodkit._pipeline.interruption import Interruption
+from fastapi_prodkit._pipeline.listener import DisconnectListener
 from fastapi_prodkit._pipeline.timers import Deadline
 
 __all__ = ["CLIENT_DISCONNECTED", "Exchange"]
@@ -33,10 +34,12 @@ class Exchange:
         response_headers: Headers of the response, which replace headers of the same names that the app sets.
         complete: The server has taken the last message of the response.
         client_disconnected: The client disconnected before the response was complete.
+        request_complete: The last message of the request's body has been received.
         exempt: The hooks of some layer are not called, because its `exempt` has the path.
         started_at: When the request came, on the clock of `perf_counter`.
         task: The task that serves the request; set before the app is called if a layer may cancel it.
         hooks: What the layers do with the request.
+        listener: Listens for the disconnect of the client.
         receive_from_server: Returns the app's next message; a layer may put itself in between.
         outer: The exchange around this one: of an app around this app, or of a layer around a copied scope.
         status: The status of the response; 0 before it starts. From `on_end` on it is what the client saw: 499 if it
@@ -49,10 +52,12 @@ class Exchange:
     route: str
     complete = False
     client_disconnected = False
+    request_complete = False
     exempt = False
     status = 0
     interruption: Interruption | None = None
     deadline: Deadline | None = None
+    listener: DisconnectListener | None = None
     task: "Task[Any] | None" = None
     _held = False  # by a layer that has returned an app of its own
 
@@ -136,16 +141,17 @@ class Exchange:
         for on_wait in self.hooks.on_wait:
             on_wait(self, started_at)
 
-    def interrupt(self, answer: ASGIApp) -> None:
+    def interrupt(self, answer: ASGIApp) -> bool:
         """Cancel the task that serves the request and send this answer, unless a response has started.
 
-        What the app sends from now on is dropped, however long it takes to end.
+        What the app sends from now on is dropped, however long it takes to end. Returns whether the task is cancelled.
         """
         if self.status or self.interruption is not None:
-            return
+            return False
         task = cast("Task[Any]", self.task)
         self.interruption = Interruption(task, answer(self.scope, self.receive, self.send), self.context)
         task.cancel()
+        return True
 
     async def finish_interruption(self) -> bool:
         """Wait until the answer is sent; return True if nothing but an interruption has cancelled the request."""
@@ -158,8 +164,10 @@ class Exchange:
     async def receive(self) -> Message:
         """Pass a message to the app."""
         message = await self.receive_from_server()
-        if message["type"] == "http.disconnect" and not self.complete:
-            self.client_disconnected = True
+        if message["type"] == "http.disconnect":
+            self.client_disconnected |= not self.complete
+        elif not message.get("more_body"):
+            self.request_complete = True
         return message
 
     async def send(self, message: Message) -> None:
@@ -193,6 +201,9 @@ class Exchange:
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None  # it refers to this exchange
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None  # likewise
         on_end = self.hooks.on_end
         if not on_end:
             return

@@ -147,6 +147,7 @@ class LimitsSettings(Section):
     queue_timeout: Annotated[float | None, OrNone] = Field(
         1.0, gt=0, description="Longest wait for a place among them, seconds; none refuses at once."
     )
+    cancel_on_disconnect: bool = Field(False, description="Cancel the handler of a client that has disconnected.")
 
 
 class RateLimitSettings(Section):

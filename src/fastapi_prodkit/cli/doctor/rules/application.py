@@ -34,6 +34,7 @@ ORDER = (
     ("ConcurrencyLimitMiddleware",),
     ("RateLimitMiddleware", "SlowAPIMiddleware", "SlowAPIASGIMiddleware"),
     ("DeadlineMiddleware",),
+    ("DisconnectMiddleware",),
     ("BodyLimitMiddleware",),
 )
 _PLACES = {name: place for place, names in enumerate(ORDER) for name in names}

@@ -1,0 +1,113 @@
+"""What happens to a request whose client disconnects before the response starts.
+
+An app learns of a disconnect only when it receives the next message, and a handler that waits for a query does not: it
+works on for a client that is gone. With `cancel_on_disconnect` the handler is cancelled as at a deadline, so that what
+it awaits is cancelled as well: a query ends in the database, and its transaction is rolled back.
+
+    app.add_middleware(DisconnectMiddleware, LimitsSettings(cancel_on_disconnect=True))
+
+
+    @app.post("/orders", dependencies=[Depends(ignore_disconnect)])
+    async def order() -> None: ...
+"""
+
+from collections.abc import Collection
+from functools import partial
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fastapi_prodkit import _scope
+from fastapi_prodkit._asgi import route_dependencies
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit._pipeline.listener import DisconnectListener
+from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.sections import LimitsSettings
+
+__all__ = ["DisconnectMiddleware", "cancel_on_disconnect", "ignore_disconnect"]
+
+
+class DisconnectMiddleware(Layer):
+    """Cancel the handler of a client that disconnects before the response has started, with `cancel_on_disconnect`.
+
+    A response that has started is left alone, and background tasks and WebSockets are, too. The access line and the
+    metrics have the status 499. `Depends(cancel_on_disconnect)` and `Depends(ignore_disconnect)` decide for a route.
+
+    Args:
+        app: The app to serve.
+        settings: `cancel_on_disconnect`; false, the default, leaves it to the routes.
+        exempt: Paths relative to the app, without trailing slash, whose handlers are never cancelled.
+    """
+
+    may_cancel_app = True
+
+    def __init__(
+        self, app: ASGIApp, settings: LimitsSettings | None = None, *, exempt: Collection[str] = frozenset()
+    ) -> None:
+        self.app = app
+        self.exempt = exempt
+        self._enabled = (settings or LimitsSettings()).cancel_on_disconnect
+
+    def on_wait(self, exchange: Exchange, started_at: float) -> None:  # noqa: ARG002 - a disconnect has no time
+        """Start to listen for the disconnect."""
+        if self._enabled:
+            _listen(exchange)
+
+
+async def cancel_on_disconnect(connection: HTTPConnection) -> None:
+    """Cancel the handlers of a route or router when the client disconnects: `Depends(cancel_on_disconnect)`.
+
+    It holds from where FastAPI calls the dependency; with LIMITS_CANCEL_ON_DISCONNECT from the beginning. Of several
+    dependencies on this and `ignore_disconnect` the last one counts. Where limits are switched off, it does nothing.
+
+    Raises:
+        ConfigurationError: There is neither a `DisconnectMiddleware` nor a `DeadlineMiddleware`.
+    """
+    scope = connection.scope
+    if scope["type"] != "http":
+        return
+    exchange = _cancellable(scope)
+    if exchange is not None:
+        if exchange.listener is None:
+            _listen(exchange)
+    elif _scope.installed(scope) is None:
+        raise ConfigurationError("cancel_on_disconnect has no effect here: add DisconnectMiddleware to the app")
+
+
+async def ignore_disconnect() -> None:
+    """Let the handlers of a route or router finish although the client disconnects: `Depends(ignore_disconnect)`."""
+
+
+def _listen(exchange: Exchange) -> None:
+    listener = DisconnectListener(exchange.receive_from_server, partial(_cancel, exchange))
+    exchange.listener = listener
+    exchange.receive_from_server = listener.receive
+    headers = exchange.headers
+    announced = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+    if exchange.request_complete or not announced:
+        listener.listen()
+
+
+def _cancel(exchange: Exchange) -> None:
+    """Cancel the app, unless the response has started or the route ignores the disconnect."""
+    if _may_cancel(exchange.scope) and exchange.interrupt(_no_answer):
+        exchange.client_disconnected = True
+
+
+def _cancellable(scope: Scope) -> Exchange | None:
+    """Return the innermost exchange of the request whose task may be cancelled."""
+    exchange = Exchange.innermost(scope)
+    while exchange is not None and exchange.task is None:
+        exchange = exchange.outer
+    return exchange
+
+
+def _may_cancel(scope: Scope) -> bool:
+    """Return what the last of the route's dependencies says; without any the setting is on, or nothing would listen."""
+    choices = [each for each in route_dependencies(scope) if each in (cancel_on_disconnect, ignore_disconnect)]
+    return not choices or choices[-1] is cancel_on_disconnect
+
+
+async def _no_answer(scope: Scope, receive: Receive, send: Send) -> None:
+    """Send nothing: the client is gone."""
