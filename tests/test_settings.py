@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from pydantic import AliasChoices, BaseModel, Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import InitSettingsSource, NoDecode, SettingsConfigDict
 
 from fastapi_prodkit import _variables, sections
@@ -682,6 +682,33 @@ class TestErrors:
 
         assert set(problems) == {"CORS", "SECRETS", "ENVIRONMENT", "DEBUG"}
 
+    def test_a_name_that_does_not_exist_is_told_with_the_one_that_was_meant(self, refused):
+        """A misspelt name in code would be without effect; a switch is a name only where the section has one."""
+        problems = refused(
+            rate_limt=None,
+            rate_limit={"defualt": "5/minute", "default": "6/minute"},
+            service={"enabled": "false"},
+        )
+
+        assert problems == {
+            "RATE_LIMT": "does not exist; did you mean rate_limit?",
+            "RATE_LIMIT_DEFUALT": "does not exist; did you mean default?",
+            "SERVICE_ENABLED": "does not exist",
+        }
+
+    def test_a_name_that_does_not_exist_in_a_model_of_ones_own_is_not_shown(self, refused):
+        """Only the fields of sections are known to be no secrets."""
+
+        class Closed(BaseModel, extra="forbid"):
+            bays: int = 1
+
+        class Stores(Settings):
+            warehouse: Closed = Closed()
+
+        problems = refused({"WAREHOUSE": f'{{"{SECRET}": 1}}'}, Stores)
+
+        assert problems == {"WAREHOUSE": "does not exist"}
+
     def test_keys_of_a_dictionary_are_not_shown(self, refused):
         """The location of an error may hold what was given."""
         problems = refused({"LABELS": f'{{"{SECRET}": 1}}'}, OrdersSettings)
@@ -957,6 +984,18 @@ def test_comma_lists_in_code():
 
     assert settings.cors.origins == ("https://a.example", "https://b.example")
     assert sections.HostsSettings(allowed="api.example.com,").allowed == ("api.example.com",)
+
+
+def test_a_section_refuses_a_name_that_is_no_field():
+    """Made in code, a section says so by itself, of every such name."""
+    with pytest.raises(ValidationError) as caught:
+        sections.RateLimitSettings(defualt="5/minute", nonsense=SECRET)
+
+    assert [(error["loc"], error["msg"]) for error in caught.value.errors()] == [
+        (("defualt",), "does not exist; did you mean default?"),
+        (("nonsense",), "does not exist"),
+    ]
+    assert SECRET not in str(caught.value)
 
 
 def test_sections_are_loaded_when_they_are_asked_for():

@@ -15,6 +15,7 @@ from pydantic import AliasChoices, BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, core_schema
 
+from fastapi_prodkit._keywords import unknown
 from fastapi_prodkit.exceptions import SettingsError
 from fastapi_prodkit.sections import Section
 
@@ -87,7 +88,7 @@ def problems(error: ValidationError, model: type[BaseModel], prefix: str) -> dic
         for loc in _locations(details, model):
             name, field, rest = _locate(loc, model, prefix)
             index = next((part for part in rest if isinstance(part, int)), None)
-            text = _text(details) if index is None else f"item {index + 1} {_text(details)}"
+            text = _text(details, model) if index is None else f"item {index + 1} {_text(details, model)}"
             if field is not None and field.description:
                 text += f" ({field.description.rstrip('.')})"
             found[name] = f"{found[name]}; or {text}" if name in found else text
@@ -114,12 +115,12 @@ def _locate(
     if field is None:  # an alias, which takes no prefix, or an argument that does not exist
         return head.upper(), None, rest
     inner = _model_of(field)
-    if inner is not None and rest and (key := str(rest[0])) in inner.model_fields:
-        return variable(prefix, head, key), inner.model_fields[key], rest[1:]
+    if inner is not None and rest and ((key := str(rest[0])) in inner.model_fields or issubclass(inner, Section)):
+        return variable(prefix, head, key), inner.model_fields.get(key), rest[1:]
     return variable(prefix, head), field, rest
 
 
-def _text(details: ErrorDetails) -> str:
+def _text(details: ErrorDetails, model: type[BaseModel]) -> str:
     """Say what is wrong, without the value."""
     given = details["input"]
     if isinstance(given, Unusable):
@@ -128,7 +129,7 @@ def _text(details: ErrorDetails) -> str:
         others = ", or remove the other variables of the section" if len(details["loc"]) > 1 else ""
         return f"is required: set it{others}"
     if details["type"] == "extra_forbidden":
-        return "there is no such setting"
+        return unknown(str(details["loc"][-1]), model.model_fields if len(details["loc"]) == 1 else ())
     text = details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if (details["type"] in _FREE_TEXT or details["type"] not in _BUILT_IN) and any(v in text for v in _values(given)):
         return "is refused; the reason is withheld because it repeats the value"
