@@ -2,6 +2,7 @@
 
 import pytest
 from fastapi import FastAPI
+from httpx2 import Headers
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -9,6 +10,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
+from wire import connection, read_response, request, serving
 
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -356,6 +358,26 @@ def test_foreign_preflight(origin):
     assert response.headers["vary"] == "Origin"
 
 
+@pytest.mark.parametrize("lines", [(APP, APP), (APP, "https://evil.example"), ("https://evil.example", APP)])
+def test_two_origins(lines):
+    """Several Origin lines are a list (RFC 9110 section 5.3), and a list is nobody's origin."""
+    origins = [f"Origin: {line}" for line in lines]
+    requests = [
+        request("GET", "/", *origins),
+        request("OPTIONS", "/", *origins, "Access-Control-Request-Method: PUT"),
+    ]
+
+    with serving(client(LISTED).app) as port, connection(port) as peer:
+        answers = []
+        for each in requests:
+            peer.sendall(each)
+            answers.append(read_response(peer).lower())
+
+    assert [answer[9:12] for answer in answers] == [b"200", b"403"]
+    assert not any(b"access-control-" in answer for answer in answers)
+    assert all(b"vary: origin" in answer for answer in answers)
+
+
 @pytest.mark.parametrize("headers", [{"Origin": APP}, {"Access-Control-Request-Method": "PUT"}, {}])
 def test_options(headers):
     """OPTIONS that is no preflight reaches the app."""
@@ -407,6 +429,16 @@ def test_foreign_websocket(settings, url, headers):
 
     assert refused.value.status_code == 403
     assert refused.value.headers["content-type"] == "application/problem+json"
+
+
+def test_websocket_with_two_origins():
+    """A handshake with two Origin lines, which some servers let pass, is refused, the host's own twice as well."""
+    own = Headers([("Origin", "http://testserver")] * 2)
+
+    with pytest.raises(WebSocketDenialResponse) as refused, client(LISTED).websocket_connect("/ws", headers=own):
+        pass
+
+    assert refused.value.status_code == 403
 
 
 def test_public_websocket():

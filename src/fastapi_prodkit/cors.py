@@ -88,6 +88,8 @@ class CORSMiddleware(Layer):
         """Answer a preflight, refuse a foreign WebSocket, and have any other response say who may read it."""
         scope = exchange.scope
         origin = exchange.headers.get(b"origin")
+        if exchange.has_repeated_headers and len(lines := exchange.header_values(b"origin")) > 1:
+            origin = b", ".join(lines)  # RFC 9110 section 5.3; a list is nobody's origin
         granted = self._listed.get(origin)
         if granted is None or scope.get("method") in _NOT_USUAL:
             return self._decide(exchange, scope, origin)
