@@ -19,14 +19,13 @@ from starlette.websockets import WebSocketDisconnect
 from fastapi_prodkit._pipeline import exchange
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware
-from fastapi_prodkit.sections import ErrorsSettings
 
 FIELDS = ("http_method", "http_route", "http_path", "http_status", "client_ip")
 
 
 def with_both(app, *, raise_=False, **options):
     """Return the app with its lines, and with the boundary of its exceptions inside of them."""
-    return AccessLogMiddleware(ErrorBoundaryMiddleware(app, ErrorsSettings(raise_=raise_)), **options)
+    return AccessLogMiddleware(ErrorBoundaryMiddleware(app, raise_=raise_), **options)
 
 
 @pytest.fixture(autouse=True)

@@ -34,8 +34,8 @@ class Service:
         self.inside = []
         self.bodies = []
         self.gate = asyncio.Event()
-        settings = LimitsSettings(max_concurrent=most, queue_timeout=patience)
-        self.app = ConcurrencyLimitMiddleware(self.serve, settings, registry=registry, **options)
+        limits = {"max_concurrent": most, "queue_timeout": patience}
+        self.app = ConcurrencyLimitMiddleware(self.serve, registry=registry, **limits, **options)
         self.calls = []
 
     async def serve(self, scope, receive, send):

@@ -33,7 +33,7 @@ SCOPE = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "h
 def service(seconds=SHORT, **options) -> FastAPI:
     app = FastAPI()
     add_problem_handlers(app)
-    app.add_middleware(DeadlineMiddleware, LimitsSettings(request_timeout=seconds), **options)
+    app.add_middleware(DeadlineMiddleware, request_timeout=seconds, **options)
 
     @app.get("/fast")
     async def fast():

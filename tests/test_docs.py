@@ -1,12 +1,16 @@
 """The documentation, which runs: every python block of a page, in order, in one process of its own."""
 
 import importlib
+import inspect
 import os
 import re
+import textwrap
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from forks import Forks
 
 ROOT = Path(__file__).parent.parent
@@ -52,16 +56,30 @@ def test_every_python_block_runs(page, tmp_path, forks):
     assert run.code == 0, f"{page.relative_to(ROOT)}\n{run.stdout}{run.stderr}"
 
 
-def test_every_name_of_the_reference_exists():
-    """What the reference promises can be imported from where it says."""
+def promised() -> list[tuple[str, str]]:
+    """Return every module and name of the reference."""
     rows = re.findall(
         r"^\| `(fastapi_prodkit[.\w]*)` \| (`.*) \|$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE
     )
+    return [(module, name) for module, names in rows for name in re.findall(r"`(\w+)`", names)]
 
-    promised = [(module, name) for module, names in rows for name in re.findall(r"`(\w+)`", names)]
 
-    assert len(promised) > 30
-    for module, name in promised:
+@pytest.mark.parametrize(("module", "name"), [each for each in promised() if each[1].endswith("Middleware")])
+def test_the_example_in_the_docstring_of_every_middleware_runs(module, name):
+    """What an editor shows can be copied: the app serves with it."""
+    middleware, app = getattr(importlib.import_module(module), name), FastAPI()
+    example = re.search(r"\n\n((?:    .*\n)+)\n", inspect.getdoc(middleware)).group(1)
+
+    exec(textwrap.dedent(example), {"app": app, name: middleware})
+
+    assert [each.cls for each in app.user_middleware] == [middleware]
+    assert TestClient(app).get("/openapi.json").status_code in {200, 400}  # 400: it is not called testserver
+
+
+def test_every_name_of_the_reference_exists():
+    """What the reference promises can be imported from where it says."""
+    assert len(promised()) > 30
+    for module, name in promised():
         if module.startswith("fastapi_prodkit.database"):
             pytest.importorskip("sqlalchemy")
         assert hasattr(importlib.import_module(module), name), f"{module}.{name}"

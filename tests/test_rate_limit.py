@@ -969,3 +969,11 @@ def test_parallel_requests():
             return [response.status_code for response in await asyncio.gather(*[client.get("/") for _ in range(50)])]
 
     assert sorted(asyncio.run(attack())) == [200] * 7 + [429] * 43
+
+
+def test_a_shared_store_is_not_made_in_silence():
+    """A middleware cannot close the connections of a store, and would count in memory in place of it."""
+    settings = RateLimitSettings(storage_url="redis://127.0.0.1:6379")
+
+    with pytest.raises(ConfigurationError, match="store=SharedStore"):
+        RateLimitMiddleware(PlainTextResponse("ok"), settings)

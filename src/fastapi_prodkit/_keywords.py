@@ -1,10 +1,67 @@
 """The keywords of a middleware, which are fields of its section: `CORSMiddleware(app, max_age=60)`."""
 
-from collections.abc import Collection
+import inspect
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Final, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fastapi_prodkit.exceptions import SettingsError
+
+_Section = TypeVar("_Section", bound=BaseModel)
+
+_AS_THEY_ARE: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def with_keywords(
+    layer: object,
+    settings: _Section,
+    keywords: Mapping[str, object],
+    accepted: Collection[str],
+    renamed: Mapping[str, str] = _AS_THEY_ARE,
+) -> _Section:
+    """Return the settings with the keywords in place of their fields.
+
+    Args:
+        layer: The middleware that is constructed; it is named in the error.
+        settings: The values of all other fields.
+        keywords: What was given.
+        accepted: The keywords that the middleware takes.
+        renamed: Keywords that are called differently than their fields, and those fields.
+
+    Raises:
+        SettingsError: A keyword is not accepted, has a value that cannot be used, or means the same as another one.
+    """
+    if not keywords:
+        return settings
+    given = {renamed.get(name, name): name for name in keywords}
+    problems = {name: unknown(name, _parameters(layer, accepted)) for name in keywords if name not in accepted}
+    problems |= {
+        name: f"means the same as {given[field]}: give one of them"
+        for name in keywords
+        if given[field := renamed.get(name, name)] != name
+    }
+    if not problems:
+        values = {field: keywords[name] for field, name in given.items()}
+        try:
+            return settings.model_validate({**dict(settings), **values})
+        except ValidationError as error:
+            for each in error.errors(include_url=False, include_input=False):
+                field = str(each["loc"][0])
+                problems[given.get(field, field)] = each["msg"].removeprefix("Value error, ")
+    # Raised out here, so that the error does not keep the one above, which knows the values.
+    raise SettingsError({f"{type(layer).__name__}({name}=...)": text for name, text in problems.items()})
 
 
 def unknown(name: str, known: Collection[str]) -> str:
     """Say that there is no such name, and which one was probably meant."""
     near = get_close_matches(name, known, n=1)
     return f"does not exist; did you mean {near[0]}?" if near else "does not exist"
+
+
+def _parameters(layer: object, accepted: Collection[str]) -> list[str]:
+    """Return the accepted keywords, and the parameters of the middleware that are no fields."""
+    parameters = inspect.signature(type(layer)).parameters.values()
+    return [*accepted, *(each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY)]

@@ -2,8 +2,6 @@
 
 Exactly one line is written whatever happens: an exception, a client that disconnects (status 499), a cancellation, a
 WebSocket (when it is closed).
-
-    app.add_middleware(AccessLogMiddleware, exempt={"/health"})
 """
 
 import logging
@@ -23,6 +21,8 @@ _logger = logging.getLogger("fastapi_prodkit.access")
 
 class AccessLogMiddleware(Layer):
     """Log each request once, with method, route, path, status, duration and client.
+
+        app.add_middleware(AccessLogMiddleware, exempt={"/health"})
 
     The query string, headers and bodies are never logged. Lines go to the logger `fastapi_prodkit.access`. An exception
     is logged by `errors.ErrorBoundaryMiddleware`.

@@ -7,9 +7,11 @@ the client wrote. RFC 9112 section 3.2 asks for 400 if the header is missing, in
 import re
 from collections.abc import Collection
 from ipaddress import IPv6Address
+from typing import Final, Literal, TypedDict, Unpack
 
 from starlette.types import ASGIApp
 
+from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._problem import Refusal
@@ -23,18 +25,33 @@ _LONGEST_NAME = 253
 _LABELS = rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*"
 _NAME = re.compile(rb"(?:\*\.)?" + _LABELS + rb"\.?|\[[0-9A-Fa-f:.]+\]")
 _HOST = re.compile(rb"(" + _LABELS + rb"\.?|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?")
+_STARLETTES: Final = {"allowed_hosts": "allowed"}
+
+
+class AllowedHostsKeywords(TypedDict, total=False):
+    """Fields of `HostsSettings`, and Starlette's name of the same."""
+
+    allowed: Collection[str]
+    allowed_hosts: Collection[str]
 
 
 class AllowedHostsMiddleware(Layer):
     """Answer requests for a host name that is not ours with 400.
+
+        app.add_middleware(AllowedHostsMiddleware, allowed=["api.example.com", "*.example.org"])
 
     Case, port and a trailing dot do not matter. A missing, repeated or malformed Host is refused even with `*`, and in
     HTTP/1.0 too, where it is optional. WebSocket handshakes are held to the same.
 
     Args:
         app: The ASGI app to wrap.
-        settings: The host names; there is no default.
+        settings: Values of the keywords that are not given.
         exempt: Paths relative to the app that answer to any Host: load balancers probe by address.
+        www_redirect: Starlette's keyword; nothing is redirected here.
+
+    Keyword Args:
+        allowed: Host names; `*.example.com` allows subdomains, `*` any. Required.
+        allowed_hosts: Starlette's name of `allowed`.
 
     Raises:
         ConfigurationError: There is no host name, or one that could never match.
@@ -43,10 +60,20 @@ class AllowedHostsMiddleware(Layer):
     scope_types = frozenset({"http", "websocket"})
 
     def __init__(
-        self, app: ASGIApp, settings: HostsSettings | None = None, *, exempt: Collection[str] = frozenset()
+        self,
+        app: ASGIApp,
+        settings: HostsSettings | None = None,
+        *,
+        exempt: Collection[str] = frozenset(),
+        www_redirect: Literal[False] = False,
+        **keywords: Unpack[AllowedHostsKeywords],
     ) -> None:
+        if www_redirect:
+            raise ConfigurationError("www_redirect: nothing is redirected here; redirect in the proxy, or in a route")
+        accepted = AllowedHostsKeywords.__optional_keys__
+        settings = with_keywords(self, settings or HostsSettings(), keywords, accepted, _STARLETTES)
         self.app = app
-        names = [_pattern(name) for name in settings.allowed] if settings else []
+        names = [_pattern(name) for name in settings.allowed]
         if not names:
             raise ConfigurationError(
                 "HOSTS_ALLOWED is empty: list the host names of the service, "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from fastapi.routing import iter_route_contexts
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit._asgi import header
+from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._pipeline.timers import SharedTimer
@@ -41,20 +42,32 @@ _too_slow = Refusal(ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT))
 _too_slow_to_go_on = Refusal(ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT, headers={"Connection": "close"}))
 
 
+class BodyLimitKeywords(TypedDict, total=False):
+    """Fields of `LimitsSettings`."""
+
+    max_body_size: int | None
+    body_timeout: float | None
+
+
 class BodyLimitMiddleware(Layer):
     """Refuse a body that is too large with a 413 problem: an announced one unread, a chunked one where it passes.
+
+        app.add_middleware(BodyLimitMiddleware, max_body_size=65_536)
 
     A body of which nothing comes for `body_timeout` while the app waits for it is a 408 problem (RFC 9110 section
     15.5.9); once the response has started, the client counts as gone.
 
     Args:
         app: The app to serve.
-        settings: `max_body_size`, bytes, and `body_timeout`, seconds; None leaves size to the app's own limits, and
-            sets none on time.
+        settings: Values of the keywords that are not given.
         largest: The largest limit that a single route of the app has, bytes, or a function that returns it, called
             at the first body; see `largest_limit`. An announced body beyond it is refused before any route runs.
-            Without it Starlette refuses such a body when it is read, or
-            when the response starts, which may be after a handler that does not read it has done its work.
+            Without it Starlette refuses such a body when it is read, or when the response starts, which may be after a
+            handler that does not read it has done its work.
+
+    Keyword Args:
+        max_body_size: Largest body, bytes; None leaves it to the app's own limits. Default: 1048576.
+        body_timeout: Longest wait for a part of a body, seconds; None sets no limit. Default: 20.0.
     """
 
     may_cancel_app = True
@@ -65,8 +78,9 @@ class BodyLimitMiddleware(Layer):
         settings: LimitsSettings | None = None,
         *,
         largest: int | Callable[[], int] | None = None,
+        **keywords: Unpack[BodyLimitKeywords],
     ) -> None:
-        settings = settings or LimitsSettings()
+        settings = with_keywords(self, settings or LimitsSettings(), keywords, BodyLimitKeywords.__optional_keys__)
         self.app = app
         size = settings.max_body_size
         self._limited = _ProblemForRefusal(

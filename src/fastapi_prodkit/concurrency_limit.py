@@ -11,11 +11,12 @@ from asyncio import Future
 from collections import deque
 from collections.abc import Awaitable, Collection
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit._instruments import instrument
+from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._problem import Refusal, send_problem
@@ -28,8 +29,17 @@ if TYPE_CHECKING:
 __all__ = ["ConcurrencyLimitMiddleware"]
 
 
+class ConcurrencyLimitKeywords(TypedDict, total=False):
+    """Fields of `LimitsSettings`."""
+
+    max_concurrent: int
+    queue_timeout: float | None
+
+
 class ConcurrencyLimitMiddleware(Layer):
     """Serve at most `max_concurrent` requests at a time; let as many wait in line, and refuse the rest with 503.
+
+        app.add_middleware(ConcurrencyLimitMiddleware, max_concurrent=100)
 
     Who waits does so for at most `queue_timeout`, first come, first served; a client that leaves gives up its place.
     A request counts until the app is done with it: streams for as long as they last, background tasks too. WebSockets
@@ -37,9 +47,13 @@ class ConcurrencyLimitMiddleware(Layer):
 
     Args:
         app: The app to serve.
-        settings: `max_concurrent`, which has no default, and `queue_timeout`, seconds; None refuses at once.
+        settings: Values of the keywords that are not given.
         exempt: Paths relative to the app, without trailing slash, that neither count nor wait.
         registry: Where the metrics are shown; prometheus_client's default registry unless given.
+
+    Keyword Args:
+        max_concurrent: Most requests that are served at a time. Required.
+        queue_timeout: Longest wait for a place among them, seconds; None refuses at once. Default: 1.0.
 
     Raises:
         ConfigurationError: There is no `max_concurrent`.
@@ -52,8 +66,10 @@ class ConcurrencyLimitMiddleware(Layer):
         *,
         exempt: Collection[str] = frozenset(),
         registry: "CollectorRegistry | None" = None,
+        **keywords: Unpack[ConcurrencyLimitKeywords],
     ) -> None:
-        settings = settings or LimitsSettings()
+        accepted = ConcurrencyLimitKeywords.__optional_keys__
+        settings = with_keywords(self, settings or LimitsSettings(), keywords, accepted)
         if settings.max_concurrent is None:
             raise ConfigurationError("LIMITS_MAX_CONCURRENT is not set: say how many requests are served at a time")
         self.app = app

@@ -6,10 +6,12 @@ sends.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final, Literal, TypedDict, Unpack
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import RawHeaders
 from fastapi_prodkit._pipeline.layers import Layer
@@ -37,10 +39,29 @@ _POLICY = frozenset(
 _OURS = _POLICY | {b"vary"}
 _ALLOW_ORIGIN, _REQUEST_METHOD = b"access-control-allow-origin", b"access-control-request-method"
 _NOT_USUAL = ("OPTIONS", None)  # methods: what may be a preflight, and that of a WebSocket
+_STARLETTES: Final = {"allow_origins": "origins", "allow_origin_regex": "origin_regex"}
+
+
+class CORSKeywords(TypedDict, total=False):
+    """Fields of `CorsSettings`, and Starlette's names of two of them."""
+
+    origins: Collection[str]
+    allow_origins: Collection[str]
+    origin_regex: str | None
+    allow_origin_regex: str | None
+    vercel_project: str | None
+    vercel_team: str | None
+    allow_credentials: bool
+    allow_methods: Collection[str]
+    allow_headers: Collection[str]
+    expose_headers: Collection[str]
+    max_age: int
 
 
 class CORSMiddleware(Layer):
     """Tell browsers which origins may read responses, and answer their preflights.
+
+        app.add_middleware(CORSMiddleware, origins=["https://app.example.com"], allow_credentials=True)
 
     A preflight does not reach the app. Access-Control headers that the app sets are removed: there is one policy, in
     one place. A WebSocket handshake, which browsers send from anywhere with cookies, is refused with 403 unless it
@@ -48,7 +69,21 @@ class CORSMiddleware(Layer):
 
     Args:
         app: The ASGI app to wrap.
-        settings: The origins and what they may do; without settings nobody is allowed.
+        settings: Values of the keywords that are not given.
+        allow_private_network: Starlette's keyword; access to private networks is not allowed here.
+
+    Keyword Args:
+        origins: Exact origins, such as https://app.example.com, or `*`. Default: none.
+        origin_regex: Regular expression that a whole origin must match. Default: none.
+        vercel_project: Vercel project of the front end. Default: none.
+        vercel_team: Vercel team (scope slug) that owns the project. Default: none.
+        allow_credentials: Let browsers send cookies and HTTP authentication. Default: False.
+        allow_methods: Methods of preflights. Default: GET, POST, PUT, PATCH, DELETE.
+        allow_headers: Request headers of preflights. Default: Authorization, Content-Type, X-Request-ID.
+        expose_headers: Headers scripts may read. Default: X-Request-ID, RateLimit, RateLimit-Policy, Retry-After.
+        max_age: How long browsers keep a preflight's answer, seconds, at most 7200. Default: 600.
+        allow_origins: Starlette's name of `origins`.
+        allow_origin_regex: Starlette's name of `origin_regex`.
 
     Raises:
         ConfigurationError: `*` stands together with credentials.
@@ -57,9 +92,18 @@ class CORSMiddleware(Layer):
     scope_types = frozenset({"http", "websocket"})
     runs_on_plain_response = False
 
-    def __init__(self, app: ASGIApp, settings: CorsSettings | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: CorsSettings | None = None,
+        *,
+        allow_private_network: Literal[False] = False,
+        **keywords: Unpack[CORSKeywords],
+    ) -> None:
+        if allow_private_network:
+            raise ConfigurationError("allow_private_network: private networks are never allowed here; leave it out")
         self.app = app
-        values = settings or CorsSettings()
+        values = with_keywords(self, settings or CorsSettings(), keywords, CORSKeywords.__optional_keys__, _STARLETTES)
         _refuse_wildcards(values)
         self._public = "*" in values.origins
         self._patterns = tuple(_patterns(values))

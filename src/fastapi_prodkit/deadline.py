@@ -10,13 +10,14 @@ from asyncio import Task, get_running_loop
 from collections.abc import Collection
 from contextvars import Context
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Scope
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_dependencies
+from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._pipeline.timers import SharedTimer
@@ -29,24 +30,40 @@ __all__ = ["DeadlineMiddleware", "Timeout"]
 _timeout_response = Refusal(ProblemError(504, "The service did not answer in time."))
 
 
+class DeadlineKeywords(TypedDict, total=False):
+    """Fields of `LimitsSettings`."""
+
+    request_timeout: float | None
+
+
 class DeadlineMiddleware(Layer):
     """Answer with a 504 problem if no response has started within `request_timeout`, and cancel the handler.
+
+        app.add_middleware(DeadlineMiddleware, request_timeout=10)
 
     A response that has started is left alone, however long it takes; WebSockets are, too. The time runs from here, and
     includes the reading of the body. `Depends(Timeout(120))` gives a route another time.
 
     Args:
         app: The app to serve.
-        settings: `request_timeout`, seconds; None leaves it to the routes.
+        settings: Values of the keywords that are not given.
         exempt: Paths relative to the app, without trailing slash, that have no deadline.
+
+    Keyword Args:
+        request_timeout: Longest time to a response, seconds; None leaves it to the routes. Default: 30.0.
     """
 
     may_cancel_app = True
 
     def __init__(
-        self, app: ASGIApp, settings: LimitsSettings | None = None, *, exempt: Collection[str] = frozenset()
+        self,
+        app: ASGIApp,
+        settings: LimitsSettings | None = None,
+        *,
+        exempt: Collection[str] = frozenset(),
+        **keywords: Unpack[DeadlineKeywords],
     ) -> None:
-        settings = settings or LimitsSettings()
+        settings = with_keywords(self, settings or LimitsSettings(), keywords, DeadlineKeywords.__optional_keys__)
         self.app = app
         self.exempt = exempt
         seconds = settings.request_timeout

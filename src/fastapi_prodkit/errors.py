@@ -12,7 +12,7 @@ input turns the response of any handler that repeats it into one, which is a 422
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from fastapi.exception_handlers import (
     http_exception_handler,
@@ -31,6 +31,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from fastapi_prodkit import _problem, _scope
 from fastapi_prodkit._asgi import LONGEST_LOGGED_PATH
 from fastapi_prodkit._inexpressible import inexpressible
+from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.exceptions import ProblemError
@@ -76,8 +77,16 @@ def add_problem_handlers(app: Starlette) -> None:
         app.add_exception_handler(Exception, _unhandled)
 
 
+class ErrorBoundaryKeywords(TypedDict, total=False):
+    """Fields of `ErrorsSettings`."""
+
+    raise_: bool
+
+
 class ErrorBoundaryMiddleware(Layer):
     """Log an exception that nothing has handled, once, and swallow it if the response is complete.
+
+        app.add_middleware(ErrorBoundaryMiddleware, raise_=True)
 
     The response is complete if the 500 problem was sent, or if a background task failed after a 200. Then nothing is
     wrong with the connection, but uvicorn would close it unannounced, which a load balancer turns into a sporadic 502.
@@ -87,14 +96,20 @@ class ErrorBoundaryMiddleware(Layer):
 
     Args:
         app: The app to serve.
-        settings: `raise_` raises every exception on, for `TestClient` and for trackers around the app object.
+        settings: Values of the keywords that are not given.
+
+    Keyword Args:
+        raise_: Raise every exception on, for `TestClient` and for trackers around the app object. Default: False.
     """
 
     scope_types = frozenset({"http", "websocket"})
 
-    def __init__(self, app: ASGIApp, settings: ErrorsSettings | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ErrorsSettings | None = None, **keywords: Unpack[ErrorBoundaryKeywords]
+    ) -> None:
         self.app = app
-        self._raise = (settings or ErrorsSettings()).raise_
+        accepted = ErrorBoundaryKeywords.__optional_keys__
+        self._raise = with_keywords(self, settings or ErrorsSettings(), keywords, accepted).raise_
 
     def on_error(self, exchange: Exchange, error: BaseException) -> bool:
         """Log the exception, and say whether the client has all that it will get."""

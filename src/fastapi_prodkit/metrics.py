@@ -41,6 +41,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTION
 class MetricsMiddleware(Layer):
     """Measure each request: `http_server_request_duration_seconds` and `http_server_active_requests`.
 
+        app.add_middleware(MetricsMiddleware, exempt={"/metrics"})
+
     WebSockets are not measured: their duration is that of a conversation, not of a request.
 
     Args:

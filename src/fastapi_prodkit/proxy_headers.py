@@ -6,12 +6,14 @@ further left may be invented (ASVS 5.0, 4.1.3 and 15.3.4).
 """
 
 import re
+from collections.abc import Collection
 from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypedDict, Unpack
 
 from starlette.types import ASGIApp
 
+from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -31,30 +33,51 @@ _SCHEMES = {
     "http": {b"http": "http", b"https": "https"},
     "websocket": {b"http": "ws", b"https": "wss", b"ws": "ws", b"wss": "wss"},
 }
+_UVICORNS: Final = {"trusted_hosts": "trusted"}
+
+
+class ProxyHeadersKeywords(TypedDict, total=False):
+    """Fields of `ProxySettings`, and uvicorn's name of the same."""
+
+    trusted: Collection[str]
+    trusted_hosts: Collection[str]
 
 
 class ProxyHeadersMiddleware(Layer):
     """Put the client's address and scheme into the scope, if a trusted proxy tells them.
+
+        app.add_middleware(ProxyHeadersMiddleware, trusted=["10.0.0.0/16"])
 
     The scope is changed in place: outer layers see the client too, and what routing finds is not lost in a copy. The
     port of the client is 0 where the header does not carry it.
 
     Args:
         app: The ASGI app to wrap.
-        settings: The proxies: addresses, networks, `unix` for a peer without an address, or `*` for any peer. With
-            `*` the right-most entry counts, and whoever reaches the port directly can invent it. Without settings
-            no header is believed.
+        settings: Values of the keywords that are not given.
+
+    Keyword Args:
+        trusted: The proxies: addresses, networks, `unix` for a peer without an address, or `*` for any peer. With `*`
+            the right-most entry counts, and whoever reaches the port directly can invent it. Default: none.
+        trusted_hosts: uvicorn's name of `trusted`, for a list without `*`: with that uvicorn takes the left-most entry.
 
     Raises:
-        ConfigurationError: An entry is neither an address nor a network.
+        ConfigurationError: An entry is neither an address nor a network, or `*` stands in `trusted_hosts`.
     """
 
     scope_types = frozenset({"http", "websocket"})
     may_answer = False
 
-    def __init__(self, app: ASGIApp, settings: ProxySettings | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ProxySettings | None = None, **keywords: Unpack[ProxyHeadersKeywords]
+    ) -> None:
+        if "*" in keywords.get("trusted_hosts", ()):
+            raise ConfigurationError(
+                "trusted_hosts: with * uvicorn takes the left-most address, which a client can invent; list the "
+                'proxies, or write trusted="*", which takes the right-most'
+            )
+        accepted = ProxyHeadersKeywords.__optional_keys__
+        trusted = with_keywords(self, settings or ProxySettings(), keywords, accepted, _UVICORNS).trusted
         self.app = app
-        trusted = settings.trusted if settings else ()
         self._any = "*" in trusted
         self._unix = "unix" in trusted
         networks = tuple(_network(entry) for entry in trusted if entry not in ("*", "unix"))

@@ -7,10 +7,12 @@ is replaced, because a reflected value may not carry line breaks or markup.
 import os
 import re
 from itertools import chain, repeat
+from typing import TypedDict, Unpack
 
 from starlette.types import ASGIApp
 
 from fastapi_prodkit import _context
+from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.sections import RequestIdSettings
@@ -25,18 +27,38 @@ def current_request_id() -> str | None:
     return (_context.current() or {}).get("request_id")
 
 
+class RequestIDKeywords(TypedDict, total=False):
+    """Fields of `RequestIdSettings`."""
+
+    header: str
+    trust_inbound: bool
+
+
 class RequestIDMiddleware(Layer):
     """Give each request an id, put it into its context, and send it with the response.
 
-    New ids are 32 hexadecimal digits from the system's random source. An inbound id is kept if it matches
-    `[A-Za-z0-9._-]{8,128}` and `settings.trust_inbound` says so. A header of that name that the app sets is replaced.
+        app.add_middleware(RequestIDMiddleware, header="X-Correlation-ID")
+
+    New ids are 32 hexadecimal digits from the system's random source. A header of that name that the app sets is
+    replaced.
+
+    Args:
+        app: The app to serve.
+        settings: Values of the keywords that are not given.
+
+    Keyword Args:
+        header: Header that carries the id. Default: X-Request-ID.
+        trust_inbound: Keep an id that the client sent, if it matches `[A-Za-z0-9._-]{8,128}`. Default: True.
     """
 
     scope_types = frozenset({"http", "websocket"})
     may_answer = False
 
-    def __init__(self, app: ASGIApp, settings: RequestIdSettings | None = None) -> None:
-        settings = settings or RequestIdSettings()
+    def __init__(
+        self, app: ASGIApp, settings: RequestIdSettings | None = None, **keywords: Unpack[RequestIDKeywords]
+    ) -> None:
+        accepted = RequestIDKeywords.__optional_keys__
+        settings = with_keywords(self, settings or RequestIdSettings(), keywords, accepted)
         self.app = app
         self._header = settings.header.lower().encode()
         self._trust_inbound = settings.trust_inbound

@@ -6,9 +6,11 @@ response already carries is left as it is, so no header ever stands there twice.
 
 from collections.abc import Mapping
 from itertools import product
+from typing import TypedDict, Unpack
 
 from starlette.types import ASGIApp
 
+from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import RawHeaders
 from fastapi_prodkit._pipeline.layers import Layer
@@ -21,8 +23,21 @@ _SECURE = frozenset({"https", "wss"})
 _REMOVED = frozenset({b"server", b"x-powered-by"})
 
 
+class SecurityHeadersKeywords(TypedDict, total=False):
+    """Fields of `HeadersSettings`."""
+
+    hsts_max_age: int
+    csp: str
+    referrer_policy: str
+    permissions_policy: str
+    frame_options: str
+    cross_origin_opener_policy: str
+
+
 class SecurityHeadersMiddleware(Layer):
     """Add the security headers to every response that passes.
+
+        app.add_middleware(SecurityHeadersMiddleware, csp="default-src 'self'")
 
     Strict-Transport-Security is sent over https and wss only (RFC 6797 section 7.2), Cross-Origin-Opener-Policy with
     HTML only. `Cache-Control: no-store` goes on errors and on answers to requests that carry Authorization or Cookie.
@@ -30,14 +45,26 @@ class SecurityHeadersMiddleware(Layer):
 
     Args:
         app: The ASGI app to wrap.
-        settings: The values; an empty one leaves its header out.
+        settings: Values of the keywords that are not given. An empty value leaves its header out.
+
+    Keyword Args:
+        hsts_max_age: Strict-Transport-Security, seconds; 0 leaves it out. Default: 63072000.
+        csp: Content-Security-Policy. Default: default-src 'none'; object-src 'none'; base-uri 'none'; form-action
+            'none'; frame-ancestors 'none'.
+        referrer_policy: Referrer-Policy. Default: no-referrer.
+        permissions_policy: Permissions-Policy. Default: camera=(), geolocation=(), microphone=(), payment=(), usb=().
+        frame_options: X-Frame-Options. Default: DENY.
+        cross_origin_opener_policy: Cross-Origin-Opener-Policy. Default: same-origin.
     """
 
     scope_types = frozenset({"http", "websocket"})
 
-    def __init__(self, app: ASGIApp, settings: HeadersSettings | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: HeadersSettings | None = None, **keywords: Unpack[SecurityHeadersKeywords]
+    ) -> None:
         self.app = app
-        values = settings or HeadersSettings()
+        accepted = SecurityHeadersKeywords.__optional_keys__
+        values = with_keywords(self, settings or HeadersSettings(), keywords, accepted)
         self._additions = {
             (secure, html, private): _additions(values, secure=secure, html=html, private=private)
             for secure, html, private in product((False, True), repeat=3)

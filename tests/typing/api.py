@@ -10,6 +10,7 @@ from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.app import Edge, Layer, LayerStack
 from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
+from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware, ProblemError, add_problem_handlers
 from fastapi_prodkit.exceptions import CheckWarning, SettingsError
 from fastapi_prodkit.health import HealthCheck, health_router
@@ -73,6 +74,14 @@ existing.add_middleware(ProxyHeadersMiddleware)
 existing.add_middleware(RateLimitMiddleware, RateLimitSettings(default="10/minute"), store=MemoryStore())
 existing.add_middleware(RequestIDMiddleware)
 existing.add_middleware(SecurityHeadersMiddleware)
+existing.add_middleware(AllowedHostsMiddleware, allowed=["api.example.com"], exempt={"/health"})
+existing.add_middleware(AllowedHostsMiddleware, allowed_hosts=["api.example.com"], www_redirect=False)
+existing.add_middleware(CORSMiddleware, settings.cors, allow_origins=["https://app.example.com"], max_age=60)
+existing.add_middleware(ProxyHeadersMiddleware, trusted_hosts="10.0.0.0/8")
+existing.add_middleware(RateLimitMiddleware, default="10/minute", strategy="moving-window")
+existing.add_middleware(CORSMiddleware, orgins=["https://app.example.com"])  # type: ignore[call-arg]  # misspelt
+existing.add_middleware(DeadlineMiddleware, request_timeout="10")  # type: ignore[arg-type]  # a number
+existing.add_middleware(DeadlineMiddleware, max_body_size=10)  # type: ignore[call-arg]  # another middleware's
 
 
 @existing.post("/login", dependencies=[Depends(RateLimit("5/minute", name="login"))])

@@ -2,35 +2,53 @@
 
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import TypedDict, Unpack
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._problem import Refusal, send_problem
-from fastapi_prodkit.exceptions import ProblemError
+from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.rate_limit.keys import client_key
 from fastapi_prodkit.rate_limit.limits import Store, note, note_first, parse_limits, refusal, refused
-from fastapi_prodkit.rate_limit.memory import MemoryStore
+from fastapi_prodkit.rate_limit.memory import MemoryStore, Strategy
 from fastapi_prodkit.sections import RateLimitSettings
 
 __all__ = ["RateLimitMiddleware"]
 
 
+class RateLimitKeywords(TypedDict, total=False):
+    """Fields of `RateLimitSettings`; the others are a store's."""
+
+    default: str
+    strategy: Strategy
+    legacy_headers: bool
+
+
 class RateLimitMiddleware(Layer):
     """Count every request of a client against the default limit; refuse what is over it with a 429 problem.
+
+        app.add_middleware(RateLimitMiddleware, default="100/minute", exempt={"/health"})
 
     The body of a refused request is never read. WebSocket handshakes count, and are refused, as requests are.
 
     Args:
         app: The app to serve.
-        settings: The default limit, and whether the older headers are sent.
+        settings: Values of the keywords that are not given.
         exempt: Paths relative to the app, without trailing slash, that are not counted.
         store: Where to count; in a memory of its own unless given.
         uncounted: Says which other requests are not counted; see `endpoints.ExemptEndpoints`.
 
+    Keyword Args:
+        default: Limit on every request of one client. Default: 100/minute.
+        strategy: What the seconds of the limit mean in a memory of its own: `fixed-window`, `moving-window` or
+            `sliding-window`. Default: fixed-window.
+        legacy_headers: Send X-RateLimit-* as well. Default: False.
+
     Raises:
-        ConfigurationError: The limit cannot be read.
+        ConfigurationError: The limit cannot be read; or the settings name a shared store, and no store is given.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -43,8 +61,14 @@ class RateLimitMiddleware(Layer):
         exempt: Collection[str] = frozenset(),
         store: Store | None = None,
         uncounted: Callable[[Scope], bool] | None = None,
+        **keywords: Unpack[RateLimitKeywords],
     ) -> None:
-        settings = settings or RateLimitSettings()
+        settings = with_keywords(self, settings or RateLimitSettings(), keywords, RateLimitKeywords.__optional_keys__)
+        if settings.shared and store is None:
+            raise ConfigurationError(
+                "RATE_LIMIT_STORAGE_URL: a shared store has connections to be closed; give the middleware "
+                "store=SharedStore(settings), and the app the lifespan of the store"
+            )
         self.app = app
         self.exempt = exempt
         self._uncounted = uncounted
