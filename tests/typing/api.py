@@ -1,8 +1,10 @@
 """What a user's type checker infers; read by mypy (`make types`), never run."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, assert_type
 
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.requests import HTTPConnection
 
 from fastapi_prodkit import Settings, __version__, create_app, install
 from fastapi_prodkit.access_log import AccessLogMiddleware
@@ -17,7 +19,7 @@ from fastapi_prodkit.health import HealthCheck, health_router
 from fastapi_prodkit.logging import bind, configure_logging
 from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
-from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware
+from fastapi_prodkit.rate_limit import Key, Limit, MemoryStore, Quota, RateLimit, RateLimitMiddleware, Store
 from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
 from fastapi_prodkit.sections import LimitsSettings, RateLimitSettings
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
@@ -48,6 +50,19 @@ assert_type(ProblemError(404, item=7).extensions, dict[str, Any])
 
 configure_logging(service="shop")
 bind(customer="c-4711", attempt=2)
+
+
+class Unlimited:
+    async def hit(self, limits: Sequence[Limit], key: str, cost: int = 1) -> list[Quota]:
+        return [(limit, limit.amount, limit.seconds) for limit in limits]
+
+
+async def by_customer(connection: HTTPConnection) -> str | None:
+    return connection.headers.get("x-customer")
+
+
+store: Store = Unlimited()
+key: Key = by_customer
 
 
 class Marking(Layer):
@@ -84,6 +99,6 @@ existing.add_middleware(DeadlineMiddleware, request_timeout="10")  # type: ignor
 existing.add_middleware(DeadlineMiddleware, max_body_size=10)  # type: ignore[call-arg]  # another middleware's
 
 
-@existing.post("/login", dependencies=[Depends(RateLimit("5/minute", name="login"))])
+@existing.post("/login", dependencies=[Depends(RateLimit("5/minute", name="login", key=key))])
 async def login(counted: Annotated[None, Depends(RateLimit("2/second"))]) -> str | None:
     return current_request_id()

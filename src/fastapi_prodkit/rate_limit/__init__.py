@@ -8,7 +8,8 @@ which all processes and machines have in common. `Limiter` is slowapi's, on the 
 from typing import TYPE_CHECKING
 
 from fastapi_prodkit.rate_limit.dependency import RateLimit
-from fastapi_prodkit.rate_limit.keys import by_address, by_header
+from fastapi_prodkit.rate_limit.keys import Key, by_address, by_header
+from fastapi_prodkit.rate_limit.limits import Limit, Quota, Store
 from fastapi_prodkit.rate_limit.memory import MemoryStore
 from fastapi_prodkit.rate_limit.middleware import RateLimitMiddleware
 from fastapi_prodkit.rate_limit.shared import SharedStore
@@ -16,7 +17,19 @@ from fastapi_prodkit.rate_limit.shared import SharedStore
 if TYPE_CHECKING:
     from fastapi_prodkit.rate_limit.slowapi import Limiter
 
-__all__ = ["Limiter", "MemoryStore", "RateLimit", "RateLimitMiddleware", "SharedStore", "by_address", "by_header"]
+__all__ = [
+    "Key",
+    "Limit",
+    "Limiter",
+    "MemoryStore",
+    "Quota",
+    "RateLimit",
+    "RateLimitMiddleware",
+    "SharedStore",
+    "Store",
+    "by_address",
+    "by_header",
+]
 
 
 def __getattr__(name: str) -> "type[Limiter]":
