@@ -20,7 +20,7 @@ import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from fastapi.testclient import TestClient
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
 from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -1392,3 +1392,116 @@ def test_a_server_may_keep_its_signals():
     with TestClient(app) as client:
         assert client.get("/ready").status_code == 200
     assert not hasattr(app.state, "shutdown")
+
+
+# Objects in place of those that the settings imply
+
+
+class Bounded:
+    """A store of a user's own: so many requests in all, and a lifespan."""
+
+    def __init__(self, amount):
+        self.left = amount
+        self.events = []
+
+    async def hit(self, limits, key, cost=1):
+        self.left -= cost
+        return [(limit, self.left, 60) for limit in limits]
+
+    @asynccontextmanager
+    async def lifespan(self, app):
+        self.events.append("started")
+        yield
+        self.events.append("closed")
+
+
+def assembled(way, settings, **options):
+    if way == "create_app":
+        return create_app(settings, **options)
+    app = FastAPI()
+    install(app, settings, **options)
+    return app
+
+
+ways = pytest.mark.parametrize("way", ["create_app", "install"])
+
+
+@ways
+def test_a_store_that_is_given_counts_every_request(way):
+    """It counts the default limit and those of routes, and the app's lifespan is around that of the store."""
+    store = Bounded(3)
+    app = assembled(way, settings_of(), store=store)
+    app.get("/limited", dependencies=[Depends(RateLimit("5/minute"))])(lambda: "ok")
+
+    with TestClient(app) as client:
+        running = list(store.events)
+        statuses = [client.get("/limited").status_code for _ in range(2)]
+
+    assert statuses == [200, 429]  # each request counts twice
+    assert app.state.rate_limit is store
+    assert (running, store.events) == (["started"], ["started", "closed"])
+
+
+def test_a_store_counts_for_routes_where_no_default_limit_is_wanted():
+    """A section that is None leaves out the layer, and not the store that is given."""
+    app = create_app(settings_of(rate_limit=None), store=Bounded(1))
+    app.get("/limited", dependencies=[Depends(RateLimit("5/minute"))])(lambda: "ok")
+    client = TestClient(app)
+
+    assert "ratelimit" not in client.get("/nowhere").headers
+    assert [client.get("/limited").status_code for _ in range(2)] == [200, 429]
+
+
+def test_a_store_that_is_given_may_be_shared_by_workers(monkeypatch):
+    """Only a store in memory counts in each worker for itself, also where it is given."""
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: "a parent")
+    monkeypatch.setattr("fastapi_prodkit._workers.shared_directory", lambda: None)
+
+    create_app(settings_of(), store=Bounded(1))
+
+    with pytest.raises(SettingsError, match="RATE_LIMIT_ENABLED"):
+        create_app(settings_of(), store=MemoryStore())
+
+
+@ways
+def test_a_registry_that_is_given_has_all_metrics(way):
+    """Two apps in one process are measured apart; the default registry has nothing of them."""
+    before = _samples(REGISTRY)
+    registry = CollectorRegistry()
+    options = {"limits": {"max_concurrent": 1}, "metrics": {"public": True}}
+    store = {"storage_url": "redis://127.0.0.1:1", "storage_timeout": 0.01, "default": "9/minute"}
+    pytest.importorskip("redis")
+    app = assembled(way, settings_of(**options, rate_limit=store), registry=registry)
+    other = assembled(way, settings_of(**options), registry=CollectorRegistry())
+
+    with TestClient(app) as client:
+        assert client.get("/nowhere").status_code == 404
+        shown = client.get("/metrics").text
+
+    assert 'http_server_request_duration_seconds_count{http_request_method="GET"' in shown
+    for name in ("http_server_queued_requests", "event_loop_blocks_total", "rate_limit_storage_up"):
+        assert f"\n{name}" in shown
+    assert "_unmatched" not in TestClient(other).get("/metrics").text
+    assert _samples(REGISTRY) == before
+
+
+def _samples(registry):
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name.startswith(("http_server", "event_loop", "rate_limit"))
+    }
+
+
+def test_an_object_that_the_app_has_already_is_no_other():
+    """`app.state.rate_limit` may be the store that is given, and nothing else."""
+    store, app = Bounded(9), FastAPI()
+    app.state.rate_limit = store
+
+    install(app, settings_of(), store=store)
+
+    other = FastAPI()
+    other.state.rate_limit = Bounded(9)
+    with pytest.raises(ConfigurationError, match=r"app\.state\.rate_limit is taken"):
+        install(other, settings_of(), store=store)

@@ -11,6 +11,7 @@ from fastapi import BackgroundTasks, FastAPI, HTTPException, Response
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
+from fastapi_prodkit import Settings, create_app, install
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -225,3 +226,71 @@ async def test_concurrent_requests_have_sessions_of_their_own(database: Database
         stored = (await client.get("/items")).json()
 
     assert stored == [f"good-{number}" for number in range(10)]
+
+
+def made(way: str, database: Database, settings: Settings) -> FastAPI:
+    if way == "create_app":
+        app = create_app(settings, database=database)
+    else:
+        app = FastAPI()
+        install(app, settings, database=database)
+
+    @app.get("/items")
+    async def read(session: SessionDep) -> list[str]:
+        return list((await session.execute(text("SELECT 'hammer'"))).scalars())
+
+    return app
+
+
+@pytest.mark.parametrize("way", ["create_app", "install"])
+@pytest.mark.parametrize("section", [None, {"url": "sqlite:///another.db", "migrations": "off"}])
+def test_an_app_takes_a_database_that_is_given(way: str, section: dict[str, str] | None, tmp_path: Path) -> None:
+    """It serves sessions, is checked by /ready, and is closed with the app; one of the settings is not made."""
+    settings = Settings(environment="test", database=section)
+    database = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/given.db"))
+    opened, closed = [], []
+    event.listen(database.engine.sync_engine, "connect", lambda connection, _: opened.append(connection))
+    event.listen(database.engine.sync_engine, "close", lambda connection, _: closed.append(connection))
+    app = made(way, database, settings)
+
+    with TestClient(app) as client:
+        items = client.get("/items").json()
+        ready = client.get("/ready").json()
+        closed_before = list(closed)
+
+    assert items == ["hammer"]
+    assert ready["checks"]["database"][0]["status"] == "pass"
+    assert opened
+    assert not closed_before
+    assert closed == opened
+    assert app.state.database is database
+
+
+def test_apps_may_share_a_database(tmp_path: Path) -> None:
+    """The end of the first app closes what is open, and the second one connects again."""
+    database = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/given.db"))
+    settings = Settings(environment="test", database=None)
+    first, second = (made("create_app", database, settings) for _ in range(2))
+
+    with TestClient(second) as client:
+        with TestClient(first) as other:
+            assert other.get("/items").json() == ["hammer"]
+
+        assert client.get("/items").json() == ["hammer"]
+
+
+def test_an_outage_of_a_database_that_is_given_is_a_503(tmp_path: Path) -> None:
+    """The app knows its errors, also without a section and outside of the session of a request."""
+    database = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/missing/given.db"))
+    app = made("create_app", database, Settings(environment="test", database=None))
+
+    @app.get("/direct")
+    async def read_directly() -> None:
+        async with database.session() as session:
+            await session.execute(text("SELECT 1"))
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+        response = client.get("/direct")
+
+    assert response.status_code == 503
+    assert response.headers["content-type"] == "application/problem+json"

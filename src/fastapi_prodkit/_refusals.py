@@ -5,6 +5,7 @@ that is wrong with the environment.
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,8 +13,8 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs
 
-from fastapi_prodkit._servers import asked_workers
-from fastapi_prodkit.exceptions import SettingsError
+from fastapi_prodkit._servers import asked_workers, several_workers
+from fastapi_prodkit.exceptions import SettingsError, SettingsWarning
 from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettings, ProxySettings, RateLimitSettings
 
 # The hosts of a database URL: behind the password, which ends at the last @, and before path and query.
@@ -32,6 +33,20 @@ COUNTS_ALONE = (
 def counts_alone(rate_limit: RateLimitSettings | None) -> bool:
     """Say whether each of several workers would count for itself."""
     return rate_limit is not None and not rate_limit.shared
+
+
+def refuse_worker(rate_limit: RateLimitSettings | None, environment: str) -> None:
+    """Refuse in production what settings cannot see, and warn elsewhere: `--workers` sets no WEB_CONCURRENCY.
+
+    Raises:
+        SettingsError: This process is one of several workers, and each would count for itself.
+    """
+    if not (counts_alone(rate_limit) and several_workers()):
+        return
+    reason = f"this is a worker process, and each {COUNTS_ALONE}"
+    if environment in ("staging", "prod"):
+        raise SettingsError({"RATE_LIMIT_ENABLED": reason})
+    warnings.warn(f"RATE_LIMIT_ENABLED: {reason}; staging and prod refuse it", SettingsWarning, stacklevel=1)
 
 
 @contextmanager

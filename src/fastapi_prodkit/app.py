@@ -9,9 +9,8 @@ This is the only module that knows order. It is a list to be read, and to be cop
 
 import logging
 import warnings
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
@@ -20,10 +19,10 @@ from starlette.types import Lifespan
 
 from fastapi_prodkit import _lifespan, _scope
 from fastapi_prodkit._asgi import ExactRoutes
+from fastapi_prodkit._pieces import Given, make_pieces, make_probes
 from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
-from fastapi_prodkit._refusals import COUNTS_ALONE, counts_alone
-from fastapi_prodkit._servers import several_workers
+from fastapi_prodkit._refusals import refuse_worker
 from fastapi_prodkit._workers import make_directory
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
@@ -33,20 +32,23 @@ from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.disconnect import DisconnectMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware, add_problem_handlers
-from fastapi_prodkit.event_loop import EventLoop
-from fastapi_prodkit.exceptions import ConfigurationError, SettingsError, SettingsWarning
-from fastapi_prodkit.health import Check, health_router
+from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.health import Check
 from fastapi_prodkit.log_level import log_level_router
 from fastapi_prodkit.logging import configure_logging
-from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
+from fastapi_prodkit.metrics import MetricsMiddleware
 from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
-from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware, SharedStore
+from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware, Store
 from fastapi_prodkit.rate_limit.endpoints import ExemptEndpoints
 from fastapi_prodkit.request_id import RequestIDMiddleware
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
 from fastapi_prodkit.settings import Settings
-from fastapi_prodkit.shutdown import Shutdown
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from fastapi_prodkit.database import Database
 
 __all__ = ["Edge", "Layer", "LayerStack", "create_app", "install"]
 
@@ -61,6 +63,9 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
     lifespan: Lifespan[FastAPI] | None = None,
     middleware: Sequence[Middleware] = (),
     mounted_lifespans: bool = True,
+    database: "Database | None" = None,
+    store: Store | None = None,
+    registry: "CollectorRegistry | None" = None,
     **fastapi_kwargs: Any,
 ) -> FastAPI:
     """Return a FastAPI app with every piece that the settings switch on.
@@ -72,28 +77,36 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
         lifespan: The app's own; it starts after the database's and ends before it.
         middleware: The app's own, inside the edge.
         mounted_lifespans: Run the lifespans of mounted apps, which Starlette does not; False leaves them to `lifespan`.
+        database: In place of one from `settings.database`. The app's lifespan runs the database's own, which closes it.
+        store: Where requests are counted, in place of one from `settings.rate_limit`. The app's lifespan runs the
+            store's own, if it has one.
+        registry: Where all metrics are shown, and what /metrics shows; prometheus_client's default registry unless
+            given. A database or store that is given has the registry that it was made with.
         fastapi_kwargs: Whatever `FastAPI()` takes; they win over what the settings imply.
 
     Raises:
         SettingsError: The environment cannot be used; all that is wrong with it.
         MissingExtraError: A piece is switched on whose optional dependency is not installed.
     """
-    settings = _start(settings)
+    settings = _start(settings, store)
     app = FastAPI(
         lifespan=lifespan, middleware=list(middleware), **{**_constructor_arguments(settings), **fastapi_kwargs}
     )
-    _assemble(app, settings, checks, mounted_lifespans=mounted_lifespans)
+    _assemble(app, settings, Given(checks, mounted_lifespans, database, store, registry))
     for router in routers:
         app.include_router(router)
     return app
 
 
-def install(
+def install(  # noqa: PLR0913 - keywords, as those of create_app
     app: FastAPI,
     settings: Settings | None = None,
     *,
     checks: Mapping[str, Check] | None = None,
     mounted_lifespans: bool = True,
+    database: "Database | None" = None,
+    store: Store | None = None,
+    registry: "CollectorRegistry | None" = None,
 ) -> None:
     """Put every piece that the settings switch on into an app that already exists.
 
@@ -106,44 +119,38 @@ def install(
         settings: Read from the environment unless given.
         checks: Further readiness checks by name; each raises to fail.
         mounted_lifespans: Run the lifespans of mounted apps, which Starlette does not; False leaves them to the app's.
+        database: In place of one from the settings; run and closed by the app's lifespan.
+        store: Where requests are counted, in place of one from the settings; run and closed by the app's lifespan.
+        registry: Where metrics are shown, in place of prometheus_client's default registry.
 
     Raises:
         ConfigurationError: The app has started, or has been installed before; the edge would do nothing, or all twice.
         SettingsError: The environment cannot be used; all that is wrong with it.
         MissingExtraError: A piece is switched on whose optional dependency is not installed.
     """
-    settings = _start(settings)
+    settings = _start(settings, store)
     if app.middleware_stack is not None:
         raise ConfigurationError("install(app) came too late: the app has already started; call it where app is made")
     if hasattr(app.state, _scope.INSTALLED):
         raise ConfigurationError("install(app) was called before on this app; call it once")
     app.debug = app.debug or settings.debug
     _remove_docs(app, settings)
-    _assemble(app, settings, checks, mounted_lifespans=mounted_lifespans)
+    _assemble(app, settings, Given(checks, mounted_lifespans, database, store, registry))
     logging.getLogger("fastapi_prodkit").info("install leaves to FastAPI(...): %s", _LEFT_TO_CONSTRUCTOR)
 
 
-def _start(settings: Settings | None) -> Settings:
+def _start(settings: Settings | None, store: Store | None) -> Settings:
     """Read the settings unless given, and configure logging before anything else has something to say."""
     with warnings.catch_warnings(record=True) as caught:
         settings = settings or Settings()
-        _refuse_worker(settings)
+        if store is None or isinstance(store, MemoryStore):
+            refuse_worker(settings.rate_limit, settings.environment)
     if settings.log is not None:
         service = settings.service
         configure_logging(settings.log, service=service.name, version=service.version, environment=settings.environment)
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return settings
-
-
-def _refuse_worker(settings: Settings) -> None:
-    """Refuse in production what settings cannot see, and warn elsewhere: `--workers` sets no WEB_CONCURRENCY."""
-    if not (counts_alone(settings.rate_limit) and several_workers()):
-        return
-    reason = f"this is a worker process, and each {COUNTS_ALONE}"
-    if settings.environment in ("staging", "prod"):
-        raise SettingsError({"RATE_LIMIT_ENABLED": reason})
-    warnings.warn(f"RATE_LIMIT_ENABLED: {reason}; staging and prod refuse it", SettingsWarning, stacklevel=1)
 
 
 def _remove_docs(app: FastAPI, settings: Settings) -> None:
@@ -168,10 +175,10 @@ def _constructor_arguments(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | None, *, mounted_lifespans: bool) -> None:
+def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     make_directory()
-    pieces = _pieces(settings)
-    taken = next((name for name in pieces if hasattr(app.state, name)), None)
+    pieces = make_pieces(settings, given)
+    taken = next((name for name, piece in pieces.items() if getattr(app.state, name, piece) is not piece), None)
     if taken is not None:
         raise ConfigurationError(f"app.state.{taken} is taken, and that is where dependencies look: rename yours")
     for name, piece in {"settings": settings, **pieces, _scope.INSTALLED: pieces}.items():
@@ -184,7 +191,7 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
 
         add_outage_handlers(app)
     add_problem_schemas(app)
-    routers = _probes(settings, pieces, checks)
+    routers = make_probes(settings, pieces, given)
     probes = [cast("Route", route) for router in routers for route in router.routes]
     docs = docs_router(app).routes if settings.docs and app.openapi_url and app.docs_url is None else []
     levels = log_level_router(settings.log).routes if settings.log else []
@@ -197,52 +204,22 @@ def _assemble(app: FastAPI, settings: Settings, checks: Mapping[str, Check] | No
     living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)
     lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
     lifespans += [router.lifespan_context for router in routers]
-    _lifespan.compose(app, lifespans, mounted=mounted_lifespans)
+    _lifespan.compose(app, lifespans, mounted=given.mounted_lifespans)
 
     exempt = frozenset(probe.path.rstrip("/") or "/" for probe in probes)
-    edge = Edge(_layers(app, settings, pieces, exempt), installed=pieces)
+    edge = Edge(_layers(app, settings, pieces, exempt, given), installed=pieces)
     edge.put_around(app)
     if "shutdown" in pieces:
         pieces["shutdown"].on_drain(edge.close_connections)
 
 
-def _pieces(settings: Settings) -> dict[str, Any]:
-    """Make the objects that dependencies look for."""
-    pieces: dict[str, Any] = {}
-    if settings.rate_limit is not None:
-        shared = settings.rate_limit.shared
-        memory = MemoryStore(settings.rate_limit.strategy)
-        pieces["rate_limit"] = SharedStore(settings.rate_limit, prefix=settings.service.name) if shared else memory
-    if settings.database is not None:
-        from fastapi_prodkit.database import Database  # noqa: PLC0415 - needs an extra
-
-        pieces["database"] = Database(settings.database)
-    if settings.event_loop is not None:
-        pieces["event_loop"] = EventLoop(settings.event_loop)
-    if settings.shutdown is not None:
-        pieces["shutdown"] = Shutdown(settings.shutdown)
-    return pieces
-
-
-def _probes(settings: Settings, pieces: Mapping[str, Any], checks: Mapping[str, Check] | None) -> list[APIRouter]:
-    routers = []
-    if settings.health is not None:
-        ours: dict[str, Check] = {}
-        if settings.database is not None:
-            from fastapi_prodkit.database.readiness import readiness_checks  # noqa: PLC0415 - needs an extra
-
-            ours = readiness_checks(pieces["database"], settings.database)
-        every = ChainMap(cast("dict[str, Check]", checks or {}), ours)
-        shutdown = pieces.get("shutdown")
-        draining = shutdown.draining if shutdown is not None else None
-        warning = pieces["event_loop"].warning if "event_loop" in pieces else None
-        routers.append(health_router(settings.health, checks=every, draining=draining, warning=warning))
-    if settings.metrics is not None:
-        routers.append(metrics_router(settings.metrics))
-    return routers
-
-
-def _layers(app: FastAPI, settings: Settings, pieces: Mapping[str, Any], exempt: frozenset[str]) -> list[Layer]:
+def _layers(
+    app: FastAPI,
+    settings: Settings,
+    pieces: Mapping[str, Any],
+    exempt: frozenset[str],
+    given: Given,
+) -> list[Layer]:
     """Return the layers of the edge, outermost first; a section that is None leaves its layer out."""
     limits, hosts, rate_limit = settings.limits, settings.hosts, settings.rate_limit
     cors, proxy, store = settings.cors, settings.proxy, pieces.get("rate_limit")
@@ -255,14 +232,16 @@ def _layers(app: FastAPI, settings: Settings, pieces: Mapping[str, Any], exempt:
         settings.access_log and AccessLogMiddleware(app, exempt=exempt),
         # Logs an unhandled exception, and ends it if the client has the whole response.
         settings.errors and ErrorBoundaryMiddleware(app, settings.errors),
-        settings.metrics and MetricsMiddleware(app, exempt=exempt),
+        settings.metrics and MetricsMiddleware(app, exempt=exempt, registry=given.registry),
         # On every answer, those of the layers below included.
         settings.headers and SecurityHeadersMiddleware(app, settings.headers),
         # Answers preflights: never limited, never authenticated. Its headers are on every refusal below, too.
         cors and cors.configured and CORSMiddleware(app, cors),
         hosts and AllowedHostsMiddleware(app, hosts, exempt=exempt),
         # Before anything that costs time; what is refused here uses up no quota.
-        limits and limits.max_concurrent and ConcurrencyLimitMiddleware(app, limits, exempt=exempt),
+        limits
+        and limits.max_concurrent
+        and ConcurrencyLimitMiddleware(app, limits, exempt=exempt, registry=given.registry),
         # Only a request that is otherwise in order uses up quota.
         rate_limit
         and RateLimitMiddleware(app, rate_limit, exempt=exempt, store=store, uncounted=ExemptEndpoints(app.routes)),

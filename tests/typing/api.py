@@ -5,6 +5,8 @@ from typing import Annotated, Any, assert_type
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.requests import HTTPConnection
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 
 from fastapi_prodkit import Settings, __version__, create_app, install
 from fastapi_prodkit.access_log import AccessLogMiddleware
@@ -12,6 +14,7 @@ from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.app import Edge, Layer, LayerStack
 from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
+from fastapi_prodkit.database import Database
 from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware, ProblemError, add_problem_handlers
 from fastapi_prodkit.exceptions import CheckWarning, SettingsError
@@ -21,7 +24,7 @@ from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import Key, Limit, MemoryStore, Quota, RateLimit, RateLimitMiddleware, Store
 from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
-from fastapi_prodkit.sections import LimitsSettings, RateLimitSettings
+from fastapi_prodkit.sections import DatabaseSettings, LimitsSettings, RateLimitSettings
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
 
 
@@ -34,7 +37,9 @@ async def check() -> None:
 
 
 settings = ShopSettings(rate_limit=None)
-app = create_app(settings, routers=[APIRouter()], checks={"stock": check}, title="Shop")
+database = Database(DatabaseSettings(url=SecretStr("sqlite://")))
+app = create_app(settings, routers=[APIRouter()], checks={"stock": check}, title="Shop", docs_url=None)
+create_app(settings, database=database, store=MemoryStore(), registry=CollectorRegistry())
 
 assert_type(__version__, str)
 assert_type(app, FastAPI)
@@ -77,7 +82,7 @@ Edge([RequestIDMiddleware(copied), Marking()], installed={}).put_around(copied)
 stack = LayerStack([Marking()], copied)
 
 existing = FastAPI()
-install(existing, settings)
+install(existing, settings, database=database, store=store, registry=CollectorRegistry())
 add_problem_handlers(existing)
 existing.add_middleware(AccessLogMiddleware, exempt={"/health"})
 existing.add_middleware(AllowedHostsMiddleware)

@@ -19,14 +19,14 @@ _Check = Callable[[], Awaitable[None]]
 _logger = logging.getLogger(__name__)
 
 
-def readiness_checks(database: Database, settings: DatabaseSettings) -> dict[str, _Check]:
-    """Return the checks by name; that of the migrations needs to know where the scripts are.
+def readiness_checks(database: Database, settings: DatabaseSettings | None) -> dict[str, _Check]:
+    """Return the checks by name; that of the migrations needs settings that say where the scripts are.
 
     Raises:
         ConfigurationError: The scripts cannot be found.
         MissingExtraError: Alembic is not installed.
     """
-    if settings.migrations == "off" or settings.migrations_config is None:
+    if settings is None or settings.migrations == "off" or settings.migrations_config is None:
         return {"database": database.check}
     return {"database": database.check, "migrations": migrations_check(database.engine, settings)}
 

@@ -21,7 +21,16 @@ from fastapi_prodkit.sections import RateLimitSettings
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ["SharedStore"]
+__all__ = ["SharedStore", "store_of"]
+
+
+def store_of(
+    settings: RateLimitSettings, *, prefix: str, registry: "CollectorRegistry | None" = None
+) -> "MemoryStore | SharedStore":
+    """Return the store that the settings name, with the arguments of `SharedStore`."""
+    if settings.shared:
+        return SharedStore(settings, prefix=prefix, registry=registry)
+    return MemoryStore(settings.strategy)
 
 
 class SharedStore:

@@ -1,0 +1,71 @@
+"""The objects behind an app: those that are given to `create_app`, and for the rest those that the settings imply."""
+
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from fastapi import APIRouter
+
+from fastapi_prodkit.event_loop import EventLoop
+from fastapi_prodkit.health import Check, health_router
+from fastapi_prodkit.metrics import metrics_router
+from fastapi_prodkit.rate_limit import Store
+from fastapi_prodkit.rate_limit.shared import store_of
+from fastapi_prodkit.settings import Settings
+from fastapi_prodkit.shutdown import Shutdown
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from fastapi_prodkit.database import Database
+
+__all__ = ["Given", "make_pieces", "make_probes"]
+
+
+class Given(NamedTuple):
+    """What is given beside the settings; the objects take the place of those that the settings imply."""
+
+    checks: Mapping[str, Check] | None
+    mounted_lifespans: bool
+    database: "Database | None"
+    store: Store | None
+    registry: "CollectorRegistry | None"
+
+
+def make_pieces(settings: Settings, given: Given) -> dict[str, Any]:
+    """Return the objects that dependencies look for, by name; those that are not given are made."""
+    pieces: dict[str, Any] = {}
+    if given.store is not None:
+        pieces["rate_limit"] = given.store
+    elif settings.rate_limit is not None:
+        pieces["rate_limit"] = store_of(settings.rate_limit, prefix=settings.service.name, registry=given.registry)
+    if given.database is not None:
+        pieces["database"] = given.database
+    elif settings.database is not None:
+        from fastapi_prodkit.database import Database  # noqa: PLC0415 - needs an extra
+
+        pieces["database"] = Database(settings.database, registry=given.registry)
+    if settings.event_loop is not None:
+        pieces["event_loop"] = EventLoop(settings.event_loop, registry=given.registry)
+    if settings.shutdown is not None:
+        pieces["shutdown"] = Shutdown(settings.shutdown)
+    return pieces
+
+
+def make_probes(settings: Settings, pieces: Mapping[str, Any], given: Given) -> list[APIRouter]:
+    """Return the routers of the probes and of the metrics."""
+    routers = []
+    if settings.health is not None:
+        ours: dict[str, Check] = {}
+        if "database" in pieces:
+            from fastapi_prodkit.database.readiness import readiness_checks  # noqa: PLC0415 - needs an extra
+
+            ours = readiness_checks(pieces["database"], settings.database)
+        every = ChainMap(cast("dict[str, Check]", given.checks or {}), ours)
+        shutdown = pieces.get("shutdown")
+        draining = shutdown.draining if shutdown is not None else None
+        warning = pieces["event_loop"].warning if "event_loop" in pieces else None
+        routers.append(health_router(settings.health, checks=every, draining=draining, warning=warning))
+    if settings.metrics is not None:
+        routers.append(metrics_router(settings.metrics, registry=given.registry))
+    return routers
