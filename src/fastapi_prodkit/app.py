@@ -10,7 +10,7 @@ This is the only module that knows order. It is a list to be read, and to be cop
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
@@ -19,6 +19,7 @@ from starlette.types import Lifespan
 
 from fastapi_prodkit import _lifespan, _scope
 from fastapi_prodkit._asgi import ExactRoutes
+from fastapi_prodkit._fastapi_keywords import FastAPIKeywords
 from fastapi_prodkit._pieces import Given, make_pieces, make_probes
 from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
@@ -66,7 +67,7 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
     database: "Database | None" = None,
     store: Store | None = None,
     registry: "CollectorRegistry | None" = None,
-    **fastapi_kwargs: Any,
+    **fastapi_kwargs: Unpack[FastAPIKeywords],
 ) -> FastAPI:
     """Return a FastAPI app with every piece that the settings switch on.
 

@@ -40,6 +40,8 @@ settings = ShopSettings(rate_limit=None)
 database = Database(DatabaseSettings(url=SecretStr("sqlite://")))
 app = create_app(settings, routers=[APIRouter()], checks={"stock": check}, title="Shop", docs_url=None)
 create_app(settings, database=database, store=MemoryStore(), registry=CollectorRegistry())
+create_app(settings, titel="Shop")  # type: ignore[call-arg]  # misspelt
+create_app(settings, title=7)  # type: ignore[arg-type]  # a text
 
 assert_type(__version__, str)
 assert_type(app, FastAPI)
