@@ -277,6 +277,8 @@ def test_proxy_headers_takes_uvicorns_keyword(trusted):
         (ProxyHeadersMiddleware, {"trusted_hosts": "*"}, "left-most"),
         (ProxyHeadersMiddleware, {"trusted_hosts": ["*"]}, "left-most"),
         (ProxyHeadersMiddleware, {"trusted_hosts": ["proxy.internal"]}, "neither an address nor a network"),
+        (ProxyHeadersMiddleware, {"settings": "10.0.0.0/8"}, "str is no settings; use keywords"),
+        (CORSMiddleware, {"settings": [APP]}, "list is no settings; use keywords"),
     ],
 )
 def test_what_does_not_mean_the_same_is_refused(middleware, keywords, reason):

@@ -1,14 +1,14 @@
 """The keywords of a middleware, which are fields of its section: `CORSMiddleware(app, max_age=60)`."""
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fastapi_prodkit.exceptions import SettingsError
+from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
 
 _Section = TypeVar("_Section", bound=BaseModel)
 
@@ -32,27 +32,25 @@ def with_keywords(
         renamed: Keywords that are called differently than their fields, and those fields.
 
     Raises:
+        ConfigurationError: The settings are none: other libraries have another parameter in their place.
         SettingsError: A keyword is not accepted, has a value that cannot be used, or means the same as another one.
     """
+    if not isinstance(settings, BaseModel):
+        raise ConfigurationError(f"{type(layer).__name__}: {type(settings).__name__} is no settings; use keywords")
     if not keywords:
         return settings
-    given = {renamed.get(name, name): name for name in keywords}
+    given = {renamed.get(name, name): name for name in keywords}  # by field
     problems = {name: unknown(name, _parameters(layer, accepted)) for name in keywords if name not in accepted}
-    problems |= {
-        name: f"means the same as {given[field]}: give one of them"
-        for name in keywords
-        if given[field := renamed.get(name, name)] != name
-    }
+    for name in keywords.keys() - given.values():
+        problems[name] = f"means the same as {given[renamed.get(name, name)]}: give one of them"
     if not problems:
         values = {field: keywords[name] for field, name in given.items()}
         try:
             return settings.model_validate({**dict(settings), **values})
         except ValidationError as error:
-            for each in error.errors(include_url=False, include_input=False):
-                field = str(each["loc"][0])
-                problems[given.get(field, field)] = each["msg"].removeprefix("Value error, ")
+            problems = {given.get(field, field): reason for field, reason in _reasons(error)}
     # Raised out here, so that the error does not keep the one above, which knows the values.
-    raise SettingsError({f"{type(layer).__name__}({name}=...)": text for name, text in problems.items()})
+    raise SettingsError({f"{type(layer).__name__}({name}=...)": reason for name, reason in problems.items()})
 
 
 def unknown(name: str, known: Collection[str]) -> str:
@@ -65,3 +63,9 @@ def _parameters(layer: object, accepted: Collection[str]) -> list[str]:
     """Return the accepted keywords, and the parameters of the middleware that are no fields."""
     parameters = inspect.signature(type(layer)).parameters.values()
     return [*accepted, *(each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY)]
+
+
+def _reasons(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """Yield the field of each error, and what is wrong with it, without the value."""
+    for each in error.errors(include_url=False, include_input=False):
+        yield str(next(iter(each["loc"]), "settings")), each["msg"].removeprefix("Value error, ")
