@@ -314,7 +314,7 @@ async def test_beside_a_limit_on_bodies(handler):
 async def test_a_client_that_leaves_while_the_app_reads():
     """A disconnect in the middle of a body reaches the app, which waits for it."""
     app, seen = FastAPI(), []
-    app.add_middleware(DisconnectMiddleware, ENABLED)
+    app.add_middleware(DisconnectMiddleware, cancel_on_disconnect=True)
 
     @app.post("/")
     async def endpoint(request: Request):

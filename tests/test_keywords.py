@@ -19,6 +19,7 @@ from fastapi_prodkit.body_limit import BodyLimitKeywords, BodyLimitMiddleware
 from fastapi_prodkit.concurrency_limit import ConcurrencyLimitKeywords, ConcurrencyLimitMiddleware
 from fastapi_prodkit.cors import CORSKeywords, CORSMiddleware
 from fastapi_prodkit.deadline import DeadlineKeywords, DeadlineMiddleware
+from fastapi_prodkit.disconnect import DisconnectKeywords, DisconnectMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryKeywords, ErrorBoundaryMiddleware
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
 from fastapi_prodkit.proxy_headers import ProxyHeadersKeywords, ProxyHeadersMiddleware
@@ -35,6 +36,7 @@ KEYWORDS = {
     ConcurrencyLimitMiddleware: (sections.LimitsSettings, ConcurrencyLimitKeywords),
     CORSMiddleware: (sections.CorsSettings, CORSKeywords),
     DeadlineMiddleware: (sections.LimitsSettings, DeadlineKeywords),
+    DisconnectMiddleware: (sections.LimitsSettings, DisconnectKeywords),
     ErrorBoundaryMiddleware: (sections.ErrorsSettings, ErrorBoundaryKeywords),
     ProxyHeadersMiddleware: (sections.ProxySettings, ProxyHeadersKeywords),
     RateLimitMiddleware: (sections.RateLimitSettings, RateLimitKeywords),
@@ -187,11 +189,11 @@ def test_the_types_of_the_keywords_are_those_of_the_section(middleware):
     own = keywords.__optional_keys__ - FOREIGN
 
     assert own <= set(section.model_fields)
-    if section is not sections.LimitsSettings:  # the section of three
+    if section is not sections.LimitsSettings:  # the section of several
         assert own == section.model_fields.keys() - OTHERS
 
 
-def test_the_section_of_three_middleware_is_divided_between_them():
+def test_the_section_of_several_middleware_is_divided_between_them():
     """Each field of `LimitsSettings` is the keyword of one."""
     keywords = [kind.__optional_keys__ for section, kind in KEYWORDS.values() if section is sections.LimitsSettings]
 

@@ -4,7 +4,7 @@ An app learns of a disconnect only when it receives the next message, and a hand
 works on for a client that is gone. With `cancel_on_disconnect` the handler is cancelled as at a deadline, so that what
 it awaits is cancelled as well: a query ends in the database, and its transaction is rolled back.
 
-    app.add_middleware(DisconnectMiddleware, LimitsSettings(cancel_on_disconnect=True))
+    app.add_middleware(DisconnectMiddleware, cancel_on_disconnect=True)
 
 
     @app.post("/orders", dependencies=[Depends(ignore_disconnect)])
@@ -13,12 +13,14 @@ it awaits is cancelled as well: a query ends in the database, and its transactio
 
 from collections.abc import Collection
 from functools import partial
+from typing import TypedDict, Unpack
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_dependencies
+from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._pipeline.listener import DisconnectListener
@@ -28,26 +30,43 @@ from fastapi_prodkit.sections import LimitsSettings
 __all__ = ["DisconnectMiddleware", "cancel_on_disconnect", "ignore_disconnect"]
 
 
+class DisconnectKeywords(TypedDict, total=False):
+    """Fields of `LimitsSettings`."""
+
+    cancel_on_disconnect: bool
+
+
 class DisconnectMiddleware(Layer):
     """Cancel the handler of a client that disconnects before the response has started, with `cancel_on_disconnect`.
+
+        app.add_middleware(DisconnectMiddleware, cancel_on_disconnect=True)
 
     A response that has started is left alone, and background tasks and WebSockets are, too. The access line and the
     metrics have the status 499. `Depends(cancel_on_disconnect)` and `Depends(ignore_disconnect)` decide for a route.
 
     Args:
         app: The app to serve.
-        settings: `cancel_on_disconnect`; false, the default, leaves it to the routes.
+        settings: Values of the keywords that are not given.
         exempt: Paths relative to the app, without trailing slash, whose handlers are never cancelled.
+
+    Keyword Args:
+        cancel_on_disconnect: Cancel the handlers of all routes; False leaves it to the routes. Default: False.
     """
 
     may_cancel_app = True
 
     def __init__(
-        self, app: ASGIApp, settings: LimitsSettings | None = None, *, exempt: Collection[str] = frozenset()
+        self,
+        app: ASGIApp,
+        settings: LimitsSettings | None = None,
+        *,
+        exempt: Collection[str] = frozenset(),
+        **keywords: Unpack[DisconnectKeywords],
     ) -> None:
+        settings = with_keywords(self, settings or LimitsSettings(), keywords, DisconnectKeywords.__optional_keys__)
         self.app = app
         self.exempt = exempt
-        self._enabled = (settings or LimitsSettings()).cancel_on_disconnect
+        self._enabled = settings.cancel_on_disconnect
 
     def on_wait(self, exchange: Exchange, started_at: float) -> None:  # noqa: ARG002 - a disconnect has no time
         """Start to listen for the disconnect."""
