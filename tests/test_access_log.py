@@ -2,9 +2,15 @@
 
 import asyncio
 import dataclasses
+import json
 import logging
+import logging.config
+from contextlib import asynccontextmanager
+from logging.handlers import QueueHandler, QueueListener
+from queue import Queue
 
 import pytest
+import structlog
 from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from outcomes import items, outcomes
@@ -16,9 +22,13 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from fastapi_prodkit import _scope
 from fastapi_prodkit._pipeline import exchange
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware
+from fastapi_prodkit.logging import EventHandler, configure_logging
+from fastapi_prodkit.request_id import RequestIDMiddleware
+from fastapi_prodkit.sections import ErrorsSettings
 
 FIELDS = ("http_method", "http_route", "http_path", "http_status", "client_ip")
 
@@ -35,29 +45,14 @@ def level(caplog):
 
 
 class Handler(logging.Handler):
-    """A root handler that takes events directly, as the one of `configure_logging` does."""
+    """A handler of others, which keeps its records."""
 
     def __init__(self):
         super().__init__()
-        self.events = []
         self.records = []
-
-    def writer(self, level, logger, event):
-        return lambda fields: self.events.append((level, logger, event, fields))
 
     def emit(self, record):
         self.records.append(record)
-
-
-def test_others_that_listen_get_the_line(monkeypatch):
-    """A further handler, such as one that writes to a file, is not passed over."""
-    handlers = [Handler(), Handler()]
-    monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
-
-    TestClient(with_both(service())).get("/ok/1")
-
-    for handler in handlers:
-        assert [record.http_path for record in handler.records if record.name == "fastapi_prodkit.access"] == ["/ok/1"]
 
 
 def test_a_path_is_cut():
@@ -73,25 +68,10 @@ def test_a_path_is_cut():
     assert [len(record.http_path) for record in handler.records] == [2048]
 
 
-@pytest.fixture
-def handler(monkeypatch):
-    """Such a handler, alone on the root logger for apps that are made; pytest's own come back for each test."""
-    handler = Handler()
-    original = AccessLogMiddleware.__init__
-
-    def make_alone(self, *args, **kwargs):
-        with monkeypatch.context() as patch:
-            patch.setattr(logging.getLogger(), "handlers", [handler])
-            original(self, *args, **kwargs)
-
-    monkeypatch.setattr(AccessLogMiddleware, "__init__", make_alone)
-    return handler
-
-
 def lines(caplog):
     """Return the fields of each access-log line, but for its duration."""
     found = [record for record in caplog.records if record.name == "fastapi_prodkit.access"]
-    assert all(record.getMessage() == "request" and record.levelno == logging.INFO for record in found)
+    assert all(record.levelno == logging.INFO for record in found)
     assert all(record.duration_ms >= 0 for record in found)
     return [{name: vars(record)[name] for name in FIELDS if name in vars(record)} for record in found]
 
@@ -467,7 +447,7 @@ async def test_sent_file(caplog):
     assert statuses(caplog) == [200]
 
 
-async def test_duration(handler, monkeypatch):
+async def test_duration(caplog, monkeypatch):
     """The duration is in milliseconds and ends with the response; a background task does not count."""
     now = 1000.0
     monkeypatch.setattr(exchange, "perf_counter", lambda: now)
@@ -480,7 +460,7 @@ async def test_duration(handler, monkeypatch):
 
     await Server().call(with_both(app))
 
-    assert [fields["duration_ms"] for _, _, _, fields in handler.events] == [250.0]
+    assert [record.duration_ms for record in caplog.records if record.name == "fastapi_prodkit.access"] == [250.0]
 
 
 def websocket_app(endpoint):
@@ -609,35 +589,221 @@ def test_level(caplog):
     assert len(errors(caplog)) == 1
 
 
-def test_direct_way(handler, caplog):
-    """A root handler that takes events directly gets each line that way, and no record of it is made."""
-    app = with_both(service())
+@pytest.fixture
+def configure(monkeypatch, capsys):
+    """Return a function that configures logging as in a service, without pytest's own handlers."""
 
+    def configure(*further, settings=None):
+        monkeypatch.setattr(logging.root, "handlers", list(further))
+        configure_logging(settings)
+
+    return configure
+
+
+def access_lines(capsys):
+    """Return our own access lines, without what differs from one to the next."""
+    found = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    changing = {"timestamp", "duration_ms"}
+    return [{key: each[key] for key in each if key not in changing} for each in found if each["event"] == "request"]
+
+
+def test_the_line_is_the_same_with_and_without_a_record(configure, capsys):
+    """A further handler, which makes records necessary, changes nothing in our own lines, in order neither."""
+    app = RequestIDMiddleware(with_both(service()))
+    headers = {"X-Request-ID": "abcdefgh"}
+
+    configure()
+    TestClient(app).get("/ok/1", headers=headers)
+    configure(Handler())
+    TestClient(app).get("/ok/1", headers=headers)
+
+    direct, recorded = access_lines(capsys)
+    assert list(direct.items()) == list(recorded.items())
+    assert (direct["logger"], direct["request_id"]) == ("fastapi_prodkit.access", "abcdefgh")
+
+
+def test_structlogs_context_is_on_the_line(configure, capsys):
+    """As it is on every other line."""
+    app = FastAPI()
+    app.add_middleware(AccessLogMiddleware)
+
+    @app.get("/")
+    async def endpoint():
+        structlog.contextvars.bind_contextvars(tenant="acme")
+
+    configure()
+    TestClient(app).get("/")
+
+    assert [line["tenant"] for line in access_lines(capsys)] == ["acme"]
+
+
+def add_to_root(handler):
+    logging.root.addHandler(handler)
+
+
+def add_to_parent(handler):
+    logging.getLogger("fastapi_prodkit").addHandler(handler)
+
+
+def add_to_logger(handler):
+    logging.getLogger("fastapi_prodkit.access").addHandler(handler)
+
+
+def queue(handler):
+    """Put a queue in front of the handlers, as services do whose handlers are slow."""
+    waiting = Queue()
+    listener = QueueListener(waiting, handler, *logging.root.handlers)
+    logging.root.handlers = [QueueHandler(waiting)]
+    listener.start()
+    return listener.stop
+
+
+def use_dict_config(handler):
+    handlers = {"theirs": {"()": lambda: handler}, "ours": {"()": EventHandler}}
+    root = {"handlers": [*handlers], "level": "INFO"}
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "handlers": handlers, "root": root})
+
+
+@pytest.fixture
+def restored():
+    """Give back what `configure_logging` and `dictConfig` leave on the package's loggers."""
+    yield
+    for name in ("fastapi_prodkit", "fastapi_prodkit.access"):
+        logging.getLogger(name).handlers.clear()
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("add", [add_to_root, add_to_parent, add_to_logger, queue, use_dict_config])
+def test_a_handler_that_comes_in_the_lifespan_gets_every_line(add, configure, capsys):
+    """Observability SDKs add theirs when the app starts; each gets a record for each request, and ours its line."""
+    theirs = Handler()
+
+    @asynccontextmanager
+    async def lifespan(app):
+        stop = add(theirs)
+        yield
+        if stop is not None:
+            stop()
+
+    app = FastAPI(lifespan=lifespan)
+    app.add_middleware(AccessLogMiddleware)
+    app.add_middleware(RequestIDMiddleware)
+    configure()
+
+    with TestClient(app) as client:
+        client.get("/nowhere")
+        client.get("/nowhere")
+
+    records = [record for record in theirs.records if record.name == "fastapi_prodkit.access"]
+    ours = access_lines(capsys)
+    assert [record.getMessage() for record in records] == ["GET _unmatched 404"] * 2
+    assert [record.request_id for record in records] == [line["request_id"] for line in ours]
+    assert [line["http_status"] for line in ours] == [404, 404]
+
+
+def add_field(record):
+    record.shelf = "A"
+    return True
+
+
+@pytest.mark.parametrize("where", ["handler", "logger"])
+def test_filters_add_fields_and_drop_lines(where, configure, capsys):
+    """Those of the root's handler and of the logger itself, whenever they come."""
+    app = with_both(service())
+    configure()
+    [handler] = logging.root.handlers
+    filtered = handler if where == "handler" else logging.getLogger("fastapi_prodkit.access")
+
+    try:
+        filtered.addFilter(add_field)
+        filtered.addFilter(lambda record: getattr(record, "http_path", "") != "/empty")
+        TestClient(app).get("/ok/1")
+        TestClient(app).get("/empty")
+    finally:
+        filtered.filters.clear()
+
+    assert [(line["http_path"], line["shelf"]) for line in access_lines(capsys)] == [("/ok/1", "A")]
+
+
+def test_a_record_factory_adds_fields(configure, capsys):
+    """It may be set while the service runs."""
+    app = with_both(service())
+    configure()
+
+    def factory(*args, **options):
+        record = logging.LogRecord(*args, **options)
+        record.trace_id = "abc"
+        return record
+
+    logging.setLogRecordFactory(factory)
+    try:
+        TestClient(app).get("/ok/1")
+    finally:
+        logging.setLogRecordFactory(logging.LogRecord)
+
+    assert [line["trace_id"] for line in access_lines(capsys)] == ["abc"]
+
+
+def test_an_agent_that_patches_the_standard_library_sees_every_line(configure, capsys, monkeypatch):
+    """Sentry's and New Relic's agents replace `Logger.callHandlers`."""
+    app, seen, original = with_both(service()), [], logging.Logger.callHandlers
+    configure()
+
+    def patched(logger, record):
+        seen.append(record.getMessage())
+        original(logger, record)
+
+    monkeypatch.setattr(logging.Logger, "callHandlers", patched)
     TestClient(app).get("/ok/1")
 
-    [(level, logger, event, fields)] = handler.events
-    assert (level, logger, event) == ("info", "fastapi_prodkit.access", "request")
-    assert {name: fields[name] for name in FIELDS} == line("/ok/1", 200, route="/ok/{number}")
-    assert lines(caplog) == []
+    assert "GET /ok/{number} 200" in seen
+    assert len(access_lines(capsys)) == 1
 
 
-async def test_direct_way_of_an_exception(handler, caplog):
-    """Exceptions are records in any case, for handlers that collect them."""
-    await Server().call(with_both(respond_and(RuntimeError())))
+def test_logging_that_is_switched_off(configure, capsys, monkeypatch):
+    """`logging.disable`, the levels of logger and handler, and a logger that leads nowhere."""
+    app, logger = with_both(service()), logging.getLogger("fastapi_prodkit.access")
+    client = TestClient(app)
+    configure()
 
-    assert len(handler.events) == 1
-    assert len(errors(caplog)) == 1
+    logging.disable(logging.INFO)
+    client.get("/ok/1")
+    logging.disable(logging.NOTSET)
+    logging.root.handlers[0].setLevel(logging.WARNING)
+    client.get("/ok/2")
+    logging.root.handlers[0].setLevel(logging.NOTSET)
+    with monkeypatch.context() as patch:
+        patch.setattr(logger, "propagate", False)
+        client.get("/ok/3")
+    client.get("/ok/4")
+
+    assert [line["http_path"] for line in access_lines(capsys)] == ["/ok/4"]
 
 
-def test_plain_logging_formats(caplog):
-    """The fields are attributes of an ordinary record, so that any formatter can use them."""
-    app = with_both(service())
+def test_other_formats(caplog):
+    """The message says what happened, and the fields are attributes of the record, for any formatter."""
+    app = RequestIDMiddleware(with_both(service()))
 
-    TestClient(app).get("/ok/1")
+    TestClient(app).get("/ok/1", headers={"X-Request-ID": "abcdefgh"})
 
     [record] = [record for record in caplog.records if record.name == "fastapi_prodkit.access"]
-    formatter = logging.Formatter("%(message)s %(http_method)s %(http_path)s %(http_status)d")
-    assert formatter.format(record) == "request GET /ok/1 200"
+    formatter = logging.Formatter("%(request_id)s %(message)s %(http_method)s %(http_route)s %(http_status)d")
+    assert formatter.format(record) == "abcdefgh GET /ok/{number} 200 GET /ok/{number} 200"
+    assert record.duration_ms > 0
+    assert record.msg == "%s %s %s"
+
+
+def test_the_message_of_a_websocket(caplog):
+    """It has no method, and says so."""
+
+    async def endpoint(websocket: WebSocket, room: str):
+        await websocket.accept()
+        await websocket.close()
+
+    with TestClient(websocket_app(endpoint)).websocket_connect("/rooms/7"):
+        pass
+
+    assert "WebSocket /rooms/{room} 101" in caplog.messages
 
 
 async def test_other_scopes(caplog):

@@ -30,9 +30,9 @@ from fastapi import BackgroundTasks, FastAPI
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, SecretStr
 
-from fastapi_prodkit import _context
+from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._redact import Redactor
-from fastapi_prodkit.logging import EventHandler, bind, configure_logging
+from fastapi_prodkit.logging import EventHandler, RequestIDFilter, bind, configure_logging
 from fastapi_prodkit.sections import LogSettings
 
 SERVERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "hypercorn.error", "gunicorn.error")
@@ -250,11 +250,33 @@ async def test_structlog_contextvars_are_on_every_line(lines):
     assert [line["tenant"] for line in lines()] == ["acme", "acme"]
 
 
-# The short way for the access line
+FACTORY = """
+import logging
+
+def factory(*args, **options):
+    record = logging.LogRecord(*args, **options)
+    record.trace_id = "abc"
+    return record
+
+logging.setLogRecordFactory(factory)
+from fastapi_prodkit.logging import configure_logging
+configure_logging()
+logging.getLogger("a").info("hello")
+"""
+
+
+def test_fields_of_a_record_factory_are_on_every_line():
+    """Those of a factory that was set before the import as well, as `opentelemetry-instrument` does."""
+    done = subprocess.run([sys.executable, "-c", FACTORY], capture_output=True, text=True, check=True, timeout=60)
+
+    assert json.loads(done.stdout)["trace_id"] == "abc"
+
+
+# The direct way of the access line
 
 
 def write_quickly(**fields):
-    """Write an event as the access log does."""
+    """Write an event as the access log does, without a record."""
     handler().writer("info", "fastapi_prodkit.access", "request")(fields)
 
 
@@ -302,6 +324,18 @@ def test_a_writer_is_as_careful_as_a_record(lines, value, written):
     assert lines()[1]["field"] == written
 
 
+def test_a_writer_writes_structlogs_context(lines):
+    """The same fields as a record's line."""
+    configure_logging()
+    _context.begin({"request_id": "abcdefgh"})
+    structlog.contextvars.bind_contextvars(tenant="acme")
+
+    write_quickly(field=1)
+
+    [line] = lines()
+    assert (line["request_id"], line["tenant"], line["field"]) == ("abcdefgh", "acme", 1)
+
+
 def test_a_writer_masks_keys_of_the_context(lines):
     """A secret that was bound is masked on the access line as well, each time."""
     configure_logging(LogSettings(redact=("pin",)))
@@ -334,6 +368,54 @@ def test_the_quick_way_does_not_remember_keys_without_end(lines):
 
     assert len(lines()) == 1_200
     assert len(handler()._harmless) <= 1_000
+
+
+# The request id in other formats
+
+
+@pytest.fixture
+def formatted():
+    """A handler of others that writes the request id, in front of ours; return what it has written."""
+    stream = io.StringIO()
+    theirs = logging.StreamHandler(stream)
+    theirs.addFilter(RequestIDFilter())
+    theirs.setFormatter(logging.Formatter("%(request_id)s %(message)s"))
+    logging.root.addHandler(theirs)
+    return stream
+
+
+def test_a_filter_puts_the_request_id_on_the_records_of_any_handler(formatted, lines):
+    """In a request; outside of one there is a dash, which our own lines leave out."""
+    configure_logging()
+
+    logging.getLogger("a").info("before")
+    _context.begin({"request_id": "abcdefgh"})
+    logging.getLogger("a").info("during")
+
+    assert formatted.getvalue() == "- before\nabcdefgh during\n"
+    assert [line.get("request_id") for line in lines()] == [None, "abcdefgh"]
+
+
+def test_a_filter_keeps_the_request_id_that_a_record_has(formatted):
+    """A record that comes through a queue was made in a request, and is formatted outside of any."""
+    logging.getLogger("a").warning("later", extra={"request_id": "abcdefgh"})
+
+    assert formatted.getvalue() == "abcdefgh later\n"
+
+
+def test_a_filter_can_be_named_in_a_configuration():
+    """`dictConfig` makes it like any other, and its name narrows it like any other."""
+    filters = {"request_id": {"()": "fastapi_prodkit.logging.RequestIDFilter", "name": "shop"}}
+    handlers = {"elsewhere": {"class": "logging.NullHandler", "filters": ["request_id"]}}
+    loggers = {"shop": {"handlers": ["elsewhere"]}}
+    settings = {"filters": filters, "handlers": handlers, "loggers": loggers}
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, **settings})
+    [elsewhere] = logging.getLogger("shop").handlers
+    logging.getLogger("shop").removeHandler(elsewhere)
+    record, other = (logging.makeLogRecord({"name": name}) for name in ("shop", "other"))
+
+    assert [bool(elsewhere.filter(each)) for each in (record, other)] == [True, False]
+    assert record.request_id == "-"
 
 
 # Masking

@@ -5,7 +5,9 @@ they work on a copy of the context, and the copy refers to the same dict.
 """
 
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final
+
+NO_REQUEST: Final = "-"  # stands in place of a request id outside of any request, in other formats than our own
 
 _fields: ContextVar[dict[str, Any] | None] = ContextVar("fastapi_prodkit", default=None)
 
@@ -13,6 +15,11 @@ _fields: ContextVar[dict[str, Any] | None] = ContextVar("fastapi_prodkit", defau
 begin = _fields.set  # opens a context of its own with these fields; returns a token
 end = _fields.reset  # closes the context of the token
 current = _fields.get  # returns the fields, live, or None outside of any context
+
+
+def request_id() -> str | None:
+    """Return the id of the request that is being served, or None outside of any."""
+    return (_fields.get() or {}).get("request_id")
 
 
 def bind(**fields: Any) -> None:

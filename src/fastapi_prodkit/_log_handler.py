@@ -18,7 +18,7 @@ from fastapi_prodkit._redact import MARKS, Redactor, may_hold_secret
 from fastapi_prodkit._terminal import coloured
 from fastapi_prodkit.sections import LogSettings
 
-__all__ = ["EVENT_DICT", "EventHandler"]
+__all__ = ["EVENT_DICT", "EVENT_NAME", "EventHandler"]
 
 # 256 KB with 26 bytes of overhead was CloudWatch's limit for one event (PutLogEvents; 1 MB since 2025), and is what
 # log drivers and agents split at. The line break counts as well.
@@ -31,7 +31,11 @@ _OURS = "request_id"  # what a context has from us: a plain string
 _PLAIN = frozenset({str, int, float, bool, type(None)})  # types that need no conversion and hide no keys
 
 EVENT_DICT = "_structlog"  # the attribute of a record that carries structlog's fields, which may have any names
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", EVENT_DICT}
+EVENT_NAME = "_prodkit_event"  # the attribute that names the event, where the message is a sentence for other handlers
+# Not makeLogRecord: it calls the record factory, and what that adds is no standard attribute.
+_STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
+    *("message", "asctime", "color_message", EVENT_DICT, EVENT_NAME)
+}
 
 # What JSON allows in a string and terminals or line-based readers act upon: C1 controls, line and paragraph separator,
 # and the marks that change the direction of writing.
@@ -81,14 +85,15 @@ class EventHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record of the standard library or structlog. Never raises."""
         head = self._head(datetime.fromtimestamp(record.created, UTC), record.levelname.lower(), record.name)
-        extras = {**self._contextvars(), **(_context.current() or {})}
+        extras = self._context()
         try:
-            head["event"] = record.getMessage().rstrip()
+            head["event"] = vars(record).get(EVENT_NAME) or record.getMessage().rstrip()
         except Exception as error:  # noqa: BLE001 - a message that does not fit its arguments, or a broken __str__
             head["event"] = record.msg
             extras |= {"logging_error": error, "args": record.args}
         try:
-            line = self._render(head, extras | _record_fields(record))
+            extras |= _record_fields(record)
+            line = self._render(head, extras)
         except Exception as error:  # noqa: BLE001 - a logging call must not take down what logs; the line says it happened
             line = self._render(head, {"logging_error": type(error).__name__})
         self._write(line)
@@ -109,7 +114,7 @@ class EventHandler(logging.Handler):
 
         def write(fields: dict[str, Any]) -> None:
             now = datetime.now(UTC)
-            context = _context.current() or {}
+            context = self._context()
             if structured and fields and ((len(context) == 1 and _OURS in context) or self._is_harmless(context)):
                 line = _dump({"timestamp": now, **context, **fields})
                 if line is not None:
@@ -118,6 +123,9 @@ class EventHandler(logging.Handler):
             self._write(self._render(self._head(now, level, logger) | {"event": event}, {**context, **fields}))
 
         return write
+
+    def _context(self) -> dict[str, Any]:
+        return {**self._contextvars(), **(_context.current() or {})}
 
     def _head(self, timestamp: datetime, level: str, logger: str) -> dict[str, Any]:
         return {"timestamp": timestamp, "level": level, "event": "", "logger": logger, **self._static}
@@ -195,14 +203,18 @@ def _nowhere(line: bytes) -> None: ...
 
 def _record_fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return what a record has beside its message; what is needed most comes first, before room runs out."""
+    attributes = vars(record)
+    extra = {key: attributes[key] for key in attributes if key not in _STANDARD}
+    if EVENT_DICT in attributes:
+        extra |= attributes[EVENT_DICT]
+    if extra.get(_OURS) == _context.NO_REQUEST:  # what RequestIDFilter puts on a record for other handlers
+        del extra[_OURS]
     fields: dict[str, Any] = {}
     if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
         fields["exception"] = "".join(traceback.format_exception(record.exc_info[1])).rstrip()
     if record.stack_info:
         fields["stack"] = record.stack_info
-    attributes = vars(record)
-    extra = {key: value for key, value in attributes.items() if key not in _STANDARD}
-    return _join(fields, {**extra, **attributes.get(EVENT_DICT, {})})
+    return _join(fields, extra) if fields else extra
 
 
 def _join(head: dict[str, Any], extras: dict[str, Any]) -> dict[str, Any]:

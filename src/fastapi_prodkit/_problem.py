@@ -27,7 +27,7 @@ def body(scope: Scope, problem: ProblemError) -> bytes:
         "instance": _instance(scope),
     }
     members = {**members, **problem.extensions, **members}  # the standard ones come first, and win
-    request_id = (_context.current() or {}).get("request_id")
+    request_id = _context.request_id()
     if request_id is not None:
         members["request_id"] = request_id
     try:

@@ -17,12 +17,12 @@ import threading
 from types import TracebackType
 from typing import Any
 
-from fastapi_prodkit import _scope
+from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._context import bind
 from fastapi_prodkit._log_handler import EVENT_DICT, EventHandler
 from fastapi_prodkit.sections import LogSettings
 
-__all__ = ["EventHandler", "bind", "configure_logging"]
+__all__ = ["EventHandler", "RequestIDFilter", "bind", "configure_logging"]
 
 _SERVERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "hypercorn.error", "gunicorn.error")
 # uvicorn's access lines of WebSockets, with the query string and its tokens; and what it says of every handshake that
@@ -64,6 +64,21 @@ def configure_logging(
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
     sys.unraisablehook = _unraisable
+
+
+class RequestIDFilter(logging.Filter):
+    """Put the request id on each record that a handler or logger gets, as `request_id`, for formats of your own.
+
+        handler.addFilter(RequestIDFilter())
+        handler.setFormatter(logging.Formatter("%(asctime)s %(request_id)s %(message)s"))
+
+    Outside of a request it is `-`. A record that has a `request_id` keeps it. `EventHandler` needs no such filter.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the id, and let the record pass."""
+        vars(record).setdefault("request_id", _context.request_id() or _context.NO_REQUEST)
+        return super().filter(record)
 
 
 def _writes_to_terminal(handler: logging.Handler) -> bool:

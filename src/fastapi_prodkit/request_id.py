@@ -24,7 +24,7 @@ _is_valid = re.compile(rb"[A-Za-z0-9._-]{8,128}").fullmatch
 
 def current_request_id() -> str | None:
     """Return the id of the request that is being served, or None outside of any."""
-    return (_context.current() or {}).get("request_id")
+    return _context.request_id()
 
 
 class RequestIDKeywords(TypedDict, total=False):
