@@ -340,13 +340,22 @@ async def test_a_cancellation_of_something_else(caplog):
 
 
 async def test_exceptions_are_marked():
-    """What has been logged carries a mark, so that the server's own record of it can be dropped."""
-    error = RuntimeError()
+    """What is logged and raised on carries a mark, so that the server's own record of it can be dropped."""
+    raised, swallowed = RuntimeError(), RuntimeError()
 
     with pytest.raises(RuntimeError):
-        await Server().call(with_both(start_and(error)))
+        await Server().call(with_both(start_and(raised)))
+    await Server().call(with_both(respond_and(swallowed)))
 
-    assert error.__prodkit_logged__ is True
+    assert [_scope.is_logged(each) for each in (raised, swallowed)] == [True, False]
+
+
+async def test_a_websocket_disconnect_outside_of_a_websocket(caplog):
+    """In the handler of an HTTP request it is an error like any other, as of a WebSocket to somewhere else."""
+    with pytest.raises(WebSocketDisconnect):
+        await Server().call(with_both(start_and(WebSocketDisconnect(1006))))
+
+    assert len(errors(caplog)) == 1
 
 
 async def test_exceptions_that_cannot_be_changed(caplog):

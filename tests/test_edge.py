@@ -755,15 +755,81 @@ def test_a_cancellation_of_something_else_in_a_websocket(accept, status, capsys)
     assert statuses(output) == [status]
 
 
-def test_a_response_that_the_server_refuses(capsys):
+@ways
+def test_a_group_of_exceptions(way, capsys):
+    """One that holds a cancellation is no Exception, and is an error like any other all the same."""
+    app = made(way)
+
+    @app.get("/group")
+    async def fail():
+        raise BaseExceptionGroup("of a task group", [asyncio.CancelledError(), ValueError("inner")])
+
+    with serving(app) as port, connection(port) as client:
+        client.sendall(request("GET", "/group"))
+        answer = read_response(client)
+
+    output = capsys.readouterr().out
+    [line] = error_lines(output)
+    assert answer.startswith(b"HTTP/1.1 500")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["request_id"] == line["request_id"]
+    assert "ValueError: inner" in line["exception"]
+    assert statuses(output) == [500]
+
+
+def test_an_exception_that_is_no_error(capsys):
+    """What ends more than a request, such as SystemExit, is the server's; its line has the request's id."""
+    app = made("create_app")
+
+    @app.get("/exit")
+    async def leave():
+        raise SystemExit(3)
+
+    with serving(app) as port, connection(port) as client:
+        client.sendall(request("GET", "/exit", "X-Request-ID: abcdefgh"))
+        received = read_all(client)
+
+    output = capsys.readouterr().out
+    [line] = error_lines(output)
+    assert received.startswith(b"HTTP/1.1 500")
+    assert (line["logger"], line["request_id"]) == ("uvicorn.error", "abcdefgh")
+    assert statuses(output) == [500]
+
+
+def test_an_exception_object_that_is_raised_by_each_request(capsys):
+    """Each failure has its record, whether the response was complete or not."""
+    app, error = made("create_app"), RuntimeError("kept in a variable")
+
+    @app.get("/fail")
+    async def fail():
+        raise error
+
+    async def midway(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise error
+
+    app.mount("/midway", midway)
+
+    with serving(app) as port:
+        for path in ("/fail", "/midway/", "/fail", "/midway/"):
+            with connection(port) as client:
+                client.sendall(request("GET", path, "Connection: close"))
+                read_all(client)
+
+    found = [(line["logger"], line["http_path"]) for line in error_lines(capsys.readouterr().out)]
+    assert found == [("fastapi_prodkit.error", path) for path in ("/fail", "/midway/", "/fail", "/midway/")]
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_a_response_that_the_server_refuses(http, capsys):
     """A header value with a line break: the client gets nothing of it, and the log says 500 and the server's reason."""
+    pytest.importorskip(http)
     app = made("create_app")
 
     @app.get("/split")
     async def split():
         return PlainTextResponse("never seen", headers={"x-split": "a\r\nb: c"})
 
-    with serving(app) as port, connection(port) as client:
+    with serving(app, http=http) as port, connection(port) as client:
         client.sendall(request("GET", "/split"))
         received = read_all(client)
 

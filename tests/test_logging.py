@@ -934,7 +934,7 @@ def test_an_exception_that_the_access_log_has_logged_is_not_logged_by_the_server
     """One traceback per failure; the program may still log the exception itself."""
     configure_logging()
     told, news = ValueError("told"), ValueError("news")
-    told.__prodkit_logged__ = True
+    _scope.mark_logged(told)
 
     logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=told)
     logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=news)
@@ -944,6 +944,18 @@ def test_an_exception_that_the_access_log_has_logged_is_not_logged_by_the_server
         ("uvicorn.error", "ValueError: news"),
         ("mine", "ValueError: told"),
     ]
+
+
+def test_an_exception_object_that_is_raised_again_is_logged_again(lines):
+    """Programs keep exceptions in variables: that the first failure is logged says nothing of the second."""
+    configure_logging()
+    error = ValueError("kept")
+    _scope.mark_logged(error)
+
+    for _ in range(2):
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=error)
+
+    assert [line["exception"] for line in lines()] == ["ValueError: kept"]
 
 
 SERVE = """

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["EXCHANGE", "FAILURES", "INSTALLED", "QUOTAS", "installed", "is_logged", "mark_logged"]
+__all__ = ["EXCHANGE", "FAILURES", "INSTALLED", "QUOTAS", "installed", "is_logged", "mark_logged", "take_logged_mark"]
 
 # Scope keys.
 INSTALLED: Final = "fastapi_prodkit"  # the objects that dependencies look for; also an attribute of app.state
@@ -34,6 +34,11 @@ def mark_logged(error: BaseException) -> None:
     vars(error)[EXCEPTION_LOGGED] = True  # not setattr, which an exception's class may refuse
 
 
-def is_logged(error: BaseException | None) -> bool:
+def is_logged(error: BaseException) -> bool:
     """Say whether the exception is logged already."""
-    return error is not None and EXCEPTION_LOGGED in vars(error)
+    return EXCEPTION_LOGGED in vars(error)
+
+
+def take_logged_mark(error: BaseException | None) -> bool:
+    """Say whether the exception is logged already, and remove the mark: the same object may be raised again."""
+    return error is not None and vars(error).pop(EXCEPTION_LOGGED, False)

@@ -114,12 +114,14 @@ class ErrorBoundaryMiddleware(Layer):
     def on_error(self, exchange: Exchange, error: BaseException) -> bool:
         """Log the exception, and say whether the client has all that it will get."""
         disconnected = exchange.client_disconnected and isinstance(error, ClientDisconnect | OSError)
-        if disconnected or isinstance(error, WebSocketDisconnect):
+        if disconnected or (isinstance(error, WebSocketDisconnect) and exchange.scope["type"] == "websocket"):
             return True  # not a fault of the app, and there is no client to be told
         path = exchange.scope["path"][:LONGEST_LOGGED_PATH]
         _logger.error("unhandled exception", exc_info=error, extra={"http_path": path})
-        _scope.mark_logged(error)
-        return exchange.complete and not self._raise
+        swallow = exchange.complete and not self._raise
+        if not swallow:
+            _scope.mark_logged(error)  # the server gets the exception, too
+        return swallow
 
 
 async def _http_exception(request: HTTPConnection, error: HTTPException) -> Response:

@@ -108,7 +108,7 @@ def _server_line(record: logging.LogRecord) -> bool:
     """
     _adopt_servers()
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    if _scope.is_logged(error) or str(record.msg).startswith(_TOLD_BY_ACCESS_LOG):
+    if _scope.take_logged_mark(error) or str(record.msg).startswith(_TOLD_BY_ACCESS_LOG):
         return False
     return record.levelno >= logging.getLogger(record.name).getEffectiveLevel()
 

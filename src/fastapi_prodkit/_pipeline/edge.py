@@ -6,7 +6,6 @@ It goes around whatever is set as `app.middleware_stack`; and an exception that 
 patched or not, before `on_error` decides about it one step further out.
 """
 
-from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
@@ -19,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import RawHeaders
-from fastapi_prodkit._pipeline.layers import Layer, LayerStack
+from fastapi_prodkit._pipeline.layers import APP_ERRORS, Layer, LayerStack
 from fastapi_prodkit._problem import INTERNAL_ERROR, Refusal
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 
@@ -104,7 +103,7 @@ class Edge:
 class _EdgeStack(LayerStack):
     async def decide(self, exchange: Exchange, error: BaseException) -> bool:
         """Answer what Starlette has not, and leave the decision to the outermost place if there is one."""
-        if isinstance(error, CancelledError) and not exchange.status and exchange.scope["type"] == "http":
+        if not isinstance(error, Exception) and not exchange.status and exchange.scope["type"] == "http":
             with suppress(OSError):  # the client has disconnected
                 # Starlette's handlers catch Exception only.
                 await _internal_error(exchange.scope, exchange.receive, exchange.send)
@@ -130,7 +129,7 @@ def _with_edge(base: type[Starlette], edge: Edge) -> type[Starlette]:
         scope[_scope.FAILURES] = failures
         try:
             await base.__call__(app, scope, receive, send)
-        except (Exception, CancelledError) as error:
+        except APP_ERRORS as error:
             swallow = _settle(failures, error)
             if swallow or _scope.is_logged(error):
                 _context.begin(context)

@@ -15,7 +15,10 @@ from fastapi_prodkit._pipeline.hooks import Hooks, OnResponseStart, RawHeaders
 from fastapi_prodkit._scope import EXCHANGE
 from fastapi_prodkit.exceptions import ConfigurationError
 
-__all__ = ["Layer", "LayerStack"]
+__all__ = ["APP_ERRORS", "Layer", "LayerStack"]
+
+# What an app may fail with. Other exceptions, such as SystemExit, end more than a request, and no hook is called.
+APP_ERRORS: Final = (Exception, CancelledError, BaseExceptionGroup)
 
 _READING: Final = frozenset({"GET", "HEAD"})
 
@@ -72,7 +75,8 @@ class Layer:
         """Handle an exception; return True to swallow it. Only the innermost layer that overrides this is called.
 
         Called once by the stack, or in an `Edge` by the outermost place when the exception has passed all other layers,
-        for an Exception and for a CancelledError while the request's task is not cancelled. Must not raise.
+        for an Exception or BaseExceptionGroup, and for a CancelledError while the request's task is not cancelled. Must
+        not raise.
         """
         return False
 
@@ -119,12 +123,15 @@ class LayerStack:
             await exchange.call_inner(exchange.receive, exchange.send)
             if exchange.interruption is not None:
                 await exchange.finish_interruption()
-        except (Exception, CancelledError) as error:
+        except APP_ERRORS as error:
             interrupted = await exchange.finish_interruption() and isinstance(error, CancelledError)
             if not interrupted and not await self.handle_error(exchange, error):
                 # The context stays for the server's own line about an exception that is not logged yet.
                 token = token if _scope.is_logged(error) else None
                 raise
+        except BaseException:
+            token = None  # the server's line about what is no error of the app has the context, too
+            raise
         finally:
             exchange.finish()
             # Break the cycle of references between exchange and scope, which the garbage collector would have to find.
