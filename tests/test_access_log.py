@@ -28,7 +28,6 @@ from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware
 from fastapi_prodkit.logging import EventHandler, configure_logging
 from fastapi_prodkit.request_id import RequestIDMiddleware
-from fastapi_prodkit.sections import ErrorsSettings
 
 FIELDS = ("http_method", "http_route", "http_path", "http_status", "client_ip")
 
