@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -55,6 +54,8 @@ def with_keywords(
 
 def unknown(name: str, known: Collection[str]) -> str:
     """Say that there is no such name, and which one was probably meant."""
+    from difflib import get_close_matches  # noqa: PLC0415 - on first use
+
     near = get_close_matches(name, known, n=1)
     return f"does not exist; did you mean {near[0]}?" if near else "does not exist"
 
