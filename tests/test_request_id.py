@@ -1,8 +1,10 @@
 """Request ids: one for every request, in its response, its context and whatever runs in it."""
 
 import asyncio
+import json
 import logging
 import re
+import uuid
 
 import httpx2 as httpx
 import pytest
@@ -10,10 +12,11 @@ from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
@@ -29,8 +32,14 @@ async def show_id(request):
     return PlainTextResponse(current_request_id())
 
 
-def starlette(*routes, settings=None):
-    return Starlette(routes=[Route("/", show_id), *routes], middleware=[Middleware(RequestIDMiddleware, settings)])
+async def show_headers(scope, receive, send):
+    """Answer with the lines of the request's header, as an app further in reads them."""
+    await JSONResponse(Headers(scope=scope).getlist("x-request-id"))(scope, receive, send)
+
+
+def starlette(*routes, settings=None, **options):
+    middleware = [Middleware(RequestIDMiddleware, settings, **options)]
+    return Starlette(routes=[Route("/", show_id), *routes], middleware=middleware)
 
 
 async def exchange(app, *headers):
@@ -122,6 +131,92 @@ def test_other_header():
 
     assert response.headers["x-correlation-id"] == "a-valid-id"
     assert "x-request-id" not in response.headers
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("sent", [[], ["a-valid-id"], ["<refused>"], ["first-one", "second-one"]])
+async def test_the_request_carries_the_id(sent, trusted):
+    """Whatever was sent, the app finds the id that was chosen in one line of the request's header."""
+    app = RequestIDMiddleware(show_headers, RequestIdSettings(trust_inbound=trusted))
+
+    start, body = await exchange(app, *[(b"x-request-id", each.encode()) for each in sent], (b"x-other", b"stays"))
+
+    assert [dict(start["headers"])[b"x-request-id"].decode()] == json.loads(body["body"])
+    assert (body["body"] == b'["a-valid-id"]') == (trusted and sent == ["a-valid-id"])
+
+
+def test_other_headers_of_the_request_stay():
+    """Only the line with the id is replaced."""
+
+    async def show(request):
+        return JSONResponse(request.headers.items())
+
+    sent = TestClient(starlette(Route("/show", show))).get("/show", headers={"X-Request-ID": "<>", "X-Other": "1"})
+
+    assert {"x-other": "1", "x-request-id": sent.headers["x-request-id"]}.items() <= dict(sent.json()).items()
+
+
+def is_uuid(text):
+    return re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text) is not None
+
+
+def test_ids_of_ones_own():
+    """A generator makes new ids, and a validator says which inbound ones are kept."""
+    app = starlette(generator=lambda: "Root=1-2", validator=is_uuid)
+    inbound = [None, "f47ac10b-58cc-4372-a567-0e02b2c3d479", "a-valid-id", "x"]
+
+    responses = [TestClient(app).get("/", headers={"X-Request-ID": each} if each else None) for each in inbound]
+
+    assert [response.text for response in responses] == ["Root=1-2", inbound[1], "Root=1-2", "Root=1-2"]
+    assert [response.headers["x-request-id"] for response in responses] == [response.text for response in responses]
+
+
+@pytest.mark.parametrize("inbound", [b"", b"a" * 129, b"with space", b"a\r\nSet-Cookie: b", b"\xff" * 8, b"a\x00b"])
+async def test_a_validator_is_not_asked_about_what_could_break_a_line(inbound):
+    """However generous it is, an id is 1 to 128 visible ASCII characters."""
+    asked = []
+    app = starlette(validator=lambda text: not asked.append(text))
+
+    start, _ = await exchange(app, (b"x-request-id", inbound))
+
+    assert GENERATED.fullmatch(dict(start["headers"])[b"x-request-id"].decode())
+    assert asked == []
+
+
+def test_a_validator_may_keep_more():
+    """One that says yes keeps ids that are refused without it."""
+    response = TestClient(starlette(validator=lambda text: True)).get("/", headers={"X-Request-ID": "1"})
+
+    assert response.text == "1"
+
+
+def test_a_validator_that_raises(caplog):
+    """The id counts as refused, and the error is logged."""
+    response = TestClient(starlette(validator=uuid.UUID)).get("/", headers={"X-Request-ID": "a-valid-id"})
+
+    [record] = [record for record in caplog.records if record.name == "fastapi_prodkit.request_id"]
+    assert GENERATED.fullmatch(response.text)
+    assert (record.levelname, record.exc_info[0]) == ("ERROR", ValueError)
+
+
+@pytest.mark.parametrize("made", ["", "a" * 129, "a b", "a\r\nSet-Cookie: b", "größer", "\ud800", None, 4711, b"bytes"])
+def test_a_generator_of_nonsense(made, caplog):
+    """The request is served under an id as without a generator, and the error is logged."""
+    response = TestClient(starlette(generator=lambda: made)).get("/")
+
+    records = [record for record in caplog.records if record.name == "fastapi_prodkit.request_id"]
+    assert GENERATED.fullmatch(response.text)
+    assert response.headers["x-request-id"] == response.text
+    assert [record.levelname for record in records] == ["ERROR"]
+
+
+def test_a_generator_that_raises(caplog):
+    """The request is served under an id as without a generator, and the error is logged with its traceback."""
+    response = TestClient(starlette(generator=iter(()).__next__)).get("/")
+
+    [record] = [record for record in caplog.records if record.name == "fastapi_prodkit.request_id"]
+    assert GENERATED.fullmatch(response.text)
+    assert record.exc_info[0] is StopIteration
 
 
 @pytest.mark.parametrize("header", ["", "X Request", "X-Request\r\nSet-Cookie", "X-Request:", "Größe"])
@@ -396,6 +491,29 @@ async def test_other_scopes():
     await RequestIDMiddleware(app)(scope, 1, 2)
 
     assert seen == [(scope, 1, 2, None)]
+
+
+@pytest.mark.parametrize(("bound", "kept"), [("<bound>", True), ("a b", False), ("a\r\nb", False), ("", False)])
+def test_an_id_that_something_around_has_chosen(bound, kept):
+    """It is kept as it is, unless it could break a header line."""
+
+    class Binding:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            _context.bind(request_id=bound)
+            await self.app(scope, receive, send)
+
+    inner = Starlette(routes=[Route("/", show_id)], middleware=[Middleware(RequestIDMiddleware)])
+    app = Starlette(
+        routes=[Mount("/inner", app=inner)], middleware=[Middleware(AccessLogMiddleware), Middleware(Binding)]
+    )
+
+    response = TestClient(app).get("/inner/")
+
+    assert (response.headers["x-request-id"] == bound) == kept
+    assert response.headers["x-request-id"] == response.text
 
 
 def test_two_apps_in_one_process():

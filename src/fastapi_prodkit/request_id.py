@@ -1,11 +1,17 @@
 """Every request has an id: in its response, its log lines and its error body.
 
 A valid id that the client sends is kept, so that one id follows a request through several services; anything else
-is replaced, because a reflected value may not carry line breaks or markup.
+is replaced, because a reflected value may not carry line breaks or markup. The app finds the id in the header of the
+request, too.
+
+    app.add_middleware(RequestIDMiddleware, generator=lambda: str(uuid4()), validator=is_uuid)
 """
 
+import logging
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from itertools import chain, repeat
 from typing import TypedDict, Unpack
 
@@ -20,6 +26,9 @@ from fastapi_prodkit.sections import RequestIdSettings
 __all__ = ["RequestIDMiddleware", "current_request_id"]
 
 _is_valid = re.compile(rb"[A-Za-z0-9._-]{8,128}").fullmatch
+_is_safe = re.compile(rb"[!-~]{1,128}").fullmatch  # whatever a validator says: visible ASCII, which ends no header line
+
+_logger = logging.getLogger("fastapi_prodkit.request_id")
 
 
 def current_request_id() -> str | None:
@@ -40,11 +49,15 @@ class RequestIDMiddleware(Layer):
         app.add_middleware(RequestIDMiddleware, header="X-Correlation-ID")
 
     New ids are 32 hexadecimal digits from the system's random source. A header of that name that the app sets is
-    replaced.
+    replaced. Inside of another one it sends the same id under its own header.
 
     Args:
         app: The app to serve.
         settings: Values of the keywords that are not given.
+        generator: Returns a new id: 1 to 128 visible ASCII characters. Where it raises or returns anything else, the
+            request has an id as without a generator, and an error is logged.
+        validator: Says whether an inbound id is kept, in place of the pattern. It is asked about 1 to 128 visible ASCII
+            characters; any other id is replaced. Where it raises, the id is replaced, and an error is logged.
 
     Keyword Args:
         header: Header that carries the id. Default: X-Request-ID.
@@ -55,7 +68,13 @@ class RequestIDMiddleware(Layer):
     may_answer = False
 
     def __init__(
-        self, app: ASGIApp, settings: RequestIdSettings | None = None, **keywords: Unpack[RequestIDKeywords]
+        self,
+        app: ASGIApp,
+        settings: RequestIdSettings | None = None,
+        *,
+        generator: Callable[[], str] | None = None,
+        validator: Callable[[str], bool] | None = None,
+        **keywords: Unpack[RequestIDKeywords],
     ) -> None:
         accepted = RequestIDKeywords.__optional_keys__
         settings = with_keywords(self, settings or RequestIdSettings(), keywords, accepted)
@@ -64,23 +83,46 @@ class RequestIDMiddleware(Layer):
         self._trust_inbound = settings.trust_inbound
         # A pool of urandom: an id then costs 0.2 us instead of the 2 us of a system call. It is first filled by the
         # first request, so processes that fork before serving do not share it.
-        self._new_id = chain.from_iterable(map(_draw_ids, repeat(256))).__next__
+        draw: Callable[[], bytes] = chain.from_iterable(map(_draw_ids, repeat(256))).__next__
+        self._new_id = draw if generator is None else partial(_generate, generator, draw)
+        self._accepts: Callable[[bytes], object] = _is_valid if validator is None else partial(_validate, validator)
 
     def on_request(self, exchange: Exchange) -> None:
         """Choose the id of the request."""
-        name = self._header
-        raw = exchange.headers.get(name) if self._trust_inbound else None
-        if "request_id" in exchange.context:  # an app around this one has chosen
-            raw = str(exchange.context["request_id"]).encode()
-        if raw is None or not _is_valid(raw):
-            request_id = self._new_id()
-            raw = request_id.encode()
-        else:
-            request_id = raw.decode()
-        exchange.context["request_id"] = request_id
-        exchange.response_headers[name] = raw
+        name, context = self._header, exchange.context
+        sent = exchange.headers.get(name)
+        chosen = sent if self._trust_inbound and sent is not None and self._accepts(sent) else None
+        if "request_id" in context:  # an app around this one has chosen
+            outer = str(context["request_id"]).encode()
+            chosen = outer if _is_safe(outer) else None
+        if chosen is None:
+            chosen = self._new_id()
+        context["request_id"] = chosen.decode()
+        exchange.response_headers[name] = chosen
+        if chosen != sent or exchange.has_repeated_headers:
+            exchange.set_request_header(name, chosen)
 
 
-def _draw_ids(count: int) -> list[str]:
-    digits = os.urandom(16 * count).hex()
+def _draw_ids(count: int) -> list[bytes]:
+    digits = os.urandom(16 * count).hex().encode()
     return [digits[start : start + 32] for start in range(0, 32 * count, 32)]
+
+
+def _generate(generator: Callable[[], str], draw: Callable[[], bytes]) -> bytes:
+    try:
+        request_id = generator().encode()
+    except Exception:  # whatever it raises, the request is served
+        _logger.exception("the generator of request ids has failed, so this request has another id")
+        return draw()
+    if _is_safe(request_id):
+        return request_id
+    _logger.error("the generator of request ids has returned %.200r: use 1 to 128 visible ASCII characters", request_id)
+    return draw()
+
+
+def _validate(validator: Callable[[str], bool], sent: bytes) -> bool:
+    try:
+        return _is_safe(sent) is not None and validator(sent.decode())
+    except Exception:  # whatever it raises, the request is served
+        _logger.exception("the validator of request ids has failed, so this request has a new id")
+        return False

@@ -107,6 +107,14 @@ class Exchange:
         """Return the value of every line of a request header."""
         return [value for key, value in self.scope["headers"] if key == name]
 
+    def set_request_header(self, name: bytes, value: bytes) -> None:
+        """Have everything further in find one line of this header in the request."""
+        headers = self.scope["headers"]
+        if name in self.headers:
+            headers = [pair for pair in headers if pair[0] != name]
+        self.headers[name] = value
+        self.scope["headers"] = [*headers, (name, value)]
+
     def call_inner(self, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve the request with the layers that have not seen it yet, and then the app.
 
