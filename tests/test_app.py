@@ -18,7 +18,7 @@ import anyio
 import httpx2 as httpx
 import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
-from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from prometheus_client import REGISTRY, CollectorRegistry
 from pydantic import BaseModel
@@ -51,8 +51,8 @@ from fastapi_prodkit.metrics import MetricsMiddleware
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
-from fastapi_prodkit.sections import RateLimitSettings
-from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
+from fastapi_prodkit.sections import HeadersSettings, RateLimitSettings
+from fastapi_prodkit.security_headers import SQLADMIN_CSP, SecurityHeadersMiddleware
 
 ORIGIN = "https://app.example.com"
 
@@ -1337,6 +1337,33 @@ def test_settings_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("SERVICE_NAME", "from-the-environment")
 
     assert create_app().title == "from-the-environment"
+
+
+@pytest.mark.parametrize(("environment", "reported"), [("dev", ["/page"]), ("test", [])])
+def test_pages_have_policies_by_path(environment, reported, caplog):
+    """A page under a policy that blocks it is reported in development; one with a policy of its own is not."""
+    app = create_app(Settings(environment=environment), csp_policies={"/admin": SQLADMIN_CSP})
+    for path in ("/page", "/admin/page"):
+        app.add_api_route(path, lambda: "<p>", response_class=HTMLResponse)
+    client = TestClient(app)
+
+    general, own, _docs = (
+        client.get(path).headers["content-security-policy"] for path in ("/page", "/admin/page", "/docs")
+    )
+
+    records = [record for record in caplog.records if record.name == "fastapi_prodkit.security_headers"]
+    assert (general, own) == (HeadersSettings().csp, SQLADMIN_CSP)
+    assert [record.args[0] for record in records] == reported
+
+
+def test_install_takes_policies_by_path():
+    """An app that exists gets them as a new one does, for what has no route, too."""
+    app = FastAPI()
+    install(app, settings_of(), csp_policies={"/admin": SQLADMIN_CSP})
+
+    response = TestClient(app).get("/admin/users")
+
+    assert response.headers.get_list("content-security-policy") == [SQLADMIN_CSP]
 
 
 def test_a_plain_starlette_app_inside_has_the_edge():

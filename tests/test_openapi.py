@@ -1,28 +1,25 @@
 """The docs page, the names of operations, and what the schema says about errors."""
 
 import re
-import shutil
-import subprocess
-import threading
 from base64 import b64encode
 from enum import Enum
 from hashlib import sha256
 from typing import Annotated
 
 import pytest
-import uvicorn
+from browser import needs_browser, visit
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer, OAuth2AuthorizationCodeBearer, OpenIdConnect
 from fastapi.testclient import TestClient
 from openapi_spec_validator import validate
 from pydantic import BaseModel
+from wire import serving
 
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 VALIDATION_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ValidationProblem"}}}
 
@@ -218,28 +215,8 @@ def test_a_page_that_would_never_be_seen_is_refused(kwargs, message):
 # In a browser
 
 
-@pytest.fixture
-def served():
-    """Serve an app by uvicorn on a free port; yields the function that does it."""
-    running = []
-
-    def serve(app):
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-        bound = server.config.bind_socket()
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-        thread.start()
-        running.append((server, thread, bound))
-        return f"http://127.0.0.1:{bound.getsockname()[1]}"
-
-    yield serve
-    for server, thread, bound in running:
-        server.should_exit = True
-        thread.join()
-        bound.close()
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs the program chromium or google-chrome")
-def test_a_browser_renders_the_page_without_a_violation(served, tmp_path):
+@needs_browser
+def test_a_browser_renders_the_page_without_a_violation():
     """A real browser shows the operations under our strict headers, and has nothing to complain about."""
     app = documented(swagger_ui_parameters={"docExpansion": "full", "tryItOutEnabled": True})
     app.add_middleware(SecurityHeadersMiddleware)
@@ -247,21 +224,12 @@ def test_a_browser_renders_the_page_without_a_violation(served, tmp_path):
     @app.post("/items/{item_id}", dependencies=[Depends(HTTPBearer())], tags=["items"])
     async def replace(item_id: int, item: Item) -> Item: ...
 
-    address = served(app)
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=10000"
+    with serving(app) as port:
+        page = visit(f"http://127.0.0.1:{port}/docs")
 
-    browser = subprocess.run(
-        [BROWSER, *flags.split(), f"--user-data-dir={tmp_path}", "--dump-dom", f"{address}/docs"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-
-    assert 'id="operations-items-items_replace"' in browser.stdout
-    assert "opblock-summary-path" in browser.stdout
-    assert "CONSOLE" not in browser.stderr
+    assert 'id="operations-items-items_replace"' in page.dom
+    assert "opblock-summary-path" in page.dom
+    assert page.complaints == []
 
 
 # Operation ids

@@ -1,17 +1,29 @@
 """Security headers: on every response, once, and never over what a handler decided."""
 
+from importlib import resources
+from pathlib import Path
+
 import pytest
+from browser import needs_browser, other_hosts, visit
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
+from wire import serving
 
+from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import HeadersSettings
-from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
+from fastapi_prodkit.security_headers import (
+    FASTAPI_DOCS_CSP,
+    GRAPHIQL_CSP,
+    SQLADMIN_CSP,
+    PagePolicyMiddleware,
+    SecurityHeadersMiddleware,
+)
 
 CSP = "default-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
@@ -289,3 +301,162 @@ def test_two_apps():
     assert strict.get("/").headers["x-frame-options"] == "DENY"
     assert loose.get("/").headers["x-frame-options"] == "SAMEORIGIN"
     assert loose.get("/").headers["strict-transport-security"] == "max-age=300; includeSubDomains"
+
+
+POLICIES = {"/": "root", "/admin": "admin", "/admin/reports/": "reports", "/open": ""}
+
+
+@pytest.mark.parametrize(
+    ("path", "policy"),
+    [
+        ("/", ["root"]),
+        ("/other", ["root"]),
+        ("/admin", ["admin"]),
+        ("/admin/", ["admin"]),
+        ("/admin/users/7", ["admin"]),
+        ("/administration", ["root"]),
+        ("/admin/reports", ["reports"]),
+        ("/admin/reports/2026", ["reports"]),
+        ("/admin/reports-of-others", ["admin"]),
+        ("//admin", ["root"]),
+        ("/open/page", []),
+    ],
+)
+def test_policies_by_path(path, policy):
+    """The longest path that fits counts, in whole segments, for routes and for what has none; "" leaves it out."""
+    app = Starlette(routes=[Route("/admin/users/{id}", plain)])
+    app.add_middleware(SecurityHeadersMiddleware, policies=POLICIES)
+
+    response = TestClient(app).get(f"http://testserver{path}")
+
+    assert response.headers.get_list("content-security-policy") == policy
+    assert response.headers["x-frame-options"] == "DENY"
+
+
+@pytest.mark.parametrize("kind", [FastAPI, Starlette])
+def test_policies_of_mounted_apps(kind):
+    """A path is relative to the app that has the layer: for an outer app it begins with the path of the mount."""
+    inner = kind()
+    inner.add_middleware(SecurityHeadersMiddleware, policies={"/pages": "inner"})
+    app = Starlette(routes=[Mount("/own", app=inner), Mount("/bare", app=kind())])
+    app.add_middleware(
+        SecurityHeadersMiddleware, HeadersSettings(csp="outer"), policies={"/bare/pages": "below a mount"}
+    )
+
+    paths = ["/own/pages/1", "/own/other", "/bare/pages", "/bare/other", "/pages"]
+    policies = [TestClient(app).get(path).headers.get_list("content-security-policy") for path in paths]
+
+    assert policies == [["inner"], ["outer"], ["below a mount"], ["outer"], ["outer"]]
+
+
+def test_policies_under_a_root_path():
+    """A prefix that a proxy strips is no part of the path."""
+    app = Starlette()
+    app.add_middleware(SecurityHeadersMiddleware, policies={"/admin": "admin"})
+
+    response = TestClient(app, root_path="/api").get("/api/admin/users")
+
+    assert response.headers["content-security-policy"] == "admin"
+
+
+def test_a_handler_wins_over_a_policy_by_path():
+    """What a handler sets stays, and an empty value leaves the header out."""
+    own = {"Content-Security-Policy": "own", "X-Frame-Options": "", "X-Other": ""}
+    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("ok", headers=own))])
+    app.add_middleware(SecurityHeadersMiddleware, policies={"/": "general"})
+
+    response = TestClient(app).get("/")
+
+    assert response.headers.get_list("content-security-policy") == ["own"]
+    assert "x-frame-options" not in response.headers
+    assert response.headers["x-other"] == ""
+
+
+@pytest.mark.parametrize(
+    ("policies", "message"),
+    [
+        ({"admin": "x"}, "'admin' does not start with a slash"),
+        ({"": "x"}, "'' does not start with a slash"),
+        ({"/a": "x\r\nSet-Cookie: b"}, "the policy of '/a' must be printable ASCII"),
+        ({"/a": "é"}, "the policy of '/a' must be printable ASCII"),
+    ],
+)
+def test_policies_that_cannot_be_used(policies, message):
+    """They are refused when the app is made."""
+    with pytest.raises(ConfigurationError, match=message):
+        SecurityHeadersMiddleware(plain, policies=policies)
+
+
+@pytest.mark.parametrize("policy", [FASTAPI_DOCS_CSP, GRAPHIQL_CSP, SQLADMIN_CSP])
+def test_presets(policy):
+    """A preset names each directive once, and closes what pages have no use for."""
+    names = [directive.split()[0] for directive in policy.split("; ")]
+
+    assert len(names) == len(set(names))
+    assert {"default-src 'none'", "base-uri 'none'", "frame-ancestors 'none'"} <= set(policy.split("; "))
+    assert "'unsafe-eval'" not in policy
+
+
+@needs_browser
+def test_a_browser_renders_the_docs_of_a_mounted_app():
+    """FastAPI's own page works under its preset, in a real browser that finds the CDN's files on this machine."""
+    assets, npm = Path(str(resources.files("fastapi_swagger"))) / "resources", "/npm/swagger-ui-dist@5"
+    files = {f"{npm}/{name}": assets / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")}
+    files["/img/favicon.png"] = assets / "favicon-32x32.png"
+    sub, app = FastAPI(), FastAPI()
+    sub.add_api_route("/items/{item_id}", lambda item_id: item_id)
+    app.mount("/sub", sub)
+    app.add_middleware(SecurityHeadersMiddleware, policies={"/sub": FASTAPI_DOCS_CSP})
+
+    with serving(app) as port, other_hosts(files) as flags:
+        allowed = visit(f"http://127.0.0.1:{port}/sub/docs", *flags)
+        blocked = visit(f"http://127.0.0.1:{port}/docs", *flags)
+
+    assert "opblock-summary-path" in allowed.dom
+    assert allowed.complaints == []
+    assert "opblock" not in blocked.dom
+    assert "violates the following Content Security Policy" in blocked.complaints[0]
+
+
+def reported(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "fastapi_prodkit.security_headers"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "blocked"),
+    [
+        (CSP, "no scripts and no styles"),
+        ("default-src 'self'; script-src 'none'", "no scripts"),
+        ("default-src 'self'; style-src", "no styles"),
+        ("DEFAULT-SRC 'NONE'; Script-Src 'self'", "no styles"),
+        ("default-src 'none'; script-src-elem 'self'; style-src-elem 'self'", None),
+        ("default-src 'none'; default-src 'self'", "no scripts and no styles"),
+        ("default-src 'self'", None),
+        ("frame-ancestors 'none'; ;", None),
+        ("", None),
+    ],
+)
+def test_a_page_under_a_policy_that_blocks_it(policy, blocked, caplog):
+    """A line names the route and what the policy does not allow, and says what to do."""
+    app = Starlette(routes=[Route("/pages/{name}", lambda request: HTMLResponse("<p>"))])
+    app.add_middleware(SecurityHeadersMiddleware, HeadersSettings(csp=policy))
+    app.add_middleware(PagePolicyMiddleware)
+
+    TestClient(app).get("/pages/one")
+
+    assert [
+        f"at /pages/{{name}} is sent under a Content-Security-Policy that allows {blocked}: " in text
+        for text in reported(caplog)
+    ] == [True] * (blocked is not None)
+
+
+def test_a_page_is_reported_once_for_each_route(caplog):
+    """A second request says nothing new, and what is not HTML says nothing at all."""
+    app = Starlette(routes=[Route("/pages/{name}", lambda request: HTMLResponse("<p>")), Route("/text", plain)])
+    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(PagePolicyMiddleware)
+
+    for path in ("/pages/one", "/pages/two", "/text"):
+        TestClient(app).get(path)
+
+    assert len(reported(caplog)) == 1

@@ -9,10 +9,11 @@ import uvicorn
 
 
 @contextmanager
-def serving(app, http="auto", header_timeout=10.0) -> Iterator[int]:
-    """Serve the app on a free port of 127.0.0.1, and yield the port."""
+def serving(app, http="auto", header_timeout=10.0, certificate=None) -> Iterator[int]:
+    """Serve the app on a free port of 127.0.0.1, over TLS if there is a certificate, and yield the port."""
     quiet = {"log_config": None, "access_log": False, "server_header": False, "proxy_headers": False}
-    config = uvicorn.Config(app, port=0, ws="websockets-sansio", http=http, **quiet)
+    tls = {"ssl_certfile": certificate, "ssl_keyfile": certificate}
+    config = uvicorn.Config(app, port=0, ws="websockets-sansio", http=http, **quiet, **tls)
     config.header_timeout = header_timeout  # of our own protocol
     server = uvicorn.Server(config)
     with socket.socket() as listener:

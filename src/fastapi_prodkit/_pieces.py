@@ -30,6 +30,7 @@ class Given(NamedTuple):
     database: "Database | None"
     store: Store | None
     registry: "CollectorRegistry | None"
+    csp_policies: Mapping[str, str] | None
 
 
 def make_pieces(settings: Settings, given: Given) -> dict[str, Any]:

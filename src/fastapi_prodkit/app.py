@@ -43,7 +43,7 @@ from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware, Store
 from fastapi_prodkit.rate_limit.endpoints import ExemptEndpoints
 from fastapi_prodkit.request_id import RequestIDMiddleware
-from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
+from fastapi_prodkit.security_headers import PagePolicyMiddleware, SecurityHeadersMiddleware
 from fastapi_prodkit.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
     database: "Database | None" = None,
     store: Store | None = None,
     registry: "CollectorRegistry | None" = None,
+    csp_policies: Mapping[str, str] | None = None,
     **fastapi_kwargs: Unpack[FastAPIKeywords],
 ) -> FastAPI:
     """Return a FastAPI app with every piece that the settings switch on.
@@ -83,6 +84,7 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
             store's own, if it has one.
         registry: Where all metrics are shown, and what /metrics shows; prometheus_client's default registry unless
             given. A database or store that is given has the registry that it was made with.
+        csp_policies: Content-Security-Policy by path, in place of HEADERS_CSP: for a path and for all below it.
         fastapi_kwargs: Whatever `FastAPI()` takes; they win over what the settings imply.
 
     Raises:
@@ -93,7 +95,7 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
     app = FastAPI(
         lifespan=lifespan, middleware=list(middleware), **{**_constructor_arguments(settings), **fastapi_kwargs}
     )
-    _assemble(app, settings, Given(checks, mounted_lifespans, database, store, registry))
+    _assemble(app, settings, Given(checks, mounted_lifespans, database, store, registry, csp_policies))
     for router in routers:
         app.include_router(router)
     return app
@@ -108,6 +110,7 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
     database: "Database | None" = None,
     store: Store | None = None,
     registry: "CollectorRegistry | None" = None,
+    csp_policies: Mapping[str, str] | None = None,
 ) -> None:
     """Put every piece that the settings switch on into an app that already exists.
 
@@ -123,6 +126,7 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
         database: In place of one from the settings; run and closed by the app's lifespan.
         store: Where requests are counted, in place of one from the settings; run and closed by the app's lifespan.
         registry: Where metrics are shown, in place of prometheus_client's default registry.
+        csp_policies: Content-Security-Policy by path, in place of HEADERS_CSP: for a path and for all below it.
 
     Raises:
         ConfigurationError: The app has started, or has been installed before; the edge would do nothing, or all twice.
@@ -136,7 +140,7 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
         raise ConfigurationError("install(app) was called before on this app; call it once")
     app.debug = app.debug or settings.debug
     _remove_docs(app, settings)
-    _assemble(app, settings, Given(checks, mounted_lifespans, database, store, registry))
+    _assemble(app, settings, Given(checks, mounted_lifespans, database, store, registry, csp_policies))
     logging.getLogger("fastapi_prodkit").info("install leaves to FastAPI(...): %s", _LEFT_TO_CONSTRUCTOR)
 
 
@@ -234,8 +238,10 @@ def _layers(
         # Logs an unhandled exception, and ends it if the client has the whole response.
         settings.errors and ErrorBoundaryMiddleware(app, settings.errors),
         settings.metrics and MetricsMiddleware(app, exempt=exempt, registry=given.registry),
+        # Sees the policy under which a page is sent.
+        settings.environment == "dev" and PagePolicyMiddleware(app),
         # On every answer, those of the layers below included.
-        settings.headers and SecurityHeadersMiddleware(app, settings.headers),
+        settings.headers and SecurityHeadersMiddleware(app, settings.headers, policies=given.csp_policies),
         # Answers preflights: never limited, never authenticated. Its headers are on every refusal below, too.
         cors and cors.configured and CORSMiddleware(app, cors),
         hosts and AllowedHostsMiddleware(app, hosts, exempt=exempt),

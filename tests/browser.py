@@ -1,0 +1,57 @@
+"""A real browser without a window, for tests about what a page may load."""
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trustme
+from starlette.responses import FileResponse, Response
+from wire import serving
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs the program chromium or google-chrome")
+
+_FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=10000"
+)
+
+
+class Page(NamedTuple):
+    """What became of a page: its elements after its scripts have run, and what the browser has complained about."""
+
+    dom: str
+    complaints: list[str]
+
+
+def visit(url: str, *flags: str) -> Page:
+    """Open a page in a browser of its own."""
+    assert BROWSER is not None
+    with tempfile.TemporaryDirectory() as profile:
+        run = subprocess.run(
+            [BROWSER, *_FLAGS.split(), *flags, f"--user-data-dir={profile}", "--dump-dom", url],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    return Page(run.stdout, [line for line in run.stderr.splitlines() if "CONSOLE" in line])
+
+
+@contextmanager
+def other_hosts(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
+    """Serve files over TLS as every other host; yield the flags of a browser that finds them there."""
+
+    async def app(scope, receive, send):
+        file = files.get(scope["path"])
+        response = FileResponse(file) if file else Response(status_code=404)
+        await response(scope, receive, send)
+
+    leaf = trustme.CA().issue_cert("*.example.com")  # the browser is told not to look at it
+    with leaf.private_key_and_cert_chain_pem.tempfile() as certificate, serving(app, certificate=certificate) as port:
+        yield f"--host-resolver-rules=MAP *:443 127.0.0.1:{port}", "--ignore-certificate-errors"
