@@ -43,9 +43,11 @@ def with_keywords(
     for name in keywords.keys() - given.values():
         problems[name] = f"means the same as {given[renamed.get(name, name)]}: give one of them"
     if not problems:
+        # Not the defaults: a layer tells what was given from what was not.
+        before = {field: value for field, value in settings if field in settings.model_fields_set}
         values = {field: keywords[name] for field, name in given.items()}
         try:
-            return settings.model_validate({**dict(settings), **values})
+            return settings.model_validate({**before, **values})
         except ValidationError as error:
             problems = {given.get(field, field): reason for field, reason in _reasons(error)}
     # Raised out here, so that the error does not keep the one above, which knows the values.

@@ -43,6 +43,10 @@ class AccessLogMiddleware(Layer):
         self.exempt = exempt
         self._direct = DirectWriter(_logger, _EVENT)
 
+    def inside(self, outer: Layer) -> Layer | None:
+        """Leave the line to a layer further out, which sees the final status."""
+        return None if isinstance(outer, AccessLogMiddleware) else self
+
     def on_end(self, exchange: Exchange) -> None:
         """Write the line."""
         if not _logger.isEnabledFor(logging.INFO):

@@ -86,10 +86,17 @@ class BodyLimitMiddleware(Layer):
         self._limited = _ProblemForRefusal(
             _further_in if size is None else RequestBodyLimitMiddleware(_further_in, size)
         )
-        self._size = size
+        self._settings = settings
+        self._size = math.inf if size is None else size
         self._largest = largest
         seconds = settings.body_timeout
         self._timer = None if seconds is None else SharedTimer(seconds, _BodyTimeout.expire)
+
+    def inside(self, outer: Layer) -> Layer:
+        """Leave the size to a layer further out whose limit is smaller: Starlette would have the inner one count."""
+        if isinstance(outer, BodyLimitMiddleware) and outer._size < self._size:  # noqa: SLF001 - of this class
+            return BodyLimitMiddleware(self.app, self._settings.model_copy(update={"max_body_size": None}))
+        return self
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Put the limit in front of the app, unless the request has no body, or one of an announced, small size.
@@ -118,7 +125,7 @@ class BodyLimitMiddleware(Layer):
         Found at the first body, when start-up is over: until then an app may change its routes.
         """
         largest = self._largest() if callable(self._largest) else self._largest
-        highest = max(self._size, largest) if self._size is not None and largest is not None else math.inf
+        highest = math.inf if largest is None else max(self._size, largest)
         return highest, highest if largest == 0 else -1.0
 
 

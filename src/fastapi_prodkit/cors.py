@@ -128,6 +128,10 @@ class CORSMiddleware(Layer):
             **credentials,
         }
 
+    def inside(self, outer: Layer) -> Layer:
+        """Have the policy of a layer further out end where this one begins."""
+        return _InnerPolicy(self) if isinstance(outer, CORSMiddleware) else self
+
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Answer a preflight, refuse a foreign WebSocket, and have any other response say who may read it."""
         scope = exchange.scope
@@ -159,7 +163,8 @@ class CORSMiddleware(Layer):
         if _OURS.isdisjoint(present) or exchange.scope["type"] == "websocket":
             return
         headers[:] = [pair for pair in headers if pair[0] not in _POLICY]
-        lines = [value for name, value in headers if name == b"vary"] + list(self._base.values())
+        ours = exchange.response_headers.get(b"vary", b"")
+        lines = [*(value for name, value in headers if name == b"vary"), ours]
         fields = {field.lower(): field for line in lines for field in map(bytes.strip, line.split(b",")) if field}
         if fields:
             exchange.response_headers[b"vary"] = b", ".join(fields.values())
@@ -185,6 +190,18 @@ class CORSMiddleware(Layer):
         if self._public:  # `*` never comes with credentials, and a handshake brings the site's cookies
             return b"cookie" not in exchange.headers
         return self._allowed(origin) is not None
+
+
+class _InnerPolicy(Layer):
+    """Replace what a layer further out has granted."""
+
+    def __init__(self, policy: CORSMiddleware) -> None:
+        self._policy = policy
+
+    def on_request(self, exchange: Exchange) -> ASGIApp | None:
+        for name in _POLICY:
+            exchange.response_headers.pop(name, None)
+        return self._policy.on_request(exchange)
 
 
 async def _answer_preflight(_scope: Scope, _receive: Receive, send: Send) -> None:

@@ -42,7 +42,8 @@ class DeadlineMiddleware(Layer):
         app.add_middleware(DeadlineMiddleware, request_timeout=10)
 
     A response that has started is left alone, however long it takes; WebSockets are, too. The time runs from here, and
-    includes the reading of the body. `Depends(Timeout(120))` gives a route another time.
+    includes the reading of the body. `Depends(Timeout(120))` gives a route another time. Inside of another one this
+    deadline takes the place of the outer one.
 
     Args:
         app: The app to serve.
@@ -69,12 +70,34 @@ class DeadlineMiddleware(Layer):
         seconds = settings.request_timeout
         self._timer = None if seconds is None else SharedTimer(seconds, _expire)
 
+    def inside(self, outer: Layer) -> Layer:
+        """Have the deadline of a layer further out end where this one starts."""
+        return _InnerDeadline(self) if isinstance(outer, DeadlineMiddleware) else self
+
     def on_wait(self, exchange: Exchange, started_at: float) -> None:
         """Start the deadline."""
         if self._timer is None:
             exchange.deadline = NoDeadline(started_at)
         else:
             exchange.deadline = self._timer.start(exchange, started_at, get_running_loop())
+
+
+class _InnerDeadline(Layer):
+    """Replace the deadlines of layers further out."""
+
+    may_cancel_app = True
+
+    def __init__(self, deadline: DeadlineMiddleware) -> None:
+        self._deadline = deadline
+
+    def on_wait(self, exchange: Exchange, started_at: float) -> None:
+        outer = exchange.outer
+        while outer is not None:
+            if outer.deadline is not None:
+                outer.deadline.cancel()
+                outer.deadline = NoDeadline(outer.deadline.started_at)
+            outer = outer.outer
+        self._deadline.on_wait(exchange, started_at)
 
 
 class Timeout:

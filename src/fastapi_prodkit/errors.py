@@ -111,6 +111,10 @@ class ErrorBoundaryMiddleware(Layer):
         accepted = ErrorBoundaryKeywords.__optional_keys__
         self._raise = with_keywords(self, settings or ErrorsSettings(), keywords, accepted).raise_
 
+    def inside(self, outer: Layer) -> Layer | None:
+        """Leave the exception to a layer further out, which knows whether the response is complete."""
+        return None if isinstance(outer, ErrorBoundaryMiddleware) else self
+
     def on_error(self, exchange: Exchange, error: BaseException) -> bool:
         """Log the exception, and say whether the client has all that it will get."""
         disconnected = exchange.client_disconnected and isinstance(error, ClientDisconnect | OSError)

@@ -65,6 +65,10 @@ class MetricsMiddleware(Layer):
         self.exempt = exempt
         self._cells = collector(_Cells, registry)
 
+    def inside(self, outer: Layer) -> Layer | None:
+        """Leave the request to a layer further out that measures into the same registry."""
+        return None if isinstance(outer, MetricsMiddleware) and outer._cells is self._cells else self  # noqa: SLF001 - of the class
+
     def on_request(self, exchange: Exchange) -> None:  # noqa: ARG002 - the signature of the hook
         """Count the request as active."""
         self._cells.active.append(None)

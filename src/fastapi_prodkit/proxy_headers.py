@@ -84,6 +84,10 @@ class ProxyHeadersMiddleware(Layer):
         self._hop = partial(_read_hop, networks)
         self._client = lru_cache(maxsize=1024)(self._find_client)
 
+    def inside(self, outer: Layer) -> Layer | None:
+        """Leave the headers to a layer further out: in the scope is no longer the peer, but the client it has found."""
+        return None if isinstance(outer, ProxyHeadersMiddleware) else self
+
     def on_request(self, exchange: Exchange) -> None:
         """Put the client that a trusted proxy names into the scope."""
         scope, header = exchange.scope, exchange.headers.get

@@ -40,6 +40,11 @@ answer must not have `on_response_start` or `on_end`: they would finish requests
 is a ConfigurationError where the stack is made. A layer that overrides `on_request` counts as one that may answer
 unless it sets `may_answer = False`.
 
+A layer inside of another one of its class, added to an app with an edge or to a mounted app, says in `Layer.inside`
+what works in its place: itself, nothing, or a layer that makes its settings win. It joins the exchange that it finds,
+or opens one of its own in a mounted app, behind a copied scope, or to cancel the app. Exchanges of one request share
+the context of the log and the headers of the response.
+
 The modules: `layers` (Layer, LayerStack), `hooks` (the hooks of several layers as lists), `exchange` (the state of one
 request), `edge` (the outermost place), `interruption` (answer in place of an app that is cancelled), `listener`
 (notice that a client disconnects), `timers` (one timer for many equal time-outs).

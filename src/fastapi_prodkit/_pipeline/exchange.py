@@ -31,7 +31,8 @@ class Exchange:
         headers: Its headers; the last of several lines with one name.
         has_repeated_headers: Some header has several lines; `header_values` returns all of them.
         context: The fields of every log line about the request.
-        response_headers: Headers of the response, which replace headers of the same names that the app sets.
+        response_headers: Headers of the response, which replace headers of the same names that the app sets. Exchanges
+            of one request share them, and the outermost adds them: of two layers that set one the inner layer wins.
         complete: The server has taken the last message of the response.
         client_disconnected: The client disconnected before the response was complete.
         request_complete: The last message of the request's body has been received.
@@ -79,7 +80,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(raw)
         self.has_repeated_headers = len(self.headers) != len(raw)
         self.context: dict[str, Any] = {} if outer is None else outer.context
-        self.response_headers: dict[bytes, bytes] = {}
+        self.response_headers: dict[bytes, bytes] = {} if outer is None else outer.response_headers
         self.hooks = hooks
         self._remaining = iter(hooks.on_request)
         self._app = app
@@ -136,8 +137,8 @@ class Exchange:
         self._remaining = iter(hooks.on_request)
 
     def add_layers(self, hooks: "Hooks[Exchange]", app: ASGIApp) -> None:
-        """Add the hooks of layers that stand further in than the one that opened the exchange."""
-        self.replace_hooks(hooks.inside(self.hooks))
+        """Serve the request with hooks that include those of layers further in, around this app."""
+        self.replace_hooks(hooks)
         self._app = app
 
     def start_deadlines(self, started_at: float) -> None:
@@ -226,7 +227,8 @@ class Exchange:
 
     def _start_response(self, status: int, message: Message) -> Message:
         self.status = status
-        ours, hooks = self.response_headers, self.hooks
+        hooks = self.hooks
+        ours = self.response_headers if self.outer is None else {}  # the outermost exchange adds them
         if not ours and not hooks.on_response_start:
             return message
         headers = list(message.get("headers", ()))
@@ -235,17 +237,17 @@ class Exchange:
             for hook in hooks.on_plain_response_start:
                 hook(self, headers, present)
         else:
-            headers = self._merge_headers(headers, present)
+            headers = self._merge_headers(headers, present, ours)
         headers += ours.items()
         return {**message, "headers": headers}  # a copy: the app may send its message again
 
-    def _merge_headers(self, headers: RawHeaders, present: dict[bytes, bytes]) -> RawHeaders:
+    def _merge_headers(self, headers: RawHeaders, present: dict[bytes, bytes], ours: dict[bytes, bytes]) -> RawHeaders:
         if not b"-".join(present).islower():  # ASGI requires lower-case names; some apps violate this
             headers = [(name.lower(), value) for name, value in headers]
             present = dict(headers)
         for hook in self.hooks.on_response_start:
             hook(self, headers, present)
-        return [pair for pair in headers if pair[0] not in self.response_headers]
+        return [pair for pair in headers if pair[0] not in ours]
 
     def _start_websocket_response(self, kind: str, message: Message) -> Message:
         if kind == "websocket.accept":

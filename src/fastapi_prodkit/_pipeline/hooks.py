@@ -1,7 +1,7 @@
 """What a set of layers does with one request, as lists of functions, ready to be called."""
 
-from collections.abc import Callable, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 from starlette.types import ASGIApp
 
@@ -12,7 +12,7 @@ _Exchange = TypeVar("_Exchange")  # the class Exchange, whose module imports thi
 RawHeaders = list[tuple[bytes, bytes]]
 OnRequest = Callable[[_Exchange], ASGIApp | None]
 OnWait = Callable[[_Exchange, float], None]
-OnResponseStart = Callable[[_Exchange, RawHeaders, Mapping[bytes, bytes]], None]
+OnResponseStart = Callable[[_Exchange, RawHeaders, dict[bytes, bytes]], None]
 OnEnd = Callable[[_Exchange], None]
 OnError = Callable[[_Exchange, BaseException], bool]
 
@@ -29,9 +29,15 @@ class Hooks(Generic[_Exchange]):
         on_end: Innermost first.
         on_error: That of the innermost layer that has one, or None.
         may_cancel_app: Some layer may cancel the task that serves the request.
+        layers: Those that work on the request, outermost first; with those of exchanges around this one. Any, because
+            the module of Layer imports this one.
+        further_in: The hooks of layers that work inside of these, by what they are alone and by whether they have
+            joined the exchange of these. Each is made once.
     """
 
     __slots__ = (
+        "further_in",
+        "layers",
         "may_cancel_app",
         "on_end",
         "on_error",
@@ -51,6 +57,7 @@ class Hooks(Generic[_Exchange]):
         on_end: list[OnEnd[_Exchange]],
         on_error: OnError[_Exchange] | None,
         may_cancel_app: bool,
+        layers: Sequence[Any],
     ) -> None:
         self.on_request = on_request
         self.on_wait = on_wait
@@ -59,8 +66,10 @@ class Hooks(Generic[_Exchange]):
         self.on_end = on_end
         self.on_error = on_error
         self.may_cancel_app = may_cancel_app
+        self.layers = layers
+        self.further_in: dict[tuple[Hooks[_Exchange], bool], Hooks[_Exchange]] = {}
 
-    def inside(self, outer: "Hooks[_Exchange]") -> "Hooks[_Exchange]":
+    def joined_to(self, outer: "Hooks[_Exchange]") -> "Hooks[_Exchange]":
         """Return these hooks and, around them, those of outer layers, which have handled `on_request` already."""
         return Hooks(
             on_request=self.on_request,
@@ -70,4 +79,13 @@ class Hooks(Generic[_Exchange]):
             on_end=[*self.on_end, *outer.on_end],
             on_error=self.on_error or outer.on_error,
             may_cancel_app=outer.may_cancel_app,
+            layers=self.layers,
         )
+
+    def add_on_response_start(self, hook: OnResponseStart[_Exchange]) -> None:
+        """Call a function like an outermost layer's hook, for requests in progress too, whatever has joined them."""
+        self.on_response_start.append(hook)
+        self.on_plain_response_start.append(hook)
+        for (_, joined), inner in self.further_in.items():
+            if joined:
+                inner.add_on_response_start(hook)

@@ -1,7 +1,7 @@
 """`Layer`, the base class of every middleware, and `LayerStack`, which serves an app with several of them."""
 
 from asyncio import CancelledError, current_task
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextvars import Token
 from copy import copy
 from functools import cached_property
@@ -58,11 +58,11 @@ class Layer:
         task that serves the request, `exchange.task`, and only in a stack with a layer that may cancel it.
         """
 
-    def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
+    def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: dict[bytes, bytes]) -> None:
         """Change the headers of a response in place. Called once by `Exchange.send`, innermost layer first.
 
-        `headers` is what will be sent, `present` is what the app has set, `exchange.status` is the status. May raise:
-        the app's call of `send` fails.
+        `headers` is what will be sent, `present` is what the app has set, `exchange.status` is the status. A layer that
+        adds to `present` tells those further out that its header stands. May raise: the app's call of `send` fails.
         """
 
     def on_end(self, exchange: Exchange) -> None:
@@ -80,6 +80,14 @@ class Layer:
         """
         return False
 
+    def inside(self, outer: "Layer") -> "Layer | None":  # noqa: ARG002 - for those that override it
+        """Return what works in place of this layer where `outer` stands further out; None for nothing.
+
+        Called for each layer further out, once and not for each request. A layer that would do again what `outer` does
+        returns None; one whose settings are to win over those of `outer` may return a layer that sees to it.
+        """
+        return self
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request with this layer alone, or as part of the exchange that a layer around it has opened."""
         if scope["type"] not in self.scope_types:
@@ -89,7 +97,8 @@ class Layer:
         if exchange is None:
             await self._alone(scope, receive, send)
             return
-        exchange.add_layers(self._alone.hooks_for(exchange), self.app)
+        hooks = self._alone.hooks_for(exchange)
+        exchange.add_layers(_inside(exchange.hooks, hooks, joined=True), self.app)
         await exchange.call_inner(receive, send)
 
     @cached_property
@@ -116,8 +125,9 @@ class LayerStack:
         """Serve one request."""
         outer = scope.get(EXCHANGE)
         scope[EXCHANGE] = exchange = Exchange(self.hooks, self.app, outer, scope, receive, send)
-        if exchange.path in self._exempt:
-            exchange.replace_hooks(self.hooks_for(exchange))
+        if outer is not None or exchange.path in self._exempt:
+            hooks = self.hooks_for(exchange)
+            exchange.replace_hooks(hooks if outer is None else _inside(outer.hooks, hooks, joined=False))
         token: Token[Any] | None = _context.begin(exchange.context)
         try:
             await exchange.call_inner(exchange.receive, exchange.send)
@@ -157,8 +167,7 @@ class LayerStack:
     def add_on_response_start(self, hook: OnResponseStart[Exchange]) -> None:
         """Call a function like an outermost layer's hook, for requests in progress too, whatever stack serves them."""
         for hooks in (self.hooks, *self._exempt.values()):
-            hooks.on_response_start.append(hook)
-            hooks.on_plain_response_start.append(hook)
+            hooks.add_on_response_start(hook)
 
     async def handle_error(self, exchange: Exchange, error: BaseException) -> bool:
         """Call `on_error` for an exception of the app; return True to swallow it.
@@ -198,6 +207,33 @@ def _check_order(layers: Sequence[Layer]) -> None:
             first = layer
 
 
+def _inside(outer: Hooks[Exchange], hooks: Hooks[Exchange], *, joined: bool) -> Hooks[Exchange]:
+    """Return the hooks as they work where those of outer layers work on the same request.
+
+    Args:
+        outer: The hooks of the exchange that the layers have found.
+        hooks: Those of the layers alone.
+        joined: The layers work in that exchange, and not in one of their own.
+    """
+    key = hooks, joined
+    found = outer.further_in.get(key)
+    if found is None:
+        inside = [_layer_inside(outer.layers, layer) for layer in hooks.layers]
+        found = _hooks_of([layer for layer in inside if layer is not None])
+        found.layers = [*outer.layers, *hooks.layers]
+        found = outer.further_in[key] = found.joined_to(outer) if joined else found
+    return found
+
+
+def _layer_inside(outer: Sequence[Layer], layer: Layer) -> Layer | None:
+    for each in outer:
+        inner = layer.inside(each)
+        if inner is None:
+            return None
+        layer = inner
+    return layer
+
+
 def _hooks_of(layers: Sequence[Layer]) -> Hooks[Exchange]:
     inside_out = layers[::-1]
     starting = [layer for layer in inside_out if _overrides(layer, "on_response_start")]
@@ -209,6 +245,7 @@ def _hooks_of(layers: Sequence[Layer]) -> Hooks[Exchange]:
         on_end=[layer.on_end for layer in inside_out if _overrides(layer, "on_end")],
         on_error=next((layer.on_error for layer in inside_out if _overrides(layer, "on_error")), None),
         may_cancel_app=any(layer.may_cancel_app for layer in layers),
+        layers=layers,
     )
 
 

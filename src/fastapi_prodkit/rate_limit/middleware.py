@@ -32,7 +32,8 @@ class RateLimitMiddleware(Layer):
 
         app.add_middleware(RateLimitMiddleware, default="100/minute", exempt={"/health"})
 
-    The body of a refused request is never read. WebSocket handshakes count, and are refused, as requests are.
+    The body of a refused request is never read. WebSocket handshakes count, and are refused, as requests are. Inside of
+    another one this is a further limit, unless it is the same limit in the same store.
 
     Args:
         app: The app to serve.
@@ -74,11 +75,17 @@ class RateLimitMiddleware(Layer):
         self._uncounted = uncounted
         self._store = store or MemoryStore(settings.strategy)
         self._limits = parse_limits(settings.default, name="default")
+        self._counts = self._store, [limit.id for limit in self._limits]  # what is counted where
         self._legacy = settings.legacy_headers
         # Nearly always it is one limit, counted in memory: then there is nothing to look up and nothing to loop over.
         self._hit = None
         if isinstance(self._store, MemoryStore) and len(self._limits) == 1 and not self._legacy:
             self._hit, self._clock = self._store.window(self._limits[0]).hit, self._store.clock
+
+    def inside(self, outer: Layer) -> Layer | None:
+        """Leave the request to a layer further out that counts it against the same limits in the same store."""
+        same = isinstance(outer, RateLimitMiddleware) and outer._counts == self._counts  # noqa: SLF001 - of this class
+        return None if same else self
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Count the request, or refuse it."""

@@ -1,0 +1,443 @@
+"""A layer inside of another one of its class: the request is served as if there were one, with the inner settings."""
+
+import asyncio
+import json
+from collections import Counter
+
+import httpx2 as httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client import REGISTRY, CollectorRegistry
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.testclient import TestClient, WebSocketDenialResponse
+
+from fastapi_prodkit import Settings, create_app
+from fastapi_prodkit.access_log import AccessLogMiddleware
+from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
+from fastapi_prodkit.app import Layer, LayerStack
+from fastapi_prodkit.body_limit import BodyLimitMiddleware
+from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
+from fastapi_prodkit.cors import CORSMiddleware
+from fastapi_prodkit.deadline import DeadlineMiddleware
+from fastapi_prodkit.errors import ErrorBoundaryMiddleware
+from fastapi_prodkit.metrics import MetricsMiddleware
+from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
+from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware
+from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
+from fastapi_prodkit.sections import (
+    CorsSettings,
+    HeadersSettings,
+    HostsSettings,
+    LimitsSettings,
+    ProxySettings,
+    RateLimitSettings,
+    RequestIdSettings,
+)
+from fastapi_prodkit.security_headers import PagePolicyMiddleware, SecurityHeadersMiddleware
+
+OUTER, INNER = "https://outer.example.com", "https://inner.example.com"
+SECTIONS = {
+    "environment": "prod",
+    "hosts": {"allowed": ["testserver"]},
+    "cors": {"origins": [OUTER], "allow_credentials": True},
+    "metrics": {"public": True},
+    "proxy": {"trusted": ["10.0.0.0/8"]},
+    "rate_limit": {"default": "1000/minute"},
+    "headers": {"csp": "default-src 'self'", "hsts_max_age": 300},
+}
+
+
+async def page(request: Request) -> HTMLResponse:
+    return HTMLResponse("<p>", headers={"Vary": "Accept", "Access-Control-Allow-Origin": "*"})
+
+
+async def seen(request: Request) -> JSONResponse:
+    ids = request.headers.getlist("x-request-id")
+    return JSONResponse({"client": request.client.host, "id": current_request_id(), "headers": ids})
+
+
+async def send_back(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(await request.body())
+
+
+async def broken(request: Request):
+    raise RuntimeError("nobody handles it")
+
+
+async def hanging(request: Request):
+    await asyncio.Event().wait()
+
+
+async def slow(request: Request) -> PlainTextResponse:
+    await asyncio.sleep(0.15)  # longer than the outer deadline of test_a_longer_deadline
+    return PlainTextResponse("done")
+
+
+async def stream(request: Request) -> StreamingResponse:
+    return StreamingResponse(iter(["a", "b"]))
+
+
+async def socket(websocket):
+    await websocket.accept()
+    await websocket.send_text(str(current_request_id()))
+    await websocket.close()
+
+
+ROUTES = [
+    Route("/page", page),
+    Route("/seen", seen),
+    Route("/body", send_back, methods=["POST"]),
+    Route("/broken", broken),
+    Route("/hanging", hanging),
+    Route("/slow", slow),
+    Route("/stream", stream),
+    WebSocketRoute("/socket", socket),
+]
+
+
+class CopiedScope:
+    """Middleware of a user's own that hands a copy of the scope on."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        await self.app({**scope}, receive, send)
+
+
+def add(app, middleware):
+    for each in reversed(middleware):
+        app.add_middleware(each.cls, *each.args, **each.kwargs)
+    app.router.routes.extend(ROUTES)
+
+
+def mounted(app, middleware):
+    sub = FastAPI()
+    add(sub, middleware)
+    app.mount("/sub", sub)
+
+
+PLACES = {
+    "added": add,
+    "mounted": mounted,
+    "starlette": lambda app, middleware: app.mount("/sub", Starlette(routes=ROUTES, middleware=middleware)),
+    "router": lambda app, middleware: app.router.routes.append(Mount("/sub", routes=ROUTES, middleware=middleware)),
+    "behind a deadline": lambda app, middleware: add(app, [Middleware(DeadlineMiddleware), *middleware]),
+    "behind a copied scope": lambda app, middleware: add(app, [Middleware(CopiedScope), *middleware]),
+    "twice": lambda app, middleware: add(app, [*middleware, *middleware]),
+}
+
+
+@pytest.fixture(params=PLACES)
+def inside(request, capsys):
+    """Return a client of an app of create_app that has these layers further in, and serves ROUTES inside of them."""
+
+    def client(*middleware, url="https://testserver", host="10.0.0.1", **sections):
+        app = create_app(Settings(**{**SECTIONS, **sections}))
+        PLACES[request.param](app, list(middleware))
+        prefix = "/sub" if any(getattr(route, "path", "") == "/sub" for route in app.router.routes) else ""
+        capsys.readouterr()
+        return TestClient(app, base_url=url + prefix, raise_server_exceptions=False, client=(host, 1))
+
+    return client
+
+
+def lines(capsys) -> list[dict]:
+    """Return the lines of the service, without those of the test's own client."""
+    written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [line for line in written if line["logger"].startswith("fastapi_prodkit")]
+
+
+def connect(client, **options):
+    """Open the socket of ROUTES; a TestClient ignores the path of its own address there."""
+    return client.websocket_connect(f"{client.base_url.path}socket", **options)
+
+
+def measured(registry=REGISTRY) -> float:
+    return sum(
+        sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "http_server_request_duration_seconds_count"
+    )
+
+
+def assert_no_header_twice(response: httpx.Response) -> None:
+    counts = Counter(name.lower() for name, _ in response.headers.raw)
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
+EVERY_LAYER = [
+    Middleware(ProxyHeadersMiddleware, ProxySettings(trusted=["10.0.0.0/8"])),
+    Middleware(RequestIDMiddleware),
+    Middleware(AccessLogMiddleware),
+    Middleware(ErrorBoundaryMiddleware),
+    Middleware(MetricsMiddleware),
+    Middleware(PagePolicyMiddleware),
+    Middleware(SecurityHeadersMiddleware, HeadersSettings(csp="img-src 'self'")),
+    Middleware(CORSMiddleware, CorsSettings(origins=[OUTER])),
+    Middleware(AllowedHostsMiddleware, HostsSettings(allowed=["testserver"])),
+    Middleware(ConcurrencyLimitMiddleware, LimitsSettings(max_concurrent=5), registry=CollectorRegistry()),
+    Middleware(RateLimitMiddleware),
+    Middleware(DeadlineMiddleware),
+    Middleware(BodyLimitMiddleware),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/page", 200), ("/seen", 200), ("/stream", 200), ("/broken", 500), ("/nowhere", 404)]
+)
+def test_every_layer_once_more(inside, capsys, path, status):
+    """No header is sent twice; there is one id, one line and one measurement, and one record of an exception."""
+    client, before = inside(*EVERY_LAYER), measured()
+
+    response = client.get(path, headers={"Origin": OUTER})
+
+    written = lines(capsys)
+    assert response.status_code == status
+    assert_no_header_twice(response)
+    assert response.headers["access-control-allow-origin"] == OUTER
+    assert [line["http_status"] for line in written if line["event"] == "request"] == [status]
+    assert sum("exception" in line for line in written) == (status == 500)
+    assert {line["request_id"] for line in written} == {response.headers["x-request-id"]}
+    assert measured() - before == 1
+
+
+def test_every_layer_once_more_around_a_websocket(inside, capsys):
+    """The handshake has one id, and the conversation one line."""
+    with connect(inside(*EVERY_LAYER)) as session:
+        request_id = session.receive_text()
+
+    assert dict(session.extra_headers)[b"x-request-id"] == request_id.encode()
+    assert len(session.extra_headers) == len(dict(session.extra_headers))
+    assert [line["request_id"] for line in lines(capsys) if line["event"] == "request"] == [request_id]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"csp": "img-src 'self'", "frame_options": ""},
+        {"settings": HeadersSettings(csp="img-src 'self'", frame_options="")},
+        {"settings": HeadersSettings(csp="overridden", frame_options=""), "csp": "img-src 'self'"},
+    ],
+    ids=["keywords", "settings", "both"],
+)
+def test_security_headers(inside, given):
+    """Of each header the inner setting counts if it was given, an empty one too, and the outer setting otherwise."""
+    client = inside(Middleware(SecurityHeadersMiddleware, **given))
+
+    headers = client.get("/page").headers
+
+    assert headers.get_list("content-security-policy") == ["img-src 'self'"]
+    assert "x-frame-options" not in headers
+    assert headers["strict-transport-security"] == "max-age=300; includeSubDomains"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
+
+
+def test_security_headers_by_path(inside):
+    """A policy by path of an inner layer counts for paths relative to its own app, and for no others."""
+    client = inside(Middleware(SecurityHeadersMiddleware, policies={"/page": "img-src 'self'"}))
+
+    policies = [client.get(path).headers.get_list("content-security-policy") for path in ("/page", "/seen")]
+
+    assert policies == [["img-src 'self'"], ["default-src 'self'"]]
+
+
+def test_cors(inside):
+    """The inner policy takes the place of the outer one, with all that the outer one has granted."""
+    client = inside(Middleware(CORSMiddleware, CorsSettings(origins=[INNER])))
+
+    inner, outer = (client.get("/page", headers={"Origin": origin}).headers for origin in (INNER, OUTER))
+
+    assert inner["access-control-allow-origin"] == INNER
+    assert not [name for name in outer if name.startswith("access-control-allow-")]
+    assert "access-control-allow-credentials" not in inner
+    assert inner.get_list("vary") == outer.get_list("vary") == ["Accept, Origin"]
+
+
+def test_cors_behind_a_public_policy(inside):
+    """What an inner policy grants to some varies, although what the outer one grants to all does not."""
+    client = inside(Middleware(CORSMiddleware, CorsSettings(origins=[INNER])), cors={"origins": ["*"]})
+
+    headers = client.get("/page", headers={"Origin": INNER}).headers
+
+    assert (headers["access-control-allow-origin"], headers["vary"]) == (INNER, "Accept, Origin")
+
+
+def test_cors_of_websockets(inside):
+    """A handshake has to pass both policies."""
+    client = inside(Middleware(CORSMiddleware, CorsSettings(origins=[INNER])))
+
+    for origin in (INNER, OUTER):
+        with pytest.raises(WebSocketDenialResponse), connect(client, headers={"Origin": origin}):
+            pass
+
+
+def test_request_id(inside):
+    """The inner layer sends the outer one's id under its own name, and the app finds it under both."""
+    client = inside(Middleware(RequestIDMiddleware, RequestIdSettings(header="X-Inner-ID"), generator=lambda: "unused"))
+
+    response = client.get("/seen", headers={"X-Inner-ID": "from-the-client"})
+
+    chosen = response.headers["x-request-id"]
+    assert response.headers["x-inner-id"] == chosen
+    assert response.json() == {"client": "10.0.0.1", "id": chosen, "headers": [chosen]}
+
+
+def test_proxy_headers(inside):
+    """Trust is not applied twice: what the client has written is no second hop, although the client is in the list."""
+    client = inside(Middleware(ProxyHeadersMiddleware, ProxySettings(trusted=["10.0.0.0/8", "203.0.113.0/24"])))
+
+    answer = client.get("/seen", headers={"X-Forwarded-For": "198.51.100.66, 203.0.113.7"}).json()
+
+    assert answer["client"] == "203.0.113.7"
+
+
+def test_metrics_of_another_registry(inside):
+    """A request is measured once in each registry."""
+    registry = CollectorRegistry()
+    client, before = inside(Middleware(MetricsMiddleware, registry=registry)), measured()
+
+    client.get("/page")
+
+    assert (measured(registry), measured() - before) == (1, 1)
+
+
+def test_allowed_hosts(inside):
+    """A host has to be in both lists."""
+    client = inside(Middleware(AllowedHostsMiddleware, HostsSettings(allowed=["admin.example.com"])))
+
+    response = client.get("/page")
+
+    assert response.status_code == 400
+    assert_no_header_twice(response)
+
+
+def test_rate_limit(inside):
+    """An inner limit is a further one: headers name both in one line, and either may refuse."""
+    client = inside(Middleware(RateLimitMiddleware, RateLimitSettings(default="1/minute")))
+
+    response, refused = client.get("/page"), client.get("/page")
+
+    assert response.headers.get_list("ratelimit-policy")[0].startswith('"default";q=1000;w=60, "default";q=1;w=60')
+    assert refused.status_code == 429
+    assert refused.json()["violated-policies"] == ["default"]
+    assert_no_header_twice(response)
+    assert_no_header_twice(refused)
+
+
+def test_rate_limit_in_the_same_store(inside):
+    """The same limit in the same store counts a request once."""
+    store = MemoryStore()
+    client = inside(*[Middleware(RateLimitMiddleware, store=store)] * 2, rate_limit=None)
+
+    headers = client.get("/page").headers
+
+    assert headers["ratelimit"].startswith('"default";r=99;')
+    assert "," not in headers["ratelimit"]
+
+
+def test_a_shorter_deadline(inside):
+    """The inner deadline counts, and is answered once."""
+    client = inside(Middleware(DeadlineMiddleware, LimitsSettings(request_timeout=0.05)))
+
+    response = client.get("/hanging")
+
+    assert response.status_code == 504
+    assert_no_header_twice(response)
+
+
+@pytest.mark.parametrize("seconds", [60, None])
+def test_a_longer_deadline(inside, seconds):
+    """The inner deadline counts, although the outer one would have ended the request, and so does none at all."""
+    inner = Middleware(DeadlineMiddleware, LimitsSettings(request_timeout=seconds))
+    client = inside(inner, limits={"request_timeout": 0.05})
+
+    assert client.get("/slow").status_code == 200
+
+
+@pytest.mark.parametrize(("outer", "inner"), [(20, 10), (10, 20), (10, 10), (10, None), (None, 10)])
+@pytest.mark.parametrize("sent", [bytes, lambda body: iter([body])])
+def test_body_limit(inside, outer, inner, sent):
+    """The smaller limit counts, for an announced body and for a chunked one, and the refusal is one problem."""
+    layer = Middleware(BodyLimitMiddleware, LimitsSettings(max_body_size=inner))
+    client = inside(layer, limits={"max_body_size": outer})
+
+    small, large = (client.post("/body", content=sent(b"x" * size)) for size in (10, 11))
+
+    assert (small.status_code, large.status_code) == (200, 413)
+    assert large.headers["content-type"] == "application/problem+json"
+    assert_no_header_twice(large)
+
+
+def test_concurrency_limit(inside):
+    """A request takes a place of both limits, and gives both back."""
+    limit = Middleware(ConcurrencyLimitMiddleware, LimitsSettings(max_concurrent=2), registry=CollectorRegistry())
+    client = inside(limit, limits={"max_concurrent": 1})
+
+    assert [client.get("/page").status_code for _ in range(3)] == [200] * 3
+
+
+class Counted(Layer):
+    """Count how often it is asked what works inside of another layer, and how often it works."""
+
+    may_answer = False
+
+    def __init__(self, app=None):
+        self.app = app
+        self.asked = self.worked = 0
+
+    def inside(self, outer):
+        self.asked += 1
+        return self
+
+    def on_request(self, exchange):
+        self.worked += 1
+
+
+@pytest.mark.parametrize("root_path", ["", "/sub"])
+def test_a_layer_is_asked_once(root_path):
+    """What works inside of what is found out at the first request, and not at each."""
+
+    async def mount(scope, receive, send):
+        scope["root_path"] = root_path
+        await counted(scope, receive, send)
+
+    counted = Counted(PlainTextResponse("ok"))
+    client = TestClient(LayerStack([RequestIDMiddleware(mount)], mount))
+
+    for _ in range(3):
+        client.get("/")
+
+    assert (counted.asked, counted.worked) == (1, 3)
+
+
+def test_headers_that_an_app_varies_with_stay():
+    """An exchange inside of another one adds no header of the outer one's in place of the app's own."""
+    app = create_app(Settings(**SECTIONS))
+    add(app, [Middleware(DeadlineMiddleware)])
+
+    headers = TestClient(app).get("/page", headers={"Origin": OUTER}).headers
+
+    assert headers.get_list("vary") == ["Accept, Origin"]
+
+
+@pytest.mark.parametrize("place", ["added", "mounted"])
+def test_a_drain_closes_connections_of_requests_with_inner_layers(place):
+    """The hook that is added later is called for requests whose layers have been combined before."""
+    app = create_app(Settings(**SECTIONS))
+    PLACES[place](app, [Middleware(RequestIDMiddleware)])
+    path = "/page" if place == "added" else "/sub/page"
+
+    with TestClient(app) as client:
+        before = client.get(path).headers
+        app.state.shutdown.drain()
+        after = client.get(path).headers
+
+    assert "connection" not in before
+    assert after.get_list("connection") == ["close"]
