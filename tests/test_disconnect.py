@@ -134,6 +134,20 @@ async def test_exempt_paths(handler):
     assert await handler.left_by(Client(app)) == "done"
 
 
+@pytest.mark.parametrize("outer", [ENABLED, None])
+@pytest.mark.parametrize("inner", [ENABLED, None])
+async def test_a_layer_inside_of_another_one(handler, outer, inner):
+    """It is enough that one of them is switched on, and the request is uncancelled in the end, as with one."""
+    app = service(handler, inner)
+    app.add_middleware(DisconnectMiddleware, outer)
+    client = Client(app)
+
+    outcome = await handler.left_by(client)
+
+    assert outcome == ("done" if outer is inner is None else "cancelled")
+    assert client.task.cancelling() == 0
+
+
 # Routes that decide for themselves
 
 CANCEL, IGNORE = Depends(cancel_on_disconnect), Depends(ignore_disconnect)

@@ -23,6 +23,7 @@ from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
+from fastapi_prodkit.disconnect import DisconnectMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware
 from fastapi_prodkit.metrics import MetricsMiddleware
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
@@ -183,6 +184,7 @@ EVERY_LAYER = [
     Middleware(AllowedHostsMiddleware, HostsSettings(allowed=["testserver"])),
     Middleware(ConcurrencyLimitMiddleware, LimitsSettings(max_concurrent=5), registry=CollectorRegistry()),
     Middleware(RateLimitMiddleware),
+    Middleware(DisconnectMiddleware, LimitsSettings(cancel_on_disconnect=True)),
     Middleware(DeadlineMiddleware),
     Middleware(BodyLimitMiddleware),
 ]

@@ -68,6 +68,10 @@ class DisconnectMiddleware(Layer):
         self.exempt = exempt
         self._enabled = settings.cancel_on_disconnect
 
+    def inside(self, outer: Layer) -> Layer | None:
+        """Leave the client to a layer further out that listens already."""
+        return None if isinstance(outer, DisconnectMiddleware) and outer._enabled else self  # noqa: SLF001 - of this class
+
     def on_wait(self, exchange: Exchange, started_at: float) -> None:  # noqa: ARG002 - a disconnect has no time
         """Start to listen for the disconnect."""
         if self._enabled:
