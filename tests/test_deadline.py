@@ -434,7 +434,7 @@ async def test_requests_end_in_their_order():
 
 
 async def test_an_error_at_the_end_of_one_wait():
-    """A wait that cannot be ended is told to the event loop, and the next ones end all the same."""
+    """A wait that cannot be ended is told to the event loop, and the others end, with no help from a new one."""
     ended, told, loop = [], [], asyncio.get_running_loop()
     error = RuntimeError("broken")
 
@@ -452,7 +452,7 @@ async def test_an_error_at_the_end_of_one_wait():
     timer = SharedTimer(SHORT, expire)
     for wait in (error, "waiting"):
         timer.start(wait, time.perf_counter(), loop)
-    await until_has(1, told)
+    await until_has(1, ended)
     timer.start("later", time.perf_counter(), loop)
     await until_has(2, ended)
 

@@ -46,14 +46,17 @@ class TimerQueue(Generic[_Subject]):
 
     def expire_due(self) -> None:
         """Expire the time-outs that are due, and schedule the next call for the oldest of the others."""
-        self.armed = False  # should `expire` raise, the next time-out schedules a call again
+        self.armed = False
         while self.timings:
             oldest, due = next(iter(self.timings.items()))
             if due > perf_counter():
                 self.schedule(due)
                 return
             del self.timings[oldest]
-            self._expire(oldest.subject)
+            try:
+                self._expire(oldest.subject)
+            except Exception as error:  # noqa: BLE001 - one subject's failure; the time-outs of the others still expire
+                self.loop.call_exception_handler({"message": "a time-out failed to expire", "exception": error})
 
 
 class Timing(Generic[_Subject]):
