@@ -777,6 +777,20 @@ def test_a_decorator_in_the_wrong_order_is_reported(caplog):
     ]
 
 
+def test_a_class_as_endpoint():
+    """Starlette's class-based endpoints count as all others do."""
+
+    class Items(HTTPEndpoint):
+        async def get(self, request):
+            return Response()
+
+    app = app_of(default="1/minute")
+    app.add_route("/items", Items)
+    client = TestClient(app)
+
+    assert [client.get("/items").status_code for _ in range(2)] == [200, 429]
+
+
 def test_the_schema_of_a_limited_endpoint():
     """The schema shows the 429 of a decorated endpoint, and none of the parameters that the limit needs."""
     app = app_of()

@@ -86,7 +86,8 @@ def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, Any]]
 
 def _report(context: RouteContext, path: str) -> None:
     marks = getattr(context.endpoint, "__dict__", {})
-    if marks.pop(_LIMIT_ELSEWHERE, False):
+    if _LIMIT_ELSEWHERE in marks:
+        del marks[_LIMIT_ELSEWHERE]
         _logger.warning("the limit of %s does nothing: put its decorator below the one of the route", path)
 
 
