@@ -536,21 +536,33 @@ def test_everything_is_raised_on(way, capsys):
 
 
 def test_without_a_boundary_the_server_decides(capsys):
-    """ERRORS_ENABLED=false: nothing is logged or swallowed, and the request's context stays for the server's line."""
-    app, seen = made("create_app", errors=None), []
+    """ERRORS_ENABLED=false: nothing is logged or swallowed; the server's record has the context of the request."""
+    app = made("create_app", errors=None)
     add_routes(app)
 
-    async def server(scope, receive, send):
-        try:
-            await app(scope, receive, send)
-        except ValueError:
-            seen.append(_context.current())
+    with serving(app) as port, connection(port) as client:
+        client.sendall(request("GET", "/raise/unhandled", "X-Request-ID: id-of-the-request"))
+        response = read_response(client)
 
-    response = TestClient(server).get("/raise/unhandled")
+    [line] = error_lines(capsys.readouterr().out)
+    assert response.startswith(b"HTTP/1.1 500")
+    assert (line["logger"], line["request_id"]) == ("uvicorn.error", "id-of-the-request")
 
-    assert response.status_code == 500
-    assert error_lines(capsys.readouterr().out) == []
-    assert seen == [{"request_id": response.headers["x-request-id"]}]
+
+@pytest.mark.parametrize("errors", [None, {"raise_": True}])
+async def test_a_call_in_process_keeps_its_own_context(errors):
+    """The lines of a task that calls an app by itself have none of the request's fields, however the request ends."""
+    app = made("create_app", errors=errors)
+    add_routes(app)
+    token = _context.begin({"job": "nightly"})
+
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://testserver") as client:
+        for path in ("/nowhere", "/raise/unhandled", "/midway/unhandled"):
+            with contextlib.suppress(ValueError, RuntimeError):
+                await client.get(path)
+            assert _context.current() == {"job": "nightly"}
+
+    _context.end(token)
 
 
 def test_an_exception_from_outside_of_the_edge(monkeypatch, capsys):

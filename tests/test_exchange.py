@@ -1,6 +1,8 @@
 """The exchange: what every piece may rely on, alone, side by side, and one inside the other."""
 
 import asyncio
+import json
+import logging
 import sys
 from contextlib import suppress
 from types import coroutine
@@ -13,6 +15,7 @@ from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
 from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.logging import configure_logging
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware
 from fastapi_prodkit.sections import ProxySettings
@@ -275,23 +278,25 @@ async def test_an_error_that_is_settled():
 
 
 @pytest.mark.parametrize("make", [Keep, lambda app: Note(app, "a", [])])
-async def test_an_error_that_is_not(make):
-    """Otherwise it is raised on, and the context stays for the server's own line about it."""
-    seen = []
+async def test_an_error_that_is_not(make, capsys):
+    """It is raised on with the context of its request, which the server's own record of it has and no other."""
 
     async def app(scope, receive, send):
         _context.bind(user="u1")
         raise RuntimeError("at once")
 
-    async def server():
-        try:
-            await Server().call(make(app))
-        except RuntimeError as error:
-            seen.append((str(error), _context.current()))
+    configure_logging()
+    server = logging.getLogger("server")
 
-    await asyncio.create_task(server())
+    try:
+        await Server().call(make(app))
+    except RuntimeError as error:
+        server.error("failed", exc_info=error)
+    server.error("another")
 
-    assert seen == [("at once", {"user": "u1"})]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.get("user") for line in lines] == ["u1", None]
+    assert _context.current() is None
 
 
 async def test_an_error_that_is_only_noted():

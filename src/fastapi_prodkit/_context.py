@@ -4,8 +4,11 @@ A dict that is mutated survives sync dependencies, threadpools and tasks, where 
 they work on a copy of the context, and the copy refers to the same dict.
 """
 
+import logging
 from contextvars import ContextVar
 from typing import Any, Final
+
+from fastapi_prodkit import _scope
 
 NO_REQUEST: Final = "-"  # stands in place of a request id outside of any request, in other formats than our own
 
@@ -29,3 +32,16 @@ def bind(**fields: Any) -> None:
         _fields.set(fields)
     else:
         context.update(fields)
+
+
+def keep(error: BaseException, context: dict[str, Any]) -> None:
+    """Keep a request's context for the record of its exception, which the server writes after the context is closed."""
+    vars(error)[_scope.EXCEPTION_CONTEXT] = context  # not setattr, which an exception's class may refuse
+
+
+def of(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the current context; outside of any, that of the request from which the record's exception came."""
+    context = _fields.get()
+    if context is None and isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
+        context = vars(record.exc_info[1]).get(_scope.EXCEPTION_CONTEXT)
+    return context or {}

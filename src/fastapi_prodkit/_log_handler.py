@@ -85,7 +85,7 @@ class EventHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record of the standard library or structlog. Never raises."""
         head = self._head(datetime.fromtimestamp(record.created, UTC), record.levelname.lower(), record.name)
-        extras = self._context()
+        extras = {**self._contextvars(), **_context.of(record)}
         try:
             head["event"] = vars(record).get(EVENT_NAME) or record.getMessage().rstrip()
         except Exception as error:  # noqa: BLE001 - a message that does not fit its arguments, or a broken __str__
@@ -114,7 +114,7 @@ class EventHandler(logging.Handler):
 
         def write(fields: dict[str, Any]) -> None:
             now = datetime.now(UTC)
-            context = self._context()
+            context = {**self._contextvars(), **(_context.current() or {})}
             if structured and fields and ((len(context) == 1 and _OURS in context) or self._is_harmless(context)):
                 line = _dump({"timestamp": now, **context, **fields})
                 if line is not None:
@@ -123,9 +123,6 @@ class EventHandler(logging.Handler):
             self._write(self._render(self._head(now, level, logger) | {"event": event}, {**context, **fields}))
 
         return write
-
-    def _context(self) -> dict[str, Any]:
-        return {**self._contextvars(), **(_context.current() or {})}
 
     def _head(self, timestamp: datetime, level: str, logger: str) -> dict[str, Any]:
         return {"timestamp": timestamp, "level": level, "event": "", "logger": logger, **self._static}

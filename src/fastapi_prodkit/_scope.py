@@ -13,6 +13,7 @@ QUOTAS: Final = "fastapi_prodkit.quotas"  # what the request has been counted ag
 
 # Attributes of objects that are not ours.
 EXCEPTION_LOGGED: Final = "__prodkit_logged__"  # an exception whose record is written
+EXCEPTION_CONTEXT: Final = "__prodkit_context__"  # an exception: the context of the request that it has left
 LIFESPAN_COMPOSED: Final = "__prodkit_composed__"  # a lifespan that starts mounted apps by itself
 APP_STACK: Final = "_prodkit_middleware_stack"  # an app with an edge: its middleware stack, in the edge
 ROUTER_MOUNTS: Final = "fastapi_prodkit"  # a router: the prefixes of its mounts; see _asgi

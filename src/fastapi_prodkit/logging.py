@@ -77,7 +77,7 @@ class RequestIDFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the id, and let the record pass."""
-        vars(record).setdefault("request_id", _context.request_id() or _context.NO_REQUEST)
+        vars(record).setdefault("request_id", _context.of(record).get("request_id") or _context.NO_REQUEST)
         return super().filter(record)
 
 

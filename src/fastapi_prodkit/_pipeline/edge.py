@@ -124,16 +124,12 @@ def _with_edge(base: type[Starlette], edge: Edge) -> type[Starlette]:
         if scope["type"] not in _KINDS or _scope.installed(scope) is not None:
             await base.__call__(app, scope, receive, send)
             return
-        context = _context.current()
         failures: _Failures = []
         scope[_scope.FAILURES] = failures
         try:
             await base.__call__(app, scope, receive, send)
         except APP_ERRORS as error:
-            swallow = _settle(failures, error)
-            if swallow or _scope.is_logged(error):
-                _context.begin(context)
-            if not swallow:
+            if not _settle(failures, error):
                 raise
         finally:
             failures.clear()  # it refers to the exchange, and the exchange to the scope that holds it
@@ -148,9 +144,10 @@ def _settle(failures: _Failures, error: BaseException) -> bool:
     if not failures:
         return False
     exchange, original = failures[-1]
-    _context.begin(exchange.context)
+    token = _context.begin(exchange.context)
     on_error = exchange.hooks.on_error
     swallow = on_error is not None and on_error(exchange, original)
+    _context.end(token)
     # The server may have cancelled the request while an agent was busy with the exception.
     return swallow and (error is original or isinstance(error, Exception))
 

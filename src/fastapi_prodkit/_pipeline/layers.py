@@ -2,10 +2,9 @@
 
 from asyncio import CancelledError, current_task
 from collections.abc import Collection, Sequence
-from contextvars import Token
 from copy import copy
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -128,7 +127,7 @@ class LayerStack:
         if outer is not None or exchange.path in self._exempt:
             hooks = self.hooks_for(exchange)
             exchange.replace_hooks(hooks if outer is None else _inside(outer.hooks, hooks, joined=False))
-        token: Token[Any] | None = _context.begin(exchange.context)
+        token = _context.begin(exchange.context)
         try:
             await exchange.call_inner(exchange.receive, exchange.send)
             if exchange.interruption is not None:
@@ -136,19 +135,17 @@ class LayerStack:
         except APP_ERRORS as error:
             interrupted = await exchange.finish_interruption() and isinstance(error, CancelledError)
             if not interrupted and not await self.handle_error(exchange, error):
-                # The context stays for the server's own line about an exception that is not logged yet.
-                token = token if _scope.is_logged(error) else None
+                _context.keep(error, exchange.context)
                 raise
-        except BaseException:
-            token = None  # the server's line about what is no error of the app has the context, too
+        except BaseException as error:
+            _context.keep(error, exchange.context)  # it is no error of the app; no hook is called
             raise
         finally:
             exchange.finish()
             # Break the cycle of references between exchange and scope, which the garbage collector would have to find.
             scope[EXCHANGE] = outer
             exchange.receive_from_server = receive
-            if token is not None:
-                _context.end(token)
+            _context.end(token)
 
     def around(self, app: ASGIApp) -> "LayerStack":
         """Return the same layers around another app."""
