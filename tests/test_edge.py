@@ -654,6 +654,39 @@ def test_an_edge_around_an_app_of_ones_own_class():
     assert called == ["http", "http"]
 
 
+def test_an_edge_around_an_app_whose_class_asks_for_more():
+    """A class that registers its subclasses, under a keyword that they have to give, does not hear of the edge's."""
+
+    registered = []
+
+    class Registry(FastAPI):
+        def __init_subclass__(cls, *, kind, **options):
+            registered.append(kind)
+            super().__init_subclass__(**options)
+
+    class Own(Registry, kind="own"):
+        pass
+
+    app = Own()
+    install(app, production())
+
+    assert isinstance(app, Own)
+    assert type(app).__name__ == "Own"
+    assert registered == ["own"]
+    assert TestClient(app).get("/nowhere").headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_middleware_stack_can_be_deleted():
+    """As without an edge it is gone then, until it is set again."""
+    app = made("create_app")
+
+    del app.middleware_stack
+
+    assert not hasattr(app, "middleware_stack")
+    app.middleware_stack = app.build_middleware_stack()
+    assert TestClient(app).get("/nowhere").headers["x-content-type-options"] == "nosniff"
+
+
 def test_where_no_edge_can_be_put():
     """An app that has started, or has an edge: an error, where it would do nothing, or all twice."""
     started, twice = Starlette(), Starlette()

@@ -8,7 +8,7 @@ __all__ = ["EXCHANGE", "FAILURES", "INSTALLED", "QUOTAS", "installed", "is_logge
 # Scope keys.
 INSTALLED: Final = "fastapi_prodkit"  # the objects that dependencies look for; also an attribute of app.state
 EXCHANGE: Final = "fastapi_prodkit.exchange"  # the innermost Exchange of the request; read by Exchange.innermost
-FAILURES: Final = "fastapi_prodkit.failures"  # exceptions that have left the edge; see _pipeline.outermost
+FAILURES: Final = "fastapi_prodkit.failures"  # exceptions that have left the edge; see _pipeline.edge
 QUOTAS: Final = "fastapi_prodkit.quotas"  # what the request has been counted against; see rate_limit.limits
 
 # Attributes of objects that are not ours.

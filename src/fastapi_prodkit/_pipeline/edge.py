@@ -100,6 +100,12 @@ class Edge:
             await self.app(scope, receive, send)
 
 
+class _Unregistered:
+    """Keep `__init_subclass__` of the base classes behind this one, which may need arguments, from being called."""
+
+    def __init_subclass__(cls) -> None: ...
+
+
 class _EdgeStack(LayerStack):
     async def decide(self, exchange: Exchange, error: BaseException) -> bool:
         """Answer what Starlette has not, and leave the decision to the outermost place if there is one."""
@@ -120,6 +126,9 @@ def _with_edge(base: type[Starlette], edge: Edge) -> type[Starlette]:
     def set_stack(app: Starlette, stack: ASGIApp | None) -> None:
         setattr(app, _scope.APP_STACK, None if stack is None else edge.around(stack))
 
+    def delete_stack(app: Starlette) -> None:
+        delattr(app, _scope.APP_STACK)
+
     async def call(app: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in _KINDS or _scope.installed(scope) is not None:
             await base.__call__(app, scope, receive, send)
@@ -135,8 +144,8 @@ def _with_edge(base: type[Starlette], edge: Edge) -> type[Starlette]:
             failures.clear()  # it refers to the exchange, and the exchange to the scope that holds it
 
     members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    stack = property(attrgetter(_scope.APP_STACK), set_stack)
-    return type(base.__name__, (base,), {**members, "__call__": call, "middleware_stack": stack})
+    stack = property(attrgetter(_scope.APP_STACK), set_stack, delete_stack)
+    return type(base.__name__, (_Unregistered, base), {**members, "__call__": call, "middleware_stack": stack})
 
 
 def _settle(failures: _Failures, error: BaseException) -> bool:
