@@ -14,11 +14,12 @@ from fastapi_prodkit import _context
 from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
+from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.logging import configure_logging
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.request_id import RequestIDMiddleware
-from fastapi_prodkit.sections import ProxySettings
+from fastapi_prodkit.sections import LimitsSettings, ProxySettings
 
 
 def scope_of(kind="http", *headers):
@@ -297,6 +298,28 @@ async def test_an_error_that_is_not(make, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line.get("user") for line in lines] == ["u1", None]
     assert _context.current() is None
+
+
+async def test_an_answer_that_reads_a_body():
+    """A layer's own answer has the body's time-out as the app has, and the timer goes on."""
+
+    class Reading(Layer):
+        def on_request(self, exchange):
+            return read
+
+    async def read(scope, receive, send):
+        await receive()
+
+    async def never():
+        await asyncio.Event().wait()
+
+    limited = LayerStack([BodyLimitMiddleware(None, LimitsSettings(body_timeout=0.01)), Reading()], ok)
+
+    for _ in range(2):
+        server = Server()
+        server.receive = never
+        start, _ = await server.call(limited, {**scope_of("http", (b"content-length", b"1")), "http_version": "1.1"})
+        assert start["status"] == 408
 
 
 async def test_an_error_that_is_only_noted():

@@ -38,7 +38,7 @@ class Exchange:
         request_complete: The last message of the request's body has been received.
         exempt: The hooks of some layer are not called, because its `exempt` has the path.
         started_at: When the request came, on the clock of `perf_counter`.
-        task: The task that serves the request; set before the app is called if a layer may cancel it.
+        task: The task that serves the request; set before the app, or a layer's own answer, is called.
         hooks: What the layers do with the request.
         listener: Listens for the disconnect of the client.
         receive_from_server: Returns the app's next message; a layer may put itself in between.
@@ -61,6 +61,7 @@ class Exchange:
     listener: DisconnectListener | None = None
     task: "Task[Any] | None" = None
     _held = False  # by a layer that has returned an app of its own
+    _waited = False  # `on_wait` was called
 
     def __init__(  # noqa: PLR0913, PLR0917 - called for every request: keywords cost
         self,
@@ -125,8 +126,9 @@ class Exchange:
             answer = on_request(self)
             if answer is not None:
                 self._held = True
+                self.task = asyncio.current_task()  # its answer may read a body, which has a time-out
                 return answer(self.scope, receive, send)
-        if self.hooks.may_cancel_app and self.task is None:
+        if self.hooks.may_cancel_app and not self._waited:
             # Time for which a layer has held the request does not count.
             self.start_deadlines(perf_counter() if self._held else self.started_at)
         return self._app(self.scope, receive, send)
@@ -146,6 +148,7 @@ class Exchange:
 
         Must be called from the task that serves the request: that task is the one a deadline cancels.
         """
+        self._waited = True
         self.task = asyncio.current_task()
         for on_wait in self.hooks.on_wait:
             on_wait(self, started_at)
