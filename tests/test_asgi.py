@@ -4,11 +4,11 @@ import pytest
 from fastapi import APIRouter, FastAPI, WebSocket
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
-from starlette.routing import Host, Mount, NoMatchFound, Route, Router
+from starlette.routing import Host, Mount, Route, Router
 from starlette.testclient import TestClient
 
 from fastapi_prodkit import _asgi
-from fastapi_prodkit._asgi import UNMATCHED, ExactRoutes, header, route_path, route_template
+from fastapi_prodkit._asgi import UNMATCHED, LabelledRoute, header, route_path, route_template
 
 
 class Spy:
@@ -260,80 +260,14 @@ def test_the_walk_over_mounts_is_done_once(monkeypatch):
     assert len(walks) == 1
 
 
-def exact_app():
-    async def create(request):
-        return PlainTextResponse("created", 201)
-
-    routes = [Route("/health", plain, methods=["GET"], name="health"), Route("/jobs", create, methods=["POST"])]
-    app = FastAPI()
-    app.router.routes.insert(0, ExactRoutes(routes))
-    app.get("/health/{part}")(hello)
-    app.get("/{anything}")(hello)
-    return TestClient(app)
-
-
-def test_exact_routes():
-    """Routes without parameters are found by their path and nothing else, before a catch-all."""
-    client = exact_app()
-
-    assert client.get("/health").text == "ok"
-    assert client.post("/jobs").status_code == 201
-    assert client.get("/health/part").json() == {}
-    assert client.get("/other").json() == {}
-    assert client.get("/HEALTH").json() == {}
-
-
-def test_templates_of_exact_routes():
-    """They are noted, although FastAPI notes none of Starlette's, for a method that they do not have as well."""
+def test_labelled_routes():
+    """A plain route may note itself, as FastAPI's own kind does; in a mounted app and for another method, too."""
     app, inner = FastAPI(), FastAPI()
     for each in (app, inner):
-        each.router.routes.insert(0, ExactRoutes([Route("/health", plain, methods=["GET"])]))
+        each.router.routes.append(LabelledRoute("/docs/{name}", plain, methods=["GET"]))
     app.mount("/inner", inner)
 
-    assert template(app, "/health") == "/health"
-    assert template(app, "/health", method="DELETE") == "/health"
-    assert template(app, "/api/health", root_path="/api") == "/health"
-    assert template(app, "/inner/health") == "/inner/health"
-
-
-def test_exact_routes_below_a_root_path():
-    """They are relative to the app."""
-    app = FastAPI()
-    app.router.routes.insert(0, ExactRoutes([Route("/health", plain)]))
-
-    assert TestClient(app, root_path="/api").get("/api/health").text == "ok"
-
-
-def test_methods_of_exact_routes():
-    """A method that such a route does not have is a 405, unless a later route has it."""
-    app = FastAPI()
-    app.router.routes.insert(0, ExactRoutes([Route("/health", plain, methods=["GET"])]))
-
-    assert TestClient(app).delete("/health").status_code == 405
-
-
-def test_websockets_pass_exact_routes():
-    """A WebSocket of the same path is somebody else's."""
-    app = FastAPI()
-    app.router.routes.insert(0, ExactRoutes([Route("/ws", plain)]))
-
-    @app.websocket("/ws")
-    async def endpoint(websocket: WebSocket):
-        await websocket.accept()
-        await websocket.send_text("hello")
-        await websocket.close()
-
-    with TestClient(app).websocket_connect("/ws") as session:
-        assert session.receive_text() == "hello"
-
-
-def test_urls_of_exact_routes():
-    """They have names, as all routes do."""
-    app = FastAPI()
-    app.router.routes.insert(0, ExactRoutes([Route("/jobs", plain, name="jobs"), Route("/health", plain, name="h")]))
-    app.get("/items/{number}", name="item")(hello)
-
-    assert app.url_path_for("h") == "/health"
-    assert app.url_path_for("item", number=7) == "/items/7"
-    with pytest.raises(NoMatchFound):
-        app.url_path_for("nothing")
+    assert template(app, "/docs/page") == "/docs/{name}"
+    assert template(app, "/docs/page", method="DELETE") == "/docs/{name}"
+    assert template(app, "/inner/docs/page") == "/inner/docs/{name}"
+    assert template(app, "/docs") == UNMATCHED

@@ -1,15 +1,12 @@
 """The sole reader of framework scope keys, and small help with raw headers."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 from fastapi.routing import iter_route_contexts
-from starlette._utils import get_route_path
-from starlette.datastructures import URLPath
 from starlette.middleware import body_limit
-from starlette.routing import BaseRoute, Match, Mount, NoMatchFound, Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute, Match, Mount, Route, Router
+from starlette.types import Scope
 
 from fastapi_prodkit import _scope
 
@@ -112,26 +109,16 @@ def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:
     return None
 
 
-class ExactRoutes(BaseRoute):
-    """Routes without parameters, found by their path: one look-up for all, where each would try its expression."""
+def is_routed(routes: Sequence[BaseRoute], scope: Scope) -> bool:
+    """Say whether some route serves a request, before routing."""
+    scope = {**scope, "fastapi": {}}  # routing leaves findings there, and these are not for the app to see
+    return any(route.matches(scope)[0] is Match.FULL for route in routes)
 
-    def __init__(self, routes: Iterable[Route]) -> None:
-        self._routes = {route.path: route for route in routes}
+
+class LabelledRoute(Route):
+    """A plain route that notes itself in the scope when it is chosen, as FastAPI's own kind does."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match the path exactly, and let its route decide about the rest."""
-        path = get_route_path(scope) if scope.get("root_path") else scope["path"]
-        route = self._routes.get(path)
-        return (Match.NONE, {}) if route is None else route.matches(scope)
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Have the route answer, and note it: FastAPI's router notes only its own kind."""
-        scope["route"] = route = self._routes[get_route_path(scope)]
-        await route.handle(scope, receive, send)
-
-    def url_path_for(self, name: str, /, **path_params: Any) -> URLPath:
-        """Return the path of one of the routes by name."""
-        for route in self._routes.values():
-            with suppress(NoMatchFound):
-                return route.url_path_for(name, **path_params)
-        raise NoMatchFound(name, path_params)
+        """Match as every route does."""
+        match, found = super().matches(scope)
+        return match, found if match is Match.NONE else {**found, "route": self}

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
-from fastapi.routing import iter_route_contexts
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Mount, Router
 
@@ -83,12 +82,15 @@ def _watch(routes: Sequence[BaseRoute], own: Lifespan) -> list[_Watched]:
     return [_Watched(*each) for each in mounted.values() if each[-1].lifespan_context is not own]
 
 
-def _mounted(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, Any, Router]]:
+def _mounted(routes: Sequence[Any], prefix: str) -> Iterator[tuple[str, Any, Router]]:
     """Yield each app below the routes with its place and its router, which has the lifespan."""
-    for context in iter_route_contexts(routes):
-        route = context.original_route
+    for route in routes:
+        # Not iter_route_contexts: FastAPI keeps what it finds, and an app may change its routes until start-up is over.
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            yield from _mounted(included.routes, prefix + route.include_context.prefix)
         app: Any = route.app if isinstance(route, Mount | Host) else None
-        place = prefix + (route.host if isinstance(route, Host) else context.path or "")
+        place = prefix + (route.host if isinstance(route, Host) else getattr(route, "path", ""))
         while app is not None and not isinstance(app, Starlette | Router):
             app = getattr(app, "app", None)  # middleware of the mount
         if app is not None:

@@ -1,11 +1,13 @@
 """The objects behind an app: those that are given to `create_app`, and for the rest those that the settings imply."""
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
+from starlette.routing import BaseRoute
 
+from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.event_loop import EventLoop
 from fastapi_prodkit.health import Check, health_router
 from fastapi_prodkit.metrics import metrics_router
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from fastapi_prodkit.database import Database
 
-__all__ = ["Given", "make_pieces", "make_probes"]
+__all__ = ["Given", "make_management", "make_pieces", "make_probes"]
 
 
 class Given(NamedTuple):
@@ -70,3 +72,14 @@ def make_probes(settings: Settings, pieces: Mapping[str, Any], given: Given) -> 
     if settings.metrics is not None:
         routers.append(metrics_router(settings.metrics, registry=given.registry))
     return routers
+
+
+def make_management(routes: Sequence[BaseRoute]) -> FastAPI:
+    """Return the app that serves the probes and their like, without middleware, dependencies or handlers of the user's.
+
+    Authentication, for instance, does not apply to a load balancer.
+    """
+    management = FastAPI(openapi_url=None, telemetry={"tracing": False, "metrics": False, "logs": False})
+    management.router.routes.extend(routes)
+    add_problem_handlers(management)
+    return management

@@ -18,9 +18,9 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from fastapi_prodkit import _lifespan, _scope
-from fastapi_prodkit._asgi import ExactRoutes
+from fastapi_prodkit._asgi import LabelledRoute
 from fastapi_prodkit._fastapi_keywords import FastAPIKeywords
-from fastapi_prodkit._pieces import Given, make_pieces, make_probes
+from fastapi_prodkit._pieces import Given, make_management, make_pieces, make_probes
 from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
 from fastapi_prodkit._refusals import refuse_worker
@@ -196,15 +196,10 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
 
         add_outage_handlers(app)
     add_problem_schemas(app)
+    _put_docs_first(app, settings)
     routers = make_probes(settings, pieces, given)
     probes = [cast("Route", route) for router in routers for route in router.routes]
-    docs = docs_router(app).routes if settings.docs and app.openapi_url and app.docs_url is None else []
     levels = log_level_router(settings.log).routes if settings.log else []
-    schema = [route for route in app.router.routes if getattr(route, "path", ...) == app.openapi_url]
-    # In front of the app's own routes, so that a catch-all does not hide them; and not through include_router, so that
-    # the app's own dependencies, such as authentication, do not apply to a load balancer.
-    ours = cast("list[Route]", [*probes, *levels, *docs, *schema])
-    app.router.routes[:] = [ExactRoutes(ours), *(route for route in app.router.routes if route not in schema)]
     # The signals first, so that one that comes while the others start is noticed.
     living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)
     lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
@@ -212,10 +207,19 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     _lifespan.compose(app, lifespans, mounted=given.mounted_lifespans)
 
     exempt = frozenset(probe.path.rstrip("/") or "/" for probe in probes)
-    edge = Edge(_layers(app, settings, pieces, exempt, given), installed=pieces)
+    management = make_management([*probes, *levels])
+    edge = Edge(_layers(app, settings, pieces, exempt, given), management=management, installed=pieces)
     edge.put_around(app)
     if "shutdown" in pieces:
         pieces["shutdown"].on_drain(edge.close_connections)
+
+
+def _put_docs_first(app: FastAPI, settings: Settings) -> None:
+    """Put our docs pages and the schema in front of the app's own routes, so that a catch-all does not hide them."""
+    docs = docs_router(app).routes if settings.docs and app.openapi_url and app.docs_url is None else []
+    schema = [each for each in app.router.routes if isinstance(each, Route) and each.path == app.openapi_url]
+    labelled = [LabelledRoute(each.path, each.endpoint, include_in_schema=False) for each in schema]
+    app.router.routes[:] = [*docs, *labelled, *(route for route in app.router.routes if route not in schema)]
 
 
 def _layers(
@@ -250,8 +254,7 @@ def _layers(
         and limits.max_concurrent
         and ConcurrencyLimitMiddleware(app, limits, exempt=exempt, registry=given.registry),
         # Only a request that is otherwise in order uses up quota.
-        rate_limit
-        and RateLimitMiddleware(app, rate_limit, exempt=exempt, store=store, uncounted=ExemptEndpoints(app.routes)),
+        rate_limit and RateLimitMiddleware(app, rate_limit, exempt=exempt, store=store, uncounted=ExemptEndpoints(app)),
         # A time for what the app does; with none for all, for the routes that set their own.
         limits and DeadlineMiddleware(app, limits, exempt=exempt),
         # Cancels as the deadline does; a route that asks for it alone needs no layer but that one.

@@ -19,9 +19,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 from fastapi_prodkit import _bearer
+from fastapi_prodkit._asgi import LabelledRoute
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LogSettings
 
@@ -53,7 +53,7 @@ def log_level_router(settings: LogSettings | None = None) -> APIRouter:
         return JSONResponse(levels.state(), headers={"cache-control": "no-store"})
 
     methods = ["GET", "POST", "DELETE"]
-    return APIRouter(routes=[Route(path, log_level, methods=methods) for path in ("/log-level", "/log-level/")])
+    return APIRouter(routes=[LabelledRoute(path, log_level, methods=methods) for path in ("/log-level", "/log-level/")])
 
 
 def _upper(level: Any) -> Any:

@@ -26,9 +26,9 @@ from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redi
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
-from fastapi_prodkit._asgi import route_path
+from fastapi_prodkit._asgi import LabelledRoute, route_path
 from fastapi_prodkit._problem import MEDIA_TYPE
 from fastapi_prodkit.exceptions import ConfigurationError
 
@@ -99,9 +99,9 @@ def docs_router(app: FastAPI) -> APIRouter:
     pages = _Pages(app)
     return APIRouter(
         routes=[
-            Route(_PATH, pages.docs),
-            Route(f"{_PATH}/oauth2-redirect", pages.oauth2_redirect),
-            *(Route(f"{_PATH}/assets/{name}", pages.asset, name=name) for name in _ASSETS),
+            LabelledRoute(_PATH, pages.docs),
+            LabelledRoute(f"{_PATH}/oauth2-redirect", pages.oauth2_redirect),
+            *(LabelledRoute(f"{_PATH}/assets/{name}", pages.asset, name=name) for name in _ASSETS),
         ]
     )
 

@@ -16,9 +16,11 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit import _context, _scope
+from fastapi_prodkit._asgi import route_path
 from fastapi_prodkit._pipeline.exchange import Exchange
-from fastapi_prodkit._pipeline.hooks import RawHeaders
+from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
 from fastapi_prodkit._pipeline.layers import APP_ERRORS, Layer, LayerStack
+from fastapi_prodkit._pipeline.management import ManagementRoutes
 from fastapi_prodkit._problem import INTERNAL_ERROR, Refusal
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 
@@ -35,10 +37,14 @@ class Edge:
         edge = Edge([RequestIDMiddleware(app), AccessLogMiddleware(app)])
         edge.put_around(app)
 
-    A request passes one edge: an app that is mounted in another one serves without its own, if both have one.
+    A request passes one edge: an app that is mounted in another one serves without its own, if both have one. Its
+    management routes answer all the same.
 
     Args:
         layers: Outermost first.
+        management: An app whose routes answer behind the last layer and in front of the app inside, such as probes;
+            see `ManagementRoutes`. A route of the app inside with the same path and method wins. It is not exempt from
+            a layer, although the path is in the layer's `exempt`.
         installed: Objects that dependencies look for, by name; those of a mounted app's own edge come first.
 
     Attributes:
@@ -51,12 +57,17 @@ class Edge:
 
     app: ASGIApp
 
-    def __init__(self, layers: Sequence[Layer], *, installed: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        management: Starlette | None = None,
+        installed: Mapping[str, Any] | None = None,
+    ) -> None:
         self.layers = tuple(layers)
         self._installed = installed or {}
-        self._stacks: dict[str, LayerStack] = {
-            kind: _EdgeStack([layer for layer in layers if kind in layer.scope_types], _no_app) for kind in _KINDS
-        }
+        self._management = ManagementRoutes(management or Starlette())
+        self._stacks: dict[str, LayerStack] = {kind: _EdgeStack(kind, layers, self._management) for kind in _KINDS}
 
     def put_around(self, app: Starlette) -> None:
         """Put the edge around a Starlette or FastAPI app that has not started, and keep it outermost.
@@ -70,6 +81,7 @@ class Edge:
             raise ConfigurationError("the edge came too late: the app has already started; put it around a new app")
         if hasattr(app, _scope.APP_STACK):
             raise ConfigurationError("the app has an edge already: put all layers into one")
+        self._management.inside = app
         del app.middleware_stack
         setattr(app, _scope.APP_STACK, None)
         app.__class__ = _with_edge(type(app), self)
@@ -89,7 +101,7 @@ class Edge:
         """Serve one request."""
         stack = self._stacks.get(scope["type"])
         if stack is None:  # lifespan
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, self._management.read_routes_after_startup(send))
             return
         outer = _scope.installed(scope)
         if outer is None:
@@ -97,7 +109,8 @@ class Edge:
             await stack(scope, receive, send)
         else:
             scope[_scope.INSTALLED] = {**outer, **self._installed}
-            await self.app(scope, receive, send)
+            managed = scope["type"] == "http" and self._management.serves(scope, route_path(scope))
+            await (self._management.app if managed else self.app)(scope, receive, send)
 
 
 class _Unregistered:
@@ -107,6 +120,16 @@ class _Unregistered:
 
 
 class _EdgeStack(LayerStack):
+    def __init__(self, kind: str, layers: Sequence[Layer], management: ManagementRoutes) -> None:
+        super().__init__([layer for layer in (*layers, management) if kind in layer.scope_types], _no_app)
+        self._management = management
+
+    def hooks_for(self, exchange: Exchange) -> Hooks[Exchange]:
+        """Return all hooks where a route of the app inside has taken the place of an exempt management route."""
+        if self._management.is_overridden(exchange.path, exchange.scope.get("method")):
+            return self.hooks
+        return super().hooks_for(exchange)
+
     async def decide(self, exchange: Exchange, error: BaseException) -> bool:
         """Answer what Starlette has not, and leave the decision to the outermost place if there is one."""
         if not isinstance(error, Exception) and not exchange.status and exchange.scope["type"] == "http":

@@ -38,8 +38,10 @@ class Exchange:
         request_complete: The last message of the request's body has been received.
         exempt: The hooks of some layer are not called, because its `exempt` has the path.
         started_at: When the request came, on the clock of `perf_counter`.
-        task: The task that serves the request; set before the app, or a layer's own answer, is called.
+        task: The task that serves the request; set before a layer's own answer is called, and before the app if a layer
+            may cancel it.
         hooks: What the layers do with the request.
+        app: Serves the request when the layers have let it pass; a layer may put another app in its place.
         listener: Listens for the disconnect of the client.
         receive_from_server: Returns the app's next message; a layer may put itself in between.
         outer: The exchange around this one: of an app around this app, or of a layer around a copied scope.
@@ -84,7 +86,7 @@ class Exchange:
         self.response_headers: dict[bytes, bytes] = {} if outer is None else outer.response_headers
         self.hooks = hooks
         self._remaining = iter(hooks.on_request)
-        self._app = app
+        self.app = app
         self.receive_from_server = receive
         self._send = send
         self.started_at = perf_counter()
@@ -131,7 +133,7 @@ class Exchange:
         if self.hooks.may_cancel_app and not self._waited:
             # Time for which a layer has held the request does not count.
             self.start_deadlines(perf_counter() if self._held else self.started_at)
-        return self._app(self.scope, receive, send)
+        return self.app(self.scope, receive, send)
 
     def replace_hooks(self, hooks: "Hooks[Exchange]") -> None:
         """Serve the request with other hooks, before any was called."""
@@ -141,7 +143,7 @@ class Exchange:
     def add_layers(self, hooks: "Hooks[Exchange]", app: ASGIApp) -> None:
         """Serve the request with hooks that include those of layers further in, around this app."""
         self.replace_hooks(hooks)
-        self._app = app
+        self.app = app
 
     def start_deadlines(self, started_at: float) -> None:
         """Tell the layers that the app is called now and has had the request since `started_at`.

@@ -16,9 +16,9 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 from fastapi_prodkit import _bearer
+from fastapi_prodkit._asgi import LabelledRoute
 from fastapi_prodkit.health.checks import Check, Checks, HealthCheck
 from fastapi_prodkit.sections import HealthSettings
 
@@ -69,7 +69,7 @@ def health_router(
         return _response(found, retry_after=settings.cache)
 
     probes = ((settings.live_paths, live), (settings.ready_paths, ready), (settings.startup_paths, startup))
-    return APIRouter(routes=[Route(path, probe) for paths, probe in probes for path in _spellings(paths)])
+    return APIRouter(routes=[LabelledRoute(path, probe) for paths, probe in probes for path in _spellings(paths)])
 
 
 def _spellings(paths: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 from starlette.types import Scope
 
@@ -52,20 +53,20 @@ class ExemptEndpoints:
     that stands above the route's own decorator, where it does nothing, is logged then.
     """
 
-    def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        self._routes = routes
+    def __init__(self, app: Starlette) -> None:
+        self._app = app
 
     def __call__(self, scope: Scope) -> bool:
         """Say so for the request of the scope."""
         possible = self._possible
         if possible is None or possible.fullmatch(route_path(scope)) is None:
             return False
-        return _is_exempt(endpoint_of(self._routes, scope))  # only for a path that looks like it: this is routing
+        return _is_exempt(endpoint_of(self._app.routes, scope))  # only for a path that looks like it: this is routing
 
     @cached_property
     def _possible(self) -> re.Pattern[str] | None:
         """An expression for the paths of such endpoints; None if there are none."""
-        paths = [path for path, endpoint in _walk(self._routes, "") if _is_exempt(endpoint)]
+        paths = [path for path, endpoint in _walk(self._app.routes, "") if _is_exempt(endpoint)]
         return re.compile("|".join(_pattern(path) for path in paths)) if paths else None
 
 

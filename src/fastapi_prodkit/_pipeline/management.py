@@ -1,0 +1,108 @@
+"""Management routes, such as probes: the edge answers them, so that `app.routes` holds the app's own routes only."""
+
+import logging
+from collections.abc import Iterator
+
+from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
+from starlette.types import Message, Scope, Send
+
+from fastapi_prodkit._asgi import is_routed
+from fastapi_prodkit._pipeline.exchange import Exchange
+from fastapi_prodkit._pipeline.layers import Layer
+
+__all__ = ["ManagementRoutes"]
+
+_OVERRIDDEN = "%s %s: the app's own route %r answers in place of the management route %r"
+
+_logger = logging.getLogger("fastapi_prodkit")
+
+
+class ManagementRoutes(Layer):
+    """Have a management app serve the requests for its routes: the last layer of an edge.
+
+    Middleware, dependencies, exception handlers, mounts and catch-all routes of the app inside have no part in these
+    requests. A route of the app inside wins if it has the same path, a trailing slash apart, and the method; one that
+    has GET wins for HEAD as well (RFC 9110 section 9.3.2). A mount at exactly the path wins for every method.
+
+    The routes of the app inside are read once: at the end of start-up, or at the first request for one of the paths
+    where no lifespan runs. Until then an app may change its routes.
+
+    Args:
+        management: The app that serves the requests. Its routes have no path parameters; its mounts are left out.
+
+    Attributes:
+        inside: The app whose routes win; None if it is not known.
+    """
+
+    may_answer = False
+    inside: Starlette | None = None
+
+    def __init__(self, management: Starlette) -> None:
+        self.app = management
+        self._methods: dict[str, set[str]] = {}
+        self._names: dict[str, str] = {}
+        for route in management.routes:
+            if isinstance(route, Route):
+                path = _without_slash(route.path)
+                self._methods.setdefault(path, set()).update(route.methods or ())
+                self._names.setdefault(path, route.name)
+        self._overridden: frozenset[tuple[str, str]] | None = None  # paths and methods
+
+    def on_request(self, exchange: Exchange) -> None:
+        """Have the management app serve a request for one of its routes."""
+        if exchange.path in self._methods and self.serves(exchange.scope, exchange.path):
+            exchange.app = self.app
+
+    def serves(self, scope: Scope, path: str) -> bool:
+        """Say whether the management app serves an HTTP request.
+
+        Args:
+            scope: The request.
+            path: Its path relative to the app, without a trailing slash.
+        """
+        method = scope["method"]
+        if path not in self._methods or self.is_overridden(path, method):
+            return False
+        # A method that no management route has is refused, unless a route of the app inside matches.
+        return method in self._methods[path] or self.inside is None or not is_routed(self.inside.routes, scope)
+
+    def is_overridden(self, path: str, method: str | None) -> bool:
+        """Say whether a route of the app inside answers in place of a management route."""
+        if self._overridden is None:
+            self._overridden = frozenset(self._read_routes())
+        return (path, method) in self._overridden
+
+    def read_routes_after_startup(self, send: Send) -> Send:
+        """Return a `send` for a lifespan, which reads the routes of the app inside when start-up is complete."""
+
+        async def send_and_read_routes(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                self._overridden = frozenset(self._read_routes())
+            await send(message)
+
+        return send_and_read_routes
+
+    def _read_routes(self) -> Iterator[tuple[str, str]]:
+        """Yield path and method of each management route that is overridden, and log which route overrides it."""
+        for own in iter_route_contexts([] if self.inside is None else self.inside.routes):
+            path = _without_slash(own.path or "")  # "" is the path of a mount at the root
+            methods = sorted(_overridden_methods(self._methods.get(path, set()), own))
+            if methods:
+                name = own.name or type(own.original_route).__name__
+                _logger.warning(_OVERRIDDEN, ", ".join(methods), path, name, self._names[path])
+            yield from ((path, method) for method in methods)
+
+
+def _without_slash(path: str) -> str:
+    return path if path == "/" else path.removesuffix("/")
+
+
+def _overridden_methods(methods: set[str], own: RouteContext) -> set[str]:
+    """Return which methods of a management route a route of the same path takes over."""
+    if not isinstance(own.original_route, Route | Mount):  # a WebSocket, or a kind that is not known
+        return set()
+    if own.methods is None:
+        return methods
+    return methods & (own.methods | ({"HEAD"} if "GET" in own.methods else set()))

@@ -1,0 +1,388 @@
+"""Management routes: the edge answers probes and their like, and `app.routes` holds the app's own routes only."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, WebSocket
+from fastapi.responses import PlainTextResponse
+from fastapi.testclient import TestClient
+from prometheus_client import REGISTRY
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Match, Mount, Route
+from wire import connection, read_response, request, serving
+
+from fastapi_prodkit import Settings, create_app, install
+from fastapi_prodkit.app import Edge
+from fastapi_prodkit.body_limit import BodyLimitMiddleware
+from fastapi_prodkit.deadline import DeadlineMiddleware
+from fastapi_prodkit.health import health_router
+from fastapi_prodkit.sections import LimitsSettings
+
+TOKEN = "a-token-of-operators"
+PASS = {"status": "pass"}
+
+
+def settings_of(**sections):
+    return Settings(environment="prod", hosts={"allowed": ["testserver"]}, **sections)
+
+
+def made(way, **sections):
+    if way == "create_app":
+        return create_app(settings_of(**sections))
+    app = FastAPI()
+    install(app, settings_of(**sections))
+    return app
+
+
+ways = pytest.mark.parametrize("way", ["create_app", "install"])
+
+
+def lines_of(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def overridden(lines):
+    return [line["event"] for line in lines if "in place of the management route" in line["event"]]
+
+
+def logged(lines):
+    return [(line["http_method"], line["http_path"]) for line in lines if line["event"] == "request"]
+
+
+async def own():
+    return "own"
+
+
+async def plain(scope, receive, send):
+    await PlainTextResponse("mounted")(scope, receive, send)
+
+
+@ways
+def test_app_routes_are_the_apps_own(way):
+    """What walks them finds real routes with a path, and neither probes nor metrics."""
+    app = made(way)
+    app.add_api_route("/items", own)
+
+    assert [route.path for route in app.routes] == ["/items"]
+    assert TestClient(app).get("/health").json() == PASS
+
+
+def test_docs_are_real_routes_behind_the_apps_middleware():
+    """They stand in app.routes, so that the app's own authentication can guard them; probes pass it by."""
+
+    class Guard:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            refused = scope["type"] == "http" and scope["path"] in ("/docs", "/openapi.json", "/health")
+            await (PlainTextResponse("who are you?", 401) if refused else self.app)(scope, receive, send)
+
+    app = create_app(Settings(environment="dev"), middleware=[Middleware(Guard)])
+    client = TestClient(app)
+
+    assert [client.get(path).status_code for path in ("/docs", "/openapi.json", "/health")] == [401, 401, 200]
+    assert {"/docs", "/openapi.json"} <= {route.path for route in app.routes}
+    assert all(isinstance(route, Route) for route in app.routes)
+    assert app.url_path_for("openapi") == "/openapi.json"
+
+
+@ways
+@pytest.mark.parametrize("included", [False, True])
+def test_a_route_of_the_apps_own_wins(way, included, capsys):
+    """It is really asked, it is logged and limited like every route, and a line at start-up names both."""
+    router = APIRouter()
+    router.add_api_route("/ready", own, methods=["GET"])
+    app = made(way, rate_limit={"default": "4/minute"})
+    if included:
+        app.include_router(router)
+    else:
+        app.add_api_route("/ready", own, methods=["GET"])
+    capsys.readouterr()
+
+    with TestClient(app) as client:
+        started = overridden(lines_of(capsys))
+        answers = [client.request(*each) for each in (("GET", "/ready"), ("GET", "/ready/"), ("HEAD", "/ready"))]
+        refused, health = client.get("/ready"), client.get("/health")
+
+    lines = lines_of(capsys)
+    assert started == ["GET, HEAD /ready: the app's own route 'own' answers in place of the management route 'ready'"]
+    assert [answer.status_code for answer in answers] == [200, 200, 405]
+    assert [answer.json() for answer in answers[:2]] == ["own", "own"]
+    assert refused.status_code == 429
+    assert health.json() == PASS
+    assert [path for _, path in logged(lines)] == ["/ready", "/ready/", "/ready", "/ready", "/ready"]
+    assert overridden(lines) == []
+
+
+def test_install_on_an_app_with_a_ready_of_its_own(capsys):
+    """Its database decides, also where no lifespan runs; the line comes with the first request."""
+    app = FastAPI()
+
+    @app.get("/ready")
+    async def ready():
+        raise HTTPException(503, "the database is down")
+
+    install(app, settings_of())
+    capsys.readouterr()
+    client = TestClient(app)
+
+    assert [client.get("/ready").status_code for _ in range(2)] == [503, 503]
+    assert len(overridden(lines_of(capsys))) == 1
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST"])
+def test_a_route_of_another_method(method, capsys):
+    """The app's own HEAD or POST of a probe's path leaves the GET to the probe."""
+    app = create_app(settings_of())
+    app.add_api_route("/health", own, methods=[method])
+    client = TestClient(app)
+
+    assert client.request(method, "/health").status_code == 200
+    assert client.get("/health").json() == PASS
+    assert client.delete("/health").status_code == 405
+    assert logged(lines_of(capsys)) == [(method, "/health"), ("DELETE", "/health")]
+
+
+def test_neither_a_catch_all_nor_a_mount_at_the_root_hides_a_probe():
+    """They get the methods that the probes do not have."""
+    app = create_app(settings_of())
+    app.add_api_route("/{path:path}", lambda path: path, methods=["GET", "POST"])
+    mounted = create_app(settings_of())
+    mounted.mount("/", plain)
+
+    for served, other in ((app, '"health"'), (mounted, "mounted")):
+        with TestClient(served) as client:
+            assert client.get("/health").json() == PASS
+            assert client.get("/health/").json() == PASS
+            assert client.head("/ready").status_code == 200
+            assert client.post("/health").text == other
+
+
+def test_a_mount_at_exactly_the_path_wins(capsys):
+    """prometheus_client's app at `/metrics` is not hidden."""
+    app = create_app(settings_of())
+    app.mount("/metrics", plain)
+
+    with TestClient(app) as client:
+        assert client.get("/metrics").text == "mounted"
+    assert overridden(lines_of(capsys))[0].startswith("GET, HEAD /metrics: the app's own route 'Mount' answers")
+
+
+def test_a_class_as_endpoint_wins():
+    """A Starlette route without methods has all of them."""
+
+    class Endpoint(HTTPEndpoint):
+        async def get(self, request):
+            return PlainTextResponse("own")
+
+    app = create_app(settings_of())
+    app.add_route("/health", Endpoint)
+
+    assert TestClient(app).get("/health").text == "own"
+
+
+def test_a_websocket_at_the_path_of_a_probe():
+    """It is the app's own, and takes nothing away; in a mounted app, too."""
+    app, inner = create_app(settings_of()), create_app(settings_of())
+    app.mount("/inner", inner)
+
+    @app.websocket("/health")
+    @inner.websocket("/health")
+    async def talk(websocket: WebSocket):
+        await websocket.accept()
+        await websocket.send_text("hello")
+        await websocket.close()
+
+    client = TestClient(app)
+    for prefix in ("", "/inner"):
+        with client.websocket_connect(f"{prefix}/health") as session:
+            assert session.receive_text() == "hello"
+        assert client.get(f"{prefix}/health").json() == PASS
+
+
+def test_a_route_of_a_kind_of_its_own():
+    """It may have neither a path nor an endpoint; probes are found all the same."""
+
+    class Anything(BaseRoute):
+        def matches(self, scope):
+            return Match.FULL, {}
+
+        async def handle(self, scope, receive, send):
+            await plain(scope, receive, send)
+
+    app = create_app(settings_of())
+    app.router.routes.append(Anything())
+    client = TestClient(app)
+
+    assert client.get("/health").json() == PASS
+    assert client.get("/other").text == "mounted"
+
+
+@pytest.mark.parametrize("outer", [FastAPI, lambda: create_app(settings_of())])
+def test_a_mounted_app_answers_its_own_probes(outer):
+    """Its checks are asked, whether the app around it has an edge or none."""
+    asked = []
+
+    async def check():
+        asked.append(True)
+
+    inner, app = create_app(settings_of(), checks={"cache": check}), outer()
+    inner.add_api_route("/startup", own)
+    app.mount("/inner", inner)
+    client = TestClient(app)
+
+    assert client.get("/inner/ready").json() == PASS
+    assert client.post("/inner/ready").status_code == 405
+    assert client.get("/inner/startup").json() == "own"
+    assert client.get("/inner/nowhere").status_code == 404
+    assert asked == [True]
+
+
+def test_what_the_user_adds_to_the_app_has_no_part():
+    """Neither dependencies nor middleware nor exception handlers: errors are our problems."""
+    called = []
+
+    async def note(*args):
+        called.append(args)
+        return PlainTextResponse("the user's own")
+
+    app = create_app(
+        settings_of(),
+        dependencies=[Depends(lambda: called.append("dependency"))],
+        exception_handlers={404: note, 405: note, HTTPException: note},
+        redirect_slashes=False,
+    )
+    client = TestClient(app)
+
+    assert client.get("/health").json() == PASS
+    for response in (client.get("/metrics"), client.get("/metrics/"), client.post("/health")):
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.headers["x-request-id"] == response.json()["request_id"]
+    assert called == []
+    assert client.get("/nowhere").text == "the user's own"
+
+
+def test_metrics_that_fail(capsys):
+    """An exception of a management route is a 500 problem and one record, as everywhere."""
+
+    class Broken:
+        def describe(self):
+            return []
+
+        def collect(self):
+            raise RuntimeError("nothing to show")
+
+    app, broken = create_app(settings_of(metrics={"public": True})), Broken()
+    REGISTRY.register(broken)
+    try:
+        response = TestClient(app).get("/metrics")
+    finally:
+        REGISTRY.unregister(broken)
+
+    assert response.status_code == response.json()["status"] == 500
+    assert len([line for line in lines_of(capsys) if "nothing to show" in line.get("exception", "")]) == 1
+
+
+def test_a_package_that_rewrites_the_routes():
+    """One that takes all routes away, or puts others in their place, leaves the probes alone."""
+    app = create_app(settings_of(metrics={"public": True}))
+    app.add_api_route("/items", own)
+    app.router.routes.clear()
+    app.router.routes = [Mount("/v1", app=plain)]
+
+    with TestClient(app) as client:
+        answers = [client.get(path).status_code for path in ("/health", "/ready", "/metrics", "/items", "/v1/")]
+    assert answers == [200, 200, 200, 404, 200]
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+@ways
+def test_routes_that_change_in_a_lifespan(way, mounted):
+    """Nothing has read them before start-up is over: FastAPI keeps what it finds when somebody does."""
+    router, events = APIRouter(), []
+
+    @asynccontextmanager
+    async def amend(app):
+        for route in router.routes[:1]:
+            route.status_code = 202
+        yield
+
+    @asynccontextmanager
+    async def start(app):
+        events.append("started")
+        yield
+
+    router.add_api_route("/items", own)
+    router.mount("/below", FastAPI(lifespan=start))
+    app = FastAPI(lifespan=amend)
+    install(app, settings_of())
+    if way == "create_app":
+        app = create_app(settings_of(), lifespan=amend)
+    app.include_router(router)
+    served = app
+    if mounted:
+        served = create_app(settings_of())
+        served.mount("/inner", app)
+
+    with TestClient(served) as client:
+        response = client.get("/inner/items" if mounted else "/items")
+
+    assert response.status_code == 202
+    assert events == ["started"]
+
+
+def test_a_stalled_body(capsys):
+    """LIMITS_BODY_TIMEOUT holds for /log-level, and the timer goes on for every other request."""
+    app = create_app(settings_of(log={"level_token": TOKEN}, limits={"body_timeout": 0.05}))
+
+    @app.post("/items")
+    async def read(item: dict):
+        return item
+
+    with serving(app) as port:
+        answers = []
+        for path in ("/log-level", "/items", "/log-level"):
+            with connection(port) as client:
+                headers = [f"Authorization: Bearer {TOKEN}", "Content-Length: 10", "Content-Type: application/json"]
+                client.sendall(request("POST", path, *headers))
+                answers.append(read_response(client).split()[1])
+
+    assert answers == [b"408", b"408", b"408"]
+    assert not [line for line in lines_of(capsys) if "exception" in line]
+
+
+async def test_a_deadline():
+    """A management route that is not exempt has one, from the same layer as the app's routes."""
+    cancelled = []
+
+    async def wait(request):
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    layers = [DeadlineMiddleware(None, LimitsSettings(request_timeout=0.05))]
+    edge = Edge(layers, management=Starlette(routes=[Route("/wait", wait)])).around(plain)
+
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(edge), base_url="http://testserver") as client:
+        response = await client.get("/wait")
+
+    assert response.status_code == 504
+    assert cancelled == [True]
+
+
+async def test_an_edge_around_any_app():
+    """There are no routes to ask: the management routes answer."""
+    management = Starlette(routes=[*health_router().routes, Mount("/mounted", plain)])
+    client = TestClient(Edge([BodyLimitMiddleware(None)], management=management).around(plain))
+
+    assert client.get("/health").json() == PASS
+    assert client.post("/health").status_code == 405
+    assert client.get("/other").text == "mounted"
