@@ -3,6 +3,7 @@
      server -> Edge (outermost) -> LayerStack ---------------------------------------------------------+
                 | on_request, outermost first:  proxy > request id > access log > metrics > ...        |
                 |      returns None: next layer;  returns an ASGI app: that app answers                |
+                |      last layer: probes, /metrics and /log-level are served by the management app    |
                 v                                                                                      |
               the app, with all of Starlette's and FastAPI's own layers, and those that agents add     |
                 --- send --> Exchange.send: on_response_start, innermost first, once per response      |
@@ -23,6 +24,7 @@ The life of one request:
 6. A deadline that expires cancels the app's task and sends its own answer; what the app still sends is dropped.
    A client that disconnects cancels the task without an answer, where the settings or the route say so.
 7. An exception ends the call of the app. `on_error` of the innermost layer that has it decides: swallow, or raise on.
+   In an edge it is called when the exception has passed `Starlette.__call__`, and what agents have patched there.
 8. Whatever has happened, `on_end` of each layer is called, innermost first, and the request context is closed.
 
 The five hooks of a `Layer`; each docstring in `layers` says what it may return and raise:
@@ -46,6 +48,9 @@ or opens one of its own in a mounted app, behind a copied scope, or to cancel th
 the context of the log and the headers of the response.
 
 The modules: `layers` (Layer, LayerStack), `hooks` (the hooks of several layers as lists), `exchange` (the state of one
-request), `edge` (the outermost place), `interruption` (answer in place of an app that is cancelled), `listener`
-(notice that a client disconnects), `timers` (one timer for many equal time-outs).
+request), `edge` (the outermost place), `management` (probes and their like, which the edge has served), `interruption`
+(answer in place of an app that is cancelled), `listener` (notice that a client disconnects), `timers` (one timer for
+many equal time-outs).
+
+`docs/contributing/request-path.md` says more, and ends with a layer and its test.
 """
