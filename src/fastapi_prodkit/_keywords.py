@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
+from fastapi_prodkit.exceptions import ConfigurationError
 
 _Section = TypeVar("_Section", bound=BaseModel)
 
@@ -31,11 +31,12 @@ def with_keywords(
         renamed: Keywords that are called differently than their fields, and those fields.
 
     Raises:
-        ConfigurationError: The settings are none: other libraries have another parameter in their place.
-        SettingsError: A keyword is not accepted, has a value that cannot be used, or means the same as another one.
+        ConfigurationError: A keyword is not accepted, cannot be used, or means the same as another one; or the settings
+            are no section: other libraries have another parameter in their place.
     """
+    owner = type(layer).__name__
     if not isinstance(settings, BaseModel):
-        raise ConfigurationError(f"{type(layer).__name__}: {type(settings).__name__} is no settings; use keywords")
+        raise ConfigurationError(f"{owner}: {type(settings).__name__} is no settings; use keywords")
     if not keywords:
         return settings
     given = {renamed.get(name, name): name for name in keywords}  # by field
@@ -51,7 +52,7 @@ def with_keywords(
         except ValidationError as error:
             problems = {given.get(field, field): reason for field, reason in _reasons(error)}
     # Raised out here, so that the error does not keep the one above, which knows the values.
-    raise SettingsError({f"{type(layer).__name__}({name}=...)": reason for name, reason in problems.items()})
+    raise ConfigurationError("\n".join(f"{owner}({name}=...): {reason}" for name, reason in problems.items()))
 
 
 def unknown(name: str, known: Collection[str]) -> str:

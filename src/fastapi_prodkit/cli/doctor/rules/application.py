@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Host, Mount, Router
 
@@ -136,7 +137,7 @@ def cors(subject: Subject) -> Iterator[Fault]:
     """Tell of CORS middleware that was added by hand and lets strangers in."""
     for prefix, each in _middleware(subject):
         if getattr(each.cls, "__name__", "") == "CORSMiddleware":
-            for _, text in _refusals.refusals("cors", _cors_settings(each.kwargs), {}):
+            for _, text in _refusals.refusals("cors", _cors_settings(each), {}):
                 reason, _, remedy = text.partition(": ")
                 yield Fault(f"CORSMiddleware{_below(prefix)}: {reason}.", f"Here: {remedy}.")
 
@@ -251,15 +252,14 @@ def _is_own(lifespan: Any) -> bool:
     return any(callable(cell.cell_contents) and _is_own(cell.cell_contents) for cell in wrapped)
 
 
-def _cors_settings(arguments: Any) -> CorsSettings | None:
-    """Return what was asked of the middleware, in the words of our section; None if they do not fit."""
-    given = {
-        "origins": tuple(arguments.get("allow_origins", ())),
-        "origin_regex": arguments.get("allow_origin_regex"),
-        "allow_credentials": arguments.get("allow_credentials", False),
-    }
+def _cors_settings(middleware: Middleware) -> CorsSettings | None:
+    """Return what Starlette's CORSMiddleware or ours was told, as our section; None if it does not fit."""
+    starlettes = {"allow_origins": "origins", "allow_origin_regex": "origin_regex"}
+    given = {starlettes.get(name, name): value for name, value in middleware.kwargs.items()}
+    sections = [each for each in (given.get("settings"), *middleware.args) if isinstance(each, CorsSettings)]
+    values = {name: given[name] for name in ("origins", "origin_regex", "allow_credentials") if name in given}
     try:
-        return arguments.get("settings") or CorsSettings.model_validate(given)
+        return CorsSettings.model_validate({**dict(*sections[:1]), **values})
     except ValidationError:
         return None
 
