@@ -81,7 +81,7 @@ class Edge:
             raise ConfigurationError("the edge came too late: the app has already started; put it around a new app")
         if hasattr(app, _scope.APP_STACK):
             raise ConfigurationError("the app has an edge already: put all layers into one")
-        self._management.inner = app
+        self._management.app_inside = app
         del app.middleware_stack
         setattr(app, _scope.APP_STACK, None)
         app.__class__ = _with_edge(type(app), self)

@@ -33,11 +33,11 @@ class ManagementRoutes(Layer):
         management: The app that serves the requests. Its routes have no path parameters; its mounts are left out.
 
     Attributes:
-        inner: The app whose routes win; None if it is not known.
+        app_inside: The app whose routes win; None if it is not known.
     """
 
     may_answer = False
-    inner: Starlette | None = None
+    app_inside: Starlette | None = None
 
     def __init__(self, management: Starlette) -> None:
         self.app = management
@@ -66,7 +66,7 @@ class ManagementRoutes(Layer):
         if path not in self._methods or self.is_overridden(path, method):
             return False
         # A method that no management route has is refused, unless a route of the app inside matches.
-        return method in self._methods[path] or self.inner is None or not is_routed(self.inner.routes, scope)
+        return method in self._methods[path] or self.app_inside is None or not is_routed(self.app_inside.routes, scope)
 
     def is_overridden(self, path: str, method: str | None) -> bool:
         """Say whether a route of the app inside answers in place of a management route."""
@@ -86,7 +86,7 @@ class ManagementRoutes(Layer):
 
     def _read_routes(self) -> Iterator[tuple[str, str]]:
         """Yield path and method of each management route that is overridden, and log which route overrides it."""
-        for own in iter_route_contexts([] if self.inner is None else self.inner.routes):
+        for own in iter_route_contexts([] if self.app_inside is None else self.app_inside.routes):
             path = _without_slash(own.path or "")  # "" is the path of a mount at the root
             methods = sorted(_overridden_methods(self._methods.get(path, set()), own))
             if methods:
