@@ -48,8 +48,12 @@ def bare() -> FastAPI:
     return add_routes(FastAPI())
 
 
+# As in an app that has started, if nothing takes what it records.
+NO_TELEMETRY: dict[str, Any] = {"telemetry": {"tracing": False, "metrics": False, "logs": False}}
+
+
 def silent() -> FastAPI:
-    return add_routes(FastAPI(telemetry={"tracing": False, "metrics": False, "logs": False}))
+    return add_routes(FastAPI(**NO_TELEMETRY))
 
 
 def with_middleware(module: str, name: str, section: Any = None) -> Callable[[], FastAPI]:
@@ -75,7 +79,7 @@ def whole() -> FastAPI:
         docs={},
         database={"url": "sqlite://"},
     )
-    return add_routes(create_app(settings))
+    return add_routes(create_app(settings, **NO_TELEMETRY))
 
 
 def apps() -> dict[str, Callable[[], FastAPI]]:

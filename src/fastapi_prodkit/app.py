@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import Lifespan
 
-from fastapi_prodkit import _lifespan, _scope
+from fastapi_prodkit import _lifespan, _scope, _telemetry
 from fastapi_prodkit._asgi import LabelledRoute
 from fastapi_prodkit._fastapi_keywords import FastAPIKeywords
 from fastapi_prodkit._pieces import Given, make_management, make_pieces, make_probes
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Edge", "Layer", "LayerStack", "create_app", "install"]
 
-_LEFT_TO_CONSTRUCTOR = "generate_unique_id_function=fastapi_prodkit.openapi.operation_id, telemetry={...}"
+_LEFT_TO_CONSTRUCTOR = "generate_unique_id_function=fastapi_prodkit.openapi.operation_id"
 
 
 def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is made of
@@ -116,7 +116,7 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
 
     FastAPI's own docs pages, which load their scripts from a CDN, give way to ours; without DOCS_ENABLED they are
     removed, and the schema with them. What only FastAPI's constructor can set is left as it is, and a log line says
-    so: telemetry, and the names of operations.
+    so: the names of operations.
 
     Args:
         app: An app that has not started.
@@ -176,7 +176,6 @@ def _constructor_arguments(settings: Settings) -> dict[str, Any]:
         "redoc_url": None,
         "openapi_url": "/openapi.json" if settings.docs is not None else None,
         "generate_unique_id_function": operation_id,
-        "telemetry": {"tracing": False, "metrics": False, "logs": False},  # costs a tenth of a request when idle
     }
 
 
@@ -205,6 +204,7 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
     lifespans += [router.lifespan_context for router in routers]
     _lifespan.compose(app, lifespans, mounted=given.mounted_lifespans)
+    _telemetry.switch_off_if_unused(app)
 
     exempt = frozenset(probe.path.rstrip("/") or "/" for probe in probes)
     management = make_management([*probes, *levels])
