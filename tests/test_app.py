@@ -1208,6 +1208,16 @@ def test_debug_gives_fastapis_traceback_page():
         assert "internal-detail-route" in client.get("/broken").text
 
 
+@pytest.mark.parametrize(("environment", "lines"), [("dev", 1), ("prod", 0)])
+def test_dev_is_told_once_what_sees_swallowed_exceptions(capsys, environment, lines):
+    """Who has put a tracker around the app object, and gets nothing, reads what to set."""
+    with TestClient(service(environment=environment), raise_server_exceptions=False) as client:
+        for _ in range(2):
+            assert client.get("/broken").status_code == 500
+
+    assert capsys.readouterr().out.count("set ERRORS_RAISE=true") == lines
+
+
 def test_docs_are_closed_in_production_and_open_in_dev():
     """With the docs goes the schema."""
     with TestClient(service()) as client:

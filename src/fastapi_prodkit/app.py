@@ -240,7 +240,7 @@ def _layers(
         # Sees every response with its final status.
         settings.access_log and AccessLogMiddleware(app, exempt=exempt),
         # Logs an unhandled exception, and ends it if the client has the whole response.
-        settings.errors and ErrorBoundaryMiddleware(app, settings.errors),
+        settings.errors and ErrorBoundaryMiddleware(app, settings.errors, explain=settings.environment == "dev"),
         settings.metrics and MetricsMiddleware(app, exempt=exempt, registry=given.registry),
         # Sees the policy under which a page is sent.
         settings.environment == "dev" and PagePolicyMiddleware(app),

@@ -11,6 +11,7 @@ input turns the response of any handler that repeats it into one, which is a 422
 
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
 from typing import Any, TypedDict, Unpack
 
@@ -97,6 +98,7 @@ class ErrorBoundaryMiddleware(Layer):
     Args:
         app: The app to serve.
         settings: Values of the keywords that are not given.
+        explain: Log, when the first exception is swallowed, what to set for a tracker around the app object.
 
     Keyword Args:
         raise_: Raise every exception on, for `TestClient` and for trackers around the app object. Default: False.
@@ -105,11 +107,17 @@ class ErrorBoundaryMiddleware(Layer):
     scope_types = frozenset({"http", "websocket"})
 
     def __init__(
-        self, app: ASGIApp, settings: ErrorsSettings | None = None, **keywords: Unpack[ErrorBoundaryKeywords]
+        self,
+        app: ASGIApp,
+        settings: ErrorsSettings | None = None,
+        *,
+        explain: bool = False,
+        **keywords: Unpack[ErrorBoundaryKeywords],
     ) -> None:
         self.app = app
         accepted = ErrorBoundaryKeywords.__optional_keys__
         self._raise = with_keywords(self, settings or ErrorsSettings(), keywords, accepted).raise_
+        self._explain = cache(_explain) if explain else _nothing
 
     def inside(self, outer: Layer) -> Layer | None:
         """Leave the exception to a layer further out, which knows whether the response is complete."""
@@ -122,10 +130,18 @@ class ErrorBoundaryMiddleware(Layer):
             return True  # not a fault of the app, and there is no client to be told
         path = exchange.scope["path"][:LONGEST_LOGGED_PATH]
         _logger.error("unhandled exception", exc_info=error, extra={"http_path": path})
-        swallow = exchange.complete and not self._raise
-        if not swallow:
-            _scope.mark_logged(error)  # the server gets the exception, too
-        return swallow
+        if exchange.complete and not self._raise:
+            self._explain()
+            return True
+        _scope.mark_logged(error)  # the server gets the exception, too
+        return False
+
+
+def _explain() -> None:
+    _logger.info("this exception ends here; for a tracker around the app object, such as X(app), set ERRORS_RAISE=true")
+
+
+def _nothing() -> None: ...
 
 
 async def _http_exception(request: HTTPConnection, error: HTTPException) -> Response:
