@@ -135,9 +135,16 @@ def _sqlite(url: URL, settings: DatabaseSettings) -> AsyncEngine:
 
 def _hide_detail(context: ExceptionContext) -> None:
     """Keep PostgreSQL's DETAIL, which quotes the row, out of tracebacks; code still finds it in `error.orig.detail`."""
-    driver_error = getattr(context.original_exception, "orig", None)
-    if driver_error is not None:
-        driver_error.detail = None
+    error: Any = context.original_exception
+    driver_error: Any = error.__cause__
+    detail = getattr(driver_error, "detail", None)
+    if detail is None:
+        return
+    error.detail, driver_error.detail = detail, None
+    for each in filter(
+        None, (error, context.sqlalchemy_exception)
+    ):  # SQLAlchemy 2.0 has copied the text, with its DETAIL
+        each.args = (str(each.args[0]).replace(f"\nDETAIL:  {detail}", ""), *each.args[1:])
 
 
 def _enforce_foreign_keys(connection: Any, _record: object) -> None:

@@ -103,8 +103,15 @@ async def _answer(request: Request, error: Exception) -> Response:
 def _connect(dialect: Dialect, _record: object, args: list[Any], kwargs: dict[str, Any]) -> DBAPIConnection:
     try:
         return dialect.connect(*args, **kwargs)
-    except (OSError, dialect.loaded_dbapi.Error) as error:  # a TimeoutError is an OSError
+    except _connect_errors(dialect) as error:
         raise CannotConnectError(None, None, error, hide_parameters=True, connection_invalidated=True) from error
+
+
+def _connect_errors(dialect: Dialect) -> tuple[type[Exception], ...]:
+    """Return what connecting raises: SQLAlchemy 2.0 translates none of asyncpg's exceptions there."""
+    asyncpg = getattr(dialect.loaded_dbapi, "asyncpg", None)
+    untranslated = (asyncpg.PostgresError, asyncpg.InterfaceError) if asyncpg is not None else ()
+    return (OSError, dialect.loaded_dbapi.Error, *untranslated)  # a TimeoutError is an OSError
 
 
 def _handle_error(context: ExceptionContext) -> OperationalError | None:

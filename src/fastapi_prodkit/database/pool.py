@@ -12,7 +12,7 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
-from sqlalchemy.util import await_
+from sqlalchemy.util import await_only  # the name of 2.0 and 2.1
 
 __all__ = ["BoundedPool", "check_idle_connections"]
 
@@ -40,13 +40,13 @@ class BoundedPool(AsyncAdaptedQueuePool):
             PoolTimeoutError: It took longer than the pool time-out and a quarter of a second.
         """
         bound = asyncio.timeout(self.timeout() + _GRACE)
-        await_(bound.__aenter__())
+        await_only(bound.__aenter__())
         try:
             connection = super().connect()
         except BaseException as error:
             self._leave(bound, error)
             raise
-        await_(bound.__aexit__(None, None, None))
+        await_only(bound.__aexit__(None, None, None))
         return connection
 
     def dispose(self) -> None:
@@ -57,14 +57,14 @@ class BoundedPool(AsyncAdaptedQueuePool):
         idle: list[ConnectionPoolEntry] = []
         while self._pool.qsize():
             idle.append(self._pool.get(False))
-        await_(_close([entry.driver_connection for entry in idle if entry.driver_connection is not None]))
+        await_only(_close([entry.driver_connection for entry in idle if entry.driver_connection is not None]))
         for entry in idle:
             self._pool.put(entry, False)
         super().dispose()
 
     def _leave(self, bound: asyncio.Timeout, error: BaseException) -> None:
         try:
-            await_(bound.__aexit__(type(error), error, error.__traceback__))
+            await_only(bound.__aexit__(type(error), error, error.__traceback__))
         except TimeoutError:
             raise PoolTimeoutError(f"the server gave no connection within {self.timeout()} s") from None
 
