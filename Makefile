@@ -1,7 +1,7 @@
 # python3 (3.11 or newer) and make are enough: everything else goes into .venv, pinned and hash-checked.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-postgres test test-all coverage test-lowest test-newest test-extra lint types docs build lock bench clean
+.PHONY: help demo demo-postgres test test-all coverage test-lowest test-newest test-extra test-ecosystem lint types docs build lock bench clean
 
 # Where it is set, each of the hundreds of processes that tests start compiles every module anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -65,6 +65,18 @@ test-extra: .venv-extra-$(EXTRA) ## run the tests with the extra EXTRA=... alone
 	@$(call INTO,$(@D)) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+test-ecosystem: .venv-ecosystem/.locked ## run the tests with what services run beside FastAPI, such as agents
+	@$(<D)/bin/python -m pytest --numprocesses 2 --dist loadfile --quiet -p no:cacheprovider tests/ecosystem
+
+# The packages of .venv serve here, too, where ecosystem.txt has the same versions: a third of the time.
+.venv-ecosystem/.locked: requirements/ecosystem.txt pyproject.toml $(VENV)/.test
+	@echo "==> Making $(@D)"
+	@$(PYTHON) -m venv --clear --without-pip $(@D)
+	@echo "import site; site.addsitedir('$$(echo $(CURDIR)/$(VENV)/lib/python*/site-packages)')" \
+		>"$$(echo $(@D)/lib/python*/site-packages)/venv.pth"
+	@$(call INTO,$(@D)) --require-hashes --requirement $<
+	@touch $@
+
 .venv-%: $(VENV)/.test
 	@echo "==> Making $@"
 	@$(PYTHON) -m venv --clear --without-pip $@
@@ -103,6 +115,8 @@ lock: $(RUN) ## solve requirements/*.txt anew
 	@$(LOCK) --extra all --group dev --output-file requirements/dev.txt
 	@$(LOCK) $(AGREE) --extra all --group test --output-file requirements/test.txt
 	@$(subst --upgrade,--resolution lowest-direct,$(LOCK)) --extra all --group test --output-file requirements/lowest.txt
+	@cp requirements/test.txt requirements/ecosystem.txt # whose versions it prefers, where nothing asks for others
+	@$(subst --upgrade,,$(LOCK)) --extra all --group pytest --group ecosystem --output-file requirements/ecosystem.txt
 	@$(LOCK) $(AGREE) --extra database --extra standard --group demo --output-file requirements/demo.txt
 	@$(LOCK) $(AGREE) --group pytest --output-file requirements/pytest.txt
 	@$(LOCK) $(AGREE) --output-file requirements/core.txt
