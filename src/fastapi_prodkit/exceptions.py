@@ -2,7 +2,7 @@
 
     ProdkitError
     ├── ConfigurationError (ValueError)    a setting or an argument is wrong; raised at construction
-    │   └── SettingsError                  every setting or keyword that cannot be used, without any value
+    │   └── SettingsError                  what `Settings()` found, all of it, without any value
     ├── MissingExtraError (ImportError)    a piece is switched on and its extra is not installed
     ├── MigrationError                     the database's schema is not what this release needs, or stays locked
     ├── CheckWarning                       raised by a readiness check: degraded, but still able to serve
@@ -42,7 +42,7 @@ class SettingsError(ConfigurationError):
     """List every setting that cannot be used: by name, never by value.
 
     Attributes:
-        problems: name of the variable, or of a middleware's keyword -> what is wrong and how to put it right.
+        problems: variable name -> what is wrong and how to put it right.
     """
 
     def __init__(self, problems: Mapping[str, str]) -> None:
