@@ -213,7 +213,7 @@ async def test_query_past_the_deadline_ends(server: Server) -> None:
     deadline = pytest.importorskip("fastapi_prodkit.deadline", reason="there is no deadline in this version")
     database = database_on(server)
     app = app_with(database)
-    app.add_middleware(deadline.DeadlineMiddleware, LimitsSettings(request_timeout=2.0))
+    app.add_middleware(deadline.DeadlineMiddleware, LimitsSettings(request_timeout=4.0))
 
     async with database.lifespan(None):
         slow = asyncio.gather(*(ask(app, "/slow") for _ in range(REQUESTS)))
