@@ -22,6 +22,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from fastapi_prodkit import _context
 from fastapi_prodkit.access_log import AccessLogMiddleware
+from fastapi_prodkit.logging import RequestIDFilter
 from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
 from fastapi_prodkit.sections import RequestIdSettings
 
@@ -412,24 +413,22 @@ def test_below_middleware_that_starts_a_task():
     assert response.text == response.headers["x-request-id"] == "a-valid-id"
 
 
-async def test_context_stays_when_an_exception_leaves(caplog):
-    """The server logs an exception after the call, so the context is still there then."""
+async def test_an_exception_carries_the_id_to_the_servers_record(caplog):
+    """The server logs an exception when the context is closed; its record has the id, and no other of its task has."""
     scope = {"type": "http", "path": "/", "headers": [(b"x-request-id", b"a-valid-id")]}
 
     async def app(scope, receive, send):
         raise RuntimeError
 
-    async def server():
-        """Do as servers do: one task for each request, the exception logged in it."""
-        try:
-            await RequestIDMiddleware(app)(scope, None, drop)
-        except RuntimeError:
-            logging.getLogger("server").exception("failed for %s", current_request_id())
+    server = logging.getLogger("server")
+    try:
+        await RequestIDMiddleware(app)(scope, None, drop)
+    except RuntimeError:
+        server.exception("failed")
+    server.error("another")
 
-    await asyncio.create_task(server())
-
-    assert caplog.messages == ["failed for a-valid-id"]
-    assert current_request_id() is None
+    assert all(RequestIDFilter().filter(record) for record in caplog.records)
+    assert [record.request_id for record in caplog.records] == ["a-valid-id", "-"]
 
 
 async def drop(message):
