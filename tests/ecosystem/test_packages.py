@@ -68,7 +68,10 @@ def test_asgi_correlation_id(complete):
 
     def add(app):
         app.add_middleware(CorrelationIdMiddleware, validator=None)
-        app.add_api_route("/id", correlation_id.get)
+
+        @app.get("/id")
+        async def read_id():
+            return correlation_id.get()
 
     with TestClient(complete(add)) as client:
         response = client.get("/id")
