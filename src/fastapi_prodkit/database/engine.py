@@ -141,9 +141,9 @@ def _hide_detail(context: ExceptionContext) -> None:
     if detail is None:
         return
     error.detail, driver_error.detail = detail, None
-    for each in (error, context.sqlalchemy_exception):
-        if each is not None:  # SQLAlchemy 2.0 has copied the text, with its DETAIL
-            each.args = (str(each.args[0]).replace(f"\nDETAIL:  {detail}", ""), *each.args[1:])
+    copies = filter(None, (error, context.sqlalchemy_exception))  # SQLAlchemy 2.0 has copied the text into both
+    for each in copies:
+        each.args = (str(each.args[0]).replace(f"\nDETAIL:  {detail}", ""), *each.args[1:])
 
 
 def _enforce_foreign_keys(connection: Any, _record: object) -> None:
