@@ -102,6 +102,9 @@ class ErrorBoundaryMiddleware(Layer):
 
     Keyword Args:
         raise_: Raise every exception on, for `TestClient` and for trackers around the app object. Default: False.
+
+    Raises:
+        ConfigurationError: A keyword does not exist, or its value cannot be used.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -117,14 +120,14 @@ class ErrorBoundaryMiddleware(Layer):
         self.app = app
         accepted = ErrorBoundaryKeywords.__optional_keys__
         self._raise = with_keywords(self, settings or ErrorsSettings(), keywords, accepted).raise_
-        self._explain = cache(_explain) if explain else _nothing
+        self._explain = cache(_explain) if explain else _nothing  # cached: called once
 
     def inside(self, outer: Layer) -> Layer | None:
         """Leave the exception to a layer further out, which knows whether the response is complete."""
         return None if isinstance(outer, ErrorBoundaryMiddleware) else self
 
     def on_error(self, exchange: Exchange, error: BaseException) -> bool:
-        """Log the exception, and say whether the client has all that it will get."""
+        """Log the exception, and swallow it if the client has all that it will get."""
         disconnected = exchange.client_disconnected and isinstance(error, ClientDisconnect | OSError)
         if disconnected or (isinstance(error, WebSocketDisconnect) and exchange.scope["type"] == "websocket"):
             return True  # not a fault of the app, and there is no client to be told
@@ -138,7 +141,10 @@ class ErrorBoundaryMiddleware(Layer):
 
 
 def _explain() -> None:
-    _logger.info("this exception ends here; for a tracker around the app object, such as X(app), set ERRORS_RAISE=true")
+    _logger.info(
+        "this exception ends here; for a tracker around the app object, such as SentryAsgiMiddleware(app), "
+        "set ERRORS_RAISE=true"
+    )
 
 
 def _nothing() -> None: ...
