@@ -29,7 +29,7 @@ _STARLETTES: Final = {"allowed_hosts": "allowed"}
 
 
 class AllowedHostsKeywords(TypedDict, total=False):
-    """Fields of `HostsSettings`, and Starlette's name of the same."""
+    """Fields of `HostsSettings`, and Starlette's name of the field."""
 
     allowed: Collection[str]
     allowed_hosts: Collection[str]
@@ -41,20 +41,21 @@ class AllowedHostsMiddleware(Layer):
         app.add_middleware(AllowedHostsMiddleware, allowed=["api.example.com", "*.example.org"])
 
     Case, port and a trailing dot do not matter. A missing, repeated or malformed Host is refused even with `*`, and in
-    HTTP/1.0 too, where it is optional. WebSocket handshakes are held to the same.
+    HTTP/1.0 too, where it is optional. WebSocket handshakes are checked as well.
 
     Args:
         app: The ASGI app to wrap.
         settings: Values of the keywords that are not given.
         exempt: Paths relative to the app that answer to any Host: load balancers probe by address.
-        www_redirect: Starlette's keyword; nothing is redirected here.
+        www_redirect: Starlette's keyword; True is refused, because nothing is redirected here.
 
     Keyword Args:
         allowed: Host names; `*.example.com` allows subdomains, `*` any. Required.
         allowed_hosts: Starlette's name of `allowed`.
 
     Raises:
-        ConfigurationError: There is no host name, or one that could never match.
+        ConfigurationError: There is no host name, or one that could never match; something is to be redirected; or a
+            keyword does not exist, or its value cannot be used.
     """
 
     scope_types = frozenset({"http", "websocket"})

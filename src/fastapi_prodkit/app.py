@@ -72,6 +72,8 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
 ) -> FastAPI:
     """Return a FastAPI app with every piece that the settings switch on.
 
+        app = create_app(Settings(), routers=[router], title="Orders")
+
     Args:
         settings: Read from the environment unless given.
         routers: Included in this order.
@@ -88,6 +90,7 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
         fastapi_kwargs: Whatever `FastAPI()` takes; they win over what the settings imply.
 
     Raises:
+        ConfigurationError: A setting or an argument cannot be used, such as a limit that cannot be read.
         SettingsError: The environment cannot be used; all that is wrong with it.
         MissingExtraError: A piece is switched on whose optional dependency is not installed.
     """
@@ -114,6 +117,8 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
 ) -> None:
     """Put every piece that the settings switch on into an app that already exists.
 
+        install(app, Settings())
+
     FastAPI's own docs pages, which load their scripts from a CDN, give way to ours; without DOCS_ENABLED they are
     removed, and the schema with them. What only FastAPI's constructor can set is left as it is, and a log line says
     so: the names of operations.
@@ -129,7 +134,8 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
         csp_policies: Content-Security-Policy by path, in place of HEADERS_CSP: for a path and for all below it.
 
     Raises:
-        ConfigurationError: The app has started, or has been installed before; the edge would do nothing, or all twice.
+        ConfigurationError: The app has started, or has been installed before: the edge would do nothing, or all twice.
+            Or a setting or an argument cannot be used, such as a limit that cannot be read.
         SettingsError: The environment cannot be used; all that is wrong with it.
         MissingExtraError: A piece is switched on whose optional dependency is not installed.
     """

@@ -68,6 +68,9 @@ class BodyLimitMiddleware(Layer):
     Keyword Args:
         max_body_size: Largest body, bytes; None leaves it to the app's own limits. Default: 1048576.
         body_timeout: Longest wait for a part of a body, seconds; None sets no limit. Default: 20.0.
+
+    Raises:
+        ConfigurationError: A keyword does not exist, or its value cannot be used.
     """
 
     may_cancel_app = True

@@ -37,11 +37,12 @@ class ConcurrencyLimitKeywords(TypedDict, total=False):
 
 
 class ConcurrencyLimitMiddleware(Layer):
-    """Serve at most `max_concurrent` requests at a time; let as many wait in line, and refuse the rest with 503.
+    """Serve at most `max_concurrent` requests at a time; let as many wait in a queue, and refuse the rest with 503.
 
         app.add_middleware(ConcurrencyLimitMiddleware, max_concurrent=100)
 
-    Who waits does so for at most `queue_timeout`, first come, first served; a client that leaves gives up its place.
+    A request waits for at most `queue_timeout`, first come, first served; if its client disconnects it
+    leaves the queue.
     A request counts until the app is done with it: streams for as long as they last, background tasks too. WebSockets
     do not count, nor wait: they live long and are idle most of the time. Each process counts for itself.
 
@@ -56,7 +57,7 @@ class ConcurrencyLimitMiddleware(Layer):
         queue_timeout: Longest wait for a place among them, seconds; None refuses at once. Default: 1.0.
 
     Raises:
-        ConfigurationError: There is no `max_concurrent`.
+        ConfigurationError: There is no `max_concurrent`; or a keyword does not exist, or its value cannot be used.
     """
 
     def __init__(

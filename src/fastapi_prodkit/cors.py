@@ -38,7 +38,7 @@ _POLICY = frozenset(
 )
 _OURS = _POLICY | {b"vary"}
 _ALLOW_ORIGIN, _REQUEST_METHOD = b"access-control-allow-origin", b"access-control-request-method"
-_NOT_USUAL = ("OPTIONS", None)  # methods: what may be a preflight, and that of a WebSocket
+_NOT_USUAL = ("OPTIONS", None)  # methods: of what may be a preflight, and of a WebSocket, which has none
 _STARLETTES: Final = {"allow_origins": "origins", "allow_origin_regex": "origin_regex"}
 
 
@@ -70,7 +70,7 @@ class CORSMiddleware(Layer):
     Args:
         app: The ASGI app to wrap.
         settings: Values of the keywords that are not given.
-        allow_private_network: Starlette's keyword; access to private networks is not allowed here.
+        allow_private_network: Starlette's keyword; True is refused, because private networks are never allowed here.
 
     Keyword Args:
         origins: Exact origins, such as https://app.example.com, or `*`. Default: none.
@@ -78,15 +78,17 @@ class CORSMiddleware(Layer):
         vercel_project: Vercel project of the front end. Default: none.
         vercel_team: Vercel team (scope slug) that owns the project. Default: none.
         allow_credentials: Let browsers send cookies and HTTP authentication. Default: False.
-        allow_methods: Methods of preflights. Default: GET, POST, PUT, PATCH, DELETE.
-        allow_headers: Request headers of preflights. Default: Authorization, Content-Type, X-Request-ID.
-        expose_headers: Headers scripts may read. Default: X-Request-ID, RateLimit, RateLimit-Policy, Retry-After.
+        allow_methods: Methods that preflights allow. Default: GET, POST, PUT, PATCH, DELETE.
+        allow_headers: Request headers that preflights allow. Default: Authorization, Content-Type, X-Request-ID.
+        expose_headers: Response headers that scripts may read. Default: X-Request-ID, RateLimit, RateLimit-Policy,
+            Retry-After.
         max_age: How long browsers keep a preflight's answer, seconds, at most 7200. Default: 600.
         allow_origins: Starlette's name of `origins`.
         allow_origin_regex: Starlette's name of `origin_regex`.
 
     Raises:
-        ConfigurationError: `*` stands together with credentials.
+        ConfigurationError: `*` stands together with credentials; private networks are to be allowed; or a keyword does
+            not exist, or its value cannot be used.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -115,7 +117,7 @@ class CORSMiddleware(Layer):
             **credentials,
             **_header(b"access-control-expose-headers", values.expose_headers),
         }
-        # What a usual request from a listed origin is granted is made once.
+        # The headers for a listed origin, made once; a preflight and a WebSocket have others.
         listed = () if self._public else [origin.encode() for origin in values.origins]
         self._listed: dict[bytes | None, dict[bytes, bytes]] = {
             origin: {_ALLOW_ORIGIN: origin, **self._granted} for origin in listed
@@ -159,7 +161,7 @@ class CORSMiddleware(Layer):
         return _answer_preflight if preflight else None
 
     def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
-        """Put aside what the app says of origins, and let it name more of what its response varies with."""
+        """Remove the Access-Control headers of the app, and merge its Vary with ours."""
         if _OURS.isdisjoint(present) or exchange.scope["type"] == "websocket":
             return
         headers[:] = [pair for pair in headers if pair[0] not in _POLICY]

@@ -41,9 +41,9 @@ class DeadlineMiddleware(Layer):
 
         app.add_middleware(DeadlineMiddleware, request_timeout=10)
 
-    A response that has started is left alone, however long it takes; WebSockets are, too. The time runs from here, and
-    includes the reading of the body. `Depends(Timeout(120))` gives a route another time. Inside of another one this
-    deadline takes the place of the outer one.
+    A response that has started is left alone, however long it takes; WebSockets are, too. The time starts when the
+    request reaches this layer, and includes the reading of the body. `Depends(Timeout(120))` gives a route a time
+    of its own. Inside of another one this deadline takes the place of the outer one.
 
     Args:
         app: The app to serve.
@@ -52,6 +52,9 @@ class DeadlineMiddleware(Layer):
 
     Keyword Args:
         request_timeout: Longest time to a response, seconds; None leaves it to the routes. Default: 30.0.
+
+    Raises:
+        ConfigurationError: A keyword does not exist, or its value cannot be used.
     """
 
     may_cancel_app = True

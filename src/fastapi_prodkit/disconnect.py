@@ -51,6 +51,9 @@ class DisconnectMiddleware(Layer):
 
     Keyword Args:
         cancel_on_disconnect: Cancel the handlers of all routes; False leaves it to the routes. Default: False.
+
+    Raises:
+        ConfigurationError: A keyword does not exist, or its value cannot be used.
     """
 
     may_cancel_app = True
@@ -85,7 +88,7 @@ async def cancel_on_disconnect(connection: HTTPConnection) -> None:
     dependencies on this and `ignore_disconnect` the last one counts. Where limits are switched off, it does nothing.
 
     Raises:
-        ConfigurationError: There is neither a `DisconnectMiddleware` nor a `DeadlineMiddleware`.
+        ConfigurationError: There is no middleware that can cancel the request, such as `DisconnectMiddleware`.
     """
     scope = connection.scope
     if scope["type"] != "http":

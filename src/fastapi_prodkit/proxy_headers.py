@@ -37,7 +37,7 @@ _UVICORNS: Final = {"trusted_hosts": "trusted"}
 
 
 class ProxyHeadersKeywords(TypedDict, total=False):
-    """Fields of `ProxySettings`, and uvicorn's name of the same."""
+    """Fields of `ProxySettings`, and uvicorn's name of the field."""
 
     trusted: Collection[str]
     trusted_hosts: Collection[str]
@@ -61,7 +61,8 @@ class ProxyHeadersMiddleware(Layer):
         trusted_hosts: uvicorn's name of `trusted`, for a list without `*`: with that uvicorn takes the left-most entry.
 
     Raises:
-        ConfigurationError: An entry is neither an address nor a network, or `*` stands in `trusted_hosts`.
+        ConfigurationError: An entry is neither an address nor a network; `*` stands in `trusted_hosts`; or a keyword
+            does not exist, or its value cannot be used.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -85,7 +86,7 @@ class ProxyHeadersMiddleware(Layer):
         self._client = lru_cache(maxsize=1024)(self._find_client)
 
     def inside(self, outer: Layer) -> Layer | None:
-        """Leave the headers to a layer further out: in the scope is no longer the peer, but the client it has found."""
+        """Leave the headers to a layer further out, which has put the client in place of the peer already."""
         return None if isinstance(outer, ProxyHeadersMiddleware) else self
 
     def on_request(self, exchange: Exchange) -> None:

@@ -32,7 +32,10 @@ _logger = logging.getLogger("fastapi_prodkit.request_id")
 
 
 def current_request_id() -> str | None:
-    """Return the id of the request that is being served, or None outside of any."""
+    """Return the id of the request that is being served, or None outside of any.
+
+    Such as in `headers={"X-Request-ID": current_request_id() or ""}`, for a call to another service.
+    """
     return _context.request_id()
 
 
@@ -62,6 +65,9 @@ class RequestIDMiddleware(Layer):
     Keyword Args:
         header: Header that carries the id. Default: X-Request-ID.
         trust_inbound: Keep an id that the client sent, if it matches `[A-Za-z0-9._-]{8,128}`. Default: True.
+
+    Raises:
+        ConfigurationError: A keyword does not exist, or its value cannot be used.
     """
 
     scope_types = frozenset({"http", "websocket"})

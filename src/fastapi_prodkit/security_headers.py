@@ -1,7 +1,7 @@
 """Security headers on every response.
 
 They follow the OWASP Secure Headers Project and ASVS 5.0, chapter 3. What a handler sets wins: a header that the
-response already carries is left as it is, so no header ever stands there twice.
+response already carries is left as it is, so no header is sent twice.
 """
 
 import logging
@@ -80,7 +80,8 @@ class SecurityHeadersMiddleware(Layer):
     HTML only. `Cache-Control: no-store` goes on errors and on answers to requests that carry Authorization or Cookie.
     `Server` and `X-Powered-By` are removed. An accepted WebSocket gets nothing; a refused handshake is a response.
 
-    Inside of another one it decides about the headers whose settings it was given, and about no others.
+    A header that the app sets stays as it is; one that it sets to an empty value is left out. Inside of another one
+    this middleware decides about the headers whose settings it was given, and about no others.
 
     Args:
         app: The ASGI app to wrap.
@@ -98,7 +99,8 @@ class SecurityHeadersMiddleware(Layer):
         cross_origin_opener_policy: Cross-Origin-Opener-Policy. Default: same-origin.
 
     Raises:
-        ConfigurationError: A path does not start with a slash, or a policy is not printable ASCII on one line.
+        ConfigurationError: A path does not start with a slash, or a policy is not printable ASCII on one line; or a
+            keyword does not exist, or its value cannot be used.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -216,8 +218,8 @@ def _by_response(settings: HeadersSettings, only: Collection[bytes] | None) -> _
     """Return the headers for each kind of response.
 
     Args:
-        settings: Their values.
-        only: The names of those that are listed, with an empty value too; None for all that have a value.
+        settings: The values of the headers.
+        only: Names of the headers to return, those with an empty value too; None for all headers that have a value.
     """
     found = {}
     for secure, html, private in product((False, True), repeat=3):

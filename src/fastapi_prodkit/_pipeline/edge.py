@@ -37,14 +37,14 @@ class Edge:
         edge = Edge([RequestIDMiddleware(app), AccessLogMiddleware(app)])
         edge.put_around(app)
 
-    A request passes one edge: an app that is mounted in another one serves without its own, if both have one. Its
-    management routes answer all the same.
+    A request passes one edge: if a mounted app and the app around it have an edge each, the mounted app serves without
+    the layers of its own. The management routes of its edge answer all the same.
 
     Args:
         layers: Outermost first.
         management: An app whose routes answer behind the last layer and in front of the app inside, such as probes;
-            see `ManagementRoutes`. A route of the app inside with the same path and method wins. It is not exempt from
-            a layer, although the path is in the layer's `exempt`.
+            see `ManagementRoutes`. A route of the app inside with the same path and method wins; such a route is
+            not exempt from a layer, although its path is in the layer's `exempt`.
         installed: Objects that dependencies look for, by name; those of a mounted app's own edge come first.
 
     Attributes:
@@ -131,7 +131,7 @@ class _EdgeStack(LayerStack):
         return super().hooks_for(exchange)
 
     async def decide(self, exchange: Exchange, error: BaseException) -> bool:
-        """Answer what Starlette has not, and leave the decision to the outermost place if there is one."""
+        """Answer an error that Starlette does not catch, and leave the decision to the outermost place if any."""
         if not isinstance(error, Exception) and not exchange.status and exchange.scope["type"] == "http":
             with suppress(OSError):  # the client has disconnected
                 # Starlette's handlers catch Exception only.

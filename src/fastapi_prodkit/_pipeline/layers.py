@@ -25,13 +25,17 @@ _READING: Final = frozenset({"GET", "HEAD"})
 class Layer:
     """Base class of every middleware. Override only the hooks you need; hooks that are not overridden are never called.
 
+        class Deprecated(Layer):
+            def on_response_start(self, exchange, headers, present):
+                headers.append((b"deprecation", b"@1793491200"))
+
     Attributes:
         app: The app to serve, where the layer is used alone.
         exempt: Paths relative to the app, without trailing slash. No hook is called for GET and HEAD requests for them.
         scope_types: Types of scope for which the hooks are called; others pass.
         may_answer: `on_request` may return an app. Set it to False where `on_request` always returns None; then layers
             with `on_response_start` or `on_end` may stand further in.
-        may_cancel_app: The layer may cancel the task that serves the request, and so needs an exchange of its own.
+        may_cancel_app: The layer may cancel the task that serves the request. Alone, it opens an exchange of its own.
         runs_on_plain_response: `on_response_start` has something to do although the app sets no other headers than
             Content-Type and Content-Length.
     """
@@ -107,6 +111,8 @@ class Layer:
 
 class LayerStack:
     """Serve an app with these layers around it, outermost first.
+
+        app = LayerStack([RequestIDMiddleware(app), AccessLogMiddleware(app)], app)
 
     Raises:
         ConfigurationError: A layer with `on_response_start` or `on_end` stands behind one that may answer.

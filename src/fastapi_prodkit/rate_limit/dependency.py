@@ -39,7 +39,7 @@ class RateLimit:
 
     Raises:
         ConfigurationError: The limit cannot be read, or the name cannot stand in a header; or, on a request, the key
-            is something else.
+            function returns something else.
     """
 
     statuses = (429,)  # what the schema shows on routes that depend on it

@@ -44,12 +44,13 @@ class RateLimitMiddleware(Layer):
 
     Keyword Args:
         default: Limit on every request of one client. Default: 100/minute.
-        strategy: What the seconds of the limit mean in a memory of its own: `fixed-window`, `moving-window` or
+        strategy: How the seconds of the limit are counted where no store is given: `fixed-window`, `moving-window` or
             `sliding-window`. Default: fixed-window.
         legacy_headers: Send X-RateLimit-* as well. Default: False.
 
     Raises:
-        ConfigurationError: The limit cannot be read; or the settings name a shared store, and no store is given.
+        ConfigurationError: The limit cannot be read; the settings name a shared store, and no store is given; or a
+            keyword does not exist, or its value cannot be used.
     """
 
     scope_types = frozenset({"http", "websocket"})
