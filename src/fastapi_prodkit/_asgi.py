@@ -110,8 +110,8 @@ def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:
 
 
 def is_routed(routes: Sequence[BaseRoute], scope: Scope) -> bool:
-    """Say whether some route serves a request, before routing."""
-    scope = {**scope, "fastapi": {}}  # routing leaves findings there, and these are not for the app to see
+    """Say whether a route matches the path and the method of a request."""
+    scope = {**scope, "fastapi": {}}  # matching writes into this entry, which the app must not see
     return any(route.matches(scope)[0] is Match.FULL for route in routes)
 
 

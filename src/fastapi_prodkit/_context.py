@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fastapi_prodkit import _scope
 
-NO_REQUEST: Final = "-"  # stands in place of a request id outside of any request, in other formats than our own
+NO_REQUEST: Final = "-"  # in place of the id, on records outside of any request, for formats other than ours
 
 _fields: ContextVar[dict[str, Any] | None] = ContextVar("fastapi_prodkit", default=None)
 

@@ -1,7 +1,7 @@
 """Write an event without making a LogRecord of it, while nothing in the process could see the record.
 
-A record and its way through the standard library cost several times what its line costs, which is much for what each
-request has. The direct way skips filters, the record factory, and functions of the standard library that agents patch.
+A record and its way through the standard library cost several times what its line costs, and each request has a line.
+The direct way skips filters, the record factory, and functions of the standard library that agents patch.
 All of these may change while the service runs, so each event asks whether the direct way is open.
 """
 

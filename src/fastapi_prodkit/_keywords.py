@@ -28,11 +28,11 @@ def with_keywords(
         settings: The values of all other fields.
         keywords: What was given.
         accepted: The keywords that the middleware takes.
-        renamed: Keywords that are called differently than their fields, and those fields.
+        renamed: The fields of keywords that have other names than their fields.
 
     Raises:
         ConfigurationError: A keyword is not accepted, cannot be used, or means the same as another one; or the settings
-            are no section: other libraries have another parameter in their place.
+            are no section, such as the list that Starlette's CORSMiddleware takes in this place.
     """
     owner = type(layer).__name__
     if not isinstance(settings, BaseModel):
@@ -44,14 +44,14 @@ def with_keywords(
     for name in keywords.keys() - given.values():
         problems[name] = f"means the same as {given[renamed.get(name, name)]}: give one of them"
     if not problems:
-        # Not the defaults: a layer tells what was given from what was not.
+        # Without the defaults: some layers ask `model_fields_set` which values were given.
         before = {field: value for field, value in settings if field in settings.model_fields_set}
         values = {field: keywords[name] for field, name in given.items()}
         try:
             return settings.model_validate({**before, **values})
         except ValidationError as error:
             problems = {given.get(field, field): reason for field, reason in _reasons(error)}
-    # Raised out here, so that the error does not keep the one above, which knows the values.
+    # Raised outside of `except`: the ValidationError, which has the values, would be the context of this error.
     raise ConfigurationError("\n".join(f"{owner}({name}=...): {reason}" for name, reason in problems.items()))
 
 

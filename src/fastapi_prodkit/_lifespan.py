@@ -18,8 +18,8 @@ def compose(app: Starlette, ours: Sequence[Lifespan], *, mounted: bool = True) -
     """Make the app run `ours`, then its own lifespan, then those of the apps mounted in it; and end them in reverse.
 
     What the lifespans yield as state is merged; the app's own wins over a mounted one's. A mounted app whose lifespan
-    the user's own one already runs, which is the known workaround, is not started twice. Where only what that lifespan
-    starts is started, `mounted=False` leaves the lifespans of all mounted apps to the user.
+    the app's own lifespan already runs, which is the known workaround, is not started twice. If the app's own lifespan
+    starts what a mounted lifespan would start, and not that lifespan, `mounted=False` leaves all mounted ones to it.
     """
     own = cast("Lifespan", app.router.lifespan_context)
 
@@ -61,7 +61,7 @@ class _Watched:
         """Start the app's lifespan, and return its state.
 
         Raises:
-            ConfigurationError: It raises a RuntimeError, as what can be started once does when it is started again.
+            ConfigurationError: The lifespan raises a RuntimeError, as a session manager does that is started twice.
         """
         try:
             return await stack.enter_async_context(self._lifespan(self._app))
@@ -77,7 +77,7 @@ class _Watched:
 
 
 def _watch(routes: Sequence[BaseRoute], own: Lifespan) -> list[_Watched]:
-    # By identity, because routers have no hash; one that is mounted twice is one.
+    # By identity, because routers have no hash; a router that is mounted twice is watched once.
     mounted = {id(router): (place, app, router) for place, app, router in _mounted(routes, "")}
     return [_Watched(*each) for each in mounted.values() if each[-1].lifespan_context is not own]
 

@@ -75,9 +75,9 @@ def make_probes(settings: Settings, pieces: Mapping[str, Any], given: Given) -> 
 
 
 def make_management(routes: Sequence[BaseRoute]) -> FastAPI:
-    """Return the app that serves the probes and their like, without middleware, dependencies or handlers of the user's.
+    """Return the app that serves the management routes, without middleware, dependencies or handlers of the user's.
 
-    Authentication, for instance, does not apply to a load balancer.
+    So a load balancer, for instance, needs no authentication.
     """
     management = FastAPI(openapi_url=None, telemetry={"tracing": False, "metrics": False, "logs": False})
     management.router.routes.extend(routes)

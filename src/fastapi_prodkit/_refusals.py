@@ -36,10 +36,10 @@ def counts_alone(rate_limit: RateLimitSettings | None) -> bool:
 
 
 def refuse_worker(rate_limit: RateLimitSettings | None, environment: str) -> None:
-    """Refuse in production what settings cannot see, and warn elsewhere: `--workers` sets no WEB_CONCURRENCY.
+    """Refuse a worker that counts for itself, or warn of it: settings cannot see `--workers`, which sets no variable.
 
     Raises:
-        SettingsError: This process is one of several workers, and each would count for itself.
+        SettingsError: In staging or prod this process is one of several workers, and each would count for itself.
     """
     if not (counts_alone(rate_limit) and several_workers()):
         return

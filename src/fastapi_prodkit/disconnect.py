@@ -130,7 +130,7 @@ def _cancellable(scope: Scope) -> Exchange | None:
 
 
 def _may_cancel(scope: Scope) -> bool:
-    """Return what the last of the route's dependencies says; without any the setting is on, or nothing would listen."""
+    """Return what the last of the route's dependencies says; without one it is the setting that listens, so True."""
     choices = [each for each in route_dependencies(scope) if each in (cancel_on_disconnect, ignore_disconnect)]
     return not choices or choices[-1] is cancel_on_disconnect
 

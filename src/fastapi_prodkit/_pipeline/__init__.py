@@ -15,7 +15,7 @@
 The life of one request:
 
 1. The server calls the edge, which chooses its stack of layers by the type of the scope.
-2. The stack opens an `Exchange`, the state of the request, and the request context of the log.
+2. The stack opens an `Exchange`, the state of the request, and the request context, the fields of its log lines.
 3. It calls `on_request` of each layer, outermost first. A layer that returns an ASGI app has answered: the layers
    further in never see the request, unless that app calls `exchange.call_inner`.
 4. It calls `on_wait` of each layer, which starts the deadline, and then the app.
@@ -35,7 +35,7 @@ The five hooks of a `Layer`; each docstring in `layers` says what it may return 
 | `on_wait` | once, immediately before the app | outermost first | start a time-out |
 | `on_response_start` | once, when the response starts | innermost first | change headers; raise |
 | `on_error` | once, for an exception of the app | innermost layer only | return True to swallow it |
-| `on_end` | once, always | innermost first | neither return nor raise |
+| `on_end` | once, always | innermost first | read status, duration and route; must not raise |
 
 The rule of order: when a layer answers, layers inside it never see the request. So layers behind the first one that may
 answer must not have `on_response_start` or `on_end`: they would finish requests that they have not begun. Another order

@@ -180,7 +180,7 @@ def _settle(failures: _Failures, error: BaseException) -> bool:
     on_error = exchange.hooks.on_error
     swallow = on_error is not None and on_error(exchange, original)
     _context.end(token)
-    # The server may have cancelled the request while an agent was busy with the exception.
+    # An agent may have replaced the exception. A CancelledError says that the server has cancelled the request since.
     return swallow and (error is original or isinstance(error, Exception))
 
 

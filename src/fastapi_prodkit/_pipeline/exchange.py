@@ -28,7 +28,8 @@ class Exchange:
     Attributes:
         scope: The request.
         path: Its path relative to the app, without a trailing slash; "/" for the root.
-        headers: Its headers; the last of several lines with one name.
+        root_path: The scope's root_path when the exchange was opened; mounts further in lengthen the scope's.
+        headers: Its headers by name; the last line of a header that has several.
         has_repeated_headers: Some header has several lines; `header_values` returns all of them.
         context: The fields of every log line about the request.
         response_headers: Headers of the response, which replace headers of the same names that the app sets. Exchanges
@@ -42,7 +43,9 @@ class Exchange:
             may cancel it.
         hooks: What the layers do with the request.
         app: Serves the request when the layers have let it pass; a layer may put another app in its place.
-        listener: Listens for the disconnect of the client.
+        listener: Listens for the disconnect of the client, if a layer or a route asks for it.
+        deadline: The time-out of the request, if a layer has started one.
+        interruption: The answer that is sent in place of the app's, if the app was cancelled.
         receive_from_server: Returns the app's next message; a layer may put itself in between.
         outer: The exchange around this one: of an app around this app, or of a layer around a copied scope.
         status: The status of the response; 0 before it starts. From `on_end` on it is what the client saw: 499 if it
@@ -78,7 +81,7 @@ class Exchange:
         path: str = scope["path"]
         self.scope = scope
         self.outer = outer
-        self.root_path = root_path = scope.get("root_path", "")  # mounts lengthen it
+        self.root_path = root_path = scope.get("root_path", "")
         self.path = route_path(scope) if root_path or path[-1:] in _TO_NORMALIZE else path
         self.headers: dict[bytes, bytes] = dict(raw)
         self.has_repeated_headers = len(self.headers) != len(raw)
@@ -214,10 +217,10 @@ class Exchange:
         """Set status, duration and route of a finished request, and call `on_end`."""
         if self.deadline is not None:
             self.deadline.cancel()
-            self.deadline = None  # it refers to this exchange
+            self.deadline = None  # the deadline refers to this exchange
         if self.listener is not None:
             self.listener.close()
-            self.listener = None  # likewise
+            self.listener = None  # the listener refers to this exchange
         on_end = self.hooks.on_end
         if not on_end:
             return

@@ -29,10 +29,10 @@ class Hooks(Generic[_Exchange]):
         on_end: Innermost first.
         on_error: That of the innermost layer that has one, or None.
         may_cancel_app: Some layer may cancel the task that serves the request.
-        layers: Those that work on the request, outermost first; with those of exchanges around this one. Any, because
-            the module of Layer imports this one.
-        further_in: The hooks of layers that work inside of these, by what they are alone and by whether they have
-            joined the exchange of these. Each is made once.
+        layers: The layers that work on the request, outermost first, those of outer exchanges included. Of type Any,
+            because the module of Layer imports this one.
+        further_in: The hooks of layers that work inside of these layers, each made once. The key is the hooks of those
+            layers alone, and whether they have joined the exchange of these.
     """
 
     __slots__ = (

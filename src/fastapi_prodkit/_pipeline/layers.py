@@ -16,7 +16,7 @@ from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["APP_ERRORS", "Layer", "LayerStack"]
 
-# What an app may fail with. Other exceptions, such as SystemExit, end more than a request, and no hook is called.
+# What an app may fail with. Others, such as SystemExit, end more than a request: `on_error` is not called, `on_end` is.
 APP_ERRORS: Final = (Exception, CancelledError, BaseExceptionGroup)
 
 _READING: Final = frozenset({"GET", "HEAD"})
@@ -144,7 +144,7 @@ class LayerStack:
                 _context.keep(error, exchange.context)
                 raise
         except BaseException as error:
-            _context.keep(error, exchange.context)  # it is no error of the app; no hook is called
+            _context.keep(error, exchange.context)  # no error of the app: `on_error` is not called
             raise
         finally:
             exchange.finish()

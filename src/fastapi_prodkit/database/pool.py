@@ -12,7 +12,7 @@ from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
-from sqlalchemy.util import await_only  # the name of 2.0 and 2.1
+from sqlalchemy.util import await_only  # under this name in SQLAlchemy 2.0 and 2.1
 
 __all__ = ["BoundedPool", "check_idle_connections"]
 

@@ -3,7 +3,7 @@
 A default here is the production one, and is what a piece used alone gets; what dev and test relax stands in
 `settings.PROFILES`. The model of the section `rate_limit` is `RateLimitSettings`, and its field `default` is the
 variable `RATE_LIMIT_DEFAULT`. A name that is no field is an error, `RateLimitSettings(defualt="5/minute")`; variables
-of others, which may share a prefix, never get here.
+of other programs, which may share a prefix, are left out before.
 
 A section is loaded when it is asked for, with those beside it: a piece that is used alone does not pay for all.
 """
