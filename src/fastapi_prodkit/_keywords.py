@@ -9,6 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from fastapi_prodkit.exceptions import ConfigurationError
 
+__all__ = ["unknown", "with_keywords"]
+
 _Section = TypeVar("_Section", bound=BaseModel)
 
 _AS_THEY_ARE: Final[Mapping[str, str]] = MappingProxyType({})
