@@ -120,8 +120,8 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
         install(app, Settings())
 
     FastAPI's own docs pages, which load their scripts from a CDN, give way to ours; without DOCS_ENABLED they are
-    removed, and the schema with them. What only FastAPI's constructor can set is left as it is, and a log line says
-    so: the names of operations.
+    removed, and the schema with them. The names of operations, which only FastAPI's constructor can set, stay as they
+    are; a log line says how to set them.
 
     Args:
         app: An app that has not started.
