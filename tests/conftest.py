@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import sys
 import threading
 import weakref
@@ -50,6 +51,21 @@ def pytest_collection_finish():
     """Freeze the objects that collection has made, so that garbage collections skip them."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_greenlets():
+    """Fail a test that switches greenlets while coverage measures threads alone: it would count lines for others."""
+    if os.environ.get("COVERAGE_CONCURRENCY") != "thread":
+        yield
+        return
+    import greenlet
+
+    switches = []
+    earlier = greenlet.settrace(lambda *_: switches.append(1))
+    yield
+    greenlet.settrace(earlier)
+    assert not switches, "list the file in IN_GREENLETS, in the Makefile"
 
 
 @pytest.fixture(autouse=True)

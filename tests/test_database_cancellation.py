@@ -46,8 +46,9 @@ def server() -> Iterator[Server]:
 
 
 def database_on(server: Server) -> Database:
-    # The time-out is for a busy machine, on which two hundred requests take their time.
-    return Database(DatabaseSettings(url=server.url(), ssl="off", pool_size=15, max_overflow=0, pool_timeout=15))
+    # The time-outs are for a busy machine, on which two hundred requests take their time.
+    patience = {"pool_timeout": 30, "connect_timeout": 30}
+    return Database(DatabaseSettings(url=server.url(), ssl="off", pool_size=15, max_overflow=0, **patience))
 
 
 def app_with(database: Database) -> FastAPI:
@@ -67,7 +68,7 @@ def app_with(database: Database) -> FastAPI:
 
 async def running(server: Server) -> int:
     """How many sleeping queries another connection sees."""
-    watcher = Database(DatabaseSettings(url=server.url(), ssl="off"))
+    watcher = database_on(server)
     async with watcher.lifespan(None), watcher.engine.connect() as connection:
         return int((await connection.execute(text(RUNNING))).scalar_one())
 
@@ -127,9 +128,9 @@ async def test_cancelled_queries_end_and_the_pool_serves_on(server: Server, canc
 
     async with database.lifespan(None):
         tasks = [asyncio.create_task(cancelled(lambda: ask(app, "/slow"), go)) for _ in range(REQUESTS)]
-        busy = await becomes(server, lambda count: count == 15, within=10)
+        busy = await becomes(server, lambda count: count == 15, within=30)
         go.set()
-        await asyncio.wait(tasks, timeout=10)
+        await asyncio.wait(tasks, timeout=30)
         ended = await becomes(server, lambda count: count == 0, within=ENDING)
         statuses = await asyncio.gather(*(ask(app, "/fast") for _ in range(REQUESTS)))
 
@@ -191,7 +192,7 @@ async def test_clients_that_leave_a_stream_end_its_query(server: Server) -> None
         clients = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(REQUESTS)]
         for client in clients:
             client.sendall(request("GET", "/stream"))
-        busy = await becomes(server, lambda count: count == 15, within=10)
+        busy = await becomes(server, lambda count: count == 15, within=30)
         for client in clients:
             client.close()
         ended = await becomes(server, lambda count: count == 0, within=ENDING)
@@ -217,7 +218,7 @@ async def test_query_past_the_deadline_ends(server: Server) -> None:
 
     async with database.lifespan(None):
         slow = asyncio.gather(*(ask(app, "/slow") for _ in range(REQUESTS)))
-        busy = await becomes(server, lambda count: count > 0, within=10)
+        busy = await becomes(server, lambda count: count > 0, within=30)
         late = await slow
         ended = await becomes(server, lambda count: count == 0, within=ENDING)
         statuses = await asyncio.gather(*(ask(app, "/fast") for _ in range(15)))

@@ -351,8 +351,8 @@ class TestLock:
         """A lock that stays is an error that says where to look, and not a deployment that hangs."""
         release = hold(on_postgresql)
         try:
-            with pytest.raises(MigrationError, match=r"did not end within 0\.3 s; see pg_locks"):
-                command.upgrade(configured(directory, on_postgresql, lock_timeout=0.3), "head")
+            with pytest.raises(MigrationError, match=r"did not end within 1 s; see pg_locks"):
+                command.upgrade(configured(directory, on_postgresql, lock_timeout=1), "head")
         finally:
             release()
 

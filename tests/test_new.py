@@ -555,7 +555,7 @@ class TestMake:
         cache = subprocess.run(command, capture_output=True, text=True, check=True)
         kept = {name: value for name, value in os.environ.items() if re.match(r"PATH|PIP_|.*_CA_|SSL_|LANG", name)}
         uncovered = "--no-cov -W ignore::pytest_cov.CovDisabledWarning"  # coverage costs a minute
-        ours = {"PIP_CACHE_DIR": cache.stdout.strip(), "PYTEST_ADDOPTS": uncovered, "PORT": "0"}
+        ours = {"PIP_CACHE_DIR": cache.stdout.strip(), "PIP_NO_COMPILE": "1", "PYTEST_ADDOPTS": uncovered, "PORT": "0"}
         return kept | ours | {"HOME": str(tmp_path / "home")}
 
     def make(self, folder, environment, *targets):
