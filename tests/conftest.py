@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import re
 import sys
 import threading
 import weakref
@@ -24,8 +25,8 @@ if sys.version_info < (3, 12) and "coverage" in sys.modules:
     weakref.WeakKeyDictionary = _ForgetsInC
 
 
-# Of examples/service, whose users copy its tests without markers of ours.
-_SYSTEM_TESTS_OF_THE_SERVICE = {"test_service_demo.py", "test_service_migrations.py", "test_service_postgresql.py"}
+# Of the example, whose users copy its tests without markers of ours.
+_SYSTEM_TESTS_OF_EXAMPLES = re.compile(r"test_service_(demo|migrations|postgresql)\.py|\[postgresql")
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -43,8 +44,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "examples" in item.path.parts:
             item.add_marker("example")
-        if item.path.name in _SYSTEM_TESTS_OF_THE_SERVICE:
-            item.add_marker("system")
+            if _SYSTEM_TESTS_OF_EXAMPLES.search(item.nodeid):
+                item.add_marker("system")
 
 
 def pytest_collection_finish():
