@@ -752,6 +752,27 @@ def test_a_record_factory_adds_fields(configure, capsys):
     assert [line["trace_id"] for line in access_lines(capsys)] == ["abc"]
 
 
+@pytest.mark.parametrize(("name", "shown"), [("request_id", "own"), ("http_path", "/ok/1")])
+def test_a_record_factory_may_add_fields_of_ours(name, shown, configure, capsys):
+    """The request is served and logged; the factory's request id stays, and a field of the line is what happened."""
+    app = RequestIDMiddleware(with_both(service()))
+    configure()
+
+    def factory(*args, **options):
+        record = logging.LogRecord(*args, **options)
+        setattr(record, name, "own")
+        return record
+
+    logging.setLogRecordFactory(factory)
+    try:
+        response = TestClient(app).get("/ok/1")
+    finally:
+        logging.setLogRecordFactory(logging.LogRecord)
+
+    assert response.status_code == 200
+    assert [line[name] for line in access_lines(capsys)] == [shown]
+
+
 def test_an_agent_that_patches_the_standard_library_sees_every_line(configure, capsys, monkeypatch):
     """Sentry's and New Relic's agents replace `Logger.callHandlers`."""
     app, seen, original = with_both(service()), [], logging.Logger.callHandlers

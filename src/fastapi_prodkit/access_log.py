@@ -69,11 +69,13 @@ class AccessLogMiddleware(Layer):
 
 def _log(fields: dict[str, Any]) -> None:
     """Make a record. Its message is for formats that show no fields; `EventHandler` writes the event's name instead."""
-    extra = {**fields, EVENT_NAME: _EVENT}
-    if (request_id := _context.request_id()) is not None:
-        extra["request_id"] = request_id
     arguments = (fields.get("http_method", "WebSocket"), fields["http_route"], fields["http_status"])
     # Not Logger.info: it looks for its caller, which costs a tenth of a request, and is always this function.
     origin, message = (__file__, _log.__code__.co_firstlineno), "%s %s %s"
-    record = _logger.makeRecord(_logger.name, logging.INFO, *origin, message, arguments, None, _log.__name__, extra)
+    record = _logger.makeRecord(_logger.name, logging.INFO, *origin, message, arguments, None, _log.__name__)
+    # Not as `extra`, which fails where a record factory has set an attribute of the same name.
+    attributes = vars(record)
+    attributes |= {**fields, EVENT_NAME: _EVENT}
+    if (request_id := _context.request_id()) is not None:
+        attributes.setdefault("request_id", request_id)
     _logger.handle(record)
