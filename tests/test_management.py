@@ -174,6 +174,19 @@ def test_a_mount_at_exactly_the_path_wins(capsys):
     assert overridden(lines_of(capsys))[0].startswith("GET, HEAD /metrics: the app's own route 'Mount' answers")
 
 
+def test_a_route_of_a_mounted_app_wins(capsys):
+    """A `/ready` that asks a database does so in an app that is mounted at the root, too."""
+    app, inner = create_app(settings_of()), create_app(settings_of())
+    inner.add_api_route("/ready", own)
+    app.mount("/other", FastAPI(routes=[Route("/health", plain)]))
+    app.mount("/", inner)
+
+    with TestClient(app) as client:
+        assert client.get("/ready").text == '"own"'
+        assert client.get("/health").json() == PASS
+    assert overridden(lines_of(capsys))[0].startswith("GET, HEAD /ready: the app's own route 'own' answers")
+
+
 def test_a_class_as_endpoint_wins():
     """A Starlette route without methods has all of them."""
 

@@ -1,11 +1,11 @@
 """Management routes, such as probes: the edge answers them, so that `app.routes` holds the app's own routes only."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.applications import Starlette
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Message, Scope, Send
 
 from fastapi_prodkit._asgi import is_routed
@@ -24,7 +24,8 @@ class ManagementRoutes(Layer):
 
     Middleware, dependencies, exception handlers, mounts and catch-all routes of the app inside have no part in these
     requests. A route of the app inside wins if it has the same path, a trailing slash apart, and the method; one that
-    has GET wins for HEAD as well (RFC 9110 section 9.3.2). A mount at exactly the path wins for every method.
+    has GET wins for HEAD as well (RFC 9110 section 9.3.2). A route of a mounted app counts with the path of its mount.
+    A mount at exactly the path wins for every method.
 
     The routes of the app inside are read once: at the end of start-up, or at the first request for one of the paths
     where no lifespan runs. Until then an app may change its routes.
@@ -86,13 +87,22 @@ class ManagementRoutes(Layer):
 
     def _read_routes(self) -> Iterator[tuple[str, str]]:
         """Yield path and method of each management route that is overridden, and log which route overrides it."""
-        for own in iter_route_contexts([] if self.app_inside is None else self.app_inside.routes):
-            path = _without_slash(own.path or "")  # "" is the path of a mount at the root
+        for place, own in _walk([] if self.app_inside is None else self.app_inside.routes, ""):
+            path = _without_slash(place)
             methods = sorted(_overridden_methods(self._methods.get(path, set()), own))
             if methods:
                 name = own.name or type(own.original_route).__name__
                 _logger.warning(_OVERRIDDEN, ", ".join(methods), path, name, self._names[path])
             yield from ((path, method) for method in methods)
+
+
+def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, RouteContext]]:
+    """Yield each route with its path, those of mounted apps after their mount."""
+    for context in iter_route_contexts(routes):
+        path = prefix + (context.path or "")  # "" is the path of a mount at the root
+        yield path, context
+        if isinstance(context.original_route, Mount):
+            yield from _walk(context.original_route.routes, path)
 
 
 def _without_slash(path: str) -> str:
