@@ -279,7 +279,9 @@ def test_proxy_headers_takes_uvicorns_keyword(trusted):
         (ProxyHeadersMiddleware, {"trusted_hosts": "*"}, "left-most"),
         (ProxyHeadersMiddleware, {"trusted_hosts": ["*"]}, "left-most"),
         (ProxyHeadersMiddleware, {"trusted_hosts": ["proxy.internal"]}, "neither an address nor a network"),
+        (ProxyHeadersMiddleware, {"trusted_hosts": None}, "Input should be a valid tuple"),
         (ProxyHeadersMiddleware, {"settings": "10.0.0.0/8"}, "str is no settings; use keywords"),
+        (DeadlineMiddleware, {"settings": sections.HostsSettings()}, "HostsSettings has no request_timeout; give the"),
         (CORSMiddleware, {"settings": [APP]}, "list is no settings; use keywords"),
     ],
 )

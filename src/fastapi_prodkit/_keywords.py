@@ -34,11 +34,16 @@ def with_keywords(
 
     Raises:
         ConfigurationError: A keyword is not accepted, cannot be used, or means the same as another one; or the settings
-            are no section, such as the list that Starlette's CORSMiddleware takes in this place.
+            are no section, such as the list that Starlette's CORSMiddleware takes in this place, or another one.
     """
     owner = type(layer).__name__
     if not isinstance(settings, BaseModel):
         raise ConfigurationError(f"{owner}: {type(settings).__name__} is no settings; use keywords")
+    missing = {renamed.get(name, name) for name in accepted} - type(settings).model_fields.keys()
+    if missing:
+        raise ConfigurationError(
+            f"{owner}: {type(settings).__name__} has no {min(missing)}; give the section of this piece, or use keywords"
+        )
     if not keywords:
         return settings
     given = {renamed.get(name, name): name for name in keywords}  # by field

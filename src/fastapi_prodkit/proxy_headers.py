@@ -71,7 +71,7 @@ class ProxyHeadersMiddleware(Layer):
     def __init__(
         self, app: ASGIApp, settings: ProxySettings | None = None, **keywords: Unpack[ProxyHeadersKeywords]
     ) -> None:
-        if "*" in keywords.get("trusted_hosts", ()):
+        if "*" in (keywords.get("trusted_hosts") or ()):
             raise ConfigurationError(
                 "trusted_hosts: with * uvicorn takes the left-most address, which a client can invent; list the "
                 'proxies, or write trusted="*", which takes the right-most'
