@@ -22,6 +22,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from fastapi_prodkit import _context
 from fastapi_prodkit.access_log import AccessLogMiddleware
+from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.logging import RequestIDFilter
 from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
 from fastapi_prodkit.sections import RequestIdSettings
@@ -189,6 +190,18 @@ def test_a_validator_may_keep_more():
     response = TestClient(starlette(validator=lambda text: True)).get("/", headers={"X-Request-ID": "1"})
 
     assert response.text == "1"
+
+
+async def not_now(*args):
+    """Return a coroutine first, which would be true for every id."""
+
+
+@pytest.mark.parametrize("function", [not_now, "uuid4"])
+@pytest.mark.parametrize("name", ["generator", "validator"])
+def test_what_cannot_make_or_judge_an_id_is_refused(name, function):
+    """The answer of an async function comes too late."""
+    with pytest.raises(ConfigurationError, match=rf"{name}=\.\.\.\): use a function that is not async"):
+        RequestIDMiddleware(show_id, **{name: function})
 
 
 def test_a_validator_that_raises(caplog):

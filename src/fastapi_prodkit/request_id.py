@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
+from inspect import iscoroutinefunction
 from itertools import chain, repeat
 from typing import TypedDict, Unpack
 
@@ -21,6 +22,7 @@ from fastapi_prodkit import _context
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import RequestIdSettings
 
 __all__ = ["RequestIDMiddleware", "current_request_id"]
@@ -67,7 +69,8 @@ class RequestIDMiddleware(Layer):
         trust_inbound: Keep an id that the client sent, if it matches `[A-Za-z0-9._-]{8,128}`. Default: True.
 
     Raises:
-        ConfigurationError: A keyword does not exist, or its value cannot be used.
+        ConfigurationError: A keyword does not exist, or its value cannot be used; or the generator or validator is async
+            or no function.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -84,6 +87,10 @@ class RequestIDMiddleware(Layer):
     ) -> None:
         accepted = RequestIDKeywords.__optional_keys__
         settings = with_keywords(self, settings or RequestIdSettings(), keywords, accepted)
+        functions: dict[str, object] = {"generator": generator, "validator": validator}
+        for name, function in functions.items():
+            if function is not None and (not callable(function) or iscoroutinefunction(function)):
+                raise ConfigurationError(f"RequestIDMiddleware({name}=...): use a function that is not async")
         self.app = app
         self._header = settings.header.lower().encode()
         self._trust_inbound = settings.trust_inbound
