@@ -821,6 +821,25 @@ def test_a_group_of_exceptions(way, capsys):
     assert statuses(output) == [500]
 
 
+@ways
+def test_a_layer_that_fails(way, capsys):
+    """A store that raises, for instance: outside of Starlette's own layers it is a 500 problem, and logged once."""
+
+    class Store:
+        async def hit(self, limits, key, cost=1):
+            raise RuntimeError("no store")
+
+    app = create_app(production(), store=Store()) if way == "create_app" else FastAPI()
+    if way == "install":
+        install(app, production(), store=Store())
+    response = TestClient(app).get("/")
+
+    output = capsys.readouterr().out
+    assert (response.status_code, response.json()["request_id"]) == (500, response.headers["X-Request-ID"])
+    assert statuses(output) == [500]
+    assert len(error_lines(output)) == 1
+
+
 def test_an_exception_that_is_no_error(capsys):
     """What ends more than a request, such as SystemExit, is the server's; its line has the request's id."""
     app = made("create_app")

@@ -131,10 +131,10 @@ class _EdgeStack(LayerStack):
         return super().hooks_for(exchange)
 
     async def decide(self, exchange: Exchange, error: BaseException) -> bool:
-        """Answer an error that Starlette does not catch, and leave the decision to the outermost place if any."""
-        if not isinstance(error, Exception) and not exchange.status and exchange.scope["type"] == "http":
+        """Answer an error that Starlette has not answered, and leave the decision to the outermost place if any."""
+        if not exchange.status and not exchange.send_failed and exchange.scope["type"] == "http":
             with suppress(OSError):  # the client has disconnected
-                # Starlette's handlers catch Exception only.
+                # Starlette's handlers catch Exception only, and stand inside of the layers, which may fail themselves.
                 await _internal_error(exchange.scope, exchange.receive, exchange.send)
         failures: _Failures | None = exchange.scope.get(_scope.FAILURES)
         if failures is None:

@@ -36,6 +36,7 @@ class Exchange:
             of one request share them, and the outermost adds them: of two layers that set one the inner layer wins.
         complete: The server has taken the last message of the response.
         client_disconnected: The client disconnected before the response was complete.
+        send_failed: The server, or a layer, has refused a message of the app.
         request_complete: The last message of the request's body has been received.
         exempt: The hooks of some layer are not called, because its `exempt` has the path.
         started_at: When the request came, on the clock of `perf_counter`.
@@ -58,6 +59,7 @@ class Exchange:
     route: str
     complete = False
     client_disconnected = False
+    send_failed = False
     request_complete = False
     exempt = False
     status = 0
@@ -206,6 +208,7 @@ class Exchange:
         except Exception as error:
             if not isinstance(error, REPLACED_BY_LIMIT):
                 self.status = before  # the server has not taken the message, so the client does not see it
+                self.send_failed = True
             # ASGI 2.4: OSError is how a server says that the client has disconnected.
             self.client_disconnected |= isinstance(error, OSError) and not self.complete
             raise
