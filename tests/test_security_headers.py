@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from wire import serving
 
@@ -460,3 +461,20 @@ def test_a_page_is_reported_once_for_each_route(caplog):
         TestClient(app).get(path)
 
     assert len(reported(caplog)) == 1
+
+
+def test_pages_without_a_route_are_reported_by_path(caplog, tmp_path):
+    """Each page of a mounted directory, for instance; scanners of paths do not fill the log."""
+    (tmp_path / "index.html").write_text("<p>")
+    directories = [Mount(path, StaticFiles(directory=tmp_path, html=True)) for path in ("/site", "/shop")]
+    answer = Mount("/any", HTMLResponse("<p>"))
+    app = Starlette(routes=[*directories, answer])
+    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(PagePolicyMiddleware)
+
+    for path in ("/site/", "/shop/index.html", "/shop/index.html", *(f"/any/{number}" for number in range(200))):
+        TestClient(app).get(path)
+
+    assert "the page at /site is sent" in reported(caplog)[0]
+    assert "the page at /shop/index.html is sent" in reported(caplog)[1]
+    assert len(reported(caplog)) == 100

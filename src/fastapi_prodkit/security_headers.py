@@ -11,7 +11,7 @@ from typing import Final, TypedDict, Unpack
 
 from starlette.types import ASGIApp
 
-from fastapi_prodkit._asgi import route_template
+from fastapi_prodkit._asgi import UNMATCHED, route_template
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import RawHeaders
@@ -43,6 +43,7 @@ GRAPHIQL_CSP: Final = (
 """For the GraphiQL page of strawberry: its inline script and style, and what it loads from unpkg.com."""
 
 SWITCHING_PROTOCOLS, BAD_REQUEST = 101, 400
+_MOST_PAGES = 100  # that are reported
 _SECURE = frozenset({"https", "wss"})
 _REMOVED = frozenset({b"server", b"x-powered-by"})
 _CSP = b"content-security-policy"
@@ -155,8 +156,9 @@ class PagePolicyMiddleware(Layer):
 
         app.add_middleware(PagePolicyMiddleware)
 
-    Once for each route, to the logger `fastapi_prodkit.security_headers`. Meant for development: `create_app` has it
-    where `ENVIRONMENT` is `dev`. It stands outside of what sets the policy.
+    Once for each route, and for each path without one, such as a file's, of at most 100; to the logger
+    `fastapi_prodkit.security_headers`. Meant for development: `create_app` has it where `ENVIRONMENT` is `dev`. It
+    stands outside of what sets the policy.
 
     Args:
         app: The ASGI app to wrap.
@@ -176,12 +178,13 @@ class PagePolicyMiddleware(Layer):
             return
         blocked = _blocked_by(dict(headers).get(_CSP, b"").decode("latin-1"))
         route = route_template(exchange.scope, exchange.root_path)
-        if blocked and route not in self._reported:
-            self._reported.add(route)
+        place = exchange.path if route == UNMATCHED else route
+        if blocked and place not in self._reported and len(self._reported) < _MOST_PAGES:
+            self._reported.add(place)
             _logger.warning(
                 "the page at %s is sent under a Content-Security-Policy that allows no %s: give its path a policy of "
                 "its own, SecurityHeadersMiddleware(policies={...}) or create_app(csp_policies={...})",
-                route,
+                place,
                 " and no ".join(blocked),
             )
 
