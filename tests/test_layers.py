@@ -25,6 +25,7 @@ from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.disconnect import DisconnectMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware
+from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.metrics import MetricsMiddleware
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware
@@ -443,3 +444,31 @@ def test_a_drain_closes_connections_of_requests_with_inner_layers(place):
 
     assert "connection" not in before
     assert after.get_list("connection") == ["close"]
+
+
+@pytest.mark.parametrize("exempt", ["/health", ["/health/"], {"health"}, [""]])
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (AccessLogMiddleware, {}),
+        (AllowedHostsMiddleware, {"allowed": "*"}),
+        (ConcurrencyLimitMiddleware, {"max_concurrent": 1}),
+        (DeadlineMiddleware, {}),
+        (DisconnectMiddleware, {}),
+        (MetricsMiddleware, {}),
+        (RateLimitMiddleware, {}),
+    ],
+)
+def test_paths_that_exempt_nothing_are_refused(layer, options, exempt):
+    """Each letter of a text would be a path, so that `/` is exempt and the text is not."""
+    with pytest.raises(ConfigurationError, match="write a set of paths with a slash first and none at the end"):
+        layer(page, exempt=exempt, **options)
+
+
+def test_the_root_may_be_exempt():
+    """It is the one path that ends with a slash."""
+    app = Starlette(
+        routes=[Route("/", page)], middleware=[Middleware(AllowedHostsMiddleware, allowed="a", exempt=["/"])]
+    )
+
+    assert TestClient(app).get("/").status_code == 200

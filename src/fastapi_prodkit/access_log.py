@@ -15,7 +15,7 @@ from fastapi_prodkit._asgi import LONGEST_LOGGED_PATH
 from fastapi_prodkit._direct_log import DirectWriter
 from fastapi_prodkit._log_handler import EVENT_NAME
 from fastapi_prodkit._pipeline.exchange import Exchange
-from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 
 __all__ = ["AccessLogMiddleware"]
 
@@ -40,7 +40,7 @@ class AccessLogMiddleware(Layer):
 
     def __init__(self, app: ASGIApp, *, exempt: Collection[str] = frozenset()) -> None:
         self.app = app
-        self.exempt = exempt
+        self.exempt = checked_exempt(exempt)
         self._direct = DirectWriter(_logger, _EVENT)
 
     def inside(self, outer: Layer) -> Layer | None:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
-from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._problem import Refusal
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import HostsSettings
@@ -83,7 +83,7 @@ class AllowedHostsMiddleware(Layer):
         self._any = b"*" in names
         self._exact = frozenset(name for name in names if not name.startswith(b"*"))
         self._suffixes = tuple(name[1:] for name in names if name.startswith(b"*."))
-        self.exempt = exempt
+        self.exempt = checked_exempt(exempt)
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Refuse a request for a host that is not ours."""

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fastapi_prodkit._instruments import instrument
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
-from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._problem import Refusal, send_problem
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import LimitsSettings
@@ -77,7 +77,7 @@ class ConcurrencyLimitMiddleware(Layer):
         self._most = settings.max_concurrent
         self._patience = settings.queue_timeout
         self._longest_line = self._most if self._patience is not None else 0
-        self.exempt = exempt
+        self.exempt = checked_exempt(exempt)
         self._inside = 0
         self._line: deque[Future[None]] = deque()
         self._meter = _Meter(registry)

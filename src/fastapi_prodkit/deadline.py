@@ -19,7 +19,7 @@ from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_dependencies
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
-from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._pipeline.timers import SharedTimer
 from fastapi_prodkit._problem import Refusal
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
@@ -69,7 +69,7 @@ class DeadlineMiddleware(Layer):
     ) -> None:
         settings = with_keywords(self, settings or LimitsSettings(), keywords, DeadlineKeywords.__optional_keys__)
         self.app = app
-        self.exempt = exempt
+        self.exempt = checked_exempt(exempt)
         seconds = settings.request_timeout
         self._timer = None if seconds is None else SharedTimer(seconds, _expire)
 

@@ -22,7 +22,7 @@ from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_dependencies
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
-from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._pipeline.listener import DisconnectListener
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import LimitsSettings
@@ -68,7 +68,7 @@ class DisconnectMiddleware(Layer):
     ) -> None:
         settings = with_keywords(self, settings or LimitsSettings(), keywords, DisconnectKeywords.__optional_keys__)
         self.app = app
-        self.exempt = exempt
+        self.exempt = checked_exempt(exempt)
         self._enabled = settings.cancel_on_disconnect
 
     def inside(self, outer: Layer) -> Layer | None:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from fastapi_prodkit import _bearer
 from fastapi_prodkit._instruments import collector
 from fastapi_prodkit._pipeline.exchange import Exchange
-from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import MetricsSettings
 
@@ -62,7 +62,7 @@ class MetricsMiddleware(Layer):
         registry: "CollectorRegistry | None" = None,
     ) -> None:
         self.app = app
-        self.exempt = exempt
+        self.exempt = checked_exempt(exempt)
         self._cells = collector(_Cells, registry)
 
     def inside(self, outer: Layer) -> Layer | None:

@@ -14,7 +14,7 @@ from fastapi_prodkit._pipeline.hooks import Hooks, OnResponseStart, RawHeaders
 from fastapi_prodkit._scope import EXCHANGE
 from fastapi_prodkit.exceptions import ConfigurationError
 
-__all__ = ["APP_ERRORS", "Layer", "LayerStack"]
+__all__ = ["APP_ERRORS", "Layer", "LayerStack", "checked_exempt"]
 
 # What an app may fail with. Others, such as SystemExit, end more than a request: `on_error` is not called, `on_end` is.
 APP_ERRORS: Final = (Exception, CancelledError, BaseExceptionGroup)
@@ -188,6 +188,18 @@ class LayerStack:
         """Call `on_error` for an error of the app; return True to swallow it."""
         on_error = exchange.hooks.on_error
         return on_error is not None and on_error(exchange, error)
+
+
+def checked_exempt(paths: Collection[str]) -> frozenset[str]:
+    """Return paths for `Layer.exempt`, which are compared as they are.
+
+    Raises:
+        ConfigurationError: It is one text, or a path does not start with a slash, or ends with one.
+    """
+    for path in [paths] if isinstance(paths, str) else paths:
+        if isinstance(paths, str) or not path.startswith("/") or (path.endswith("/") and path != "/"):
+            raise ConfigurationError(f"exempt: {path!r}: write a set of paths with a slash first and none at the end")
+    return frozenset(paths)
 
 
 def _is_cancelled() -> bool:

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
-from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._problem import Refusal, send_problem
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.rate_limit.keys import client_key
@@ -72,7 +72,7 @@ class RateLimitMiddleware(Layer):
                 "store=SharedStore(settings), and the app the lifespan of the store"
             )
         self.app = app
-        self.exempt = exempt
+        self.exempt = checked_exempt(exempt)
         self._uncounted = uncounted
         self._store = store or MemoryStore(settings.strategy)
         self._limits = parse_limits(settings.default, name="default")
