@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from contextlib import asynccontextmanager
 
 import httpx2 as httpx
 import pytest
@@ -472,3 +473,30 @@ def test_the_root_may_be_exempt():
     )
 
     assert TestClient(app).get("/").status_code == 200
+
+
+def test_a_stack_around_an_app_with_a_lifespan_and_websockets():
+    """A layer sees the types of scope that it works for, and the lifespan reaches the app."""
+    started = []
+
+    @asynccontextmanager
+    async def lifespan(app):
+        started.append(app)
+        yield
+
+    async def talk(websocket):
+        await websocket.accept()
+        await websocket.send_text(current_request_id())
+        await websocket.close()
+
+    app = Starlette(routes=[Route("/", page), WebSocketRoute("/talk", talk)], lifespan=lifespan)
+    measuring = MetricsMiddleware(app, registry=CollectorRegistry())
+    mixed, alone = LayerStack([RequestIDMiddleware(app), measuring], app), LayerStack([measuring], app)
+
+    for stack, count in ((mixed, 2), (alone, 0)):
+        with TestClient(stack) as client:
+            assert client.get("/").status_code == 200
+            for _ in range(count):
+                with client.websocket_connect("/talk", headers={"X-Request-ID": "abcdefgh"}) as connection:
+                    assert connection.receive_text() == "abcdefgh"
+    assert started == [app, app]

@@ -19,6 +19,7 @@ __all__ = ["APP_ERRORS", "Layer", "LayerStack", "checked_exempt"]
 # What an app may fail with. Others, such as SystemExit, end more than a request: `on_error` is not called, `on_end` is.
 APP_ERRORS: Final = (Exception, CancelledError, BaseExceptionGroup)
 
+_TYPES: Final = frozenset({"http", "websocket"})
 _READING: Final = frozenset({"GET", "HEAD"})
 
 
@@ -110,7 +111,7 @@ class Layer:
 
 
 class LayerStack:
-    """Serve an app with these layers around it, outermost first.
+    """Serve an app with these layers around it, outermost first, each for its types of scope; others pass.
 
         app = LayerStack([RequestIDMiddleware(app), AccessLogMiddleware(app)], app)
 
@@ -125,9 +126,15 @@ class LayerStack:
         self.hooks = _hooks_of(layers)
         paths = {path for layer in layers for path in layer.exempt}
         self._exempt = {path: _hooks_of([layer for layer in layers if path not in layer.exempt]) for path in paths}
+        # The types of scope for which all layers work; for others some do, or none.
+        self._types = _TYPES.intersection(*(layer.scope_types for layer in layers))
+        self._others: dict[str, ASGIApp] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if scope["type"] not in self._types:
+            await self._for_type(scope["type"])(scope, receive, send)
+            return
         outer = scope.get(EXCHANGE)
         scope[EXCHANGE] = exchange = Exchange(self.hooks, self.app, outer, scope, receive, send)
         if outer is not None or exchange.path in self._exempt:
@@ -157,7 +164,15 @@ class LayerStack:
         """Return the same layers around another app."""
         stack = copy(self)
         stack.app = app
+        stack._others = {}  # noqa: SLF001 - a copy's own; they are around the app
         return stack
+
+    def _for_type(self, kind: str) -> ASGIApp:
+        """Return the app with the layers that work for a type of scope."""
+        if kind not in self._others:
+            layers = [layer for layer in self.layers if kind in layer.scope_types]
+            self._others[kind] = LayerStack(layers, self.app) if layers else self.app
+        return self._others[kind]
 
     def hooks_for(self, exchange: Exchange) -> Hooks[Exchange]:
         """Return the hooks of the layers from which the request is not exempt, and note whether it is from any."""
