@@ -76,3 +76,14 @@ def test_telemetry_is_off_where_nothing_takes_what_it_records(recorder, monkeypa
         client.get("/")
 
     assert recorder.spans == []
+
+
+def test_telemetry_of_an_app_that_starts_again(recorder, monkeypatch):
+    """A provider is looked for at each start, as in tests that start one app several times."""
+    app = create_app(settings())
+
+    serve(app)
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: recorder)
+    serve(app)
+
+    assert recorder.spans.count("GET") == 1

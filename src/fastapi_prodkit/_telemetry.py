@@ -1,7 +1,7 @@
 """FastAPI's own telemetry: it costs a tenth of every small request, also where nothing takes what it records."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
@@ -22,8 +22,18 @@ def switch_off_if_unused(app: FastAPI) -> None:
     @wraps(start)  # keeps its attributes, such as LIFESPAN_COMPOSED
     async def lifespan(running: FastAPI) -> AsyncIterator[Mapping[str, Any] | None]:
         async with start(running) as state:
-            if not app._native_telemetry.enabled():  # noqa: SLF001 - there is no public way to ask
-                app._telemetry |= {"tracing": False, "metrics": False, "logs": False}  # noqa: SLF001 - nor to switch it off
-            yield state
+            used = app._native_telemetry.enabled()  # noqa: SLF001 - there is no public way to ask
+            with nullcontext() if used else _switched_off(app):
+                yield state
 
     app.router.lifespan_context = lifespan  # type: ignore[assignment]  # Starlette's is a union of state and None
+
+
+@contextmanager
+def _switched_off(app: FastAPI) -> Iterator[None]:
+    before = app._telemetry.copy()  # noqa: SLF001 - likewise
+    app._telemetry |= {"tracing": False, "metrics": False, "logs": False}  # noqa: SLF001 - nor to switch it off
+    try:
+        yield
+    finally:
+        app._telemetry |= before  # noqa: SLF001 - likewise; the next start asks again
