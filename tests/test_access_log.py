@@ -773,6 +773,31 @@ def test_a_record_factory_may_add_fields_of_ours(name, shown, configure, capsys)
     assert [line[name] for line in access_lines(capsys)] == [shown]
 
 
+def test_an_exception_is_logged_where_a_record_factory_sets_its_field(configure, capsys):
+    """The record of an exception is not lost; where errors are switched off, there is none."""
+    app = FastAPI()
+    app.get("/fails")(fail)
+    client = TestClient(ErrorBoundaryMiddleware(app), raise_server_exceptions=False)
+    configure()
+
+    def factory(*args, **options):
+        record = logging.LogRecord(*args, **options)
+        record.http_path = "own"
+        return record
+
+    logging.setLogRecordFactory(factory)
+    try:
+        client.get("/fails")
+        logging.disable(logging.ERROR)
+        client.get("/fails")
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.setLogRecordFactory(logging.LogRecord)
+
+    found = [line for text in capsys.readouterr().out.splitlines() if "exception" in (line := json.loads(text))]
+    assert [(line["event"], line["http_path"]) for line in found] == [("unhandled exception", "/fails")]
+
+
 def test_an_agent_that_patches_the_standard_library_sees_every_line(configure, capsys, monkeypatch):
     """Sentry's and New Relic's agents replace `Logger.callHandlers`."""
     app, seen, original = with_both(service()), [], logging.Logger.callHandlers

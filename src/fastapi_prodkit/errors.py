@@ -131,13 +131,21 @@ class ErrorBoundaryMiddleware(Layer):
         disconnected = exchange.client_disconnected and isinstance(error, ClientDisconnect | OSError)
         if disconnected or (isinstance(error, WebSocketDisconnect) and exchange.scope["type"] == "websocket"):
             return True  # not a fault of the app, and there is no client to be told
-        path = exchange.scope["path"][:LONGEST_LOGGED_PATH]
-        _logger.error("unhandled exception", exc_info=error, extra={"http_path": path})
+        if _logger.isEnabledFor(logging.ERROR):
+            _log(error, exchange.scope["path"][:LONGEST_LOGGED_PATH])
         if exchange.complete and not self._raise:
             self._explain()
             return True
         _scope.mark_logged(error)  # the server gets the exception, too
         return False
+
+
+def _log(error: BaseException, path: str) -> None:
+    origin, info = (__file__, _log.__code__.co_firstlineno), (type(error), error, error.__traceback__)
+    text = "unhandled exception"
+    record = _logger.makeRecord(_logger.name, logging.ERROR, *origin, text, (), info, _log.__name__)
+    vars(record)["http_path"] = path  # not as `extra`, which fails where a record factory has set it
+    _logger.handle(record)
 
 
 def _explain() -> None:
