@@ -187,6 +187,23 @@ def test_a_route_of_a_mounted_app_wins(capsys):
     assert overridden(lines_of(capsys))[0].startswith("GET, HEAD /ready: the app's own route 'own' answers")
 
 
+def test_a_mounted_app_of_another_framework():
+    """Its attribute `routes` may be anything."""
+
+    class Foreign:
+        routes = None
+
+        async def __call__(self, scope, receive, send):
+            await plain(scope, receive, send)
+
+    app = create_app(settings_of())
+    app.mount("/", Foreign())
+
+    with TestClient(app) as client:
+        assert client.get("/health").json() == PASS
+        assert client.get("/other").text == "mounted"
+
+
 def test_a_class_as_endpoint_wins():
     """A Starlette route without methods has all of them."""
 

@@ -101,8 +101,9 @@ def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, Route
     for context in iter_route_contexts(routes):
         path = prefix + (context.path or "")  # "" is the path of a mount at the root
         yield path, context
-        if isinstance(context.original_route, Mount):
-            yield from _walk(context.original_route.routes, path)
+        inner: object = context.original_route.routes if isinstance(context.original_route, Mount) else None
+        if isinstance(inner, list):  # an app of another framework may have any attribute `routes`
+            yield from _walk(inner, path)
 
 
 def _without_slash(path: str) -> str:
