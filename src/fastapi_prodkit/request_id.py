@@ -69,8 +69,8 @@ class RequestIDMiddleware(Layer):
         trust_inbound: Keep an id that the client sent, if it matches `[A-Za-z0-9._-]{8,128}`. Default: True.
 
     Raises:
-        ConfigurationError: A keyword does not exist, or its value cannot be used; or the generator or validator is async
-            or no function.
+        ConfigurationError: A keyword does not exist, or its value cannot be used; or the generator or validator is
+            async or no function.
     """
 
     scope_types = frozenset({"http", "websocket"})
