@@ -51,11 +51,11 @@ INTO = $(RUN) -m pip --python $(1)/bin/python --quiet --disable-pip-version-chec
 test-lowest: .venv-lowest/.locked ## run the tests with the lowest versions that pyproject.toml admits
 	@$(<D)/bin/python $(ELSEWHERE) $(EXAMPLES)
 
-test-newest: .venv-newest ## run the tests with the newest versions, unless they are those that are locked
-	@$(call INTO,$<) --upgrade --upgrade-strategy eager --editable '.[all]' --group test
-	@if $(call INTO,$<) --dry-run --no-index --requirement requirements/test.txt >/dev/null 2>&1; \
+test-newest: .venv-newest/.upgraded ## run the tests with the newest versions, unless they are those that are locked
+	@rm $< # the next run looks again
+	@if $(call INTO,$(<D)) --dry-run --no-index --requirement requirements/test.txt >/dev/null 2>&1; \
 		then echo "==> requirements/test.txt has the newest versions: make test runs with them"; \
-		else $</bin/python $(ELSEWHERE) $(EXAMPLES); fi
+		else $(<D)/bin/python $(ELSEWHERE) $(EXAMPLES); fi
 
 test-extra: .venv-extra-$(EXTRA) ## run the tests with the extra EXTRA=... alone, or with none
 	@$(RUN) -m pip freeze --exclude-editable >$</constraints.txt
@@ -79,6 +79,10 @@ test-ecosystem: .venv-ecosystem/.locked ## run the tests with what services run 
 	@echo "import site; site.addsitedir('$$(echo $(CURDIR)/$(VENV)/lib/python*/site-packages)')" \
 		>"$$(echo $(@D)/lib/python*/site-packages)/venv.pth"
 	@$(call INTO,$(@D)) --require-hashes --requirement $<
+	@touch $@
+
+.venv-newest/.upgraded: | .venv-newest
+	@$(call INTO,$(@D)) --upgrade --upgrade-strategy eager --editable '.[all]' --group test
 	@touch $@
 
 .venv-%: $(VENV)/.test
