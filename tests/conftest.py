@@ -29,23 +29,27 @@ if sys.version_info < (3, 12) and "coverage" in sys.modules:
 _SYSTEM_TESTS_OF_EXAMPLES = re.compile(r"test_service_(demo|migrations|postgresql)\.py|\[postgresql")
 
 
+_IS_SYSTEM_AS_A_WHOLE = re.compile(r"^pytestmark = .*pytest\.mark\.system\b", re.MULTILINE)
+
+
 def pytest_ignore_collect(collection_path, config):
     """Do not import modules of which the markers that are asked for leave no test: some load for seconds."""
     if collection_path.suffix != ".py" or "system" not in config.option.markexpr:
         return None
     source = collection_path.read_text()
     if config.option.markexpr == "not system":
-        return "\npytestmark = pytest.mark.system\n" in source or None
+        return _IS_SYSTEM_AS_A_WHOLE.search(source) is not None or None
     return "pytest.mark.system" not in source or None
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests of the examples."""
+    """Mark the tests of the examples, and begin with the longest: at the end they would run alone."""
     for item in items:
         if "examples" in item.path.parts:
             item.add_marker("example")
             if _SYSTEM_TESTS_OF_EXAMPLES.search(item.nodeid):
                 item.add_marker("system")
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_collection_finish():

@@ -31,7 +31,7 @@ from processes import free_port
 from programs import program_or_skip
 from redis_servers import RedisMissingError, redis_server
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 ROOT = Path(__file__).parent.parent
 SERVICE = ROOT / "examples" / "service"

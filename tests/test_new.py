@@ -545,8 +545,9 @@ class TestTemplate:
 
 
 @pytest.mark.system
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason="make is not installed")
-class TestMake:
+class Making:
     """What a user does first, in a folder of their own and with an empty home."""
 
     @pytest.fixture
@@ -566,6 +567,30 @@ class TestMake:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def demo(self, folder, environment):
+        """Run the demo until it has answered."""
+        command = ["make", "demo"]
+        how = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+        with subprocess.Popen(command, cwd=folder, env=environment, **how) as process:
+            try:
+                url = next(match[1] for line in process.stdout if (match := re.search(r"runs at (\S+)", line)))
+                with urllib.request.urlopen(f"{url}/ready", timeout=10) as response:
+                    return response.read()
+            finally:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.communicate(timeout=30)
+
+    def borrow(self, folder, wheel):
+        """Make an environment with the wheel, and with this one's packages."""
+        venv.create(folder, symlinks=True)
+        [site] = folder.glob("lib/python*/site-packages")
+        zipfile.ZipFile(wheel).extractall(site)
+        (site / "ours.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+        (folder / "bin" / "ruff").symlink_to(Path(sys.executable).with_name("ruff"))
+        (folder / ".ready").touch()
+
+
+class TestMake(Making):
     def test_a_new_service_passes_its_own_checks(self, wheel, home, tmp_path):
         """Installed with hashes into an empty environment: tests, lint, types, the demo, and `fastapi-prodkit new`."""
         folder = tmp_path / "my-shop"
@@ -583,19 +608,8 @@ class TestMake:
         assert git(folder, "status", "--porcelain") == ""
         assert (tmp_path / "another" / "Makefile").exists()
 
-    def demo(self, folder, environment):
-        """Run the demo until it has answered."""
-        command = ["make", "demo"]
-        how = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
-        with subprocess.Popen(command, cwd=folder, env=environment, **how) as process:
-            try:
-                url = next(match[1] for line in process.stdout if (match := re.search(r"runs at (\S+)", line)))
-                with urllib.request.urlopen(f"{url}/ready", timeout=10) as response:
-                    return response.read()
-            finally:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.communicate(timeout=30)
 
+class TestItsWorkflow(Making):
     def test_a_new_service_on_postgresql_passes_its_workflow(self, wheel, home, tmp_path, services):
         """The job `test`, with the tests about PostgreSQL: the others are the example's own. The packages are ours."""
         pytest.importorskip("pytest_cov", reason="`make test` measures coverage")
@@ -617,6 +631,8 @@ class TestMake:
         assert "Success: no issues found" in said
         assert re.search(r"^\| *\**TOTAL", summary.read_text(), re.MULTILINE)
 
+
+class TestOthers(Making):
     @pytest.mark.parametrize(
         ("combination", "tests"),
         [
@@ -641,12 +657,3 @@ class TestMake:
 
         assert int(re.search(r"(\d+) passed", said)[1]) > 50
         assert b'"status":"pass"' in served.replace(b" ", b"")
-
-    def borrow(self, folder, wheel):
-        """Make an environment with the wheel, and with this one's packages."""
-        venv.create(folder, symlinks=True)
-        [site] = folder.glob("lib/python*/site-packages")
-        zipfile.ZipFile(wheel).extractall(site)
-        (site / "ours.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
-        (folder / "bin" / "ruff").symlink_to(Path(sys.executable).with_name("ruff"))
-        (folder / ".ready").touch()

@@ -75,7 +75,7 @@ def get(url: str) -> bytes:
 def end(process: subprocess.Popen[str], number: signal.Signals) -> str:
     """Send the signal, and return what the demo still had to say."""
     process.send_signal(number)
-    return process.communicate(timeout=15)[0]
+    return process.communicate(timeout=60)[0]
 
 
 def files(folder: Path) -> list[str]:
