@@ -5,12 +5,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import uvicorn
 
 
 @contextmanager
 def serving(app, http="auto", header_timeout=10.0, certificate=None) -> Iterator[int]:
     """Serve the app on a free port of 127.0.0.1, over TLS if there is a certificate, and yield the port."""
+    if http == "httptools":
+        pytest.importorskip("httptools", reason="needs the extra: pip install 'fastapi-prodkit[standard]'")
     quiet = {"log_config": None, "access_log": False, "server_header": False, "proxy_headers": False}
     tls = {"ssl_certfile": certificate, "ssl_keyfile": certificate}
     config = uvicorn.Config(app, port=0, ws="websockets-sansio", http=http, **quiet, **tls)
