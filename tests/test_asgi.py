@@ -7,8 +7,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
 from starlette.testclient import TestClient
 
-from fastapi_prodkit import _asgi
-from fastapi_prodkit._asgi import UNMATCHED, LabelledRoute, header, route_path, route_template
+from fastapi_prodkit import Settings, _asgi, create_app
+from fastapi_prodkit._asgi import UNMATCHED, LabelledRoute, header, route_path, route_template, walk_routes
 
 
 class Spy:
@@ -251,8 +251,8 @@ def test_the_walk_over_mounts_is_done_once(monkeypatch):
     app, inner = FastAPI(), FastAPI()
     inner.get("/items")(hello)
     app.mount("/inner", inner)
-    walks = []
-    monkeypatch.setattr(_asgi, "_walk_mounts", lambda routes, prefix: walks.append(prefix) or iter(["/inner"]))
+    walked, walks = list(walk_routes(app.routes)), []
+    monkeypatch.setattr(_asgi, "walk_routes", lambda routes: walks.append(routes) or iter(walked))
 
     found = {template(app, "/inner/items") for _ in range(3)}
 
@@ -271,3 +271,21 @@ def test_labelled_routes():
     assert template(app, "/docs/page", method="DELETE") == "/docs/{name}"
     assert template(app, "/inner/docs/page") == "/inner/docs/{name}"
     assert template(app, "/docs") == UNMATCHED
+
+
+@pytest.mark.parametrize("routes", [5, {"/a": "b"}, list])
+def test_a_mounted_app_of_another_framework(routes):
+    """Its attribute `routes` may be anything; whoever walks the routes leaves it alone, and the app serves."""
+
+    async def foreign(scope, receive, send):
+        await PlainTextResponse("foreign")(scope, receive, send)
+
+    foreign.routes = routes
+    app = create_app(Settings(environment="test", rate_limit={"default": "9/hour"}))
+    app.mount("/foreign", foreign)
+
+    with TestClient(app) as client:
+        answers = [client.get("/foreign/x"), client.post("/foreign/x", content=b"body"), client.get("/health")]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert [path for path, _ in walk_routes(app.routes)][-1] == "/foreign"

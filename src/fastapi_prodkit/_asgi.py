@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from fastapi.routing import iter_route_contexts
+from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.middleware import body_limit
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import Scope
@@ -86,16 +86,27 @@ def _mount_prefixes(router: Router) -> frozenset[str]:
     count = len(router.routes)
     known: tuple[int, frozenset[str]] | None = vars(router).get(_scope.ROUTER_MOUNTS)
     if known is None or known[0] != count:
-        known = vars(router)[_scope.ROUTER_MOUNTS] = (count, frozenset(_walk_mounts(router.routes, "")))
+        paths = (path for path, each in walk_routes(router.routes) if isinstance(each.original_route, Mount))
+        known = vars(router)[_scope.ROUTER_MOUNTS] = (count, frozenset(path for path in paths if "{" not in path))
     return known[1]
 
 
-def _walk_mounts(routes: Sequence[BaseRoute], prefix: str) -> Iterator[str]:
+def walk_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple[str, RouteContext]]:
+    """Yield each route with its path; those of a mounted app come after their mount."""
     for context in iter_route_contexts(routes):
-        mount = context.original_route
-        if isinstance(mount, Mount) and "{" not in (path := f"{prefix}{context.path or ''}"):
-            yield path
-            yield from _walk_mounts(mount.routes, path)
+        path = f"{prefix}{context.path or ''}"  # "" is the path of a mount at the root
+        yield path, context
+        if isinstance(context.original_route, Mount):
+            yield from walk_routes(routes_inside(context.original_route), path)
+
+
+def routes_inside(route: BaseRoute) -> Sequence[BaseRoute]:
+    """Return the routes of the app that a mount or host leads to.
+
+    None if the app is of another framework, whose attribute `routes` may be anything.
+    """
+    routes = getattr(route, "routes", None)
+    return routes if isinstance(routes, list) else ()
 
 
 def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:
@@ -104,8 +115,9 @@ def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:
     for context in iter_route_contexts(routes):
         match, found = context.matches(scope)
         if match is Match.FULL:
-            inner = getattr(context.original_route, "routes", None)
-            return found.get("endpoint") if inner is None else endpoint_of(inner, {**scope, **found})
+            if not hasattr(context.original_route, "routes"):
+                return found.get("endpoint")
+            return endpoint_of(routes_inside(context.original_route), {**scope, **found})
     return None
 
 

@@ -13,12 +13,11 @@ from http import HTTPStatus
 from time import perf_counter
 from typing import Any, TypedDict, Unpack, cast
 
-from fastapi.routing import iter_route_contexts
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
-from starlette.routing import BaseRoute, Mount
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastapi_prodkit._asgi import header
+from fastapi_prodkit._asgi import header, walk_routes
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
@@ -135,11 +134,10 @@ class BodyLimitMiddleware(Layer):
 def largest_limit(routes: Sequence[BaseRoute]) -> int:
     """Return the largest `max_body_size` of these routes and of apps mounted in them, bytes; 0 if none has one."""
     largest = 0
-    for context in iter_route_contexts(routes):
-        route = context.original_route
-        inner = largest_limit(route.routes) if isinstance(route, Mount) else 0
-        own = getattr(context, "max_body_size", None) or getattr(getattr(route, "app", None), "max_body_size", None)
-        largest = max(largest, inner, own or 0)
+    for _, context in walk_routes(routes):
+        app = getattr(context.original_route, "app", None)
+        own = getattr(context, "max_body_size", None) or getattr(app, "max_body_size", None)
+        largest = max(largest, own or 0)
     return largest
 
 

@@ -1,14 +1,14 @@
 """Management routes, such as probes: the edge answers them, so that `app.routes` holds the app's own routes only."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from fastapi.routing import RouteContext, iter_route_contexts
+from fastapi.routing import RouteContext
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import Mount, Route
 from starlette.types import Message, Scope, Send
 
-from fastapi_prodkit._asgi import is_routed
+from fastapi_prodkit._asgi import is_routed, walk_routes
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 
@@ -87,23 +87,13 @@ class ManagementRoutes(Layer):
 
     def _read_routes(self) -> Iterator[tuple[str, str]]:
         """Yield path and method of each management route that is overridden, and log which route overrides it."""
-        for place, own in _walk([] if self.app_inside is None else self.app_inside.routes, ""):
+        for place, own in walk_routes([] if self.app_inside is None else self.app_inside.routes):
             path = _without_slash(place)
             methods = sorted(_overridden_methods(self._methods.get(path, set()), own))
             if methods:
                 name = own.name or type(own.original_route).__name__
                 _logger.warning(_OVERRIDDEN, ", ".join(methods), path, name, self._names[path])
             yield from ((path, method) for method in methods)
-
-
-def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, RouteContext]]:
-    """Yield each route with its path, those of mounted apps after their mount."""
-    for context in iter_route_contexts(routes):
-        path = prefix + (context.path or "")  # "" is the path of a mount at the root
-        yield path, context
-        inner: object = context.original_route.routes if isinstance(context.original_route, Mount) else None
-        if isinstance(inner, list):  # an app of another framework may have any attribute `routes`
-            yield from _walk(inner, path)
 
 
 def _without_slash(path: str) -> str:

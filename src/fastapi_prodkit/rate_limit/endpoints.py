@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 from starlette.types import Scope
 
 from fastapi_prodkit import _scope
-from fastapi_prodkit._asgi import endpoint_of, route_path
+from fastapi_prodkit._asgi import endpoint_of, route_path, routes_inside
 
 __all__ = ["ExemptEndpoints", "exempt_from_all", "exempt_from_default"]
 
@@ -77,9 +77,8 @@ def _is_exempt(endpoint: Any) -> bool:
 def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, Any]]:
     for context in iter_route_contexts(routes):
         path = f"{prefix}{context.path or ''}"
-        inner = getattr(context.original_route, "routes", None)
-        if inner is not None:
-            yield from _walk(inner, path)
+        if hasattr(context.original_route, "routes"):
+            yield from _walk(routes_inside(context.original_route), path)
         elif context.endpoint is not None:
             _report(context, path)
             yield path, context.endpoint
