@@ -139,7 +139,7 @@ class CORSMiddleware(Layer):
         scope = exchange.scope
         origin = exchange.headers.get(b"origin")
         if exchange.has_repeated_headers and len(lines := exchange.header_values(b"origin")) > 1:
-            origin = b", ".join(lines)  # RFC 9110 section 5.3; a list is nobody's origin
+            origin = b", ".join(lines)  # RFC 9110 section 5.3; a list equals no allowed origin
         granted = self._listed.get(origin)
         if granted is None or scope.get("method") in _NOT_USUAL:
             return self._decide(exchange, scope, origin)

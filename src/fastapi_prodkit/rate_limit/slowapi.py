@@ -203,7 +203,7 @@ def _refusal(
     problem = refusal(quotas)
     headers = {name.decode(): value.decode() for name, value in noted.items() if name.startswith(b"ratelimit")}
     headers.update(problem.headers or {})
-    if Exchange.innermost(connection.scope) is None:  # nobody else sends what is noted
+    if Exchange.innermost(connection.scope) is None:  # no layer sends the headers that are noted
         problem.headers = headers
     message = rule.message()
     problem.detail = message or problem.detail
