@@ -1,10 +1,10 @@
 """What importing fastapi-prodkit costs, as a share of importing FastAPI, measured in fresh interpreters.
 
-    python benchmarks/imports.py [--rounds 15] [--check]
+    python benchmarks/imports.py [--rounds 15] [--limit 1]
 
-Rounds are interleaved, and the table shows medians of what an import adds to `import fastapi` in the same round. With
---check the exit code is 1 beyond the budget: the assembly may add 37 % (110 ms where FastAPI takes 300), a single
-middleware 3.5 % (10 ms).
+Rounds are interleaved, and the table shows medians of what an import adds to `import fastapi` in the same round. The
+budget of the assembly is 37 % (110 ms where FastAPI takes 300), that of a single middleware 3.5 % (10 ms). With --limit
+the exit code is 1 if an import adds more times its budget.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def seconds(statement: str) -> tuple[float, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--check", action="store_true", help="fail if an import is over its budget")
+    parser.add_argument("--limit", type=float, help="fail if an import adds more than this many times its budget")
     options = parser.parse_args()
 
     times: dict[str, list[tuple[float, float]]] = {statement: [] for statement in BUDGETS}
@@ -55,13 +55,13 @@ def main() -> int:
             measured.append(seconds(statement))
     print(file=sys.stderr)
 
-    over = False
+    worst = 0.0
     for statement, measured in times.items():
         share = statistics.median(added / base for base, added in measured)
         added = statistics.median(added for _, added in measured)
-        over |= share > BUDGETS[statement]
+        worst = max(worst, share / BUDGETS[statement])
         print(f"{statement:50} +{added * 1000:6.1f} ms  {share:7.1%} of FastAPI (budget {BUDGETS[statement]:.1%})")
-    return int(options.check and over)
+    return int(options.limit is not None and worst > options.limit)
 
 
 if __name__ == "__main__":

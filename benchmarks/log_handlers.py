@@ -12,12 +12,11 @@ import asyncio
 import io
 import logging
 import os
-import statistics
 import sys
 import time
 
 from fastapi import FastAPI
-from in_process import REQUESTS, call, whole
+from in_process import REQUESTS, call, fastest_third, whole
 
 CALLS_PER_ROUND = 10
 
@@ -48,7 +47,7 @@ async def measure(app: FastAPI, rounds: int) -> dict[str, dict[str, float]]:
         for _ in range(rounds):
             for name, further in candidates.items():
                 times[name].append(await time_calls(app, kind, further))
-        fast = {name: statistics.mean(sorted(own)[: rounds // 3]) for name, own in times.items()}
+        fast = {name: fastest_third(own) for name, own in times.items()}
         results[kind] = {name: seconds / fast["one handler"] for name, seconds in fast.items()}
     return results
 
