@@ -106,7 +106,8 @@ def apps() -> dict[str, Callable[[], FastAPI]]:
     }
 
 
-REQUESTS: dict[str, tuple[str, str, bytes]] = {
+Request = tuple[str, str, bytes]  # method, path, body
+REQUESTS: dict[str, Request] = {
     "GET": ("GET", "/items/42", b""),
     "POST": ("POST", "/items", b'{"name": "lamp", "price": 9.5}'),
     "sync": ("GET", "/sync/42", b""),
@@ -159,32 +160,27 @@ async def call(app: Callable[..., Awaitable[None]], method: str, path: str, body
 
 
 async def time_calls(
-    app: FastAPI,
-    method: str,
-    path: str,
-    body: bytes,
-    calls: int = CALLS_PER_ROUND,
-    clock: Callable[[], float] = time.process_time,
+    app: FastAPI, request: Request, calls: int = CALLS_PER_ROUND, clock: Callable[[], float] = time.process_time
 ) -> float:
     """Return seconds per call."""
     start = clock()
     for _ in range(calls):
-        await call(app, method, path, body)
+        await call(app, *request)
     return (clock() - start) / calls
 
 
 async def measure(candidates: dict[str, FastAPI], rounds: int) -> dict[str, dict[str, tuple[float, float]]]:
     """Return for each kind of request and each app: the ratio to the first app, and microseconds of CPU time."""
     results = {}
-    for kind, (method, path, body) in REQUESTS.items():
+    for kind, request in REQUESTS.items():
         for name, app in candidates.items():
-            status = await call(app, method, path, body)
+            status = await call(app, *request)
             if status != 200:
                 raise SystemExit(f"{name}: {kind} answered {status}")
         times: dict[str, list[float]] = {name: [] for name in candidates}
         for _ in range(rounds):
             for name, app in candidates.items():
-                times[name].append(await time_calls(app, method, path, body))
+                times[name].append(await time_calls(app, request))
         fast = {name: fastest_third(own) for name, own in times.items()}
         base = next(iter(fast.values()))
         results[kind] = {name: (seconds / base, seconds * 1e6) for name, seconds in fast.items()}

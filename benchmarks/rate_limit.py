@@ -120,7 +120,7 @@ async def measure(apps: dict[str, FastAPI], rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in apps}
     for _ in range(rounds):
         for name, app in apps.items():
-            times[name].append(await time_calls(app, "GET", PATH, b"", calls=300, clock=time.perf_counter))
+            times[name].append(await time_calls(app, ("GET", PATH, b""), calls=300, clock=time.perf_counter))
     base = next(iter(times.values()))
     return {name: statistics.median(a / b for a, b in zip(own, base, strict=True)) for name, own in times.items()}
 
