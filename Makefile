@@ -6,10 +6,14 @@
 # Where it is set, each of the hundreds of processes that tests start compiles every module anew.
 export PYTHONDONTWRITEBYTECODE :=
 
+# uv installs in seconds what takes pip a minute; an index other than the public one is UV_DEFAULT_INDEX to it.
+export UV_SYSTEM_CERTS ?= 1
+
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip --quiet --disable-pip-version-check --no-input install --no-compile
+UV := $(VENV)/bin/uv
+INTO = $(UV) pip install --quiet --python $(1)/bin/python
 
 help: ## list these targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -46,25 +50,24 @@ OF_THE_REPOSITORY := command_name compose ecs ecs_release ecs_scripts house imag
 TESTS ?= tests $(OF_THE_REPOSITORY:%=--ignore tests/test_%.py)
 EXAMPLES := examples --ignore examples/service/tests/test_service_demo.py
 ELSEWHERE := $(PYTEST) --quiet -p no:cacheprovider $(TESTS)
-INTO = $(RUN) -m pip --python $(1)/bin/python --quiet --disable-pip-version-check --no-input install --no-compile
 
 test-lowest: .venv-lowest/.locked ## run the tests with the lowest versions that pyproject.toml admits
 	@$(<D)/bin/python $(ELSEWHERE) $(EXAMPLES)
 
 test-newest: .venv-newest/.upgraded ## run the tests with the newest versions, unless they are those that are locked
 	@rm $< # the next run looks again
-	@if $(call INTO,$(<D)) --dry-run --no-index --requirement requirements/test.txt >/dev/null 2>&1; \
+	@if $(call INTO,$(<D)) --dry-run --offline --no-cache --requirement requirements/test.txt >/dev/null 2>&1; \
 		then echo "==> requirements/test.txt has the newest versions: make test runs with them"; \
 		else $(<D)/bin/python $(ELSEWHERE) $(EXAMPLES); fi
 
 test-extra: .venv-extra-$(EXTRA) ## run the tests with the extra EXTRA=... alone, or with none
-	@$(RUN) -m pip freeze --exclude-editable >$</constraints.txt
+	@$(UV) pip freeze --quiet --python $(RUN) --exclude-editable >$</constraints.txt
 	@$(call INTO,$<) --constraint $</constraints.txt --editable '.$(EXTRA:%=[%])' --group pytest --group servers
 	@$</bin/python $(ELSEWHERE)
 
 .venv-%/.locked: requirements/%.txt pyproject.toml $(VENV)/.test
 	@echo "==> Making $(@D)"
-	@$(PYTHON) -m venv --clear --without-pip $(@D)
+	@$(UV) venv --quiet --clear --python $(RUN) $(@D)
 	@$(call INTO,$(@D)) --require-hashes --requirement $<
 	@$(call INTO,$(@D)) --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -75,19 +78,19 @@ test-ecosystem: .venv-ecosystem/.locked ## run the tests with what services run 
 # The packages of .venv serve here, too, where ecosystem.txt has the same versions: a third of the time.
 .venv-ecosystem/.locked: requirements/ecosystem.txt pyproject.toml $(VENV)/.test
 	@echo "==> Making $(@D)"
-	@$(PYTHON) -m venv --clear --without-pip $(@D)
+	@$(UV) venv --quiet --clear --python $(RUN) $(@D)
 	@echo "import site; site.addsitedir('$$(echo $(CURDIR)/$(VENV)/lib/python*/site-packages)')" \
 		>"$$(echo $(@D)/lib/python*/site-packages)/venv.pth"
 	@$(call INTO,$(@D)) --require-hashes --requirement $<
 	@touch $@
 
 .venv-newest/.upgraded: | .venv-newest
-	@$(call INTO,$(@D)) --upgrade --upgrade-strategy eager --editable '.[all]' --group test
+	@$(call INTO,$(@D)) --upgrade --editable '.[all]' --group test
 	@touch $@
 
 .venv-%: $(VENV)/.test
 	@echo "==> Making $@"
-	@$(PYTHON) -m venv --clear --without-pip $@
+	@$(UV) venv --quiet --clear --python $(RUN) $@
 
 lint: $(VENV)/.dev ## check style and formatting
 	@$(RUN) -m ruff check .
@@ -113,13 +116,13 @@ bench: $(VENV)/.test ## measure what the layer costs per request and per import
 
 # Locks hold for every supported Python and platform. dev.txt is solved first; the others agree with it, because they
 # may be installed into the same .venv. They keep extras: pip takes `coverage[toml]` for pinned only if it is so in the lock.
-LOCK := $(VENV)/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-emit-index-url \
+LOCK := $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-emit-index-url \
 	--no-header --python-version 3.11 --fork-strategy fewest pyproject.toml
 AGREE := --constraints requirements/dev.txt
 
-lock: $(RUN) ## solve requirements/*.txt anew
-	@$(PIP) uv
+lock: $(UV) ## solve requirements/*.txt anew
 	@echo "==> Locking"
+	@$(LOCK:pyproject.toml=--group uv) --output-file requirements/uv.txt
 	@$(LOCK) --extra all --group dev --output-file requirements/dev.txt
 	@$(LOCK) $(AGREE) --extra all --group test --output-file requirements/test.txt
 	@$(subst --upgrade,--resolution lowest-direct,$(LOCK)) --extra all --group test --output-file requirements/lowest.txt
@@ -137,14 +140,13 @@ clean: ## remove everything that was made
 	rm -rf $(VENV) .venv-* dist site .coverage* htmlcov .pytest_cache .mypy_cache .ruff_cache examples/service/.demo
 
 # Each stamp is newer than its lock, the package's metadata and the interpreter, or its packages are installed again.
-$(VENV)/.%: requirements/%.txt pyproject.toml src/fastapi_prodkit/_version.py $(RUN)
-	@echo "==> Installing requirements/$*.txt ($$(grep -c '^[a-z]' $<) packages; a minute or two the first time)"
-	@$(RUN) -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) # an earlier attempt was killed half-way
-	@$(PIP) --require-hashes --requirement $<
-	@$(PIP) --no-deps --no-build-isolation --editable .
+$(VENV)/.%: requirements/%.txt pyproject.toml src/fastapi_prodkit/_version.py $(UV)
+	@echo "==> Installing requirements/$*.txt ($$(grep -c '^[a-z]' $<) packages)"
+	@$(call INTO,$(VENV)) --require-hashes --requirement $<
+	@$(call INTO,$(VENV)) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(RUN):
+$(UV): requirements/uv.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or newer."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$$($(PYTHON) --version) is too old: make PYTHON=python3.13 (3.11 or newer) uses another."; exit 1; }
@@ -152,3 +154,5 @@ $(RUN):
 		|| { echo "Python's venv module is missing: apt install python3-venv (Debian, Ubuntu)."; exit 1; }
 	@echo "==> Making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV)
+	@$(RUN) -m pip --quiet --disable-pip-version-check --no-input install --no-compile --require-hashes --requirement $<
+	@touch $@
