@@ -552,12 +552,14 @@ class Making:
 
     @pytest.fixture
     def home(self, tmp_path):
-        command = [sys.executable, "-m", "pip", "cache", "dir"]
-        cache = subprocess.run(command, capture_output=True, text=True, check=True)
-        kept = {name: value for name, value in os.environ.items() if re.match(r"PATH|PIP_|.*_CA_|SSL_|LANG", name)}
+        caches = [
+            subprocess.run([*command, "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
+            for command in ([sys.executable, "-m", "pip"], [Path(sys.executable).with_name("uv")])
+        ]
+        kept = {name: value for name, value in os.environ.items() if re.match(r"PATH|PIP_|UV_|.*_CA_|SSL_|LANG", name)}
         uncovered = "--no-cov -W ignore::pytest_cov.CovDisabledWarning"  # coverage costs a minute
-        ours = {"PIP_CACHE_DIR": cache.stdout.strip(), "PIP_NO_COMPILE": "1", "PYTEST_ADDOPTS": uncovered, "PORT": "0"}
-        return kept | ours | {"HOME": str(tmp_path / "home")}
+        ours = dict(zip(("PIP_CACHE_DIR", "UV_CACHE_DIR"), caches, strict=True))
+        return kept | ours | {"PYTEST_ADDOPTS": uncovered, "PORT": "0", "HOME": str(tmp_path / "home")}
 
     def make(self, folder, environment, *targets):
         done = subprocess.run(
@@ -586,7 +588,8 @@ class Making:
         [site] = folder.glob("lib/python*/site-packages")
         zipfile.ZipFile(wheel).extractall(site)
         (site / "ours.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
-        (folder / "bin" / "ruff").symlink_to(Path(sys.executable).with_name("ruff"))
+        for tool in ("ruff", "uv"):
+            (folder / "bin" / tool).symlink_to(Path(sys.executable).with_name(tool))
         (folder / ".ready").touch()
 
 
@@ -595,7 +598,7 @@ class TestMake(Making):
         """Installed with hashes into an empty environment: tests, lint, types, the demo, and `fastapi-prodkit new`."""
         folder = tmp_path / "my-shop"
         assert main(["new", "my-shop", "--directory", str(folder), *options(*LITTLE)]) == 0
-        home["PIP_FIND_LINKS"] = f"{wheel.parent} {home.get('PIP_FIND_LINKS', '')}"
+        home["UV_FIND_LINKS"] = str(wheel.parent)
 
         said = self.make(folder, home, "test", "lint", "types")
         served = self.demo(folder, home)
