@@ -119,6 +119,7 @@ async def by_deadline(call: Callable[[], Awaitable[Any]], go: asyncio.Event) -> 
             await call()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("cancelled", [by_task, by_repeated_cancels, by_scope, by_deadline])
 async def test_cancelled_queries_end_and_the_pool_serves_on(server: Server, cancelled: Any) -> None:
     """Two hundred requests that are cancelled in mid-query leave no query, and the next two hundred are served."""
@@ -174,6 +175,7 @@ async def test_a_cancelled_executemany_ends(server: Server, slow_table: Database
     assert rows == 0
 
 
+@pytest.mark.system
 async def test_clients_that_leave_a_stream_end_its_query(server: Server) -> None:
     """Under a real server two hundred clients that hang up on a stream leave no query, and the pool serves on."""
     database = database_on(server)
@@ -217,7 +219,7 @@ async def test_query_past_the_deadline_ends(server: Server) -> None:
     app.add_middleware(deadline.DeadlineMiddleware, LimitsSettings(request_timeout=4.0))
 
     async with database.lifespan(None):
-        slow = asyncio.gather(*(ask(app, "/slow") for _ in range(REQUESTS)))
+        slow = asyncio.gather(*(ask(app, "/slow") for _ in range(30)))
         busy = await becomes(server, lambda count: count > 0, within=30)
         late = await slow
         ended = await becomes(server, lambda count: count == 0, within=ENDING)

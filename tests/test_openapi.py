@@ -215,6 +215,7 @@ def test_a_page_that_would_never_be_seen_is_refused(kwargs, message):
 # In a browser
 
 
+@pytest.mark.system
 @needs_browser
 def test_a_browser_renders_the_page_without_a_violation():
     """A real browser shows the operations under our strict headers, and has nothing to complain about."""

@@ -296,8 +296,8 @@ async def test_a_turn_that_comes_too_late(url):
 # Outages
 
 
-def failing(policy, registry, url):
-    return store_of(url, registry, on_storage_error=policy, storage_timeout=0.1)
+def failing(policy, registry, url, timeout=0.1):
+    return store_of(url, registry, on_storage_error=policy, storage_timeout=timeout)
 
 
 @pytest.mark.parametrize(("policy", "statuses"), [("memory", {200, 429}), ("allow", {200}), ("deny", {503})])
@@ -670,7 +670,7 @@ def test_two_workers_share_a_limit(url, tmp_path, path, allowed):
 
 def test_redis_goes_and_comes_in_mid_traffic(server, url):
     """Stopped, killed and started again under load: no error, and requests are quick all the time."""
-    store = failing("memory", CollectorRegistry(), url)
+    store = failing("memory", CollectorRegistry(), url, timeout=0.5)
     answers, stop = [], threading.Event()
 
     def traffic(client):
@@ -690,7 +690,7 @@ def test_redis_goes_and_comes_in_mid_traffic(server, url):
         stop.set()
         thread.join()
 
-    slow = [seconds for _, seconds in answers if seconds > 0.09]
+    slow = [seconds for _, seconds in answers if seconds > 0.45]
     assert {status for status, _ in answers} == {200}
     assert len(slow) < 10, slow
     assert statistics.median(seconds for _, seconds in answers) < 0.05

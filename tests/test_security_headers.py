@@ -398,6 +398,7 @@ def test_presets(policy):
     assert "'unsafe-eval'" not in policy
 
 
+@pytest.mark.system
 @needs_browser
 def test_a_browser_renders_the_docs_of_a_mounted_app():
     """FastAPI's own page works under its preset, in a real browser that finds the CDN's files on this machine."""
