@@ -38,7 +38,8 @@ test-all: coverage ## run every test, with branch coverage
 # The tests that reach every branch. To look up the greenlet at each call costs a third of the time, so it is done for the
 # tests in which SQLAlchemy switches greenlets; the others fail if something does.
 COVERED := $(PYTEST) -m 'not system' --cov
-IN_GREENLETS := $(wildcard tests/test_database*.py tests/test_doctor*.py) $(patsubst %,tests/test_%.py,cli migrations testing)
+IN_GREENLETS := $(wildcard tests/test_database*.py tests/test_doctor*.py tests/test_migration*.py) \
+	$(patsubst %,tests/test_%.py,cli testing)
 
 coverage: $(VENV)/.test ## run the library's own tests with branch coverage
 	@COVERAGE_CONCURRENCY=thread $(RUN) $(COVERED) --cov-report= --cov-fail-under=0 tests $(IN_GREENLETS:%=--ignore %)

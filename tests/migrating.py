@@ -3,6 +3,7 @@
 import asyncio
 import os
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,48 @@ def sql(url: str, *statements: str) -> list[Any]:
         return rows
 
     return asyncio.run(run())
+
+
+def transaction(url: str, *statements: str) -> Callable[[], None]:
+    """Run the statements in a transaction that stays open, as another program does; return what ends it."""
+    from sqlalchemy import text
+
+    from fastapi_prodkit.database.engine import create_engine
+    from fastapi_prodkit.sections import DatabaseSettings
+
+    loop = asyncio.new_event_loop()
+    engine = create_engine(DatabaseSettings(url=url, ssl="off"))
+
+    async def begin() -> Any:
+        connection = await engine.connect()
+        for statement in statements:
+            await connection.execute(text(statement))
+        return connection
+
+    connection = loop.run_until_complete(begin())
+
+    def end() -> None:
+        loop.run_until_complete(connection.close())
+        loop.run_until_complete(engine.dispose())
+        loop.close()
+
+    return end
+
+
+def configured(directory: Path, url: str, **attributes: Any) -> Any:
+    """Return Alembic's configuration of the project, with settings for the database."""
+    from fastapi_prodkit.database.migrations import alembic_config
+    from fastapi_prodkit.sections import DatabaseSettings
+
+    config = alembic_config(directory / "alembic.ini")
+    config.attributes["settings"] = DatabaseSettings(url=url, ssl="off", migrations_lock_timeout=20)
+    config.attributes.update(attributes)
+    return config
+
+
+def version(url: str) -> list[str]:
+    """Return the revisions that the database is at."""
+    return sql(url, "SELECT version_num FROM alembic_version")
 
 
 def environment(url: str, **more: str) -> dict[str, str]:

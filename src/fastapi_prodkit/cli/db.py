@@ -22,6 +22,7 @@ _LOGGERS = (
     "alembic.runtime.migration",
     "fastapi_prodkit.database.migrations",
     "fastapi_prodkit.database.migration_lock",
+    "fastapi_prodkit.database.migration_steps",
 )
 
 app = typer.Typer(cls=CommandGroup, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -58,6 +59,15 @@ _LockTimeout = Annotated[
         help="Longest wait for another process, seconds; by default DATABASE_MIGRATIONS_LOCK_TIMEOUT.",
     ),
 ]
+_StatementLockTimeout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        min=0,
+        help="Longest wait of a statement for its lock, seconds, or 0 for no limit; "
+        "by default DATABASE_MIGRATIONS_STATEMENT_LOCK_TIMEOUT.",
+    ),
+]
 
 
 @app.command()
@@ -67,6 +77,7 @@ def upgrade(
     *,
     sql: _Sql = False,
     lock_timeout: _LockTimeout = None,
+    statement_lock_timeout: _StatementLockTimeout = None,
 ) -> None:
     """Run the migrations that the database lacks.
 
@@ -77,7 +88,7 @@ def upgrade(
 
     with _progress() as steps:
         try:
-            command.upgrade(_config(ctx, lock_timeout), revision, sql=sql)
+            command.upgrade(_config(ctx, lock_timeout, statement_lock_timeout), revision, sql=sql)
         except CommandError as error:
             if revision not in ("head", "heads") or "Can't locate revision" not in str(error):
                 raise
@@ -105,12 +116,13 @@ def downgrade(
     *,
     sql: _Sql = False,
     lock_timeout: _LockTimeout = None,
+    statement_lock_timeout: _StatementLockTimeout = None,
 ) -> None:
     """Take migrations back."""
     command = _extras.require("alembic.command", extra="database")
 
     with _progress() as steps:
-        command.downgrade(_config(ctx, lock_timeout), revision, sql=sql)
+        command.downgrade(_config(ctx, lock_timeout, statement_lock_timeout), revision, sql=sql)
     if not sql:
         _summary(steps, "Nothing to do: the database is there already.")
 
@@ -191,14 +203,14 @@ class _Progress(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.begun = time.perf_counter()
-        self.steps = 0
+        self.steps: set[str] = set()  # one that is repeated is one
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.name.startswith("alembic"):
             if not message.startswith("Running "):
                 return
-            self.steps += 1
+            self.steps.add(message)
         _say(message)
 
 
@@ -218,12 +230,16 @@ def _progress() -> Iterator[_Progress]:
             logger.setLevel(level)
 
 
-def _config(ctx: typer.Context, lock_timeout: float | None = None) -> Any:
+def _config(ctx: typer.Context, lock_timeout: float | None = None, statement_lock_timeout: float | None = None) -> Any:
     from fastapi_prodkit.database.migrations import alembic_config  # noqa: PLC0415 - it needs an extra
     from fastapi_prodkit.settings import Settings  # noqa: PLC0415 - on first use
 
     config = alembic_config(ctx.obj)
-    config.attributes |= {"default_settings": Settings, "lock_timeout": lock_timeout}
+    config.attributes |= {
+        "default_settings": Settings,
+        "lock_timeout": lock_timeout,
+        "statement_lock_timeout": statement_lock_timeout,
+    }
     return config
 
 
@@ -231,8 +247,9 @@ def _summary(progress: _Progress, nothing: str) -> None:
     if not progress.steps:
         _say(nothing)
         return
-    noun = "migration" if progress.steps == 1 else "migrations"
-    _say(f"Done: {progress.steps} {noun} in {time.perf_counter() - progress.begun:.2f} s.")
+    count = len(progress.steps)
+    noun = "migration" if count == 1 else "migrations"
+    _say(f"Done: {count} {noun} in {time.perf_counter() - progress.begun:.2f} s.")
 
 
 def _words(difference: Any) -> str:

@@ -13,7 +13,7 @@ from fastapi_prodkit.database.failure import classify
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
 
-__all__ = ["HasDatabase", "Source", "dialect", "engine_for", "is_pooled", "lock_timeout", "target"]
+__all__ = ["HasDatabase", "Source", "dialect", "engine_for", "is_pooled", "target", "with_asked_timeouts"]
 
 _PATIENCE = 86_400.0  # seconds for one statement: a migration may rebuild a large table, and ends by itself
 _OURS = ("postgresql", "postgres", "postgresql+asyncpg", "sqlite", "sqlite+aiosqlite")
@@ -42,10 +42,8 @@ def target(config: Any, settings: Source | None) -> DatabaseSettings:
     Raises:
         ConfigurationError: None of them names a database.
     """
-    section = _section(config, settings)
-    timeout = lock_timeout(config, section)
+    section = with_asked_timeouts(config, _section(config, settings))
     changes: dict[str, Any] = {
-        "migrations_lock_timeout": timeout,
         "command_timeout": _PATIENCE,
         "statement_timeout": None,
         "lock_timeout": None,
@@ -55,14 +53,21 @@ def target(config: Any, settings: Source | None) -> DatabaseSettings:
         changes |= {"url": section.migrations_url, "pooler": None}
     patient = section.model_copy(update=changes)
     if dialect(patient) == "sqlite":  # there it is the wait for another writer, and so for another migration
-        patient = patient.model_copy(update={"command_timeout": timeout})
+        patient = patient.model_copy(update={"command_timeout": section.migrations_lock_timeout})
     return patient
 
 
-def lock_timeout(config: Any, settings: DatabaseSettings) -> float:
-    """Return how long to wait for another process that is migrating, seconds; `attributes["lock_timeout"]` wins."""
-    asked: float | None = config.attributes.get("lock_timeout")
-    return settings.migrations_lock_timeout if asked is None else asked
+def with_asked_timeouts(config: Any, settings: DatabaseSettings) -> DatabaseSettings:
+    """Return the settings with the time-outs in `attributes`, seconds: `lock_timeout` and `statement_lock_timeout`.
+
+    A `statement_lock_timeout` of 0 is none, as it is to PostgreSQL.
+    """
+    changes: dict[str, float | None] = {}
+    if (asked := config.attributes.get("lock_timeout")) is not None:
+        changes["migrations_lock_timeout"] = asked
+    if (asked := config.attributes.get("statement_lock_timeout")) is not None:
+        changes["migrations_statement_lock_timeout"] = asked or None
+    return settings.model_copy(update=changes)
 
 
 def dialect(settings: DatabaseSettings) -> str:

@@ -26,7 +26,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from fastapi_prodkit import _extras
 from fastapi_prodkit.database.migration_lock import MigrationLock, exclude_other_writers, foreign_key_violations
-from fastapi_prodkit.database.migration_target import Source, dialect, engine_for, is_pooled, lock_timeout, target
+from fastapi_prodkit.database.migration_steps import Steps, timeouts
+from fastapi_prodkit.database.migration_target import (
+    Source,
+    dialect,
+    engine_for,
+    is_pooled,
+    target,
+    with_asked_timeouts,
+)
 from fastapi_prodkit.exceptions import ConfigurationError, MigrationError
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -53,27 +61,31 @@ def run_migrations(context: Any, target_metadata: Any = None, settings: Source |
 
     Raises:
         ConfigurationError: There is no database, or its URL cannot be used. The message does not repeat the URL.
-        MigrationError: Another process is migrating and does not end in time; or rows in SQLite would refer to nothing.
+        MigrationError: Another process is migrating and does not end in time; a revision did not get its locks; or rows
+            in SQLite would refer to nothing.
         MissingExtraError: The driver of the URL is not installed.
     """
     run = _Run(context, target_metadata, options)
     connection: Connection | None = context.config.attributes.get("connection")
+    if connection is not None:
+        database = with_asked_timeouts(context.config, DatabaseSettings(url=connection.dialect.name))
+    else:
+        database = target(context.config, settings)
     if context.is_offline_mode():
-        run.offline(connection.dialect.name if connection else dialect(target(context.config, settings)))
+        run.offline(database)
         return
     if connection is not None:
-        run.online(connection, lock_timeout(context.config, DatabaseSettings(url="unused")), own=False)
+        run.online(connection, database, own=False)
         return
-    database = target(context.config, settings)
-    engine, timeout = engine_for(database), database.migrations_lock_timeout
+    engine = engine_for(database)
     if pooled := is_pooled(database, engine):
         _logger.warning(_POOLED)
     if isinstance(engine, AsyncEngine):
-        _finish(_with_connection(engine, lambda connection: run.online(connection, timeout, pooled=pooled)))
+        _finish(_with_connection(engine, lambda connection: run.online(connection, database, pooled=pooled)))
         return
     try:
         with engine.connect() as connection:
-            run.online(connection, timeout, pooled=pooled)
+            run.online(connection, database, pooled=pooled)
     finally:
         engine.dispose()
 
@@ -110,30 +122,51 @@ class _Run:
         self._options = {"target_metadata": target_metadata, **options}
         self._since = 0.0
 
-    def offline(self, dialect_name: str) -> None:
+    def offline(self, database: DatabaseSettings) -> None:
         """Write SQL, for `--sql`; nothing connects."""
-        ours = {"dialect_name": dialect_name, "literal_binds": True, "dialect_opts": {"paramstyle": "named"}}
-        self._context.configure(**{**ours, **self._options})
+        name = dialect(database)
+        ours = {"dialect_name": name, "literal_binds": True, "dialect_opts": {"paramstyle": "named"}}
+        postgresql = name == "postgresql"
+        self._context.configure(**{**ours, "transaction_per_migration": postgresql, **self._options})
+        for statement in timeouts(database) if postgresql else ():
+            self._context.execute(statement)
         with self._context.begin_transaction():
             self._context.run_migrations()
 
-    def online(self, connection: Connection, timeout: float, *, pooled: bool = False, own: bool = True) -> None:
-        """Run on the connection; one that is not our own keeps its ways with transactions."""
+    def online(
+        self, connection: Connection, database: DatabaseSettings, *, pooled: bool = False, own: bool = True
+    ) -> None:
+        """Run on the connection; one that is not our own keeps its ways with transactions and time-outs."""
         sqlite = connection.dialect.name == "sqlite"
+        postgresql = own and connection.dialect.name == "postgresql"
+        separate = {"transaction_per_migration": postgresql and not pooled}
         ours: dict[str, Any] = {"render_as_batch": sqlite} | ({"transactional_ddl": True} if sqlite and own else {})
-        callbacks = {"on_version_apply": (self._applied, *self._theirs)}
-        self._context.configure(connection=connection, **{**ours, **self._options, **callbacks})
-        if self._context.get_context().opts.get("dont_mutate"):  # `current` answers while another process migrates
+        options = {**ours, **separate, **self._options, "on_version_apply": (self._applied, *self._theirs)}
+        self._context.configure(connection=connection, **options)
+        found: dict[str, Any] = self._context.get_context().opts
+        if found.get("dont_mutate"):  # `current` answers while another process migrates
             self._context.run_migrations()
             return
         if sqlite and own:
             event.listen(connection, "begin", exclude_other_writers)
-        lock = MigrationLock(connection, timeout, pooled=pooled)
+        lock = MigrationLock(connection, database.migrations_lock_timeout, pooled=pooled)
         with lock.session():
             self._since = time.monotonic()
-            with self._context.begin_transaction():
-                lock.transaction()
-                self._context.run_migrations()
+            if not postgresql:
+                self._attempt(lock)
+                return
+            find = found["fn"]
+            steps = Steps(connection, find, database, separate=options["transaction_per_migration"], pooled=pooled)
+            self._context.configure(connection=connection, **options, fn=steps)
+            try:
+                steps.run(lambda: self._attempt(lock))
+            finally:
+                found["fn"] = find  # Alembic keeps it for the next call of `run_migrations`
+
+    def _attempt(self, lock: MigrationLock) -> None:
+        with self._context.begin_transaction():
+            lock.transaction()
+            self._context.run_migrations()
 
     def _applied(self, *, ctx: Any, step: Any, **_: Any) -> None:
         """Say that a migration is done; before it is committed, so that SQLite undoes one that leaves rows alone."""

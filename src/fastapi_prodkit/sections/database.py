@@ -48,3 +48,9 @@ class DatabaseSettings(Section):
     migrations_lock_timeout: float = Field(
         300.0, ge=0, description="Longest wait for another process that is migrating, seconds."
     )
+    migrations_statement_lock_timeout: MaybeSeconds = Field(
+        2.0, gt=0, description="Longest wait of a migration's statement for its lock, seconds; or none."
+    )
+    migrations_retry_for: float = Field(
+        600.0, ge=0, description="A revision that did not get its lock is repeated so long, seconds."
+    )
