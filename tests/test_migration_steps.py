@@ -142,6 +142,17 @@ class TestRepetition:
         assert seen == [["0002"]]
         assert version(url) == ["0003"]
 
+    def test_a_downgrade_is_repeated(self, directory, url, upgrade, clock, begin):
+        """`-1` takes back one revision, at whichever attempt."""
+        upgrade()
+        clock.actions.append(begin(READER))
+        section = DatabaseSettings(url=url, ssl="off", migrations_statement_lock_timeout=0.05)
+
+        command.downgrade(configured(directory, url, settings=section), "-1")
+
+        assert len(clock.pauses) == 1
+        assert version(url) == ["0001"]
+
     def test_a_deadlock_is_repeated(self, directory, url, upgrade, clock, caplog):
         """Its transaction is rolled back as well."""
         once = "IF nextval(''attempts'') = 1 THEN RAISE ''deadlock'' USING ERRCODE = ''40P01''; END IF;"

@@ -588,7 +588,7 @@ class Making:
         [site] = folder.glob("lib/python*/site-packages")
         zipfile.ZipFile(wheel).extractall(site)
         (site / "ours.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
-        for tool in ("ruff", "uv"):
+        for tool in ("ruff", "squawk", "uv"):
             (folder / "bin" / tool).symlink_to(Path(sys.executable).with_name(tool))
         (folder / ".ready").touch()
 
@@ -621,6 +621,7 @@ class TestItsWorkflow(Making):
         workflows = pytest.importorskip("workflows", reason="needs PyYAML")
         folder = shutil.copytree(services(*EVERYTHING), tmp_path / "my-shop")
         self.borrow(folder / ".venv", wheel)
+        repository.commit(folder)
         job = workflows.load(folder / ".github" / "workflows" / "pipeline.yml")["jobs"]["test"]
         summary = tmp_path / "summary.md"
         runner = home | {"PYTEST_ADDOPTS": "tests/test_service_postgresql.py", "GITHUB_STEP_SUMMARY": str(summary)}
@@ -632,6 +633,7 @@ class TestItsWorkflow(Making):
 
         assert re.search(r"\d+ passed", said)
         assert "Success: no issues found" in said
+        assert re.search(r"^Migrations not on \w+: 1; unsafe: 0\.$", said, re.MULTILINE)
         assert re.search(r"^\| *\**TOTAL", summary.read_text(), re.MULTILINE)
 
 

@@ -60,7 +60,7 @@ class MissingExtraError(ProdkitError, ImportError):
 
 
 class MigrationError(ProdkitError):
-    """Say that migrations are pending, were refused, or could not run because another process is migrating."""
+    """Say that migrations are pending, were refused, or could not run: another one runs, or a lock stays taken."""
 
 
 class CheckWarning(ProdkitError):  # noqa: N818 - it is the warning level of a check, not an error

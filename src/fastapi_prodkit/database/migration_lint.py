@@ -1,0 +1,153 @@
+"""Find operations in migrations that stop traffic or break the release that still runs, with squawk.
+
+    # squawk-ignore ban-drop-column: no release uses it since 2.3
+    # squawk-skip: it reads rows and writes them back, which cannot be rendered
+
+These comments stand in the file of a revision. The first lets a rule of squawk's pass in that file; the second lets a
+revision pass that cannot be rendered offline. https://squawkhq.com/docs/rules
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alembic.config import Config
+from alembic.script import Script, ScriptDirectory
+
+from fastapi_prodkit.database.migration_sql import render
+from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError
+
+__all__ = ["Finding", "Verdict", "lint"]
+
+# Rules about the types of columns, which stop nothing, and about statements that could run twice, which need not be
+# possible in a transaction, and in CREATE INDEX CONCURRENTLY would take an INVALID index for one that is there.
+_STYLE = frozenset(
+    {
+        "ban-char-field",
+        "prefer-bigint-over-int",
+        "prefer-bigint-over-smallint",
+        "prefer-identity",
+        "prefer-robust-stmts",
+        "prefer-text-field",
+        "prefer-timestamp-tz",
+    }
+)
+
+# The safe way, where squawk does not name one.
+_LATER = "First release code that does not use it, then drop it with a later release."
+_BESIDE = "Add a new one beside it, write to both, move the rows in batches, and drop the old one with a later release."
+_REMEDIES = {
+    "ban-drop-column": _LATER,
+    "ban-drop-table": _LATER,
+    "changing-column-type": _BESIDE,
+    "renaming-column": _BESIDE,
+    "renaming-table": _BESIDE,
+}
+_RENDERABLE = "Leave out what reads the database in offline mode, or say in the file: # squawk-skip: reason"
+_WITH_REASON = "Say which rule and why: # squawk-ignore RULE: reason, or # squawk-skip: reason"
+
+_COMMENT = re.compile(r"#\s*squawk-(?:ignore\s+([\w-]+)|(skip))\s*:\s*(\S.*)")
+_ANY_COMMENT = re.compile(r"#\s*squawk-")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a revision: the rule, what it is about, the statement, and the safe way."""
+
+    rule: str
+    message: str
+    remedy: str
+    statement: str = ""
+
+
+@dataclass
+class Verdict:
+    """What is wrong with a revision, and what its comments let pass."""
+
+    path: Path
+    findings: list[Finding] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+
+
+def lint(config: Config, directory: ScriptDirectory, scripts: list[Script]) -> Iterator[Verdict]:
+    """Yield a verdict on each revision.
+
+    Raises:
+        ConfigurationError: squawk cannot run with the `.squawk.toml` that there is.
+        MissingExtraError: squawk is not installed.
+    """
+    program = _program()
+    for script in scripts:
+        verdict = Verdict(Path(script.path))
+        allowed, skip = _comments(verdict)
+        try:
+            sql = render(config, directory, script)
+        except Exception as error:  # noqa: BLE001 - of a revision that needs a database; it is reported, or skipped
+            _note_unrendered(verdict, error, skip)
+        else:
+            for violation in _squawk(program, sql):
+                _note(verdict, violation, sql, allowed)
+        yield verdict
+
+
+def _comments(verdict: Verdict) -> tuple[dict[str, str], str | None]:
+    """Return the reasons of the rules that may be broken, and the reason to skip the file; note what is neither."""
+    allowed: dict[str, str] = {}
+    skip = None
+    with tokenize.open(verdict.path) as file:
+        comments = [each.string for each in tokenize.generate_tokens(file.readline) if each.type == tokenize.COMMENT]
+    for comment in filter(_ANY_COMMENT.match, comments):
+        said = _COMMENT.fullmatch(comment)
+        if said is None:
+            verdict.findings.append(Finding("squawk-comment", f"{comment} has no effect.", _WITH_REASON))
+        elif said[2]:
+            skip = said[3]
+        else:
+            allowed[said[1]] = said[3]
+    return allowed, skip
+
+
+def _note_unrendered(verdict: Verdict, error: Exception, skip: str | None) -> None:
+    if skip is not None:
+        verdict.passed.append(f"not checked: {skip}")
+        return
+    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    verdict.findings.append(Finding("not checked", f"It cannot be rendered offline: {reason}", _RENDERABLE))
+
+
+def _note(verdict: Verdict, violation: dict[str, Any], sql: str, allowed: dict[str, str]) -> None:
+    rule = violation["rule_name"]
+    if rule in _STYLE:
+        return
+    if rule in allowed:
+        verdict.passed.append(f"{rule} is ignored: {allowed[rule]}")
+        return
+    remedy = violation["help"] or _REMEDIES.get(rule, f"See https://squawkhq.com/docs/{rule}")
+    statement = sql.splitlines()[violation["line"]].strip()
+    verdict.findings.append(Finding(rule, violation["message"], remedy, statement))
+
+
+def _program() -> str:
+    folders = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    program = shutil.which("squawk", path=folders)
+    if program is None:
+        raise MissingExtraError("squawk is not installed: pip install 'fastapi-prodkit[lint]'")
+    return program
+
+
+def _squawk(program: str, sql: str) -> list[dict[str, Any]]:
+    command = [program, "--reporter", "json"]
+    done = subprocess.run(command, input=sql, capture_output=True, text=True, check=False)  # noqa: S603 - a list
+    try:
+        violations: list[dict[str, Any]] = json.loads(done.stdout)
+    except ValueError:
+        raise ConfigurationError(f"squawk failed: {done.stderr.strip()}") from None
+    return violations

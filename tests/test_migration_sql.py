@@ -1,0 +1,187 @@
+"""Which revisions are new, and their SQL: each alone, offline, for PostgreSQL."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from migrating import INDEX, configured, environment, migration, project
+
+from fastapi_prodkit.exceptions import ConfigurationError
+
+pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+pytest.importorskip("alembic", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+
+from alembic import command
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from fastapi_prodkit.database.migration_sql import new_revisions, render
+
+NOWHERE = "postgresql://user:password@127.0.0.1:1/name"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return project(tmp_path / "project")
+
+
+@pytest.fixture
+def git(directory):
+    """Return a function that runs git in the project, of which a first commit is on main."""
+
+    def run(*arguments):
+        who = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *who, *arguments], cwd=directory, check=True, capture_output=True, env=environment(""))
+
+    run("init", "--initial-branch=main")
+    run("add", ".")
+    run("commit", "--message", "first")
+    return run
+
+
+@pytest.fixture
+def found(directory):
+    """Return a function that says which revisions are new."""
+
+    def run(url=NOWHERE, **options):
+        config = configured(directory, url)
+        which, scripts = new_revisions(config, ScriptDirectory.from_config(config), **options)
+        return which, [script.revision for script in scripts]
+
+    return run
+
+
+@pytest.fixture
+def rendered(directory):
+    """Return a function that renders a revision."""
+
+    def run(revision):
+        config = configured(directory, "sqlite://")
+        scripts = ScriptDirectory.from_config(config)
+        return render(config, scripts, scripts.get_revision(revision))
+
+    return run
+
+
+class TestNew:
+    @pytest.mark.parametrize(
+        ("start", "expected"), [("base", ["0001", "0002", "0003"]), ("0001", ["0002", "0003"]), ("head", [])]
+    )
+    def test_above_a_revision(self, directory, found, start, expected):
+        """In the order in which they run."""
+        migration(directory, "0003", "pass")
+
+        assert found(start=start) == (f"above {start}", expected)
+
+    def test_above_a_revision_that_does_not_exist(self, found):
+        """Alembic's own error."""
+        with pytest.raises(CommandError, match="nope"):
+            found(start="nope")
+
+    @pytest.mark.parametrize(
+        ("revision", "which", "expected"),
+        [
+            (None, "above base, where the database is", ["0001", "0002"]),
+            ("0001", "above 0001, where the database is", ["0002"]),
+        ],
+    )
+    def test_what_the_database_lacks(self, directory, found, tmp_path, revision, which, expected):
+        """It is asked if it can be reached, and nothing else is done there."""
+        url = f"sqlite:///{tmp_path}/test.db"
+        if revision:
+            command.upgrade(configured(directory, url), revision)
+
+        assert found(url) == (which, expected)
+
+    def test_not_on_main_without_a_database(self, directory, found, git):
+        """Files that are not under git yet are new as well."""
+        migration(directory, "0003", "pass")
+
+        assert found() == ("not on main", ["0003"])
+
+    def test_not_on_a_branch(self, directory, found, git, tmp_path):
+        """A branch that is named goes before the database; any name of a commit is one."""
+        migration(directory, "0003", "pass")
+        git("add", ".")
+        git("commit", "--message", "second")
+        migration(directory, "0004", "pass")
+
+        assert found(f"sqlite:///{tmp_path}/test.db", base="main") == ("not on main", ["0004"])
+        assert found(base="HEAD^") == ("not on HEAD^", ["0003", "0004"])
+
+    def test_a_branch_from_before_there_were_migrations(self, directory, found, git):
+        """All of them are new."""
+        empty = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # git's name for a tree without files
+
+        assert found(base=empty)[1] == ["0001", "0002"]
+
+    def test_a_branch_that_git_does_not_know(self, found, git):
+        """The error says what else can be named."""
+        with pytest.raises(ConfigurationError, match=r"on nope: fatal: .*nope; name another one with --base, or"):
+            found(base="nope")
+
+    def test_no_git(self, found, monkeypatch):
+        """As in an image."""
+        monkeypatch.setenv("PATH", "")
+
+        with pytest.raises(ConfigurationError, match="on main: git is not installed; name another one"):
+            found()
+
+
+class TestRendering:
+    def test_one_revision_for_postgresql(self, rendered):
+        """With the time-outs and the transaction of `upgrade`, whatever database the settings name."""
+        assert rendered("0002") == (
+            "SET lock_timeout = 2000;\n\n"
+            "SET statement_timeout = 0;\n\n"
+            "BEGIN;\n\n"
+            "-- Running upgrade 0001 -> 0002\n\n"
+            "ALTER TABLE items ADD COLUMN name VARCHAR(50);\n\n"
+            "UPDATE alembic_version SET version_num='0002' WHERE alembic_version.version_num = '0001';\n\n"
+            "COMMIT;\n\n"
+        )
+
+    def test_an_autocommit_block(self, directory, rendered):
+        """It is outside of the transaction."""
+        migration(directory, "0003", INDEX)
+
+        sql = rendered("0003")
+
+        assert sql.index("COMMIT;") < sql.index("CREATE INDEX CONCURRENTLY") < sql.rindex("BEGIN;")
+
+    def test_branches_and_their_merge(self, directory, rendered):
+        """Each is rendered alone, a merge as well, and one that depends on another."""
+        versions = directory / "migrations" / "versions"
+        body = "from alembic import op\nrevision = {!r}\ndown_revision = {!r}\ndepends_on = {!r}\n"
+        body += "def upgrade(): op.execute('SELECT {}')\n"
+        (versions / "left.py").write_text(body.format("left", "0002", None, "left"))
+        (versions / "right.py").write_text(body.format("right", "0001", "left", "right"))
+        (versions / "merge.py").write_text(body.format("merge", ("left", "right"), None, "merge"))
+
+        for each in ("left", "right", "merge"):
+            assert [line for line in rendered(each).splitlines() if line.startswith("SELECT")] == [f"SELECT {each};"]
+
+    def test_what_needs_a_database_is_raised(self, directory, rendered):
+        """There are no rows offline."""
+        migration(directory, "0003", 'op.get_bind().execute(sa.text("SELECT 1")).scalar_one()')
+
+        with pytest.raises(AttributeError, match="scalar_one"):
+            rendered("0003")
+
+
+def test_settings_that_env_py_makes_are_not_needed(tmp_path):
+    """CI has no variables of the service: the settings of env.py are never made."""
+    directory = project(tmp_path / "own", arguments=", lambda: 1 / 0")
+    config = configured(directory, "sqlite://")
+    del config.attributes["settings"]
+    scripts = ScriptDirectory.from_config(config)
+
+    assert "ADD COLUMN name" in render(config, scripts, scripts.get_revision("0002"))
+
+
+def test_a_database_that_is_not_named_is_not_asked(directory, git):
+    """Without DATABASE_URL it is the branch."""
+    config = configured(directory, "sqlite://")
+    del config.attributes["settings"]
+
+    assert new_revisions(config, ScriptDirectory.from_config(config))[0] == "not on main"
