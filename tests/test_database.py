@@ -218,7 +218,7 @@ async def test_rollback_on_every_bad_end(
 
 
 async def test_failing_commit_is_never_a_success(database: Database, settings: DatabaseSettings) -> None:
-    """A constraint that is checked only at the commit makes the response a 500."""
+    """A constraint that is checked only at the commit makes the response a conflict."""
     app = app_with(database)
 
     @app.post("/parts")
@@ -230,7 +230,7 @@ async def test_failing_commit_is_never_a_success(database: Database, settings: D
     async with client_of(app) as client:
         response = await client.post("/parts")
 
-    assert response.status_code == 500
+    assert response.status_code == 409
     assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
 
 

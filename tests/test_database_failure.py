@@ -301,11 +301,11 @@ async def timed_post(client: httpx2.AsyncClient, path: str) -> tuple[httpx2.Resp
 
 
 async def test_errors_of_the_request_stay_what_they_are(own: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """A violated constraint and a write in a read session are bugs or conflicts, not outages: no 503."""
+    """A violated constraint is a conflict and a write in a read session a bug, not an outage: no 503."""
     async with client_of(writing_app(own)) as client:
         statuses = [(await client.post(path)).status_code for path in ("/items/a", "/items/a", "/read/b")]
 
-    assert statuses == [200, 500, 500]
+    assert statuses == [200, 409, 500]
     assert await count(own) == 1
 
 
@@ -335,7 +335,7 @@ async def test_neither_log_nor_answer_quotes_values(own: Database, caplog: pytes
         answers.append(await other.get("/"))
         answers.append(await other.get("/ready"))
 
-    assert [answer.status_code for answer in answers] == [200, 500, 503, 503]
+    assert [answer.status_code for answer in answers] == [200, 409, 503, 503]
     written = [record for record in caplog.records if not record.name.startswith(("httpx2", "httpcore2"))]
     said = "".join([*(logging.Formatter().format(record) for record in written), *(answer.text for answer in answers)])
     assert "the database is unavailable: CannotConnectError ConnectionRefusedError" in said

@@ -199,7 +199,7 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     if "database" in pieces:
         from fastapi_prodkit.database import add_outage_handlers  # noqa: PLC0415 - needs an extra
 
-        add_outage_handlers(app)
+        add_outage_handlers(app, client_errors=pieces["database"].client_errors)
     add_problem_schemas(app)
     _put_docs_first(app, settings)
     routers = make_probes(settings, pieces, given)

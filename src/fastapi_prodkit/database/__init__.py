@@ -14,7 +14,8 @@ from fastapi_prodkit import _extras
 
 _extras.require("sqlalchemy", extra="database")
 
-from fastapi_prodkit.database.failure import (  # noqa: E402 - a hint, not a traceback
+from fastapi_prodkit.database.client_errors import CLIENT_ERRORS  # noqa: E402 - a hint, not a traceback
+from fastapi_prodkit.database.failure import (  # noqa: E402 - likewise
     add_outage_handlers,
     is_transient,
     is_unavailable,
@@ -28,6 +29,7 @@ from fastapi_prodkit.database.session import (  # noqa: E402 - likewise
 )
 
 __all__ = [
+    "CLIENT_ERRORS",
     "Database",
     "ReadSessionDep",
     "SessionDep",

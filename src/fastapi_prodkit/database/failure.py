@@ -6,21 +6,24 @@ A server that is down, silent, restarting, failing over or out of connections ma
 """
 
 import logging
+from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from sqlalchemy import ExceptionContext, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from fastapi_prodkit import _problem
+from fastapi_prodkit.database.client_errors import CLIENT_ERRORS, checked_statuses, client_error
 from fastapi_prodkit.exceptions import ProblemError
 
-__all__ = ["add_outage_handlers", "classify", "is_transient", "is_unavailable", "unavailable"]
+__all__ = ["add_outage_handlers", "classify", "is_transient", "is_unavailable", "raise_problem"]
 
 _RETRY_AFTER = "1"  # seconds; what a client that honours it at all is willing to wait, and a fail-over's granularity
 
@@ -53,14 +56,22 @@ def classify(engine: AsyncEngine) -> None:
     event.listen(engine.sync_engine, "handle_error", _handle_error)
 
 
-def add_outage_handlers(app: Starlette) -> None:
-    """Answer 503 where a handler lets the error of a session through that it opened itself, with `session()`.
+def add_outage_handlers(app: Starlette, *, client_errors: Mapping[str, int] = CLIENT_ERRORS) -> None:
+    """Answer 503, 409 or 422 where a handler lets the error of a session through that it opened itself, `session()`.
 
-    `SessionDep` needs no handler. One that the app has registered for these exceptions stays in charge.
+        add_outage_handlers(app, client_errors=database.client_errors)
+
+    `SessionDep` needs no handler. A handler that the app has for one of SQLAlchemy's exceptions stays in charge of it.
+
+    Args:
+        app: The app whose handlers open sessions.
+        client_errors: SQLSTATE -> status of errors that are the client's; an empty table for 503 alone.
+
+    Raises:
+        ConfigurationError: The table cannot be used.
     """
-    for kind in (DBAPIError, PoolTimeoutError):
-        if kind not in app.exception_handlers:
-            app.add_exception_handler(kind, _answer)
+    if SQLAlchemyError not in app.exception_handlers:
+        app.add_exception_handler(SQLAlchemyError, _ProblemHandler(client_errors))
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -84,20 +95,55 @@ def is_transient(error: BaseException) -> bool:
     return error.connection_invalidated and error.statement is not None  # COMMIT is none to SQLAlchemy
 
 
-def unavailable(error: BaseException) -> ProblemError:
+def raise_problem(error: BaseException, connection: HTTPConnection, client_errors: Mapping[str, int]) -> None:
+    """Raise the problem that the client gets for the error; return if there is none, or if the app handles the error.
+
+    Args:
+        error: What a session, or anything else, has raised.
+        connection: The request that ends with it.
+        client_errors: SQLSTATE -> status of errors that are the client's.
+
+    Raises:
+        ProblemError: The database is unavailable, or refuses what the client has sent.
+    """
+    if isinstance(error, SQLAlchemyError) and not _is_handled(error, connection.app):
+        problem = _problem_of(error, client_errors)
+        if problem is not None:
+            raise problem from error
+
+
+class _ProblemHandler:
+    """The exception handler for errors of sessions that the handlers of an app open themselves."""
+
+    def __init__(self, client_errors: Mapping[str, int]) -> None:
+        self._client_errors = checked_statuses(client_errors)
+
+    async def __call__(self, request: Request, error: Exception) -> Response:
+        """Answer with the problem; raise the error on if there is none."""
+        problem = _problem_of(error, self._client_errors)
+        if problem is None:
+            raise error
+        content = _problem.body(request.scope, problem)
+        return Response(content, status_code=problem.status_code, headers=_problem.headers(problem))
+
+
+def _is_handled(error: Exception, app: Starlette) -> bool:
+    """Tell whether the app has a handler of its own for the error; one for `Exception` is for unhandled errors."""
+    kinds = takewhile(lambda kind: kind is not Exception, type(error).__mro__)
+    handlers = (app.exception_handlers[kind] for kind in kinds if kind in app.exception_handlers)
+    return not isinstance(next(handlers, None), _ProblemHandler | None)
+
+
+def _problem_of(error: Exception, client_errors: Mapping[str, int]) -> ProblemError | None:
+    return _unavailable(error) if is_unavailable(error) else client_error(error, client_errors)
+
+
+def _unavailable(error: BaseException) -> ProblemError:
     """Return the 503 for the error, and log what happened: names and codes, no text that could quote a value."""
     orig = getattr(error, "orig", None)
     cause = " ".join(filter(None, [type(error).__name__, _reason(orig), _sqlstate(error)]))
     _logger.warning("the database is unavailable: %s", cause)
     return ProblemError(503, "The database is not available.", headers={"Retry-After": _RETRY_AFTER})
-
-
-async def _answer(request: Request, error: Exception) -> Response:
-    if not is_unavailable(error):
-        raise error
-    problem = unavailable(error)
-    content = _problem.body(request.scope, problem)
-    return Response(content, status_code=problem.status_code, headers=_problem.headers(problem))
 
 
 def _connect(dialect: Dialect, _record: object, args: list[Any], kwargs: dict[str, Any]) -> DBAPIConnection:
@@ -114,8 +160,10 @@ def _connect_errors(dialect: Dialect) -> tuple[type[Exception], ...]:
     return (OSError, dialect.loaded_dbapi.Error, *untranslated)  # a TimeoutError is an OSError
 
 
-def _handle_error(context: ExceptionContext) -> OperationalError | None:
+def _handle_error(context: ExceptionContext) -> DBAPIError | None:
     error = context.original_exception
+    if _is_refused_by_sqlite(context):
+        return DataError(context.statement, None, error, hide_parameters=True)
     if isinstance(error, OSError):
         context.is_disconnect = True
         return OperationalError(context.statement, None, error, hide_parameters=True, connection_invalidated=True)
@@ -125,6 +173,12 @@ def _handle_error(context: ExceptionContext) -> OperationalError | None:
     if state in _ENDED or (state == _READ_ONLY and not _asked_to_read(context)):
         context.is_disconnect = True
     return None
+
+
+def _is_refused_by_sqlite(context: ExceptionContext) -> bool:
+    """Whether the driver cannot express an argument, an integer of more than 64 bits or a lone surrogate."""
+    refused = isinstance(context.original_exception, OverflowError | UnicodeEncodeError)
+    return refused and context.execution_context is not None and context.dialect.name == "sqlite"
 
 
 def _asked_to_read(context: ExceptionContext) -> bool:

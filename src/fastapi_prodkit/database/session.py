@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from starlette.requests import HTTPConnection
 
 from fastapi_prodkit import _extras, _scope
+from fastapi_prodkit.database.client_errors import CLIENT_ERRORS, checked_statuses
 from fastapi_prodkit.database.engine import create_engine
-from fastapi_prodkit.database.failure import classify, is_transient, is_unavailable, unavailable
+from fastapi_prodkit.database.failure import classify, is_transient, is_unavailable, raise_problem
 from fastapi_prodkit.database.observation import observe, observe_waits
 from fastapi_prodkit.database.passwords import PasswordProvider
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -44,15 +45,17 @@ class Database:
         read_engine: The engine of the replica, or `engine` where there is none; its transactions are read only.
         sessionmaker: Makes sessions that neither commit nor close by themselves; `session` is the one that does.
         read_sessionmaker: The same for `read_session`.
+        client_errors: SQLSTATE -> status of errors that are the client's.
 
     Args:
         settings: How to reach it, and how long that may take.
         password: Asked for the password of each new connection, a function or a coroutine function; instead of what
             the settings name.
         registry: Where the metrics are shown; prometheus_client's default registry unless given.
+        client_errors: SQLSTATE -> status of errors that are the client's when they leave a request; none if empty.
 
     Raises:
-        ConfigurationError: The URL or the CA file cannot be used. The message does not repeat the URL.
+        ConfigurationError: The URL, the CA file or `client_errors` cannot be used. The message does not repeat the URL.
         MissingExtraError: The driver of the URL is not installed.
     """
 
@@ -62,7 +65,9 @@ class Database:
         *,
         password: PasswordProvider | None = None,
         registry: "CollectorRegistry | None" = None,
+        client_errors: Mapping[str, int] = CLIENT_ERRORS,
     ) -> None:
+        self.client_errors = checked_statuses(client_errors)
         self.engine = create_engine(settings, password=password)
         classify(self.engine)
         observe(self.engine.sync_engine, settings, pool="primary", registry=registry)
@@ -160,15 +165,15 @@ async def get_session(connection: HTTPConnection, response: Response) -> AsyncIt
 
     Raises:
         ConfigurationError: The app has no database.
-        ProblemError: 503, the database cannot serve. An error of the request's own, such as a violated constraint,
-            stays what it is.
+        ProblemError: 503, the database cannot serve; 409 or 422, what the client has sent is refused. A handler of
+            the app's own for the error gets the error itself.
     """
     session = _database(connection).sessionmaker()
     try:
         yield session
         await _end(session, response)
     except BaseException as error:
-        await _abandon(session, error)
+        await _abandon(session, error, connection)
         raise
 
 
@@ -177,14 +182,14 @@ async def get_read_session(connection: HTTPConnection, response: Response) -> As
 
     Raises:
         ConfigurationError: The app has no database.
-        ProblemError: 503, the database cannot serve.
+        ProblemError: As `get_session` does.
     """
     session = _database(connection).read_sessionmaker()
     try:
         yield session
         await _end(session, response)
     except BaseException as error:
-        await _abandon(session, error)
+        await _abandon(session, error, connection)
         raise
 
 
@@ -204,10 +209,9 @@ async def _end(session: AsyncSession, response: Response) -> None:
         session.sync_session.close()  # nothing is left that would have to be awaited
 
 
-async def _abandon(session: AsyncSession, error: BaseException) -> None:
+async def _abandon(session: AsyncSession, error: BaseException, connection: HTTPConnection) -> None:
     await session.__aexit__(None, None, None)  # not close(): this one ends, however often the request is cancelled
-    if is_unavailable(error):
-        raise unavailable(error) from error
+    raise_problem(error, connection, _database(connection).client_errors)
 
 
 def _database(connection: HTTPConnection) -> Database:
