@@ -156,6 +156,18 @@ async def test_connection_that_the_server_closed_is_not_even_asked(own: Database
     assert own.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # the pool of every engine has it
 
 
+async def test_idle_connection_that_lives_is_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is asked whether it lives, and does, is handed out again: another one would take far longer."""
+    monkeypatch.setattr("fastapi_prodkit.database.pool._FRESH", -1.0)
+    backends = []
+
+    for _ in range(3):
+        async with database.session() as session:
+            backends.append((await session.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+
+    assert len(set(backends)) == 1
+
+
 def test_connection_on_which_asyncpg_lost_its_way_is_dropped() -> None:
     """A server's farewell that meets our next query leaves asyncpg confused: that is an outage."""
 

@@ -105,6 +105,6 @@ def check_idle_connections(engine: AsyncEngine, patience: float) -> None:
 
 def _ask(connection: Any, patience: float) -> None:
     try:
-        connection.run_async(lambda driver: driver.execute("", timeout=patience))
+        connection.run_async(lambda driver: driver.execute("SELECT", timeout=patience))  # asyncpg fails on an empty one
     except Exception as error:  # whatever is wrong with this connection, a new one is the answer
         raise InvalidatePoolError from error
