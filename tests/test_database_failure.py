@@ -26,7 +26,7 @@ pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-pro
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
-from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep, add_outage_handlers
+from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep, add_outage_handlers, is_unavailable
 from fastapi_prodkit.database.failure import _handle_error
 
 POOL_TIMEOUT = 1.0
@@ -168,16 +168,17 @@ async def test_idle_connection_that_lives_is_kept(database: Database, monkeypatc
     assert len(set(backends)) == 1
 
 
-def test_connection_on_which_asyncpg_lost_its_way_is_dropped() -> None:
-    """A server's farewell that meets our next query leaves asyncpg confused: that is an outage."""
-
-    class InternalClientError(Exception): ...
-
-    context = SimpleNamespace(original_exception=InternalClientError(), is_disconnect=False, connection=None)
+@pytest.mark.parametrize("name", ["InternalClientError", "OutdatedSchemaCacheError"])
+def test_connection_whose_state_is_undefined_is_dropped(name: str) -> None:
+    """Where asyncpg no longer knows the state of a connection that is an outage, whatever SQLAlchemy makes of it."""
+    error = type(name, (Exception,), {})()
+    context = SimpleNamespace(original_exception=error, is_disconnect=False, connection=None, statement="SELECT 1")
+    context.execution_context = None
 
     answer = _handle_error(context)  # type: ignore[arg-type] # as much of an ExceptionContext as is read
 
-    assert answer is None
+    assert isinstance(answer, OperationalError)
+    assert is_unavailable(answer)
     assert context.is_disconnect
 
 

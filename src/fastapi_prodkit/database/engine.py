@@ -8,6 +8,7 @@ from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, ExceptionContext,
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fastapi_prodkit import _extras
+from fastapi_prodkit.database.cached_statements import retry_outdated_statements
 from fastapi_prodkit.database.passwords import PasswordProvider, password_provider
 from fastapi_prodkit.database.pool import BoundedPool, check_idle_connections
 from fastapi_prodkit.database.sizing import check_room
@@ -58,6 +59,7 @@ def _postgresql(url: URL, settings: DatabaseSettings, password: PasswordProvider
         connect_args=_connect_args(asked, settings, provider),
     )
     event.listen(engine.sync_engine, "handle_error", _hide_detail)
+    retry_outdated_statements(engine)
     _watch_the_server(engine, settings)
     if settings.pooler is None:  # whose connections are not the server's
         check_room(engine, settings)

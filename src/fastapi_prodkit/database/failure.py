@@ -20,6 +20,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from fastapi_prodkit import _problem
+from fastapi_prodkit.database.cached_statements import is_outdated
 from fastapi_prodkit.database.client_errors import CLIENT_ERRORS, checked_statuses, client_error
 from fastapi_prodkit.exceptions import ProblemError
 
@@ -38,6 +39,8 @@ _UNAVAILABLE_CLASSES = (
 _ROLLED_BACK = frozenset({"40001", "40P01"})  # serialization failure, deadlock: the server says that nothing was done
 _ENDED = frozenset({"57P01", "57P02", "57P03"})  # an administrator or a crash has ended the connection
 _UNAVAILABLE = _ROLLED_BACK | {"55P03", _READ_ONLY}  # lock time-out; a primary that has become a standby
+# The server closed the connection while a query was being sent; a composite type has changed since it was described.
+_STATE_UNDEFINED = frozenset({"InternalClientError", "OutdatedSchemaCacheError"})
 
 _logger = logging.getLogger(__name__)
 
@@ -78,7 +81,8 @@ def is_unavailable(error: BaseException) -> bool:
     """Tell whether the database could not serve, so that the same request may succeed later."""
     if isinstance(error, DBAPIError):
         state = _sqlstate(error)
-        return error.connection_invalidated or state in _UNAVAILABLE - {_READ_ONLY} or state[:2] in _UNAVAILABLE_CLASSES
+        states = state in _UNAVAILABLE - {_READ_ONLY} or state[:2] in _UNAVAILABLE_CLASSES
+        return states or error.connection_invalidated or is_outdated(error.orig)
     return isinstance(error, PoolTimeoutError)
 
 
@@ -90,7 +94,7 @@ def is_transient(error: BaseException) -> bool:
     """
     if not isinstance(error, DBAPIError) or isinstance(error.orig, TimeoutError):
         return False
-    if _sqlstate(error) in _ROLLED_BACK or isinstance(error, CannotConnectError):
+    if _sqlstate(error) in _ROLLED_BACK or isinstance(error, CannotConnectError) or is_outdated(error.orig):
         return True
     return error.connection_invalidated and error.statement is not None  # COMMIT is none to SQLAlchemy
 
@@ -164,12 +168,10 @@ def _handle_error(context: ExceptionContext) -> DBAPIError | None:
     error = context.original_exception
     if _is_refused_by_sqlite(context):
         return DataError(context.statement, None, error, hide_parameters=True)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or type(error).__name__ in _STATE_UNDEFINED:
         context.is_disconnect = True
         return OperationalError(context.statement, None, error, hide_parameters=True, connection_invalidated=True)
     state = getattr(error, "sqlstate", None)
-    if type(error).__name__ == "InternalClientError":  # the server's farewell has met our next query: asyncpg is lost
-        context.is_disconnect = True
     if state in _ENDED or (state == _READ_ONLY and not _asked_to_read(context)):
         context.is_disconnect = True
     return None

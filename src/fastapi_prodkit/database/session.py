@@ -102,8 +102,9 @@ class Database:
     async def transact(self, work: Callable[[AsyncSession], Awaitable[_T]], *, attempts: int = 3) -> _T:
         """Run the work in a session of its own and commit; do so again where the failure was a transient one.
 
-        That is a serialization failure, a deadlock, or a connection that was refused, or lost before the commit. The
-        transaction has left nothing behind then; what else the work does, it does again.
+        That is a serialization failure, a deadlock, a statement prepared for the schema before a migration, or a
+        connection that was refused, or lost before the commit. The transaction has left nothing behind then; what else
+        the work does, it does again.
 
         Args:
             work: Called with a new session each time. It keeps no objects of an earlier attempt.

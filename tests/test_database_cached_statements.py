@@ -1,0 +1,217 @@
+"""Migrations under traffic: what the driver has prepared for the schema of before is prepared again."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from postgres import Server, postgres_or_skip
+
+from fastapi_prodkit.sections import DatabaseSettings
+
+pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from fastapi_prodkit.database import Database, SessionDep
+
+CONNECTIONS = 2
+TABLES = (
+    "CREATE TYPE mood AS ENUM ('calm')",
+    "CREATE TYPE pair AS (a int, b int)",
+    "CREATE TABLE items (id int PRIMARY KEY, size int, mood mood DEFAULT 'calm', pair pair DEFAULT (1, 2))",
+    "INSERT INTO items VALUES (1, 1), (2, 2)",
+)
+NEW_COLUMN_TYPE = ("ALTER TABLE items ALTER COLUMN size TYPE bigint",)
+NEW_ENUM = (
+    "ALTER TABLE items DROP COLUMN mood",
+    "DROP TYPE mood",
+    "CREATE TYPE mood AS ENUM ('calm', 'angry')",
+    "ALTER TABLE items ADD COLUMN mood mood DEFAULT 'calm'",
+)
+NEW_ATTRIBUTE = ("ALTER TYPE pair ADD ATTRIBUTE c int",)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgres_or_skip() as running:
+        yield running
+
+
+@pytest.fixture
+async def database(server: Server) -> AsyncIterator[Database]:
+    url = server.url(query="options=-c search_path=shop")
+    database = Database(DatabaseSettings(url=url, ssl="off", pool_size=CONNECTIONS, max_overflow=0))
+    async with database.lifespan(None):
+        await migrate(server, "DROP SCHEMA IF EXISTS shop CASCADE", "CREATE SCHEMA shop", *TABLES)
+        yield database
+
+
+async def migrate(server: Server, *statements: str) -> None:
+    """Change the schema as another process does."""
+    other = Database(DatabaseSettings(url=server.url(query="options=-c search_path=shop"), ssl="off"))
+    async with other.lifespan(None), other.session() as session:
+        for statement in statements:
+            await session.execute(text(statement))
+
+
+async def on_every_connection(engine: AsyncEngine, statement: str, parameters: Any = None) -> None:
+    connections = [await engine.connect() for _ in range(CONNECTIONS)]
+    for connection in connections:
+        await connection.execute(text(statement), parameters)
+        await connection.close()
+
+
+def app_with(database: Database) -> FastAPI:
+    app = FastAPI()
+    app.state.database = database
+
+    @app.get("/items")
+    async def read(session: SessionDep) -> int:
+        return len((await session.execute(text("SELECT * FROM items"))).all())
+
+    @app.get("/items/moods")
+    async def moods(session: SessionDep) -> int:
+        statement = text("SELECT * FROM items WHERE mood = CAST(:mood AS mood)")
+        return len((await session.execute(statement, {"mood": "calm"})).all())
+
+    @app.get("/items/pairs")
+    async def pairs(session: SessionDep) -> int:
+        return len((await session.execute(text("SELECT pair FROM items"))).all())
+
+    @app.post("/items/{key}")
+    async def write_and_read(key: int, session: SessionDep) -> int:
+        await session.execute(text("INSERT INTO items (id) VALUES (:key)"), {"key": key})
+        return len((await session.execute(text("SELECT * FROM items"))).all())
+
+    return app
+
+
+def client_of(app: FastAPI) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, raise_app_exceptions=False), base_url="http://test")
+
+
+@pytest.mark.parametrize(
+    ("path", "migration"),
+    [("/items", NEW_COLUMN_TYPE), ("/items", ("ALTER TABLE items DROP COLUMN size",)), ("/items/moods", NEW_ENUM)],
+)
+async def test_no_request_notices_a_migration(
+    server: Server, database: Database, path: str, migration: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A statement that was prepared before, on every connection, is prepared again if it is a transaction's first."""
+    async with client_of(app_with(database)) as client:
+        await asyncio.gather(*(client.get(path) for _ in range(CONNECTIONS)))
+        await migrate(server, *migration)
+        answers = await asyncio.gather(*(client.get(path) for _ in range(2 * CONNECTIONS)))
+
+    assert {(answer.status_code, answer.text) for answer in answers} == {(200, "2")}
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_rows_inserted_together_are_inserted_again(server: Server, database: Database) -> None:
+    """A statement for many rows is executed in another way, and is repeated as well."""
+    statement = "INSERT INTO items (id, mood) VALUES (CAST(:id AS int), CAST(:mood AS mood))"
+    rows = [{"id": key, "mood": "calm"} for key in (3, 4)]
+    async with database.session() as session:
+        await session.execute(text(statement), rows)
+    await migrate(server, *NEW_ENUM)
+
+    async with database.session() as session:
+        await session.execute(text(statement), [{**row, "id": row["id"] + 2} for row in rows])
+        count = (await session.execute(text("SELECT count(*) FROM items"))).scalar_one()
+
+    assert count == 6
+
+
+async def test_transaction_that_has_begun_is_not_repeated(
+    server: Server, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was written before would be lost: a 503 that asks for the request again, which then succeeds."""
+    async with client_of(app_with(database)) as client:
+        await on_every_connection(database.engine, "SELECT * FROM items")
+        await migrate(server, *NEW_COLUMN_TYPE)
+        refused = await client.post("/items/3")
+        again = [await client.post(f"/items/{key}") for key in range(3, 3 + CONNECTIONS)]
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert [(answer.status_code, answer.text) for answer in again] == [(200, str(key)) for key in range(3, 3 + CONNECTIONS)]
+    assert "the database is unavailable: NotSupportedError InvalidCachedStatementError" in caplog.text
+
+
+async def test_transact_runs_it_again(server: Server, database: Database) -> None:
+    """`transact` repeats the whole transaction, and it is stored once."""
+    attempts = []
+
+    async def work(session: Any) -> None:
+        attempts.append(session)
+        await session.execute(text("INSERT INTO items (id) VALUES (3)"))
+        await session.execute(text("SELECT * FROM items"))
+
+    await on_every_connection(database.engine, "SELECT * FROM items")
+    await migrate(server, *NEW_COLUMN_TYPE)
+    await database.transact(work)
+
+    async with database.session() as session:
+        count = (await session.execute(text("SELECT count(*) FROM items"))).scalar_one()
+    assert (len(attempts), count) == (2, 3)
+
+
+async def test_composite_type_that_has_changed_costs_one_request(server: Server, database: Database) -> None:
+    """asyncpg notices only from the rows that the type is another: a 503, and then new connections."""
+    async with client_of(app_with(database)) as client:
+        await asyncio.gather(*(client.get("/items/pairs") for _ in range(CONNECTIONS)))
+        await migrate(server, *NEW_ATTRIBUTE)
+        refused = await client.get("/items/pairs")
+        again = [await client.get("/items/pairs") for _ in range(CONNECTIONS)]
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert [answer.status_code for answer in again] == [200] * CONNECTIONS
+
+
+async def test_statement_without_a_transaction_is_repeated(server: Server, database: Database) -> None:
+    """Where each statement is a transaction of its own, a refused one has done nothing."""
+    engine = database.engine.execution_options(isolation_level="AUTOCOMMIT")
+    await on_every_connection(engine, "SELECT * FROM items")
+    await migrate(server, *NEW_COLUMN_TYPE)
+
+    await on_every_connection(engine, "SELECT * FROM items")
+
+    async with engine.connect() as connection:
+        await connection.execute(text("UPDATE items SET size = 7"))
+        sizes = (await connection.execute(text("SELECT size FROM items"))).scalars().all()
+    assert sizes == [7, 7]
+
+
+async def test_repeated_statement_sees_what_its_transaction_is_set_to(server: Server, database: Database) -> None:
+    """A setting that a hook makes at the beginning of each transaction is not lost: the transaction is not repeated."""
+
+    @event.listens_for(database.engine.sync_engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("SELECT set_config('app.tenant', 'a', true)")
+
+    await on_every_connection(database.engine, "SELECT * FROM items")
+    await migrate(server, *NEW_COLUMN_TYPE)
+    async with client_of(app_with(database)) as client:
+        statuses = [(await client.get("/items")).status_code for _ in range(2)]
+
+    assert statuses == [503, 200]
+
+
+async def test_other_errors_are_raised_at_once(database: Database) -> None:
+    """A statement that fails for another reason is executed once: the sequence has moved by one."""
+    async with database.session() as session:
+        await session.execute(text("CREATE SEQUENCE attempts"))
+    with pytest.raises(DBAPIError):
+        async with database.session() as session:
+            await session.execute(text("SELECT 1 / (nextval('attempts') - 1)"))
+
+    async with database.session() as session:
+        attempts = (await session.execute(text("SELECT last_value FROM attempts"))).scalar_one()
+
+    assert attempts == 1
