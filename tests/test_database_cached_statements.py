@@ -140,7 +140,9 @@ async def test_transaction_that_has_begun_is_not_repeated(
         again = [await client.post(f"/items/{key}") for key in range(3, 3 + CONNECTIONS)]
 
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    assert [(answer.status_code, answer.text) for answer in again] == [(200, str(key)) for key in range(3, 3 + CONNECTIONS)]
+    assert [(answer.status_code, answer.text) for answer in again] == [
+        (200, str(key)) for key in range(3, 3 + CONNECTIONS)
+    ]
     assert "the database is unavailable: NotSupportedError InvalidCachedStatementError" in caplog.text
 
 

@@ -12,18 +12,20 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket
 from fastapi.responses import PlainTextResponse
 from outages import Outages
 from postgres import PASSWORD, Server, postgres_or_skip
+from wire import serving
 
+from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit.health import health_router
 from fastapi_prodkit.sections import DatabaseSettings, HealthSettings
 
 pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
 pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
 
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep, add_outage_handlers, is_unavailable
@@ -305,6 +307,76 @@ async def test_handler_of_the_app_stays_in_charge() -> None:
         response = await client.get("/")
 
     assert (response.status_code, response.text) == (502, "mine")
+
+
+def socket_app(database: Database) -> FastAPI:
+    app = create_app(Settings(log=None), database=database)
+
+    @app.websocket("/shared")
+    async def shared(websocket: WebSocket, session: SessionDep) -> None:
+        await websocket.accept()
+        async for statement in websocket.iter_text():
+            await session.execute(text(statement))
+            await websocket.send_text("done")
+
+    @app.websocket("/own")
+    async def own(websocket: WebSocket) -> None:
+        await websocket.accept()
+        async for statement in websocket.iter_text():
+            async with database.session() as session:
+                await session.execute(text(statement))
+
+    return app
+
+
+@pytest.mark.parametrize("path", ["/shared", "/own"])
+@pytest.mark.parametrize(
+    ("url", "statement", "code"),
+    [(NOWHERE, "SELECT 1", 1013), ("sqlite://", "INSERT INTO items VALUES (1)", 1008)],
+)
+def test_failure_under_an_open_websocket_closes_it(
+    caplog: pytest.LogCaptureFixture, path: str, url: str, statement: str, code: int
+) -> None:
+    """An outage closes it with 1013, try again later, a conflict with 1008; there is one warning, and no traceback."""
+    client = pytest.importorskip("websockets.sync.client")
+    closed = pytest.importorskip("websockets.exceptions").ConnectionClosed
+    database = Database(DatabaseSettings(url=url, ssl="off"))
+    app = socket_app(database)
+
+    @event.listens_for(database.engine.sync_engine, "begin")
+    def prepare(connection: Any) -> None:
+        connection.exec_driver_sql("CREATE TABLE items (id integer PRIMARY KEY)")
+        connection.exec_driver_sql("INSERT INTO items VALUES (1)")
+
+    with serving(app) as port, client.connect(f"ws://127.0.0.1:{port}{path}") as socket:
+        socket.send(statement)
+        with pytest.raises(closed) as ended:
+            socket.recv()
+
+    assert ended.value.rcvd.code == code
+    [warning] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.exc_info is None
+    assert warning.name.startswith("fastapi_prodkit.database")
+
+
+def test_outage_after_a_websocket_has_ended_is_one_line(
+    server: Server, outages: Outages, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A commit that fails when the client has left already is a warning, and no traceback."""
+    client = pytest.importorskip("websockets.sync.client")
+    app = socket_app(Database(settings_on(server)))
+
+    with serving(app) as port, client.connect(f"ws://127.0.0.1:{port}/shared") as socket:
+        socket.send("SELECT 1")
+        assert socket.recv() == "done"
+        with outages.down():
+            socket.close()
+            deadline = time.monotonic() + 10
+            while "the database is unavailable" not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    [warning] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.getMessage().startswith("the database is unavailable: ")
 
 
 async def timed_post(client: httpx2.AsyncClient, path: str) -> tuple[httpx2.Response, float]:

@@ -1067,6 +1067,45 @@ def test_http_exception_in_a_handshake():
     assert refused.value.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize(("status", "code"), [(404, 1008), (429, 1013), (500, 1011), (503, 1013)])
+def test_http_exception_in_an_open_websocket(status, code):
+    """An open WebSocket cannot have a response: it is closed with the nearest code, and nothing is raised."""
+    app = fastapi()
+
+    @app.websocket("/ws")
+    async def endpoint(websocket: WebSocket):
+        await websocket.accept()
+        raise ProblemError(status, title="ä" * 100)
+
+    with TestClient(app).websocket_connect("/ws") as websocket, pytest.raises(WebSocketDisconnect) as closed:
+        websocket.receive_text()
+
+    assert closed.value.code == code
+    assert closed.value.reason == "ä" * 61  # of 123 bytes, as much as makes whole characters
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_http_exception_in_a_closed_websocket(closes):
+    """Where either side has closed the WebSocket, nothing is sent and nothing is raised."""
+    app = fastapi()
+    ended = []
+
+    @app.websocket("/ws")
+    async def endpoint(websocket: WebSocket):
+        await websocket.accept()
+        if closes:
+            await websocket.close()
+        else:
+            await websocket.receive()
+        ended.append(True)
+        raise HTTPException(503)
+
+    with TestClient(app).websocket_connect("/ws"):
+        pass
+
+    assert ended == [True]
+
+
 def test_websocket_exception():
     """A WebSocketException keeps the code that it has."""
     app = fastapi()

@@ -3,17 +3,26 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from http import HTTPStatus
+from typing import Any, Final, cast
 from urllib.parse import quote
 
 import orjson
+from starlette.exceptions import WebSocketException
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from fastapi_prodkit import _context
 from fastapi_prodkit.exceptions import ProblemError
 
 MEDIA_TYPE = "application/problem+json"
 _PATH_CHARACTERS: Final = "/:@!$&'()*+,;="  # beside those that `quote` never encodes; RFC 3986 section 3.3
+_CLOSE_CODES: Final = {429: 1013, 503: 1013}  # try again later; IANA's registry of WebSocket close codes
+_POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
+_INTERNAL_ERROR: Final = 1011  # likewise
+_LONGEST_REASON: Final = 123  # bytes; RFC 6455 section 5.5
 _STRAY_PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
@@ -39,6 +48,38 @@ def body(scope: Scope, problem: ProblemError) -> bytes:
 def headers(problem: ProblemError) -> dict[str, str]:
     """Return the problem's headers with its media type; errors are never cached unless the problem says otherwise."""
     return {"cache-control": "no-store", **_lower(problem.headers), "content-type": MEDIA_TYPE}
+
+
+def response(connection: HTTPConnection, problem: ProblemError) -> Response:
+    """Return the problem as a response."""
+    return Response(body(connection.scope, problem), status_code=problem.status_code, headers=headers(problem))
+
+
+async def respond(connection: HTTPConnection, problem: ProblemError) -> Response | None:
+    """Return the problem as a response, for an exception handler; close an accepted WebSocket, which can have none."""
+    error = raisable(connection, problem)
+    if error is problem:
+        return response(connection, problem)
+    if isinstance(error, WebSocketException):
+        await cast("WebSocket", connection).close(error.code, error.reason)
+    return None
+
+
+def raisable(connection: HTTPConnection, problem: ProblemError) -> Exception:
+    """Return what a dependency has to raise so that the client gets the problem, or as much of it as is possible.
+
+    An accepted WebSocket can be closed with a code: 1013 for 429 and 503, 1011 for other errors of the server, 1008 for
+    those of the client. One that is closed already has no client to be told.
+    """
+    if not isinstance(connection, WebSocket) or connection.application_state is WebSocketState.CONNECTING:
+        return problem
+    status = problem.status_code
+    code = _CLOSE_CODES.get(
+        status, _INTERNAL_ERROR if status >= HTTPStatus.INTERNAL_SERVER_ERROR else _POLICY_VIOLATION
+    )
+    if WebSocketState.DISCONNECTED in (connection.application_state, connection.client_state):
+        return WebSocketDisconnect(code)
+    return WebSocketException(code, problem.title.encode()[:_LONGEST_REASON].decode(errors="ignore"))
 
 
 class Refusal:

@@ -158,10 +158,10 @@ def _explain() -> None:
 def _nothing() -> None: ...
 
 
-async def _http_exception(request: HTTPConnection, error: HTTPException) -> Response:
+async def _http_exception(request: HTTPConnection, error: HTTPException) -> Response | None:
     if error.status_code < HTTPStatus.BAD_REQUEST:  # raised to redirect or to say 304: not an error, and no body
         return Response(status_code=error.status_code, headers=error.headers)
-    return _respond(request, error if isinstance(error, ProblemError) else _from_http_exception(error))
+    return await _problem.respond(request, error if isinstance(error, ProblemError) else _from_http_exception(error))
 
 
 def _from_http_exception(error: HTTPException) -> ProblemError:
@@ -179,7 +179,7 @@ def _from_http_exception(error: HTTPException) -> ProblemError:
 async def _validation_error(request: HTTPConnection, error: RequestValidationError) -> Response:
     given: Any = error.errors()  # a list of pydantic's own, unless somebody raised it by hand
     errors = [_without_input(each) for each in given[:_MOST_ERRORS] if isinstance(each, Mapping)]
-    return _respond(request, ProblemError(422, "The request is not valid.", errors=errors))
+    return _problem.response(request, ProblemError(422, "The request is not valid.", errors=errors))
 
 
 async def _websocket_validation_error(websocket: WebSocket, error: WebSocketRequestValidationError) -> None:  # noqa: ARG001 - it echoes the input
@@ -206,12 +206,7 @@ async def _recursion(request: HTTPConnection, error: Exception) -> Response | No
 
 
 async def _unhandled(request: Request, error: Exception) -> Response:  # noqa: ARG001 - nothing of it leaves the process
-    return _respond(request, ProblemError(500, _problem.INTERNAL_ERROR))
-
-
-def _respond(request: HTTPConnection, problem: ProblemError) -> Response:
-    content = _problem.body(request.scope, problem)
-    return Response(content, status_code=problem.status_code, headers=_problem.headers(problem))
+    return _problem.response(request, ProblemError(500, _problem.INTERNAL_ERROR))
 
 
 def _without_input(error: Mapping[str, Any]) -> dict[str, Any]:

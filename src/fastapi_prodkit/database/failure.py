@@ -16,7 +16,7 @@ from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyEr
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from fastapi_prodkit import _problem
@@ -74,7 +74,8 @@ def add_outage_handlers(app: Starlette, *, client_errors: Mapping[str, int] = CL
         ConfigurationError: The table cannot be used.
     """
     if SQLAlchemyError not in app.exception_handlers:
-        app.add_exception_handler(SQLAlchemyError, _ProblemHandler(client_errors))
+        handler: Any = _ProblemHandler(client_errors)  # Starlette types the answer too narrowly
+        app.add_exception_handler(SQLAlchemyError, handler)
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -109,11 +110,13 @@ def raise_problem(error: BaseException, connection: HTTPConnection, client_error
 
     Raises:
         ProblemError: The database is unavailable, or refuses what the client has sent.
+        WebSocketException: Likewise, where the connection is a WebSocket that was accepted.
+        WebSocketDisconnect: Likewise, where it is closed.
     """
     if isinstance(error, SQLAlchemyError) and not _is_handled(error, connection.app):
         problem = _problem_of(error, client_errors)
         if problem is not None:
-            raise problem from error
+            raise _problem.raisable(connection, problem) from error
 
 
 class _ProblemHandler:
@@ -122,13 +125,12 @@ class _ProblemHandler:
     def __init__(self, client_errors: Mapping[str, int]) -> None:
         self._client_errors = checked_statuses(client_errors)
 
-    async def __call__(self, request: Request, error: Exception) -> Response:
+    async def __call__(self, connection: HTTPConnection, error: Exception) -> Response | None:
         """Answer with the problem; raise the error on if there is none."""
         problem = _problem_of(error, self._client_errors)
         if problem is None:
             raise error
-        content = _problem.body(request.scope, problem)
-        return Response(content, status_code=problem.status_code, headers=_problem.headers(problem))
+        return await _problem.respond(connection, problem)
 
 
 def _is_handled(error: Exception, app: Starlette) -> bool:
