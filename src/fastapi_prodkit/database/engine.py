@@ -13,7 +13,7 @@ from fastapi_prodkit.database.passwords import PasswordProvider, password_provid
 from fastapi_prodkit.database.pool import BoundedPool, check_idle_connections
 from fastapi_prodkit.database.sizing import check_room
 from fastapi_prodkit.database.tls import ssl_context, stricter
-from fastapi_prodkit.database.url import POSTGRESQL, parameters, parse, read_options, read_seconds
+from fastapi_prodkit.database.url import POSTGRESQL, is_in_memory, parameters, parse, read_options, read_seconds
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -120,7 +120,7 @@ def _sqlite(url: URL, settings: DatabaseSettings) -> AsyncEngine:
         raise ConfigurationError("DATABASE_URL: a SQLite file is sqlite:///relative.db or sqlite:////absolute.db")
     # A database in memory lives and dies with its one connection. Sessions take turns on it; sharing it, as SQLAlchemy
     # does by default, would let one session's rollback undo what another one wrote.
-    in_memory = url.database in (None, "", ":memory:")
+    in_memory = is_in_memory(url)
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
         poolclass=AsyncAdaptedQueuePool,

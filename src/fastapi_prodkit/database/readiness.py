@@ -8,6 +8,7 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, sel
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from fastapi_prodkit.database.migrations import alembic_config
+from fastapi_prodkit.database.probing import probe
 from fastapi_prodkit.database.session import Database
 from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError, MigrationError
 from fastapi_prodkit.sections import DatabaseSettings
@@ -60,8 +61,8 @@ def migrations_check(
 
     async def check() -> None:
         nonlocal seen
-        async with engine.connect() as connection:
-            present = await connection.run_sync(_present, table)
+        found = await probe(engine, lambda connection: connection.run_sync(_present, table))
+        present = seen if found is None else found
         text = f"the database is at {_names(present)}, and this release needs {_names(heads)}"
         if present != seen:  # once for each state, and not at each probe
             seen = present

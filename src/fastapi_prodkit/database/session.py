@@ -18,6 +18,7 @@ from fastapi_prodkit.database.engine import create_engine
 from fastapi_prodkit.database.failure import classify, is_transient, is_unavailable, raise_problem
 from fastapi_prodkit.database.observation import observe, observe_waits
 from fastapi_prodkit.database.passwords import PasswordProvider
+from fastapi_prodkit.database.probing import probe
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -141,9 +142,11 @@ class Database:
             _logger.warning("connections were not closed in time: the server does not answer")
 
     async def check(self) -> None:
-        """Raise unless the database answers; for readiness, within the pool, connect and command time-outs."""
-        async with self.engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
+        """Raise unless the database answers; for readiness, within the pool, connect and command time-outs.
+
+        Where all connections of the pool are in use, it asks over one more: a busy service is a ready one.
+        """
+        await probe(self.engine, lambda connection: connection.execute(text("SELECT 1")))
 
     async def _wait_for_the_server(self) -> None:
         """Wait as long as the settings say, in the open, and start anyway: readiness tells the rest."""

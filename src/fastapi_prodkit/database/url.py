@@ -10,7 +10,7 @@ from sqlalchemy.exc import ArgumentError
 
 from fastapi_prodkit.exceptions import ConfigurationError
 
-__all__ = ["POSTGRESQL", "SQLITE", "URL", "parameters", "parse", "read_options", "read_seconds"]
+__all__ = ["POSTGRESQL", "SQLITE", "URL", "is_in_memory", "parameters", "parse", "read_options", "read_seconds"]
 
 POSTGRESQL = ("postgresql", "postgres", "postgresql+asyncpg")
 SQLITE = ("sqlite", "sqlite+aiosqlite")
@@ -46,6 +46,11 @@ def parse(raw: str) -> URL:
             f"DATABASE_URL must begin with one of {', '.join(f'{name}://' for name in POSTGRESQL + SQLITE)}"
         )
     return url
+
+
+def is_in_memory(url: URL) -> bool:
+    """Whether it is an SQLite database that lives and dies with its connection."""
+    return url.drivername in SQLITE and url.database in {None, "", ":memory:"}
 
 
 def parameters(url: URL) -> tuple[URL, Mapping[str, str]]:
