@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, HTTPException, WebSocket
 from fastapi.responses import PlainTextResponse
 from outages import Outages
 from postgres import PASSWORD, Server, postgres_or_skip
@@ -392,6 +392,30 @@ async def test_errors_of_the_request_stay_what_they_are(own: Database, caplog: p
 
     assert statuses == [200, 409, 500]
     assert await count(own) == 1
+
+
+async def test_error_of_the_request_survives_an_outage(
+    own: Database, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the connection is lost before the rollback, the server has rolled back, and the answer is the handler's."""
+    app = writing_app(own)
+
+    @app.post("/refused")
+    async def refused(session: SessionDep) -> None:
+        await session.execute(text("INSERT INTO items VALUES ('a')"))
+        connection = await (await session.connection()).get_raw_connection()
+        await administer(database, own, TERMINATE)
+        while not connection.driver_connection.is_closed():
+            await asyncio.sleep(0)
+        raise HTTPException(418)
+
+    async with client_of(app) as client:
+        response = await client.post("/refused")
+
+    assert response.status_code == 418
+    assert await count(own) == 0
+    assert "a transaction ended with its connection: InterfaceError" in caplog.messages
+    assert own.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # the pool of every engine has it
 
 
 async def test_lock_time_out_and_deadlock_are_a_503(own: Database) -> None:

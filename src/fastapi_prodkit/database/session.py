@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Response
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from starlette.requests import HTTPConnection
 
@@ -214,7 +215,10 @@ async def _end(session: AsyncSession, response: Response) -> None:
 
 
 async def _abandon(session: AsyncSession, error: BaseException, connection: HTTPConnection) -> None:
-    await session.__aexit__(None, None, None)  # not close(): this one ends, however often the request is cancelled
+    try:
+        await session.__aexit__(None, None, None)  # not close(): this one ends, however often the request is cancelled
+    except DBAPIError as lost:  # the server rolls back a transaction whose connection is lost
+        _logger.warning("a transaction ended with its connection: %s", type(lost.orig).__name__)
     raise_problem(error, connection, _database(connection).client_errors)
 
 
