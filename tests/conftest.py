@@ -26,7 +26,9 @@ if sys.version_info < (3, 12) and "coverage" in sys.modules:
 
 
 # Of the example, whose users copy its tests without markers of ours.
-_SYSTEM_TESTS_OF_EXAMPLES = re.compile(r"test_service_(airports|demo|migrations|nearest|postgresql|reports)\.py|\[postgresql")
+_SYSTEM_TESTS_OF_EXAMPLES = re.compile(
+    r"test_service_(airports|demo|migrations|nearest|postgresql|reports)\.py|\[postgresql"
+)
 
 
 _IS_SYSTEM_AS_A_WHOLE = re.compile(r"^pytestmark = .*pytest\.mark\.system\b", re.MULTILINE)
