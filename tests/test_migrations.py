@@ -267,10 +267,13 @@ class TestTarget:
             (f"postgresql+psycopg2://user:{SECRET}@localhost:port/x", "is not one that SQLAlchemy understands"),
             (f"postgresql+pg8000://user:{SECRET}@localhost/x", "needs a driver that is not installed: pg8000"),
             (SECRET, "is not a URL"),
+            (f"{SECRET}@localhost:5432/x", "is not a URL"),
+            (f"{SECRET}://localhost/x", "is not one that SQLAlchemy understands"),
+            (f"{SECRET}:x@localhost/x?next=http://x", "is not one that SQLAlchemy understands"),
         ],
     )
     def test_a_url_that_cannot_be_used(self, directory, url, problem):
-        """The error names the driver and never the URL."""
+        """The error names the driver and never the URL, nor what stands in the place of its scheme."""
         with pytest.raises(ConfigurationError, match=problem) as caught:
             command.upgrade(configured(directory, url), "head")
 

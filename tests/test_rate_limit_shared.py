@@ -477,10 +477,16 @@ async def test_a_question_ends_with_the_app(url, server):
         "redis://:hunter2@host:port",
         "redis+cluster://:hunter2@host:port",
         "redis://:hunter2@[::1",
+        "hunter2@myredis:6379/0",
+        "hunter2",
+        "hunter2://myredis",
+        "redishunter2@myredis:6379",
+        "redis+hunter2://myredis",
+        "memory-hunter2:6379",
     ],
 )
 def test_a_url_that_cannot_be_used(url):
-    """The error names the variable and repeats no password."""
+    """The error names the variable and repeats no password, nor what stands in the place of the scheme."""
     with pytest.raises(ConfigurationError, match="RATE_LIMIT_STORAGE_URL") as refused:
         store_of(url)
 

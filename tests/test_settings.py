@@ -18,6 +18,7 @@ from fastapi_prodkit.settings import PROFILES, Settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "pieces" / "settings.md"
 SECRET = "hunter2-correct-horse"
+WITHHELD = "is refused; the reason is withheld because it repeats the value"
 SAFE = {"ENVIRONMENT": "prod", "HOSTS_ALLOWED": "api.example.com"}
 VARIABLES = _variables.variables(Settings)
 
@@ -663,9 +664,34 @@ class TestErrors:
         in_code = refused({"PARTS": "{}", "NUMBER": "1", "KIND": ""}, Careless, license=SecretStr(SECRET))
 
         assert SECRET not in f"{problems} {in_code}"
-        assert problems["LICENSE"] == "is refused; the reason is withheld because it repeats the value"
+        assert problems["LICENSE"] == WITHHELD
         assert problems["NUMBER"] == problems["LICENSE"]
         assert problems["KIND"] == "must be a kind"
+
+    @pytest.mark.parametrize(
+        ("url", "message"),
+        [
+            (f"{SECRET}@myredis:6379/0", "is refused; the reason is withheld because it repeats the value"),
+            (
+                f"redis://user:{SECRET}@myredis:6379/0",
+                "is refused; the reason is withheld because it repeats the value",
+            ),
+            ("redis://a:b@c", "unknown scheme redis, host ['b@c']"),
+        ],
+    )
+    def test_a_validator_that_repeats_a_part_of_a_secret_is_silenced(self, refused, url, message):
+        """What stands in the place of a scheme or a host may be the password; a scheme is none."""
+
+        class Careless(Settings):
+            queue: SecretStr
+
+            @field_validator("queue")
+            @classmethod
+            def _scheme(cls, value):
+                scheme, *rest = value.get_secret_value().split(":")
+                raise ValueError(f"unknown scheme {scheme}, host {rest[1:]}")
+
+        assert refused({"QUEUE": url}, Careless)["QUEUE"] == message
 
     def test_settings_never_show_a_secret(self, load):
         """repr, str and both dumps mask what is secret."""

@@ -22,6 +22,8 @@ from fastapi_prodkit.sections import Section
 _BUILT_IN = frozenset(get_args(core_schema.ErrorType))
 _FREE_TEXT = {"value_error", "assertion_error", "import_error", "union_tag_invalid"}  # may repeat what was given
 _SECRET_LENGTH = 6  # a shorter value is likely to stand in a message by chance
+_SCHEME = re.compile(r"^[a-z+]+://")
+_WORD = re.compile(r"[^\s:/@?&=,;'\"]+")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def problems(error: ValidationError, model: type[BaseModel], prefix: str) -> dic
         for loc in _locations(details, model):
             name, field, rest = _locate(loc, model, prefix)
             index = next((part for part in rest if isinstance(part, int)), None)
-            text = _text(details, model) if index is None else f"item {index + 1} {_text(details, model)}"
+            text = _text(details, model, secret=field is not None and SecretStr in members(field))
+            text = text if index is None else f"item {index + 1} {text}"
             if field is not None and field.description:
                 text += f" ({field.description.rstrip('.')})"
             found[name] = f"{found[name]}; or {text}" if name in found else text
@@ -120,8 +123,8 @@ def _locate(
     return variable(prefix, head), field, rest
 
 
-def _text(details: ErrorDetails, model: type[BaseModel]) -> str:
-    """Say what is wrong, without the value."""
+def _text(details: ErrorDetails, model: type[BaseModel], *, secret: bool) -> str:
+    """Say what is wrong, without the value; of a secret, without any part of the value."""
     given = details["input"]
     if isinstance(given, Unusable):
         return given.reason
@@ -131,7 +134,8 @@ def _text(details: ErrorDetails, model: type[BaseModel]) -> str:
     if details["type"] == "extra_forbidden":
         return unknown(str(details["loc"][-1]), model.model_fields if len(details["loc"]) == 1 else ())
     text = details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if (details["type"] in _FREE_TEXT or details["type"] not in _BUILT_IN) and any(v in text for v in _values(given)):
+    free = details["type"] in _FREE_TEXT or details["type"] not in _BUILT_IN
+    if free and any(part in text for value in _values(given) for part in (_parts(value) if secret else [value])):
         return "is refused; the reason is withheld because it repeats the value"
     if isinstance(given, str | SecretStr):  # pydantic counts the items of a secret
         text = text.replace("items after validation", "characters").replace("item after validation", "character")
@@ -148,6 +152,11 @@ def _values(given: Any) -> Iterator[str]:
     elif isinstance(given, list | tuple | set | frozenset):
         for item in given:
             yield from _values(item)
+
+
+def _parts(secret: str) -> list[str]:
+    """Return what a message must not quote of a secret: the whole, and words such as the password of a URL."""
+    return [secret, *(word for word in _WORD.findall(_SCHEME.sub("", secret)) if len(word) >= _SECRET_LENGTH)]
 
 
 def members(field: FieldInfo) -> tuple[Any, ...]:

@@ -89,8 +89,7 @@ def engine_for(settings: DatabaseSettings) -> Engine | AsyncEngine:
         MissingExtraError: The driver is one of ours and is not installed.
     """
     raw = settings.url.get_secret_value()
-    driver = _driver(settings)
-    if driver in _OURS or "://" not in raw:
+    if _driver(settings) in _OURS or "://" not in raw:
         return _rebuildable(create_engine(settings))
     try:
         return sqlalchemy.create_engine(raw, hide_parameters=True)
@@ -99,7 +98,8 @@ def engine_for(settings: DatabaseSettings) -> Engine | AsyncEngine:
     except ModuleNotFoundError as error:
         problem = f"needs a driver that is not installed: {error.name}"
     # Raised out here, so that it is not chained to the errors above: they may quote a part of the password.
-    raise ConfigurationError(f"the URL of the database ({driver}://...) {problem}")
+    # Without the scheme: where a URL is misspelt, what stands in its place may be the password.
+    raise ConfigurationError(f"the URL of the database {problem}")
 
 
 def _section(config: Any, settings: Source | None) -> DatabaseSettings:

@@ -22,6 +22,9 @@ __all__ = ["Remote"]
 # ask a store half a millisecond away 30 000 times a second, which is more than a Python process can.
 _OPERATIONS: Final = 16
 _CLUSTER_TLS: Final = re.compile(r"^(redis|valkey)s(?=\+cluster:)")  # `limits` has no name for it
+_SCHEME: Final = re.compile(
+    r"(?:(?:redis|valkey)(?:s|\+unix|s?\+cluster|\+sentinel)?|memcached|mongodb(?:\+srv)?|memory)://"
+)
 _SUPPORT: Final = {"moving-window": "acquire_entry", "sliding-window": "acquire_sliding_window_entry"}
 
 
@@ -101,14 +104,14 @@ def _open(url: str) -> "Storage":
         spelt = _CLUSTER_TLS.sub(r"\1", url)
         return cast("Storage", storage_from_string(f"async+{spelt}", **_options(url)))
     except LimitsError as error:
-        if "prerequisite" in str(error):
+        if "prerequisite" in str(error):  # so `limits` knows the scheme
             store = scheme.partition("+")[0].removesuffix("s")  # of TLS
             raise MissingExtraError(
                 f"the store of RATE_LIMIT_STORAGE_URL={scheme}://... needs pip install 'limits[async-{store}]'"
             ) from None
-        raise _unusable(scheme) from None
+        raise _unusable(url) from None
     except Exception:  # noqa: BLE001 - not chained: what is wrong with a URL is told with the URL, and its password
-        raise _unusable(scheme) from None
+        raise _unusable(url) from None
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -124,8 +127,10 @@ def _options(url: str) -> dict[str, Any]:
     return options
 
 
-def _unusable(scheme: str) -> ConfigurationError:
+def _unusable(url: str) -> ConfigurationError:
+    known = _SCHEME.match(url)  # another text in the place of the scheme may be the password
+    named = f" ({known[0]}...)" if known else ""
     return ConfigurationError(
-        f"RATE_LIMIT_STORAGE_URL cannot be used ({scheme}://...): write redis://:password@host:6379/0, rediss:// for "
+        f"RATE_LIMIT_STORAGE_URL cannot be used{named}: write redis://:password@host:6379/0, rediss:// for "
         "TLS, redis+cluster://, redis+sentinel://host:26379/name, valkey:// or memory://"
     )
