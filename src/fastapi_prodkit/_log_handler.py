@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._redact import MARKS, Redactor, may_hold_secret
+from fastapi_prodkit._redact import Redactor, may_hold_secret
 from fastapi_prodkit._terminal import coloured
 from fastapi_prodkit.sections import LogSettings
 
@@ -224,11 +224,9 @@ def _dump(plain: dict[str, Any]) -> bytes | None:
         line = orjson.dumps(plain, option=_OPTIONS)
     except TypeError:  # a lone surrogate, or an integer of more than 64 bits
         return None
-    if len(line.translate(None, MARKS)) == len(line) < _SMALL_SIZE and line.isascii():
-        return line
-    if may_hold_secret(line) or len(line) >= _SMALL_SIZE:
+    if len(line) >= _SMALL_SIZE or may_hold_secret(line):
         return None
-    return _UNSAFE.sub(_escape, line.decode()).encode()
+    return line if line.isascii() else _UNSAFE.sub(_escape, line.decode()).encode()
 
 
 def _encode(plain: dict[str, Any]) -> bytes:

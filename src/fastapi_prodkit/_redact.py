@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,32 +21,60 @@ __all__ = ["Redactor", "may_hold_secret"]
 REDACTED = "[redacted]"
 CUT = "[cut]"
 
-# A key is secret if it ends in one of these; case, `-` and `_` make no difference.
+# A key is secret if it ends in one of these, or in the plural of one; case, `-` and `_` make no difference.
 _NAMES = (
-    *("authorization", "cookie", "cookies", "credential", "credentials", "session", "session_id", "jwt", "token"),
-    *("password", "passwd", "passphrase", "pwd", "secret", "secrets", "dsn"),
+    *("authorization", "cookie", "credential", "session", "session_id", "jwt", "token", "dsn"),
+    *("password", "passwd", "passphrase", "pwd", "secret"),
     *("access_key", "api_key", "private_key", "secret_key", "signing_key"),
 )
+_COUNTS = ("tokens", "sessions")  # unless it is a number
 
 # Every pattern runs in linear time: repetitions are possessive, bounded, or end at a character that they exclude.
-# scheme://user:password@host; a password may hold `/` and `@`, a port followed by a path is not one.
-_DSN = re.compile(r"(://[^\s:/@]*+:)(?!\d{1,5}/)(?:[^\s/@]*+(?:/(?!/)[^\s/@]*+)*+@)++")
-_BEARER = re.compile(r"\b([Bb]earer|BEARER) +[^\s\"',;]++")
+# scheme://user:password@host; a password may hold `/` and `@`, and begin like a port that is followed by a path. In a
+# URL of the web a port is one if what stands before it looks like a host.
+_DSN = re.compile(
+    r"(?!(?:(?<=http)|(?<=https)|(?<=ws)|(?<=wss))://(?:localhost|[^\s:/@]*\.[^\s:/@]*):\d{1,5}/)(://(?!\[)[^\s:/@]*+:)"
+    r"(?:(?!\d{1,5}/)[^\s/@]*+(?:/(?!/)[^\s/@]*+)*+@|\d{1,5}/[^\s/@\"']*+(?:/(?!/)[^\s/@\"']*+)*+@)"
+    r"(?:[^\s/@]*+(?:/(?!/)[^\s/@]*+)*+@)*+"
+)
+# https://token@host, also with an empty password, or with that of GitHub; in other URLs a user alone is no secret.
+_TOKEN_IN_URL = re.compile(r"((?:http|ws|redis|valkey)s?://)[^\s:/@?#]++(?::(?:x-oauth-basic)?)?@", re.IGNORECASE)
+# What signs a URL, or is exchanged for a token: by these names in a query only, elsewhere they mean other things.
+_QUERY = re.compile(
+    r"((?:[?&]|&amp;|\\u0026)(?:code|sig|key|(?:[\w.-]{0,40}[-_])?signature|[\w.-]{0,40}assertion|samlresponse)=)"
+    r"[^\s&\"'<>#\\]++",
+    re.IGNORECASE,
+)
+_PRIVATE_KEY = re.compile(
+    r"(-{4,5} ?BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY[A-Z ]{0,10}-{4,5}).*?(?=-{4,5} ?END [A-Z0-9 ]{0,30}PRIVATE KEY|\Z)",
+    re.DOTALL,
+)
+_BEARER = re.compile(r"\b([Bb]earer|BEARER) +(?:[^\s\"',;]++|[,;]++(?=[^\s\"',;]))++")
 # A whole header line, because a cookie has several parts.
-_HEADER = re.compile(r"((?:cookie|authorization): )[^\r\n\"']++", re.IGNORECASE)
+_HEADER = re.compile(r"((?:cookie|authorization): ?)[^\r\n\"']++", re.IGNORECASE)
 # What database drivers and pydantic quote from the data: up to the next part of their message, or to the end.
 _QUOTED_DATA = re.compile(
     r"(\[parameters: |\bDETAIL: +|\binput_value=).*?(?=\n\n|\n[\[(]|\n[A-Z]{4,}:|\nTraceback|, input_type=|\Z)",
     re.DOTALL,
 )
-# name=value, name: value, "name": value and "name", "value", where the name is one of the secret ones: `Redactor` puts
-# them in. A quoted value ends at its quote, or at the end of the text if that was cut off.
+# name=value, name: value, name:value, "name": value and "name", "value", where the name is one of the secret ones:
+# `Redactor` puts them in. A number of tokens or sessions is a count. A quoted value ends at its quote, or at the end of
+# the text if that was cut off; another one at a space or bracket, and not at a comma or semicolon with more behind it.
 _PAIR = (
-    r"((?:%s)(?:[\\\"']{1,3}(?:: ?|, )b?|:[ \t]|[\\\"']{0,3} ?=(?!=) ?))(?!(?:bearer )?\[redacted\])"
-    r"(?:\\?\"(?:[^\"\\]|\\.)*+\"?|\\?'(?:[^'\\]|\\.)*+'?|(?:basic |bearer )?[^\s&,;\"'<>)\]}]++)"
+    r"((?:%s)(?>((?<=token|ssion)s)|s|)"
+    r"(?:[\\\"']{1,3}(?:: ?|, )b?|[\\\"']{0,3}[ \t]*+(?::=|=>?(?!=)|:(?![:=]|//))[ \t]*+))"
+    r"(?!(?:bearer )?\[redacted\])(?(2)(?!\d{1,12}(?![\w.-])))"
+    r"(?:\\?\"(?:[^\"\\]|\\.)*+\"?|\\?'(?:[^'\\]|\\.)*+'?"
+    r"|(?:basic |bearer )?(?:[^\s&,;\"'<>)\]}]++|[,;]++(?=[^\s&,;\"'<>)\]}]))++)"
 )
 
-MARKS = b"=\\@' "  # without one of these there is no secret in a line of JSON
+# The bytes of a line of JSON that show whether there could be a secret, and the quotes and colons of JSON itself.
+_NO_MARKS = bytes(set(range(256)).difference(b"=\\@' \":"))
+_BEHIND_TIME = len('{"timestamp":"2026-11-23T09:41:07')
+# A colon behind a name inside of a string; no quote is before it, and not only digits of a time or of an IPv6 address.
+_COLON = re.compile(
+    rb":(?<!\":)(?:%s)" % b"|".join(rb"(?<=[G-Zg-z_\x80-\xff][0-9A-Fa-f]{%d}:)" % count for count in range(8))
+)
 _WINDOW = 262_144  # characters of a string that are looked at
 _MARGIN = 4_096  # and what is dropped from the end of a longer one: a secret may have been cut in two there
 _ITEM = 32  # what a value costs beside its text: more than any number, and its punctuation
@@ -53,17 +82,24 @@ _DEPTH = 8
 
 
 def may_hold_secret(line: bytes) -> bool:
-    """Whether `Redactor.text` could find something in a line of JSON.
-
-    A line without any of MARKS need not be asked about.
-    """
-    return (
+    """Whether `Redactor.text` could find something in a line of JSON, which begins with its timestamp."""
+    return not _is_punctuation(line.translate(None, _NO_MARKS)) and (
         b"=" in line
         or b"\\" in line
         or (b"@" in line and b"://" in line)
         or (b"'" in line and (b"':" in line or b"', " in line))
-        or (b" " in line and (b": " in line or b"earer " in line or b"EARER " in line))
+        or (b" " in line and (b": " in line or b"earer " in line or b"EARER " in line or b"PRIVATE KEY" in line))
+        or _COLON.search(line, _BEHIND_TIME) is not None
     )
+
+
+@lru_cache(256)
+def _is_punctuation(marks: bytes) -> bool:
+    """Whether these are the quotes and colons of JSON, and the two colons of a time.
+
+    Nearly every line has no others, and lines of one kind have the same ones: so the answers are kept.
+    """
+    return not marks.strip(b'":') and marks.count(b":") == marks.count(b'"":') + 2
 
 
 class Redactor:
@@ -75,21 +111,31 @@ class Redactor:
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         every = [name.lower().replace("-", "_") for name in (*_NAMES, *names)]
-        self._endings = tuple(_squeeze(name) for name in every)
+        endings = [_squeeze(name) for name in every]
+        self._endings = (*endings, *(f"{name}s" for name in endings))
         spellings = (re.escape(name).replace("_", "[-_]?") for name in every)
         self._pair = re.compile(_PAIR % "|".join(spellings), re.IGNORECASE | re.DOTALL)
 
     def is_secret(self, key: str) -> bool:
-        """Whether what stands under this key is masked."""
+        """Whether what stands under this key is masked, unless it is a count; see `hides`."""
         return _squeeze(key).endswith(self._endings)
+
+    def hides(self, key: str, value: Any) -> bool:
+        """Whether this value is masked under this key."""
+        is_count = isinstance(value, int | float) and key.lower().endswith(_COUNTS)
+        return self.is_secret(key) and not is_count
 
     def text(self, text: str) -> str:
         """Return the text with the secrets in it masked."""
         if "earer " in text or "EARER " in text:
             text = _BEARER.sub(rf"\1 {REDACTED}", text)
+        if "PRIVATE KEY" in text:
+            text = _PRIVATE_KEY.sub(rf"\1{REDACTED}", text)
         if "=" in text or ":" in text or ", " in text:
             text = _QUOTED_DATA.sub(rf"\1{REDACTED}", text)
             text = _HEADER.sub(rf"\1{REDACTED}", text)
+            text = _QUERY.sub(rf"\1{REDACTED}", text)
+            text = _TOKEN_IN_URL.sub(rf"\1{REDACTED}@", text)
             text = _DSN.sub(rf"\1{REDACTED}@", text)
             text = self._pair.sub(rf"\1{REDACTED}", text)
         return text
@@ -118,7 +164,7 @@ class _Copy:
                 plain[CUT] = "more items"
                 break
             name = str(self.value(key, depth))
-            plain[name] = REDACTED if self._redactor.is_secret(name) else self.value(item, depth)
+            plain[name] = REDACTED if self._redactor.hides(name, item) else self.value(item, depth)
         return plain
 
     def value(self, value: Any, depth: int) -> Any:
@@ -178,7 +224,7 @@ class _Copy:
                 plain.append(CUT)
                 break
             plain.append(self.value(item, depth))
-        if len(plain) == 2 and isinstance(plain[0], str) and self._redactor.is_secret(plain[0]):  # noqa: PLR2004 - a pair
+        if len(plain) == 2 and isinstance(plain[0], str) and self._redactor.hides(*plain):  # noqa: PLR2004 - a pair
             plain[1] = REDACTED  # ASGI has headers as pairs
         return plain
 

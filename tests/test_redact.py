@@ -1,0 +1,201 @@
+"""Masking: a corpus of texts that hold a secret, and of texts that look as if they did."""
+
+import json
+import logging
+import time
+
+import orjson
+import pytest
+
+from fastapi_prodkit._redact import Redactor, may_hold_secret
+from fastapi_prodkit.logging import EventHandler, configure_logging
+
+PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEs3cret\n+s3cret/s3cret==\n-----END RSA PRIVATE KEY-----"
+
+# Each text, and how it is written.
+SECRETS = {
+    # names, in singular and plural, with each separator
+    "password:s3cret": "password:[redacted]",
+    "user_password:s3cret, n:1": "user_password:[redacted], n:1",
+    "password : s3cret": "password : [redacted]",
+    "PASSWORD:  \ts3cret": "PASSWORD:  \t[redacted]",
+    "password := s3cret": "password := [redacted]",
+    "password => s3cret": "password => [redacted]",
+    "passwords=s3cret": "passwords=[redacted]",
+    "passwords: 123456": "passwords: [redacted]",
+    "api_keys: s3cret": "api_keys: [redacted]",
+    "refreshTokens=s3cret": "refreshTokens=[redacted]",
+    "tokens=1s3cret": "tokens=[redacted]",
+    "token=1234": "token=[redacted]",
+    "{'session_ids': 's3cret'}": "{'session_ids': [redacted]}",
+    '{"passwords":"s3cret","id":1}': '{"passwords":[redacted],"id":1}',
+    "Cookie:a=s3cret; b=s3cret": "Cookie:[redacted]",
+    "Authorization:Basic s3cret": "Authorization:[redacted]",
+    # all of a value
+    "password=ab,s3cret;s3cret n=1": "password=[redacted] n=1",
+    "password=,s3cret": "password=[redacted]",
+    "password: ab;,s3cret, n: 1": "password: [redacted], n: 1",
+    "Bearer ab,s3cret": "Bearer [redacted]",
+    # private keys
+    f"read {PEM} from x": ("read -----BEGIN RSA PRIVATE KEY-----[redacted]-----END RSA PRIVATE KEY----- from x"),
+    repr(PEM): "'-----BEGIN RSA PRIVATE KEY-----[redacted]-----END RSA PRIVATE KEY-----'",
+    PEM.replace("RSA ", "")[:60]: "-----BEGIN PRIVATE KEY-----[redacted]",
+    "-----BEGIN PGP PRIVATE KEY BLOCK-----\ns3cret\n": "-----BEGIN PGP PRIVATE KEY BLOCK-----[redacted]",
+    "---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\ns3cret": "---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----[redacted]",
+    # a user that is a token
+    "git+https://s3cret@github.com/a/b.git": "git+https://[redacted]@github.com/a/b.git",
+    "https://s3cret@o1.ingest.sentry.io/2": "https://[redacted]@o1.ingest.sentry.io/2",
+    "https://s3cret:@api.stripe.com/v1": "https://[redacted]@api.stripe.com/v1",
+    "https://s3cret:x-oauth-basic@github.com/a/b": "https://[redacted]@github.com/a/b",
+    "HTTPS://s3cret@example.com": "HTTPS://[redacted]@example.com",
+    "rediss://s3cret@cache:6379/0": "rediss://[redacted]@cache:6379/0",
+    # what signs a URL
+    "GET https://b.s3.amazonaws.com/k?X-Amz-Date=1&X-Amz-Signature=s3cret": (
+        "GET https://b.s3.amazonaws.com/k?X-Amz-Date=1&X-Amz-Signature=[redacted]"
+    ),
+    "https://storage.googleapis.com/b/k?X-Goog-Signature=s3cret&a=1": (
+        "https://storage.googleapis.com/b/k?X-Goog-Signature=[redacted]&a=1"
+    ),
+    "https://d1.cloudfront.net/k?Expires=1&Signature=s3cret&Key-Pair-Id=A": (
+        "https://d1.cloudfront.net/k?Expires=1&Signature=[redacted]&Key-Pair-Id=A"
+    ),
+    "https://a.blob.core.windows.net/c?sv=1&sig=s3cret%3D": "https://a.blob.core.windows.net/c?sv=1&sig=[redacted]",
+    "GET /callback?code=s3cret&state=1": "GET /callback?code=[redacted]&state=1",
+    'href="/callback?state=1&amp;code=s3cret"': 'href="/callback?state=1&amp;code=[redacted]"',
+    '"/callback?state=1\\u0026code=s3cret"': '"/callback?state=1\\u0026code=[redacted]"',
+    "POST /token?client_assertion=s3cret": "POST /token?client_assertion=[redacted]",
+    "https://maps.googleapis.com/x?key=s3cret": "https://maps.googleapis.com/x?key=[redacted]",
+    # passwords in URLs
+    "postgres://u:123/s3cret@db/x": "postgres://u:[redacted]@db/x",
+    "postgres://u:1/s@3cret@db:5432/x": "postgres://u:[redacted]@db:5432/x",
+    "postgres://u:12345/@db/x": "postgres://u:[redacted]@db/x",
+    "https://user:123/s3cret@proxy:3128": "https://user:[redacted]@proxy:3128",
+    "amqp://mq:5672/a,amqp://u:s3cret@mq": "amqp://mq:5672/a,amqp://u:[redacted]@mq",
+}
+FALSE_ALARMS = [
+    *("tokens: 512", "total_tokens=512, input_tokens:12", '{"completion_tokens": 7}', "active_sessions=3"),
+    *("if token == expected:", "if not token:\n    return", "Token::parse", "tokenizer: x", "secret://vault/x"),
+    *("except InvalidToken:", "passwordless login", "the password is wrong", "secretary=x"),
+    *("status_code=200 code=5 error code: 7", "code=abc", "sort_key=name", "/items?encoding=utf-8&keys=1"),
+    *("-----BEGIN CERTIFICATE-----\nMIIE\n-----END CERTIFICATE-----", "-----BEGIN PUBLIC KEY-----\nMIIE"),
+    "Uvicorn running on http://127.0.0.1:8000 (Press CTRL+C)",
+    "http://localhost:8000/users/me@example.com",
+    "https://api.example.com:8443/users/me@example.com",
+    "http://[::1]:8000/users/me@example.com",
+    "https://example.com/@user https://example.com/?mail=me@example.com https://example.com#me@x",
+    "ssh://git@github.com/a/b.git postgresql://app@db:5432/orders",
+    '{"url":"redis://cache:6379/0","email":"me@example.com"}',
+    "peer 2001:db8::1 at 09:41:07, 3:1, a:b, C:/x",
+]
+# What masking too much costs: these hold no secret, and lose something.
+MASKED_IN_DOUBT = {
+    "File x, line 1\n    token = read()": "File x, line 1\n    token = [redacted])",
+    "def login(password: str)": "def login(password: [redacted])",
+    "sqlalchemy.orm.session:Session.execute": "sqlalchemy.orm.session:[redacted]",
+    "Server=db;Password=s3cret;Database=x": "Server=db;Password=[redacted]",
+    "http://web:8000/users/me@example.com": "http://web:[redacted]@example.com",
+    "/objects?key=a/b.txt": "/objects?key=[redacted]",
+}
+
+
+@pytest.mark.parametrize(("text", "masked"), [*SECRETS.items(), *MASKED_IN_DOUBT.items()])
+def test_a_secret_is_masked(text, masked):
+    """Where it stands, in whole, and once: a line may pass twice."""
+    redactor = Redactor()
+
+    assert redactor.text(text) == masked
+    assert redactor.text(masked) == masked
+    assert "s3cret" not in masked
+
+
+@pytest.mark.parametrize("text", FALSE_ALARMS)
+def test_what_looks_like_a_secret_is_left_alone(text):
+    """Counts, ports, code and addresses are what a log is read for."""
+    assert Redactor().text(text) == text
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_a_secret_is_masked_whichever_way_the_line_takes(capsys, text):
+    """The short way of the access line, and lines that look harmless at a glance, miss nothing of the corpus."""
+    configure_logging()
+    [handler] = [each for each in logging.root.handlers if isinstance(each, EventHandler)]
+    write = handler.writer("info", "shop", "request")
+
+    for _ in range(2):  # the second time its keys are known to be harmless
+        logging.getLogger("shop").warning("event", extra={"value": text})
+        write({"value": text})
+
+    written = [json.loads(line)["value"] for line in capsys.readouterr().out.splitlines()]
+    assert written == [SECRETS[text]] * 4
+
+
+@pytest.mark.parametrize(
+    "value", ["a plain text, and more", "2001:db8::1", "at 09:41:07", "a/b.txt", "it is 5' long", "~"]
+)
+def test_a_line_without_marks_is_not_searched(value):
+    """What nearly every line is costs one look: a text with spaces, an IPv6 address, a time."""
+    line = orjson.dumps({"timestamp": "2026-11-23T09:41:07.315094Z", "level": "info", "value": value, "status": 200})
+
+    assert not may_hold_secret(line)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "written"),
+    [
+        ("passwords", ["s3cret"], "[redacted]"),
+        ("passwords", 123456, "[redacted]"),
+        ("API-Keys", "s3cret", "[redacted]"),
+        ("tokens", ["s3cret"], "[redacted]"),
+        ("tokens", 512, 512),
+        ("total_tokens", 512, 512),
+        ("active_sessions", 1.5, 1.5),
+        ("token", 512, "[redacted]"),
+        ("pins", 1234, "[redacted]"),
+    ],
+)
+def test_a_plural_is_a_secret_key_as_well(key, value, written):
+    """A number of tokens or sessions is a count; every other value under such a key is masked."""
+    redactor = Redactor(["pin"])
+
+    assert redactor.fields({key: value, "pair": [(key, value)]}, size=1_000) == {key: written, "pair": [[key, written]]}
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *(
+            "https://a",
+            "https://a@",
+            "://a:1/",
+            "http://a.b:1/",
+            "://a:1/b@",
+            "postgres://u:1/a@b@",
+            "?code=",
+            "&signature",
+        ),
+        *(
+            "&a-",
+            "-----BEGIN ",
+            "-----BEGIN PRIVATE KEY-----",
+            "PRIVATE KEY",
+            "password:",
+            "password=,",
+            ",;",
+            "tokens ",
+        ),
+        *("tokens=1", "passwords   ", "session:,;a"),
+    ],
+)
+def test_masking_takes_time_in_proportion_to_the_text(piece):
+    """Text that was made to make patterns slow does not: eight times the text is far from 64 times the time."""
+    redactor = Redactor()
+
+    def seconds(length: int) -> float:
+        text = piece * (length // len(piece))
+        started = time.process_time()
+        redactor.text(text)
+        return time.process_time() - started
+
+    small = max(min(seconds(10_000) for _ in range(3)), 0.001)
+
+    assert min(seconds(80_000) for _ in range(3)) < 32 * small
