@@ -5,29 +5,37 @@ import dataclasses
 import json
 import logging
 import logging.config
+import re
 from contextlib import asynccontextmanager
 from logging.handlers import QueueHandler, QueueListener
 from queue import Queue
 
 import pytest
 import structlog
-from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, WebSocket
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket, WebSocketException
 from fastapi.responses import StreamingResponse
 from outcomes import items, outcomes
+from prometheus_client import CollectorRegistry
+from sqlalchemy import text
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
-from fastapi_prodkit import _scope
+from fastapi_prodkit import Settings, _context, _scope, create_app
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit._pipeline import exchange
 from fastapi_prodkit.access_log import AccessLogMiddleware
+from fastapi_prodkit.database import SessionDep
+from fastapi_prodkit.deadline import Timeout
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware
 from fastapi_prodkit.logging import EventHandler, configure_logging
+from fastapi_prodkit.rate_limit import Limit, RateLimit, SharedStore
 from fastapi_prodkit.request_id import RequestIDMiddleware
+from fastapi_prodkit.sections import ErrorsSettings, RateLimitSettings
 
 FIELDS = ("http_method", "http_route", "http_path", "http_status", "client_ip")
 
@@ -70,7 +78,6 @@ def test_a_path_is_cut():
 def lines(caplog):
     """Return the fields of each access-log line, but for its duration."""
     found = [record for record in caplog.records if record.name == "fastapi_prodkit.access"]
-    assert all(record.levelno == logging.INFO for record in found)
     assert all(record.duration_ms >= 0 for record in found)
     return [{name: vars(record)[name] for name in FIELDS if name in vars(record)} for record in found]
 
@@ -584,16 +591,19 @@ def test_exempt_below_a_root_path(caplog):
 
 
 def test_level(caplog):
-    """Above INFO there are no lines, and errors still have their records."""
+    """Above INFO there are only lines of refusals and failures, and errors still have their records."""
     app = FastAPI()
     app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware)
     app.get("/")(fail)
+    app.get("/ok")(lambda: "ok")
     caplog.set_level(logging.WARNING)
+    client = TestClient(app, raise_server_exceptions=False)
 
-    TestClient(app, raise_server_exceptions=False).get("/")
+    for path in ("/", "/ok", "/nowhere"):
+        client.get(path)
 
-    assert lines(caplog) == []
+    assert [found["http_path"] for found in lines(caplog)] == ["/"]
     assert len(errors(caplog)) == 1
 
 
@@ -888,3 +898,185 @@ def test_two_apps_in_one_process(caplog):
     TestClient(second).get("/a")
 
     assert lines(caplog) == [line("/a", 200, route="/a")]
+
+
+def refusing() -> FastAPI:
+    """Return an app with every layer that refuses, and routes that are refused by it or refuse themselves."""
+    settings = Settings(
+        environment="test",
+        errors=ErrorsSettings(),
+        log=None,
+        hosts={"allowed": ["testserver"]},
+        cors={"origins": ["https://app.example"]},
+        limits={"max_body_size": 10, "request_timeout": 0.1, "max_concurrent": 1, "queue_timeout": None},
+        database={"url": "postgresql://u@127.0.0.1:1/x", "connect_timeout": 1, "ssl": "off"},
+    )
+    app = create_app(settings, registry=CollectorRegistry())
+    store = SharedStore(
+        RateLimitSettings(storage_url="redis://127.0.0.1:1/0", on_storage_error="deny"), registry=CollectorRegistry()
+    )
+    inner = FastAPI()
+
+    @app.post("/items/{number}")
+    @inner.post("/items/{number}")
+    async def write(number: int, request: Request):
+        return len(await request.body())
+
+    @app.post("/large", max_body_size=20)
+    async def large(request: Request):
+        return len(await request.body())
+
+    @app.get("/slow")
+    async def slow():
+        await asyncio.sleep(30)
+
+    @app.get("/slower", dependencies=[Depends(Timeout(0.05))])
+    async def slower():
+        await asyncio.sleep(30)
+
+    @app.get("/limited", dependencies=[Depends(RateLimit("1/hour", key=lambda _: "all", cost=2, name="heavy"))])
+    def limited(): ...
+
+    @app.get("/uncounted")
+    async def uncounted():
+        await store.hit([Limit("default", 1, 60)], "a")
+
+    @app.get("/database")
+    async def database(session: SessionDep):
+        await session.execute(text("SELECT 1"))
+
+    @app.get("/status/{status}")
+    def status(status: int):
+        return Response(status_code=status)
+
+    @app.get("/raised/{status}")
+    def raised(status: int):
+        raise HTTPException(status)
+
+    @app.get("/broken")
+    async def broken():
+        raise RuntimeError
+
+    @app.get("/recovered")
+    def recovered():
+        _context.refuse(Reason("rate_limited", "a limit that was passed by"))
+
+    @app.websocket("/rooms/{room}")
+    async def room(websocket: WebSocket):
+        raise WebSocketException(1008, "no such room")
+
+    app.mount("/sub", inner)
+    app.mount("/tenants/{tenant}", inner)
+    app.mount("/files", PlainTextResponse("a file"))
+    return app
+
+
+BODY = "body larger than LIMITS_MAX_BODY_SIZE=10; max_body_size= on the route"
+LARGE = "body larger than max_body_size=20"
+ORIGIN = "Origin: 'https://evil.example' is not one of CORS_ORIGINS"
+HOST = "Host: 'evil.example' is not one of HOSTS_ALLOWED"
+TIMEOUT = "no response within LIMITS_REQUEST_TIMEOUT=0.1 seconds; Timeout() on the route"
+UNAVAILABLE = "the database is unavailable: CannotConnectError ConnectionRefusedError"
+
+FOREIGN = {"Origin": "https://evil.example"}
+PREFLIGHT = {**FOREIGN, "Access-Control-Request-Method": "POST"}
+ELSEWHERE = {"Host": "evil.example"}
+
+
+@pytest.fixture(scope="module")
+def refuser():
+    """A client of that app."""
+    with TestClient(refusing(), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def records():
+    """The records of the access log, whatever the level of the root logger."""
+    handler, logger = Handler(), logging.getLogger("fastapi_prodkit.access")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler.records
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    ("request_line", "options", "status", "route", "reason"),
+    [
+        ("POST /items/1", {"content": b"x" * 11}, 413, "/items/{number}", BODY),
+        ("POST /items/1", {"content": [b"x" * 6] * 2}, 413, "/items/{number}", BODY),
+        ("POST /sub/items/1", {"content": b"x" * 31}, 413, "/sub/items/{number}", LARGE),
+        ("POST /large", {"content": [b"x" * 11] * 2}, 413, "/large", LARGE),
+        ("GET /items/1", {"headers": ELSEWHERE}, 400, "/items/{number}", HOST),
+        ("GET /sub/items/1", {"headers": ELSEWHERE}, 400, "/sub/items/{number}", HOST),
+        ("GET /tenants/7/items/1", {"headers": ELSEWHERE}, 400, "_unmatched", HOST),
+        ("GET /files/x", {"headers": ELSEWHERE}, 400, "_unmatched", HOST),
+        ("GET /nowhere", {"headers": ELSEWHERE}, 400, "_unmatched", HOST),
+        ("OPTIONS /items/1", {"headers": PREFLIGHT}, 403, "/items/{number}", ORIGIN),
+        ("GET /slow", {}, 504, "/slow", TIMEOUT),
+        ("GET /slower", {}, 504, "/slower", "no response within Timeout(0.05), in seconds, of the route"),
+        ("GET /limited", {}, 429, "/limited", "over the limit heavy (1 in 3600 s)"),
+        ("GET /uncounted", {}, 503, "/uncounted", "the store fails; RATE_LIMIT_ON_STORAGE_ERROR=deny"),
+        ("GET /database", {}, 503, "/database", UNAVAILABLE),
+    ],
+)
+def test_a_refusal_says_why(refuser, records, request_line, options, status, route, reason):
+    """The line is a warning with the reason, and has the route where routing can tell it."""
+    method, path = request_line.split()
+
+    response = refuser.request(method, path, **options)
+
+    [record] = records
+    assert response.status_code == record.http_status == status
+    assert (record.http_route, record.levelname, record.reason) == (route, "WARNING", reason)
+
+
+@pytest.mark.parametrize(
+    ("path", "level"),
+    [
+        *((f"/status/{status}", "WARNING") for status in (408, 413, 429, 431, 503, 504)),
+        *((f"/raised/{status}", "WARNING") for status in (429, 503)),
+        *((f"/status/{status}", "ERROR") for status in (500, 502)),
+        ("/raised/500", "ERROR"),
+        ("/broken", "WARNING"),
+        *((f"/status/{status}", "INFO") for status in (204, 401, 409)),
+        ("/recovered", "INFO"),
+    ],
+)
+def test_level_of_what_the_app_answers(refuser, records, path, level):
+    """A 5xx is an error, unless an exception is behind it, which has a record of its own; other statuses refuse."""
+    refuser.get(path)
+
+    [record] = records
+    assert (record.levelname, hasattr(record, "reason")) == (level, False)
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [(FOREIGN, ORIGIN), (ELSEWHERE, HOST), ({}, "the app has closed it: no such room")],
+)
+def test_a_refused_websocket_says_why(refuser, records, headers, reason):
+    """By a layer, or by the app itself before it was open."""
+    refused = (WebSocketDenialResponse, WebSocketDisconnect)
+
+    with pytest.raises(refused), refuser.websocket_connect("/rooms/7", headers=headers):
+        ...
+
+    [record] = records
+    assert (record.http_route, record.levelname, record.reason) == ("/rooms/{room}", "WARNING", reason)
+
+
+def test_refusals_are_counted():
+    """By a code of few, WebSockets too; what was served in the end is not."""
+    with TestClient(refusing(), raise_server_exceptions=False) as client:
+        for path in ("/status/503", "/status/503", "/status/500", "/recovered", "/limited"):
+            client.get(path)
+        client.post("/items/1", content=b"x" * 11)
+        with pytest.raises(WebSocketDenialResponse), client.websocket_connect("/rooms/7", headers=FOREIGN):
+            ...
+        shown = client.get("/metrics").text
+
+    found = re.findall(r'http_server_refusals_total\{reason="(\w+)"\} (\d)', shown)
+    expected = {"unavailable": "2", "rate_limited": "1", "body_too_large": "1", "origin_not_allowed": "1"}
+    assert dict(found) == expected

@@ -7,8 +7,16 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
 from starlette.testclient import TestClient
 
-from fastapi_prodkit import Settings, _asgi, create_app
-from fastapi_prodkit._asgi import UNMATCHED, LabelledRoute, header, route_path, route_template, walk_routes
+from fastapi_prodkit import Settings, _asgi, _scope, create_app
+from fastapi_prodkit._asgi import (
+    UNMATCHED,
+    LabelledRoute,
+    header,
+    requested_template,
+    route_path,
+    route_template,
+    walk_routes,
+)
 
 
 class Spy:
@@ -260,6 +268,90 @@ def test_the_walk_over_mounts_is_done_once(monkeypatch):
     assert len(walks) == 1
 
 
+def requested(app, path, *, method="GET", root_path="", **scope):
+    """Return the template for a request that is refused before routing."""
+    scope = {"type": "http", "method": method, "path": path, "root_path": root_path, "headers": [], "app": app, **scope}
+
+    return requested_template(scope, "")
+
+
+@pytest.fixture
+def nested():
+    """An app with routes of every kind."""
+    inner, router, app = FastAPI(), APIRouter(), FastAPI()
+    inner.get("/items/{item_id}")(hello)
+    router.get("/items/{item_id}")(hello)
+    router.post("/items/{item_id}")(hello)
+    router.post("/items/{other_name}/parts")(hello)
+    router.mount("/inner", inner)
+    app.include_router(router, prefix="/v1")
+    app.mount("/tenants/{tenant}", inner)
+    app.mount("/static", PlainTextResponse("file"))
+    app.mount("/inner", inner)
+    app.router.add_route("/plain/{name}", plain)
+    app.websocket("/rooms/{room}")(hello)
+    app.router.routes.append(Host("{customer}.example.com", app=inner))
+    return app
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v1/items/1", "/v1/items/{item_id}"),
+        ("/v1/inner/items/1", "/v1/inner/items/{item_id}"),
+        ("/inner/items/1", "/inner/items/{item_id}"),
+        ("/plain/a", "/plain/{name}"),
+        *((path, UNMATCHED) for path in ("/tenants/a/items/1", "/static/a", "/nowhere", "/v1/nowhere", "/rooms/7")),
+    ],
+)
+def test_route_of_a_request_that_is_refused(nested, path, expected):
+    """It is the template that the request would have had, and comes from the same bounded set."""
+    assert requested(nested, path) == expected
+
+
+def test_route_of_a_refused_preflight(nested):
+    """Of several routes with another method the first one is it."""
+    assert requested(nested, "/v1/items/1", method="OPTIONS") == "/v1/items/{item_id}"
+    assert requested(nested, "/v1/items/1/parts", method="OPTIONS") == "/v1/items/{other_name}/parts"
+
+
+def test_route_of_a_refused_websocket_and_host(nested):
+    """A handshake has routes of its own, and a Host route adds nothing."""
+    assert requested(nested, "/rooms/7", type="websocket") == "/rooms/{room}"
+    assert requested(nested, "/items/1", headers=[(b"host", b"a.example.com")]) == "/items/{item_id}"
+
+
+def test_route_of_a_request_that_a_mounted_app_refuses(nested):
+    """The mounts above it are part of the template, unless they have parameters."""
+    inner = next(route.app for route in nested.routes if getattr(route, "path", "") == "/inner")
+    mounted = {"router": nested.router, "path": "/inner/items/1", "root_path": "/inner"}
+    tenant = {"router": nested.router, "path": "/tenants/a/items/1", "root_path": "/tenants/a"}
+
+    assert requested(inner, **mounted) == "/inner/items/{item_id}"
+    assert requested(inner, **tenant) == UNMATCHED
+
+
+def test_routes_of_refused_requests_are_looked_for_once(nested, monkeypatch):
+    """A flood of refused requests does not cost routing; what is kept is bounded, and a route added later is found."""
+    looked_for = []
+    monkeypatch.setattr(_asgi, "iter_route_contexts", lambda routes: looked_for.append(routes) or [])
+
+    for number in [*range(1000), *[999] * 1000]:
+        requested(nested, f"/nowhere/{number}")
+    requested(nested, "/nowhere/" + "x" * 5000)
+
+    assert len(looked_for) == 1000
+    assert len(vars(nested)[_scope.APP_TEMPLATES]) <= 256
+    monkeypatch.undo()
+    nested.get("/nowhere/{number}")(hello)
+    assert requested(nested, "/nowhere/999") == "/nowhere/{number}"
+
+
+def test_route_of_a_request_outside_of_an_app(nested):
+    """Around an app of another framework there are no routes to look at."""
+    assert requested(None, "/v1/items/1") == UNMATCHED
+
+
 def test_labelled_routes():
     """A plain route may note itself, as FastAPI's own kind does; in a mounted app and for another method, too."""
     app, inner = FastAPI(), FastAPI()
@@ -273,7 +365,7 @@ def test_labelled_routes():
     assert template(app, "/docs") == UNMATCHED
 
 
-@pytest.mark.parametrize("routes", [5, {"/a": "b"}, list])
+@pytest.mark.parametrize("routes", [5, {"/a": "b"}, list, ["a route"]])
 def test_a_mounted_app_of_another_framework(routes):
     """Its attribute `routes` may be anything; whoever walks the routes leaves it alone, and the app serves."""
 
@@ -286,6 +378,7 @@ def test_a_mounted_app_of_another_framework(routes):
 
     with TestClient(app) as client:
         answers = [client.get("/foreign/x"), client.post("/foreign/x", content=b"body"), client.get("/health")]
+        answers += [client.get("/foreign/x") for _ in range(8)]
 
-    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert [answer.status_code for answer in answers] == [200] * 10 + [429]
     assert [path for path, _ in walk_routes(app.routes)][-1] == "/foreign"

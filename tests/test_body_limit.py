@@ -15,6 +15,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from wire import connection, read_all, read_response, request, serving
 
+from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.exceptions import ProblemError
@@ -361,6 +362,15 @@ async def test_stalled_body(handlers, path, headers):
     assert is_stalled(await stall(app, path=path, headers=headers))
     assert is_stalled(await stall(app, path=path, headers=headers, messages=()))
     assert asyncio.current_task().cancelling() == 0
+
+
+async def test_a_stalled_body_says_why(caplog):
+    """The line of the log names the setting."""
+    await stall(AccessLogMiddleware(paced()))
+
+    [record] = [each for each in caplog.records if each.name == "fastapi_prodkit.access"]
+    assert (record.levelname, record.http_status) == ("WARNING", 408)
+    assert record.reason == "nothing of the body for LIMITS_BODY_TIMEOUT=0.05 seconds"
 
 
 async def test_stalled_body_of_a_plain_app():

@@ -15,10 +15,12 @@ from starlette.testclient import TestClient
 from wire import connection, read_response, request, serving
 
 from fastapi_prodkit import Settings, create_app
+from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.concurrency_limit import ConcurrencyLimitMiddleware
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import LimitsSettings
 
+SERVED = "1 requests are being served (LIMITS_MAX_CONCURRENT)"
 WITHIN = 10  # seconds, for what happens at once on a machine that is not busy
 
 
@@ -159,6 +161,38 @@ async def test_no_waiting(registry):
 
     assert await service.end() == [200, 503]
     assert dict(second.sent[0]["headers"])[b"retry-after"] == b"1"
+
+
+@pytest.mark.parametrize(
+    ("patience", "reason"),
+    [
+        (None, SERVED),
+        (0.01, f"{SERVED}, for more than 0.01 s (LIMITS_QUEUE_TIMEOUT)"),
+    ],
+)
+async def test_a_refusal_says_why(registry, caplog, patience, reason):
+    """The line of the log names the setting."""
+    service = Service(registry, patience=patience)
+    service.app = AccessLogMiddleware(service.app)
+    service.call()
+    second = service.call()
+    await until(second.task.done)
+
+    [record] = [each for each in caplog.records if each.name == "fastapi_prodkit.access"]
+    assert (record.levelname, record.http_status, record.reason) == ("WARNING", 503, reason)
+    await service.end()
+
+
+async def test_a_full_queue_says_so(registry, caplog):
+    """It is another reason than a wait that was too long."""
+    service = Service(registry)
+    service.app = AccessLogMiddleware(service.app)
+    calls = [service.call() for _ in range(3)]
+    await until(calls[-1].task.done)
+
+    [record] = [each for each in caplog.records if each.name == "fastapi_prodkit.access"]
+    assert record.reason == f"{SERVED}, and as many wait"
+    await service.end()
 
 
 async def status_of(service):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fastapi.routing import RouteContext, iter_route_contexts
+from starlette.applications import Starlette
 from starlette.middleware import body_limit
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import Scope
@@ -11,6 +12,7 @@ from starlette.types import Scope
 from fastapi_prodkit import _scope
 
 UNMATCHED = "_unmatched"
+_MOST_TEMPLATES = 256  # of refused requests that are kept
 LONGEST_LOGGED_PATH = 2048  # characters; a path may have as many as the server reads of a request
 
 # What Starlette's body limit raises in `send` when it has sent its own 413 in place of the response: private, like all
@@ -18,6 +20,8 @@ LONGEST_LOGGED_PATH = 2048  # characters; a path may have as many as the server 
 REPLACED_BY_LIMIT: tuple[type[Exception], ...] = tuple(
     kind for name, kind in vars(body_limit).items() if name == "_RequestBodyLimitResponseSent"
 )
+
+_BODY_COUNTER = "starlette._body_limit_responder"  # private: the scope key of what counts a body that has a limit
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -28,6 +32,15 @@ def header(headers: Headers, name: bytes) -> bytes | None:
         if key == name:
             return value
     return None
+
+
+def exceeded_body_limit(scope: Scope) -> int | None:
+    """Return the limit of Starlette's that the body of the request has exceeded, bytes; None if there is none."""
+    counter: Any = scope.get(_BODY_COUNTER)
+    if counter is None or max(counter.total_size, counter.content_length or 0) <= counter.max_body_size:
+        return None
+    limit: int = counter.max_body_size
+    return limit
 
 
 def route_path(scope: Scope) -> str:
@@ -62,6 +75,49 @@ def route_template(scope: Scope, root_path: str) -> str:
         return template or UNMATCHED
     mounted = scope["root_path"][len(root_path) :]
     return mounted + template if mounted in _mount_prefixes(scope["router"]) else UNMATCHED
+
+
+def requested_template(scope: Scope, root_path: str) -> str:
+    """Return the template of the route that a request was for, which was refused before routing.
+
+    The method matters only where several routes have the path: a preflight has another one than the request that it
+    asks for. This is routing, which a flood of refused requests must not cost: what was found last is kept on the app.
+
+    Args:
+        scope: The scope that was passed to the app.
+        root_path: `scope["root_path"]` as it was before the call.
+    """
+    mounted = scope.get("root_path", "")[len(root_path) :]
+    app, path = scope.get("app"), scope["path"]
+    if not isinstance(app, Starlette) or len(path) > LONGEST_LOGGED_PATH:
+        return UNMATCHED
+    if mounted and mounted not in _mount_prefixes(scope["router"]):
+        return UNMATCHED
+    known: dict[Any, str] = vars(app).setdefault(_scope.APP_TEMPLATES, {})
+    key = scope["type"], scope.get("method"), header(scope["headers"], b"host"), path, mounted, len(app.routes)
+    if key not in known:
+        if len(known) >= _MOST_TEMPLATES:
+            known.clear()
+        known[key] = _template_of(app.routes, scope, mounted)
+    return known[key]
+
+
+def _template_of(routes: Sequence[BaseRoute], scope: Scope, prefix: str) -> str:
+    scope = {**scope, "fastapi": {}}  # matching writes into this entry
+    other_method = UNMATCHED
+    for context in iter_route_contexts(routes):
+        match, found = context.matches(scope)
+        if match is Match.NONE:
+            continue
+        path = f"{prefix}{context.path or ''}"
+        if hasattr(context.original_route, "routes"):
+            inside = routes_inside(context.original_route)
+            return UNMATCHED if "{" in path else _template_of(inside, {**scope, **found}, path)
+        path = f"{prefix}{context.path_format or context.path}"
+        if match is Match.FULL:
+            return path
+        other_method = path if other_method == UNMATCHED else other_method
+    return other_method
 
 
 def route_dependencies(scope: Scope) -> Iterator[Any]:
@@ -106,7 +162,7 @@ def routes_inside(route: BaseRoute) -> Sequence[BaseRoute]:
     None if the app is of another framework, whose attribute `routes` may be anything.
     """
     routes = getattr(route, "routes", None)
-    return routes if isinstance(routes, list) else ()
+    return [each for each in routes if isinstance(each, BaseRoute)] if isinstance(routes, list) else ()
 
 
 def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:

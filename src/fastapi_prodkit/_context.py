@@ -5,12 +5,69 @@ they work on a copy of the context, and the copy refers to the same dict.
 """
 
 import logging
+from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
 from fastapi_prodkit import _scope
 
 NO_REQUEST: Final = "-"  # in place of the id, on records outside of any request, for formats other than ours
+
+# Why a request can be refused: values of a label of metrics, so there are no others.
+Code = Literal[
+    "body_timeout",
+    "body_too_large",
+    "database_unavailable",
+    "deadline_exceeded",
+    "gateway_timeout",
+    "head_too_large",
+    "host_not_allowed",
+    "origin_not_allowed",
+    "queue_full",
+    "queue_timeout",
+    "rate_limit_unavailable",
+    "rate_limited",
+    "request_timeout",
+    "unauthenticated",
+    "unavailable",
+    "websocket_refused",
+]
+
+
+class Reason(NamedTuple):
+    """Why a request was refused.
+
+    Attributes:
+        code: One word of few, for metrics.
+        text: What the operator needs to know, for the access line: what was exceeded, and which setting says so.
+    """
+
+    code: Code
+    text: str = ""
+
+
+# What is known of a refusal that nothing has given a reason for, by status.
+UNEXPLAINED: Final[Mapping[int, Reason]] = {
+    408: Reason("request_timeout"),
+    413: Reason("body_too_large"),
+    429: Reason("rate_limited"),
+    431: Reason("head_too_large"),
+    503: Reason("unavailable"),
+    504: Reason("gateway_timeout"),
+}
+
+
+class RequestContext(dict[str, Any]):
+    """The fields of one request, and what its access line has to know.
+
+    Attributes:
+        reason: Why the request was refused, if anything has said so.
+        failed: An exception has left the app, and has a record of its own.
+    """
+
+    reason: Reason | None = None
+    failed = False
+
 
 _fields: ContextVar[dict[str, Any] | None] = ContextVar("fastapi_prodkit", default=None)
 
@@ -32,6 +89,17 @@ def bind(**fields: Any) -> None:
         _fields.set(fields)
     else:
         context.update(fields)
+
+
+def refuse(reason: Reason) -> None:
+    """State why the request is refused, in the task or thread that serves the request; of several the last one counts.
+
+    Whatever refuses a request says so once, here, wherever the response is made. Outside of a request, or where the
+    request is served in the end, it has no effect.
+    """
+    context = _fields.get()
+    if isinstance(context, RequestContext):
+        context.reason = reason
 
 
 def keep(error: BaseException, context: dict[str, Any]) -> None:

@@ -17,15 +17,17 @@ __all__ = ["DirectWriter"]
 
 
 class DirectWriter:
-    """Find the direct way for one kind of event, at level INFO.
+    """Find the direct way for one kind of event.
 
     Args:
         logger: The logger that would make the record; whether it is enabled is for the caller to ask.
         event: What happened: the field `event` of the line.
+        level: How severe it is.
     """
 
-    def __init__(self, logger: Logger, event: str) -> None:
+    def __init__(self, logger: Logger, event: str, level: int = logging.INFO) -> None:
         self._logger = logger
+        self._level = level
         self._event = event
         self._handler: EventHandler | None = None  # the one that `_write` belongs to
         self._write: Callable[[dict[str, Any]], None]
@@ -36,12 +38,12 @@ class DirectWriter:
         if len(handlers) != 1 or type(handlers[0]) is not EventHandler:
             return None
         handler = handlers[0]
-        if handler.filters or handler.level > logging.INFO:
+        if handler.filters or handler.level > self._level:
             return None
         if not _reaches_root_alone(self._logger) or not _is_standard(type(self._logger)):
             return None
         if handler is not self._handler:
-            self._write = handler.writer("info", self._logger.name, self._event)
+            self._write = handler.writer(logging.getLevelName(self._level).lower(), self._logger.name, self._event)
             self._handler = handler
         return self._write
 

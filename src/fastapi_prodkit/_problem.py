@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from fastapi_prodkit import _context
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit.exceptions import ProblemError
 
 MEDIA_TYPE = "application/problem+json"
@@ -83,13 +84,16 @@ def raisable(connection: HTTPConnection, problem: ProblemError) -> Exception:
 
 
 class Refusal:
-    """An ASGI app that answers every request with one problem, without reading its body."""
+    """An ASGI app that answers every request with one problem, without reading its body, and says why in the log."""
 
-    def __init__(self, problem: ProblemError) -> None:
+    def __init__(self, problem: ProblemError, reason: Reason | None = None) -> None:
         self.problem = problem
+        self._reason = reason
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the problem."""
+        if self._reason is not None:
+            _context.refuse(self._reason)
         await send_problem(scope, receive, send, self.problem)
 
 

@@ -6,6 +6,7 @@ WebSocket (when it is closed).
 
 import logging
 from collections.abc import Collection
+from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -31,6 +32,9 @@ class AccessLogMiddleware(Layer):
     The query string, headers and bodies are never logged. Lines go to the logger `fastapi_prodkit.access`. An exception
     is logged by `errors.ErrorBoundaryMiddleware`.
 
+    The level is INFO; of a refusal (by a layer, or with 408, 413, 429, 431, 503 or 504) it is WARNING, and there is a
+    `reason`; of another 5xx it is ERROR, or WARNING if it comes from an exception, which has a record of its own.
+
     Args:
         app: The app to serve.
         exempt: Paths relative to the app, without trailing slash, whose requests get no line.
@@ -41,7 +45,8 @@ class AccessLogMiddleware(Layer):
     def __init__(self, app: ASGIApp, *, exempt: Collection[str] = frozenset()) -> None:
         self.app = app
         self.exempt = checked_exempt(exempt)
-        self._direct = DirectWriter(_logger, _EVENT)
+        levels = (logging.INFO, logging.WARNING, logging.ERROR)
+        self._direct = {level: DirectWriter(_logger, _EVENT, level) for level in levels}
 
     def inside(self, outer: Layer) -> Layer | None:
         """Leave the line to a layer further out, which sees the final status."""
@@ -49,7 +54,8 @@ class AccessLogMiddleware(Layer):
 
     def on_end(self, exchange: Exchange) -> None:
         """Write the line."""
-        if not _logger.isEnabledFor(logging.INFO):
+        level = logging.INFO if exchange.status < HTTPStatus.BAD_REQUEST else _level(exchange)
+        if not _logger.isEnabledFor(level):
             return
         scope = exchange.scope
         client = scope.get("client")
@@ -63,16 +69,30 @@ class AccessLogMiddleware(Layer):
         }
         if client is None or scope["type"] == "websocket":
             fields = {name: value for name, value in fields.items() if value is not None}
-        write = self._direct.find() or _log
-        write(fields)
+        if exchange.refusal is not None and exchange.refusal.text:
+            fields["reason"] = exchange.refusal.text
+        write = self._direct[level].find()
+        if write is not None:
+            write(fields)
+        else:
+            _log(level, fields)
 
 
-def _log(fields: dict[str, Any]) -> None:
+def _level(exchange: Exchange) -> int:
+    """Return how severe an error is: the ERROR of an exception is the record of the exception, and no second one."""
+    if exchange.refusal is not None:
+        return logging.WARNING
+    if exchange.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return logging.INFO
+    return logging.WARNING if exchange.context.failed else logging.ERROR
+
+
+def _log(level: int, fields: dict[str, Any]) -> None:
     """Make a record. Its message is for formats that show no fields; `EventHandler` writes the event's name instead."""
     arguments = (fields.get("http_method", "WebSocket"), fields["http_route"], fields["http_status"])
     # Not Logger.info: it looks for its caller, which costs a tenth of a request, and is always this function.
     origin, message = (__file__, _log.__code__.co_firstlineno), "%s %s %s"
-    record = _logger.makeRecord(_logger.name, logging.INFO, *origin, message, arguments, None, _log.__name__)
+    record = _logger.makeRecord(_logger.name, level, *origin, message, arguments, None, _log.__name__)
     # Not as `extra`, which fails where a record factory has set an attribute of the same name.
     attributes = vars(record)
     attributes |= {**fields, EVENT_NAME: _EVENT}

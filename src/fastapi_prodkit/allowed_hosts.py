@@ -11,6 +11,7 @@ from typing import Final, Literal, TypedDict, Unpack
 
 from starlette.types import ASGIApp
 
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
@@ -90,7 +91,11 @@ class AllowedHostsMiddleware(Layer):
         if exchange.headers.get(b"host") in self._exact and not exchange.has_repeated_headers:
             return None
         refusal = self._refusal(exchange)
-        return None if refusal is None else Refusal(ProblemError(400, refusal))
+        if refusal is None:
+            return None
+        hosts = b", ".join(exchange.header_values(b"host")).decode("latin-1")
+        reason = f"Host: {hosts[:_LONGEST_NAME]!r} is not one of HOSTS_ALLOWED"
+        return Refusal(ProblemError(400, refusal), Reason("host_not_allowed", reason))
 
     def _refusal(self, exchange: Exchange) -> str | None:
         host = exchange.headers.get(b"host")

@@ -8,7 +8,7 @@ import asyncio
 import math
 from asyncio import CancelledError, Task
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any, TypedDict, Unpack, cast
@@ -17,12 +17,14 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastapi_prodkit._asgi import header, walk_routes
+from fastapi_prodkit import _context
+from fastapi_prodkit._asgi import exceeded_body_limit, header, walk_routes
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._pipeline.timers import SharedTimer
-from fastapi_prodkit._problem import Refusal
+from fastapi_prodkit._problem import Refusal, send_problem
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
@@ -34,11 +36,11 @@ _MOST_DIGITS = 18  # of a length that is looked at: an exabyte is too large alre
 _REFUSALS = {(b"text/plain; charset=utf-8", b"17"), (b"application/json", b"30")}
 
 
-_too_large = Refusal(ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
+_too_large = ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 _SLOW_TEXT = "The body of the request did not arrive in time."
-_too_slow = Refusal(ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT))
+_too_slow = ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT)
 # RFC 9110 section 15.5.9: what is left of the body may still come, and must not be taken for a request.
-_too_slow_to_go_on = Refusal(ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT, headers={"Connection": "close"}))
+_too_slow_to_go_on = ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT, headers={"Connection": "close"})
 
 
 class BodyLimitKeywords(TypedDict, total=False):
@@ -85,14 +87,14 @@ class BodyLimitMiddleware(Layer):
         settings = with_keywords(self, settings or LimitsSettings(), keywords, BodyLimitKeywords.__optional_keys__)
         self.app = app
         size = settings.max_body_size
-        self._limited = _ProblemForRefusal(
-            _further_in if size is None else RequestBodyLimitMiddleware(_further_in, size)
-        )
+        limited = _further_in if size is None else RequestBodyLimitMiddleware(_further_in, size)
+        self._limited = _ProblemForRefusal(limited, size)
         self._settings = settings
         self._size = math.inf if size is None else size
         self._largest = largest
         seconds = settings.body_timeout
-        self._timer = None if seconds is None else SharedTimer(seconds, _BodyTimeout.expire)
+        reason = Reason("body_timeout", f"nothing of the body for LIMITS_BODY_TIMEOUT={seconds} seconds")
+        self._timer = None if seconds is None else SharedTimer(seconds, partial(_BodyTimeout.expire, reason=reason))
 
     def inside(self, outer: Layer) -> Layer:
         """Leave the size to a layer further out whose limit is smaller: Starlette would have the inner one count."""
@@ -115,7 +117,7 @@ class BodyLimitMiddleware(Layer):
             size = int(announced[:_MOST_DIGITS]) if announced.isdigit() else 0
             highest, unchecked = self._thresholds
             if size > highest:
-                return _too_large
+                return Refusal(_too_large, _reason(int(highest), self._settings.max_body_size))
         if self._timer is not None:
             exchange.receive_from_server = _BodyTimeout(self._timer, exchange).receive
         return None if size <= unchecked else self._limited
@@ -175,11 +177,12 @@ class _BodyTimeout:
             timing.cancel()
             self._waiting = None
 
-    def expire(self) -> None:
+    def expire(self, *, reason: Reason) -> None:
         """Answer in place of the app or, if its response has started, tell it that the client has disconnected."""
         exchange = self._exchange
         if not exchange.status:
-            exchange.interrupt(_too_slow if exchange.scope["http_version"] >= "2" else _too_slow_to_go_on)
+            problem = _too_slow if exchange.scope["http_version"] >= "2" else _too_slow_to_go_on
+            exchange.interrupt(Refusal(problem, reason))
         else:
             self._expired = self._complete = True
             exchange.client_disconnected |= not exchange.complete
@@ -191,18 +194,28 @@ async def _further_in(scope: Scope, receive: Receive, send: Send) -> None:
     await exchange.call_inner(receive, send)
 
 
+def _reason(limit: int, size: int | None) -> Reason:
+    """Say which limit a body has exceeded: that of the settings, which is `size`, or one of a route or an app."""
+    ours, theirs = f"LIMITS_MAX_BODY_SIZE={limit}; max_body_size= on the route", f"max_body_size={limit}"
+    return Reason("body_too_large", f"body larger than {ours if limit == size else theirs}")
+
+
 class _ProblemForRefusal:
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, size: int | None) -> None:
         self._app = app
+        self._size = size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = False
 
         async def send_problem_instead(message: Message) -> None:
             nonlocal refused
-            if message["type"] == "http.response.start" and _is_refusal(message):
+            refuses = message.get("status") == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            if refuses and (limit := exceeded_body_limit(scope)) is not None:
+                _context.refuse(_reason(limit, self._size))
+            if refuses and _is_refusal(message):
                 refused = True
-                await _too_large(scope, receive, send)
+                await send_problem(scope, receive, send, _too_large)
             elif not refused:
                 await send(message)
 
@@ -211,7 +224,4 @@ class _ProblemForRefusal:
 
 def _is_refusal(message: Message) -> bool:
     headers = message.get("headers", ())
-    return (
-        message["status"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-        and (header(headers, b"content-type"), header(headers, b"content-length")) in _REFUSALS
-    )
+    return (header(headers, b"content-type"), header(headers, b"content-length")) in _REFUSALS

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit._instruments import instrument
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
-from fastapi_prodkit._problem import Refusal, send_problem
+from fastapi_prodkit._problem import Refusal
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
@@ -82,9 +83,12 @@ class ConcurrencyLimitMiddleware(Layer):
         self._line: deque[Future[None]] = deque()
         self._meter = _Meter(registry)
         seconds = str(math.ceil(self._patience or 1.0))
-        self._refusal = ProblemError(
-            503, "The service is at its limit; try again later.", headers={"Retry-After": seconds}
-        )
+        problem = ProblemError(503, "The service is at its limit; try again later.", headers={"Retry-After": seconds})
+        served = f"{self._most} requests are being served (LIMITS_MAX_CONCURRENT)"
+        full = f"{served}, and as many wait" if self._longest_line else served
+        self._queue_full = Refusal(problem, Reason("queue_full", full))
+        late = f"{served}, for more than {self._patience} s (LIMITS_QUEUE_TIMEOUT)"
+        self._queue_timeout = Refusal(problem, Reason("queue_timeout", late))
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Serve the request if there is room; otherwise let it wait, or refuse it."""
@@ -93,7 +97,7 @@ class ConcurrencyLimitMiddleware(Layer):
         if len(self._line) < self._longest_line:
             return partial(self._wait, exchange)
         self._meter.count_refusal("queue_full")
-        return Refusal(self._refusal)
+        return self._queue_full
 
     async def _serve(self, exchange: Exchange, _scope: Scope, receive: Receive, send: Send) -> None:
         self._inside += 1
@@ -115,7 +119,7 @@ class ConcurrencyLimitMiddleware(Layer):
         else:
             self._withdraw(place)
             self._meter.count_refusal("queue_timeout")
-            await send_problem(scope, receive, send, self._refusal)
+            await self._queue_timeout(scope, receive, send)
 
     async def _serve_in_place(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         try:

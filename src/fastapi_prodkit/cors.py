@@ -11,6 +11,7 @@ from typing import Final, Literal, TypedDict, Unpack
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import RawHeaders
@@ -23,6 +24,7 @@ __all__ = ["CORSMiddleware"]
 
 # What browsers send for a page with an origin: no `null`, no path, no list, nothing that could end a header line.
 _ORIGIN = re.compile(rb"[a-z][a-z0-9+.-]*://[A-Za-z0-9._:\[\]-]{1,261}")
+_LONGEST_ORIGIN = 300  # bytes, of what is logged
 _PUBLIC = b"*"
 _POLICY = frozenset(
     b"access-control-" + name
@@ -157,7 +159,7 @@ class CORSMiddleware(Layer):
         else:
             exchange.response_headers |= self._base
             if preflight:
-                return Refusal(ProblemError(403, "Requests from this origin are not allowed."))
+                return _refusal("Requests", origin)
         return _answer_preflight if preflight else None
 
     def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
@@ -174,7 +176,7 @@ class CORSMiddleware(Layer):
     def _handshake(self, exchange: Exchange, origin: bytes | None) -> ASGIApp | None:
         if origin is None or _is_own(exchange, origin) or self._admits(exchange, origin):
             return None
-        return Refusal(ProblemError(403, "WebSocket handshakes from this origin are not allowed."))
+        return _refusal("WebSocket handshakes", origin)
 
     def _allowed(self, origin: bytes | None) -> bytes | None:
         """Return the value of Access-Control-Allow-Origin, or None."""
@@ -204,6 +206,12 @@ class _InnerPolicy(Layer):
         for name in _POLICY:
             exchange.response_headers.pop(name, None)
         return self._policy.on_request(exchange)
+
+
+def _refusal(what: str, origin: bytes | None) -> Refusal:
+    shown = (origin or b"")[:_LONGEST_ORIGIN].decode("latin-1")
+    reason = Reason("origin_not_allowed", f"Origin: {shown!r} is not one of CORS_ORIGINS")
+    return Refusal(ProblemError(403, f"{what} from this origin are not allowed."), reason)
 
 
 async def _answer_preflight(_scope: Scope, _receive: Receive, send: Send) -> None:

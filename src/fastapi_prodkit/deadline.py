@@ -9,6 +9,7 @@ import math
 from asyncio import Task, get_running_loop
 from collections.abc import Collection
 from contextvars import Context
+from functools import partial
 from time import perf_counter
 from typing import Any, TypedDict, Unpack, cast
 
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Scope
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_dependencies
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
@@ -26,8 +28,6 @@ from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
 __all__ = ["DeadlineMiddleware", "Timeout"]
-
-_timeout_response = Refusal(ProblemError(504, "The service did not answer in time."))
 
 
 class DeadlineKeywords(TypedDict, total=False):
@@ -71,7 +71,8 @@ class DeadlineMiddleware(Layer):
         self.app = app
         self.exempt = checked_exempt(exempt)
         seconds = settings.request_timeout
-        self._timer = None if seconds is None else SharedTimer(seconds, _expire)
+        timeout_response = _timeout_response(f"LIMITS_REQUEST_TIMEOUT={seconds} seconds; Timeout() on the route")
+        self._timer = None if seconds is None else SharedTimer(seconds, partial(_expire, timeout_response))
 
     def inside(self, outer: Layer) -> Layer:
         """Have the deadline of a layer further out end where this one starts."""
@@ -122,6 +123,7 @@ class Timeout:
         if seconds is not None and not 0 < seconds < math.inf:
             raise ConfigurationError(f"Timeout({seconds}): use a positive number of seconds, or None for no deadline")
         self.seconds = seconds
+        self.response = _timeout_response(f"Timeout({seconds}), in seconds, of the route")
 
     async def __call__(self, connection: HTTPConnection) -> None:
         """Set the deadline of this request."""
@@ -141,7 +143,7 @@ class Timeout:
         if self.seconds is None or exchange.interruption is not None:
             exchange.deadline = NoDeadline(before.started_at)
         else:
-            exchange.deadline = RouteDeadline(exchange, self.seconds, before.started_at)
+            exchange.deadline = RouteDeadline(exchange, self.seconds, before.started_at, self.response)
 
 
 class NoDeadline:
@@ -157,24 +159,29 @@ class NoDeadline:
 class RouteDeadline:
     """The `Deadline` of one request whose route has a time-out of its own: a timer for this request alone."""
 
-    def __init__(self, exchange: Exchange, seconds: float, started_at: float) -> None:
+    def __init__(self, exchange: Exchange, seconds: float, started_at: float, response: Refusal) -> None:
         self.started_at = started_at
         left = max(0.0, started_at + seconds - perf_counter())
         loop = cast("Task[Any]", exchange.task).get_loop()
-        self._timer = loop.call_later(left, exchange.interrupt, _timeout_response, context=Context())
+        self._timer = loop.call_later(left, exchange.interrupt, response, context=Context())
 
     def cancel(self) -> None:
         """Cancel the timer."""
         self._timer.cancel()
 
 
-def _expire(exchange: Exchange) -> None:
+def _timeout_response(limit: str) -> Refusal:
+    reason = Reason("deadline_exceeded", f"no response within {limit}")
+    return Refusal(ProblemError(504, "The service did not answer in time."), reason)
+
+
+def _expire(response: Refusal, exchange: Exchange) -> None:
     """Answer and cancel, unless the response has started, or the route that was chosen has a time-out of its own."""
     own = _timeout_of(exchange.scope)
     if own is not None:
         own.replace_deadline(exchange)  # FastAPI calls the dependency itself only when the body has been read
     else:
-        exchange.interrupt(_timeout_response)
+        exchange.interrupt(response)
 
 
 def _with_deadline(scope: Scope) -> Exchange | None:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fastapi_prodkit import _bearer
-from fastapi_prodkit._instruments import collector
+from fastapi_prodkit._instruments import collector, instrument
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit.exceptions import ProblemError
@@ -43,7 +43,8 @@ class MetricsMiddleware(Layer):
 
         app.add_middleware(MetricsMiddleware, exempt={"/metrics"})
 
-    WebSockets are not measured: their duration is that of a conversation, not of a request.
+    `http_server_refusals_total` counts what was refused, by its reason. WebSockets are not measured, because their
+    duration is that of a conversation and not of a request; a handshake that is refused is counted.
 
     Args:
         app: The app to serve.
@@ -52,6 +53,7 @@ class MetricsMiddleware(Layer):
             share a registry add up.
     """
 
+    scope_types = frozenset({"http", "websocket"})
     may_answer = False
 
     def __init__(
@@ -64,23 +66,35 @@ class MetricsMiddleware(Layer):
         self.app = app
         self.exempt = checked_exempt(exempt)
         self._cells = collector(_Cells, registry)
+        self._registry = registry
 
     def inside(self, outer: Layer) -> Layer | None:
         """Leave the request to a layer further out that measures into the same registry."""
         return None if isinstance(outer, MetricsMiddleware) and outer._cells is self._cells else self  # noqa: SLF001 - of the class
 
-    def on_request(self, exchange: Exchange) -> None:  # noqa: ARG002 - the signature of the hook
+    def on_request(self, exchange: Exchange) -> None:
         """Count the request as active."""
-        self._cells.active.append(None)
+        if exchange.scope["type"] == "http":
+            self._cells.active.append(None)
 
     def on_end(self, exchange: Exchange) -> None:
-        """Measure the request."""
+        """Measure the request, and count its refusal."""
+        if exchange.refusal is not None:
+            self._count_refusal(exchange.refusal.code)
+        if exchange.scope["type"] == "websocket":
+            return
         cells, key = self._cells, (exchange.scope["method"], exchange.route, exchange.status)
         histogram = cells.durations.get(key)
         if histogram is None or len(histogram.waiting) >= _MOST_WAITING:
             histogram = cells.count(*key)
         histogram.waiting.append(exchange.duration)
         cells.active.pop()
+
+    def _count_refusal(self, code: str) -> None:
+        from prometheus_client import Counter  # noqa: PLC0415 - on first use
+
+        name, text = "http_server_refusals_total", "Requests that were refused, and why."
+        instrument(Counter, name, text, ["reason"], registry=self._registry).labels(code).inc()
 
 
 def metrics_router(

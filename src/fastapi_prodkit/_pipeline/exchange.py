@@ -9,7 +9,8 @@ from typing import Any, Final, cast
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit import _scope
-from fastapi_prodkit._asgi import REPLACED_BY_LIMIT, route_path, route_template
+from fastapi_prodkit._asgi import REPLACED_BY_LIMIT, UNMATCHED, requested_template, route_path, route_template
+from fastapi_prodkit._context import UNEXPLAINED, Reason, RequestContext
 from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
 from fastapi_prodkit._pipeline.interruption import Interruption
 from fastapi_prodkit._pipeline.listener import DisconnectListener
@@ -18,6 +19,8 @@ from fastapi_prodkit._pipeline.timers import Deadline
 __all__ = ["CLIENT_DISCONNECTED", "Exchange"]
 
 CLIENT_DISCONNECTED: Final = 499  # nginx's status for it; no client ever sees the status
+_ERROR: Final = 400  # the lowest status of an error
+_POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1; what an app refuses a handshake with
 _TO_NORMALIZE: Final = ("/", "")  # last characters of a path that `route_path` changes
 _PLAIN: Final = frozenset({b"content-length", b"content-type"})  # no layer's header replaces or depends on these
 
@@ -31,7 +34,7 @@ class Exchange:
         root_path: The scope's root_path when the exchange was opened; mounts further in lengthen the scope's.
         headers: Its headers by name; the last line of a header that has several.
         has_repeated_headers: Some header has several lines; `header_values` returns all of them.
-        context: The fields of every log line about the request.
+        context: The fields of every log line about the request, and what its access line has to know.
         response_headers: Headers of the response, which replace headers of the same names that the app sets. Exchanges
             of one request share them, and the outermost adds them: of two layers that set one the inner layer wins.
         complete: The server has taken the last message of the response.
@@ -52,7 +55,9 @@ class Exchange:
         status: The status of the response; 0 before it starts. From `on_end` on it is what the client saw: 499 if it
             disconnected early, 101 for an open WebSocket.
         duration: From `on_end` on: seconds until the response was complete, without background tasks.
-        route: From `on_end` on: the template of the route that served the request.
+        route: From `on_end` on: the template of the route that served the request, or that would have served it if
+            the request was refused before routing.
+        refusal: From `on_end` on: why the request was refused, if it was.
     """
 
     duration: float
@@ -63,6 +68,7 @@ class Exchange:
     request_complete = False
     exempt = False
     status = 0
+    refusal: Reason | None = None
     interruption: Interruption | None = None
     deadline: Deadline | None = None
     listener: DisconnectListener | None = None
@@ -87,7 +93,7 @@ class Exchange:
         self.path = route_path(scope) if root_path or path[-1:] in _TO_NORMALIZE else path
         self.headers: dict[bytes, bytes] = dict(raw)
         self.has_repeated_headers = len(self.headers) != len(raw)
-        self.context: dict[str, Any] = {} if outer is None else outer.context
+        self.context: RequestContext = RequestContext() if outer is None else outer.context
         self.response_headers: dict[bytes, bytes] = {} if outer is None else outer.response_headers
         self.hooks = hooks
         self._remaining = iter(hooks.on_request)
@@ -233,8 +239,16 @@ class Exchange:
         if self.client_disconnected:
             self.status = CLIENT_DISCONNECTED
         self.route = route_template(self.scope, self.root_path)
+        if self.status >= _ERROR:
+            self._explain()
         for hook in on_end:
             hook(self)
+
+    def _explain(self) -> None:
+        """Set why the request was refused, and for which route it was if it was refused before routing."""
+        self.refusal = self.context.reason or UNEXPLAINED.get(self.status)
+        if self.refusal is not None and self.route == UNMATCHED:
+            self.route = requested_template(self.scope, self.root_path)
 
     def _start_response(self, status: int, message: Message) -> Message:
         self.status = status
@@ -265,6 +279,8 @@ class Exchange:
             return self._start_response(101, message)
         if kind == "websocket.http.response.start" and not self.status:
             return self._start_response(message["status"], message)
-        if kind == "websocket.close":
-            self.status = self.status or 403  # servers answer 403 to a handshake that is closed before it is accepted
+        if kind == "websocket.close" and not self.status:
+            self.status = 403  # what servers answer to a handshake that is closed before it is accepted
+            if self.context.reason is None and message.get("code") == _POLICY_VIOLATION:
+                self.context.reason = Reason("websocket_refused", f"the app has closed it: {message.get('reason')}")
         return message

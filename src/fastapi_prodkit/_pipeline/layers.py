@@ -146,6 +146,7 @@ class LayerStack:
             if exchange.interruption is not None:
                 await exchange.finish_interruption()
         except APP_ERRORS as error:
+            exchange.context.failed = True
             interrupted = await exchange.finish_interruption() and isinstance(error, CancelledError)
             if not interrupted and not await self.handle_error(exchange, error):
                 _context.keep(error, exchange.context)

@@ -19,7 +19,8 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from fastapi_prodkit import _problem
+from fastapi_prodkit import _context, _problem
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit.database.cached_statements import is_outdated
 from fastapi_prodkit.database.client_errors import CLIENT_ERRORS, checked_statuses, client_error
 from fastapi_prodkit.exceptions import ProblemError
@@ -149,6 +150,7 @@ def _unavailable(error: BaseException) -> ProblemError:
     orig = getattr(error, "orig", None)
     cause = " ".join(filter(None, [type(error).__name__, _reason(orig), _sqlstate(error)]))
     _logger.warning("the database is unavailable: %s", cause)
+    _context.refuse(Reason("database_unavailable", f"the database is unavailable: {cause}"))
     return ProblemError(503, "The database is not available.", headers={"Retry-After": _RETRY_AFTER})
 
 

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from starlette.types import Scope
 
-from fastapi_prodkit import _scope
+from fastapi_prodkit import _context, _scope
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 
@@ -85,8 +86,10 @@ def refused(quotas: Sequence[Quota]) -> bool:
 
 
 def refusal(quotas: Sequence[Quota]) -> ProblemError:
-    """Return the 429 problem that names the limits which were exceeded."""
+    """Return the 429 problem that names the limits which were exceeded, and state the reason."""
     violated = [quota for quota in quotas if quota[1] < 0]
+    over = ", ".join(f"{limit.name} ({limit.amount} in {limit.seconds} s)" for limit, _, _ in violated)
+    _context.refuse(Reason("rate_limited", f"over the limit {over}"))
     names: dict[str, Any] = {"violated-policies": [limit.name for limit, _, _ in violated]}
     wait = {"Retry-After": str(max(reset for _, _, reset in violated))}
     return ProblemError(429, "Too many requests; try again later.", type=_QUOTA_EXCEEDED, headers=wait, **names)

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from fastapi_prodkit import _context
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.rate_limit.limits import Limit, Quota
 from fastapi_prodkit.rate_limit.memory import MemoryStore
@@ -144,6 +146,7 @@ class SharedStore:
         if self._policy == "memory":
             return self._memory.count(limits, key, cost)
         if self._policy == "deny":
+            _context.refuse(Reason("rate_limit_unavailable", "the store fails; RATE_LIMIT_ON_STORAGE_ERROR=deny"))
             raise ProblemError(503, "The service cannot count requests at the moment.", headers={"Retry-After": "1"})
         return []
 
