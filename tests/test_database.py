@@ -1,6 +1,7 @@
 """The database: sessions that commit before the response leaves, connections that are found, checked and closed."""
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import sys
@@ -21,19 +22,21 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from postgres import PASSWORD, Server, postgres_or_skip
 
+from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError
 from fastapi_prodkit.sections import DatabaseSettings
 
 pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
 
 from sqlalchemy import ForeignKey, select, text
-from sqlalchemy.exc import IntegrityError, InvalidRequestError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastapi_prodkit.database import Database, SessionDep, get_session
 
 SECRET = "hunter2-7f3a"
+TWICE = "hammer"
 NOWHERE = f"postgresql://user:{SECRET}@127.0.0.1:1/name"
 
 
@@ -232,6 +235,83 @@ async def test_failing_commit_is_never_a_success(database: Database, settings: D
 
     assert response.status_code == 409
     assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
+
+
+BRIEFLY = "SET LOCAL statement_timeout = 20"
+ABORTED = {
+    "postgresql": (f"INSERT INTO items VALUES ('{TWICE}')", f"{BRIEFLY}; SELECT pg_sleep(30)", "SELECT 1 / 0"),
+    "sqlite": (f"INSERT OR ROLLBACK INTO items VALUES ('{TWICE}')",),
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "statement"),
+    [(kind, statement) for kind, statements in ABORTED.items() for statement in statements],
+    indirect=["settings"],
+)
+async def test_aborted_transaction_is_never_a_success(
+    settings: DatabaseSettings, statement: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler that goes on after a failed statement saves nothing: a 500, one record, and an error in jobs, too."""
+    database = Database(settings)
+    app = create_app(Settings(environment="test"), database=database)
+
+    async def work(session: AsyncSession) -> None:
+        await session.execute(text(f"INSERT INTO items VALUES ('{TWICE}')"))
+        with contextlib.suppress(DBAPIError):
+            for each in statement.split("; "):
+                await session.execute(text(each))
+
+    @app.post("/items")
+    async def create(session: SessionDep) -> None:
+        await work(session)
+
+    @app.post("/early")
+    async def create_early(session: SessionDep) -> None:
+        await work(session)
+        await session.commit()
+
+    async with database.lifespan(None), client_of(app) as client:
+        answers = [await client.post(path) for path in ("/items", "/early")]
+        with pytest.raises(SQLAlchemyError, match="COMMIT"):
+            await database.transact(work)
+        with pytest.raises(SQLAlchemyError, match="COMMIT"):
+            async with database.session() as session:
+                await work(session)
+        assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
+
+    assert [answer.status_code for answer in answers] == [500, 500]
+    assert answers[0].headers["content-type"] == "application/problem+json"
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 2
+    assert await stored(settings) == []
+
+
+async def test_failure_in_a_savepoint_aborts_nothing(database: Database, settings: DatabaseSettings) -> None:
+    """What a savepoint has undone is no reason to refuse the commit, and the next transaction begins anew."""
+    async with database.session() as session:
+        session.add(Item(name=TWICE))
+        await session.flush()
+        with contextlib.suppress(DBAPIError):
+            async with session.begin_nested():
+                await session.execute(text(f"INSERT INTO items VALUES ('{TWICE}')"))
+
+    assert await stored(settings) == [TWICE]
+
+
+async def test_transaction_that_sqlite_lost_may_be_rolled_back(on_sqlite: DatabaseSettings) -> None:
+    """A handler may roll back and begin again on the same connection; errors outside of transactions lose nothing."""
+    database = Database(on_sqlite)
+
+    async with database.lifespan(None), database.session() as session:
+        with contextlib.suppress(DBAPIError):
+            await session.execute(text("SELECT * FROM missing"))
+        await session.execute(text(f"INSERT INTO items VALUES ('{TWICE}')"))
+        with contextlib.suppress(DBAPIError):
+            await session.execute(text(ABORTED["sqlite"][0]))
+        await session.rollback()
+        session.add(Item(name="again"))
+
+    assert await stored(on_sqlite) == ["again"]
 
 
 @pytest.mark.parametrize("how", ["task", "scope"])

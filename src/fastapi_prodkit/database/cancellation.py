@@ -7,6 +7,9 @@ well: the query then runs on in PostgreSQL, with nobody to read its result, for 
 
 asyncpg ignores a cancellation that arrives while it sends the rows of an `executemany`: it goes on to wait, until the
 command time-out, for an answer that PostgreSQL gives only once it has all rows.
+
+PostgreSQL rolls a transaction back whose statement has failed, and says so only in its answer to COMMIT: no error, but
+the tag ROLLBACK, which asyncpg does not read.
 """
 
 import asyncio
@@ -23,6 +26,7 @@ __all__ = ["CancellableConnection", "set_patience"]
 # PostgreSQL answers these at once, whatever the tables are like and whoever locks them; not COMMIT, which may check
 # deferred constraints and wait for a replica.
 _ANSWERED_AT_ONCE = ("BEGIN", "ROLLBACK")
+_ABORTED = "COMMIT saved nothing: the transaction was aborted by a statement that had failed"
 
 
 class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewise
@@ -49,10 +53,16 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
             super().terminate()
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's
-        """Execute a script; SQLAlchemy does so only to begin and end transactions."""
+        """Execute a script; SQLAlchemy does so only to begin and end transactions.
+
+        Raises:
+            asyncpg.InFailedSQLTransactionError: PostgreSQL has answered COMMIT with ROLLBACK.
+        """
         if timeout is None and query.startswith(_ANSWERED_AT_ONCE):
             timeout = self.patience
         status: str = await super().execute(query, *args, timeout=timeout)
+        if status == "ROLLBACK" and query.startswith("COMMIT"):
+            raise asyncpg.InFailedSQLTransactionError(_ABORTED)
         return status
 
     async def executemany(

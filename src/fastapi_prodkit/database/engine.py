@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import URL, AsyncAdaptedQueuePool, Connection, ExceptionContext, event
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fastapi_prodkit import _extras
@@ -21,6 +22,10 @@ __all__ = ["create_engine"]
 
 # The server looks that often whether the client of a running query is still there, which costs it one system call.
 _CHECK_INTERVAL = "1s"
+
+# Keys of what is known about a connection to SQLite.
+_WROTE = "fastapi_prodkit.wrote"  # whether a transaction was open before its latest statement
+_LOST = "fastapi_prodkit.lost"  # whether SQLite has rolled it back
 
 # A transaction after the next runs on another connection of the server, where what was prepared before is not known.
 _POOLERS: Mapping[str | None, Mapping[str, int]] = {
@@ -132,6 +137,7 @@ def _sqlite(url: URL, settings: DatabaseSettings) -> AsyncEngine:
     )
     event.listen(engine.sync_engine, "connect", _enforce_foreign_keys)
     event.listen(engine.sync_engine, "savepoint", _begin_before_savepoint)
+    _notice_lost_transactions(engine)
     return engine
 
 
@@ -159,3 +165,32 @@ def _begin_before_savepoint(connection: Connection, _name: str) -> None:
     driver: Any = connection.connection.driver_connection
     if not driver.in_transaction:
         connection.exec_driver_sql("BEGIN")
+
+
+def _notice_lost_transactions(engine: AsyncEngine) -> None:
+    """Refuse to commit a transaction that SQLite has rolled back by itself, because a statement of it has failed.
+
+    SQLite does so for ON CONFLICT ROLLBACK, RAISE(ROLLBACK), a full disk and the like. What is written afterwards is
+    in another transaction, which SQLite would commit without the first.
+    """
+
+    def in_transaction(connection: Connection) -> bool:
+        driver: Any = connection.connection.driver_connection
+        return bool(driver.in_transaction)
+
+    def before(connection: Connection, *_: object) -> None:
+        connection.info[_WROTE] = in_transaction(connection)
+
+    def failed(context: ExceptionContext) -> None:
+        connection = context.connection
+        if connection is not None and connection.info.get(_WROTE) and not in_transaction(connection):
+            connection.info[_LOST] = True
+
+    def ended(connection: Connection) -> None:
+        if connection.info.pop(_LOST, False):
+            raise PendingRollbackError("COMMIT would not save all: a statement has failed, and SQLite rolled back")
+
+    event.listen(engine.sync_engine, "before_cursor_execute", before)
+    event.listen(engine.sync_engine, "handle_error", failed)
+    event.listen(engine.sync_engine, "commit", ended)
+    event.listen(engine.sync_engine, "rollback", lambda connection: connection.info.pop(_LOST, None))
