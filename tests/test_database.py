@@ -18,7 +18,7 @@ import httpx2
 import pytest
 import trustme
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from postgres import PASSWORD, Server, postgres_or_skip
 
@@ -348,31 +348,6 @@ async def test_cancelled_request_is_rolled_back(database: Database, settings: Da
     assert sent == []
     assert await stored(settings) == []
     assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
-
-
-@pytest.mark.parametrize(("path", "expected"), [("/returned", ["hammer"]), ("/rolled-back", [])])
-async def test_returned_error_commits_unless_rolled_back(
-    database: Database, settings: DatabaseSettings, path: str, expected: list[str]
-) -> None:
-    """A response that a handler returns is not an exception, whatever its status: it has to roll back itself."""
-    app = app_with(database)
-
-    @app.get("/returned")
-    async def returned(session: SessionDep) -> JSONResponse:
-        session.add(Item(name="hammer"))
-        return JSONResponse({}, status_code=409)
-
-    @app.get("/rolled-back")
-    async def rolled_back(session: SessionDep) -> JSONResponse:
-        session.add(Item(name="hammer"))
-        await session.rollback()
-        return JSONResponse({}, status_code=409)
-
-    async with client_of(app) as client:
-        response = await client.get(path)
-
-    assert response.status_code == 409
-    assert await stored(settings) == expected
 
 
 async def test_dependencies_share_the_session(database: Database) -> None:

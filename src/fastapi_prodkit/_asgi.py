@@ -122,10 +122,14 @@ def _template_of(routes: Sequence[BaseRoute], scope: Scope, prefix: str) -> str:
 
 def route_dependencies(scope: Scope) -> Iterator[Any]:
     """Yield what the route that was chosen depends on, in the order in which FastAPI calls it."""
+    yield from _walk_dependencies(getattr(chosen_route(scope), "dependant", None))
+
+
+def chosen_route(scope: Scope) -> Any:
+    """Return the route that was chosen, or what FastAPI keeps of it for each router that includes it; None without."""
     route = scope.get("route")
     context = scope.get("fastapi", {}).get("effective_route_context")
-    chosen = context if context is not None and context.original_route is route else route
-    yield from _walk_dependencies(getattr(chosen, "dependant", None))
+    return context if context is not None and context.original_route is route else route
 
 
 def _walk_dependencies(dependant: Any) -> Iterator[Any]:

@@ -20,6 +20,7 @@ ROUTER_MOUNTS: Final = "fastapi_prodkit"  # a router: the prefixes of its mounts
 APP_TEMPLATES: Final = "_prodkit_templates"  # an app: templates of requests that were refused before; see _asgi
 REGISTRY_INSTRUMENTS: Final = "fastapi_prodkit_instruments"  # a Prometheus registry; see _instruments
 REGISTRY_WORKERS: Final = "fastapi_prodkit_workers"  # a Prometheus registry; see _workers
+ENDPOINT_STATUS: Final = "__prodkit_status__"  # an endpoint that tells the status of what it returns
 ENDPOINT_LIMITS: Final = "__prodkit_limits__"  # an endpoint: how many limits decorate it
 ENDPOINT_NO_DEFAULT_LIMIT: Final = "__prodkit_no_default_limit__"  # an endpoint that the default limit leaves alone
 ENDPOINT_NO_LIMIT: Final = "__prodkit_no_limit__"  # an endpoint that every limit leaves alone

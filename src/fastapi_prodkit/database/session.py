@@ -20,6 +20,7 @@ from fastapi_prodkit.database.failure import classify, is_transient, is_unavaila
 from fastapi_prodkit.database.observation import observe, observe_waits
 from fastapi_prodkit.database.passwords import PasswordProvider
 from fastapi_prodkit.database.probing import probe
+from fastapi_prodkit.database.response_status import expose_response_status
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -173,6 +174,7 @@ async def get_session(connection: HTTPConnection, response: Response) -> AsyncIt
         ProblemError: 503, the database cannot serve; 409 or 422, what the client has sent is refused. A handler of
             the app's own for the error gets the error itself.
     """
+    expose_response_status(connection.scope)
     session = _database(connection).sessionmaker()
     try:
         yield session
@@ -189,6 +191,7 @@ async def get_read_session(connection: HTTPConnection, response: Response) -> As
         ConfigurationError: The app has no database.
         ProblemError: As `get_session` does.
     """
+    expose_response_status(connection.scope)
     session = _database(connection).read_sessionmaker()
     try:
         yield session
