@@ -10,6 +10,9 @@ command time-out, for an answer that PostgreSQL gives only once it has all rows.
 
 PostgreSQL rolls a transaction back whose statement has failed, and says so only in its answer to COMMIT: no error, but
 the tag ROLLBACK, which asyncpg does not read.
+
+asyncpg refuses COMMIT and ROLLBACK while another task runs a statement on the connection. SQLAlchemy then keeps the
+connection until it is collected as garbage, or takes it back into the pool, open and in its transaction.
 """
 
 import asyncio
@@ -26,6 +29,7 @@ __all__ = ["CancellableConnection", "set_patience"]
 # PostgreSQL answers these at once, whatever the tables are like and whoever locks them; not COMMIT, which may check
 # deferred constraints and wait for a replica.
 _ANSWERED_AT_ONCE = ("BEGIN", "ROLLBACK")
+_COMMIT, _END_OF_TRANSACTION = "COMMIT;", ("COMMIT;", "ROLLBACK;")  # in asyncpg's words
 _ABORTED = "COMMIT saved nothing: the transaction was aborted by a statement that had failed"
 
 
@@ -55,13 +59,23 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's
         """Execute a script; SQLAlchemy does so only to begin and end transactions.
 
+        COMMIT and ROLLBACK close a connection that is busy with a statement of another task: the server ends both.
+
         Raises:
             asyncpg.InFailedSQLTransactionError: PostgreSQL has answered COMMIT with ROLLBACK.
         """
         if timeout is None and query.startswith(_ANSWERED_AT_ONCE):
             timeout = self.patience
-        status: str = await super().execute(query, *args, timeout=timeout)
-        if status == "ROLLBACK" and query.startswith("COMMIT"):
+        try:
+            status: str = await super().execute(query, *args, timeout=timeout)
+        except asyncpg.InterfaceError:
+            if self.is_closed() or query not in _END_OF_TRANSACTION:
+                raise
+            await self.close()
+            if query == _COMMIT:
+                raise
+            return "ROLLBACK"
+        if status == "ROLLBACK" and query == _COMMIT:
             raise asyncpg.InFailedSQLTransactionError(_ABORTED)
         return status
 

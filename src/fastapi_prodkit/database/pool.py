@@ -89,8 +89,10 @@ def check_idle_connections(engine: AsyncEngine, patience: float) -> None:
         patience: How long the answer may take, seconds.
     """
 
-    def returned(_connection: Any, record: ConnectionPoolEntry) -> None:
+    def returned(connection: Any, record: ConnectionPoolEntry) -> None:
         record.info[_RETURNED_AT] = time.monotonic()
+        if connection is not None and connection.driver_connection.is_closed():
+            record.invalidate()
 
     def taken(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
         driver = connection.driver_connection

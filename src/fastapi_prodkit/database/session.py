@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 
 from fastapi_prodkit import _extras, _scope
 from fastapi_prodkit.database.client_errors import CLIENT_ERRORS, checked_statuses
+from fastapi_prodkit.database.closing import ClosingSession
 from fastapi_prodkit.database.engine import create_engine
 from fastapi_prodkit.database.failure import classify, is_transient, is_unavailable, raise_problem
 from fastapi_prodkit.database.observation import observe, observe_waits
@@ -84,8 +85,9 @@ class Database:
             observe(replica.sync_engine, settings, pool=pool, registry=registry)
         self.read_engine = replica.execution_options(postgresql_readonly=True)
         observe_waits(self.read_engine.sync_engine, pool=pool, registry=registry)
-        self.sessionmaker = async_sessionmaker(self.engine, expire_on_commit=False, close_resets_only=False)
-        self.read_sessionmaker = async_sessionmaker(self.read_engine, expire_on_commit=False, close_resets_only=False)
+        options: dict[str, Any] = {"class_": ClosingSession, "expire_on_commit": False, "close_resets_only": False}
+        self.sessionmaker = async_sessionmaker(self.engine, **options)
+        self.read_sessionmaker = async_sessionmaker(self.read_engine, **options)
         self._startup_timeout = settings.startup_timeout
 
     @asynccontextmanager

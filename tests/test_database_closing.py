@@ -1,0 +1,213 @@
+"""Connections of sessions on which several tasks work: they come back at once, and not by garbage collection."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from postgres import Server, postgres_or_skip
+
+from fastapi_prodkit.sections import DatabaseSettings
+
+pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+pytest.importorskip("aiosqlite", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+
+import asyncpg  # type: ignore[import-untyped]  # it has no annotations for us
+from sqlalchemy import event, text
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep
+
+SLOW = text("SELECT pg_sleep(30)")
+ONE = text("SELECT 1")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgres_or_skip() as running:
+        yield running
+
+
+@pytest.fixture
+async def database(server: Server) -> AsyncIterator[Database]:
+    database = Database(DatabaseSettings(url=server.url(), ssl="off"))
+    async with database.lifespan(None):
+        yield database
+
+
+@pytest.fixture(autouse=True)
+def without_garbage_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def become_free(database: Database) -> None:
+    """Wait until no connection is checked out: those that were being opened come back when they are open."""
+    async with asyncio.timeout(10):
+        while database.engine.pool.checkedout():  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
+            await asyncio.sleep(0.01)
+
+
+async def together(session: AsyncSession) -> None:
+    """What SQLAlchemy does not allow: the second statement asks for the connection that the first one is obtaining."""
+    await asyncio.gather(session.scalar(ONE), session.scalar(ONE))
+
+
+async def in_a_savepoint(session: AsyncSession) -> None:
+    async with session.begin_nested():
+        await session.execute(ONE)
+
+
+def app_with(database: Database, tasks: list[asyncio.Future[Any]]) -> FastAPI:
+    app = FastAPI()
+    app.state.database = database
+
+    @app.get("/together")
+    async def work_together(session: SessionDep) -> None:
+        await together(session)
+
+    @app.get("/read-together")
+    async def read_together(session: ReadSessionDep) -> None:
+        await together(session)
+
+    @app.get("/left-connecting")
+    async def leave_connecting(session: SessionDep) -> None:
+        tasks.append(asyncio.ensure_future(session.scalar(SLOW)))
+        await asyncio.sleep(0)
+
+    @app.get("/left-running/{end}")
+    async def leave_running(session: SessionDep, end: str) -> None:
+        await session.execute(ONE)
+        tasks.append(asyncio.ensure_future(session.scalar(SLOW)))
+        await asyncio.sleep(0.05)
+        if end == "raise":
+            raise RuntimeError("the handler has failed")
+
+    @app.get("/left-in-a-savepoint")
+    async def leave_in_a_savepoint(session: SessionDep) -> None:
+        await session.execute(ONE)
+        tasks.append(asyncio.ensure_future(in_a_savepoint(session)))
+        await asyncio.sleep(0)
+        raise RuntimeError("the handler has failed")
+
+    @app.get("/one")
+    async def one(session: SessionDep) -> int:
+        return int(await session.scalar(ONE) or 0)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/together",
+        "/read-together",
+        "/left-connecting",
+        "/left-running/raise",
+        "/left-running/return",
+        "/left-in-a-savepoint",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:nested transaction already deassociated:sqlalchemy.exc.SAWarning")
+async def test_connection_comes_back_whatever_runs_on_it(database: Database, path: str) -> None:
+    """As many such requests as the pool has connections are 500s, and leave none open."""
+    tasks: list[asyncio.Future[Any]] = []
+    transport = httpx2.ASGITransport(app_with(database, tasks), raise_app_exceptions=False)
+
+    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client, asyncio.timeout(10):
+        statuses = [answer.status_code for answer in await asyncio.gather(*[client.get(path) for _ in range(10)])]
+        left = await asyncio.gather(*tasks, return_exceptions=True)
+        after = await client.get("/one")
+
+    assert statuses == [500] * 10
+    assert all(isinstance(error, Exception) for error in left)
+    assert after.json() == 1
+    await become_free(database)
+
+
+async def leave_running(session: AsyncSession, tasks: list[asyncio.Future[Any]]) -> None:
+    await session.execute(ONE)
+    tasks.append(asyncio.ensure_future(session.scalar(SLOW)))
+    await asyncio.sleep(0.05)
+    raise RuntimeError("the job has failed")
+
+
+@pytest.mark.parametrize("way", ["session", "read_session", "sessionmaker", "read_sessionmaker"])
+async def test_connection_of_a_job_comes_back(database: Database, way: str) -> None:
+    """Sessions that a job or a script opens give their connection back like those of a request."""
+    tasks: list[asyncio.Future[Any]] = []
+
+    async with asyncio.timeout(10):
+        with pytest.raises(InvalidRequestError, match="concurrent operations are not permitted"):
+            async with getattr(database, way)() as session:
+                await together(session)
+        with pytest.raises(RuntimeError, match="the job has failed"):
+            async with getattr(database, way)() as session:
+                await leave_running(session, tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    await become_free(database)
+
+
+@pytest.mark.parametrize("of_the_driver", [False, True])
+async def test_connection_without_a_session_comes_back(database: Database, of_the_driver: bool) -> None:
+    """So does one of the engine's own, on which a statement of another task runs, of SQLAlchemy's or of asyncpg's."""
+    async with asyncio.timeout(10):
+        with suppress(RuntimeError):
+            async with database.engine.connect() as connection:
+                await connection.execute(ONE)
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                execution = driver.execute("SELECT pg_sleep(30)") if of_the_driver else connection.execute(SLOW)
+                running = asyncio.ensure_future(execution)
+                await asyncio.sleep(0.05)
+                raise RuntimeError
+        await asyncio.gather(running, return_exceptions=True)
+        assert driver.is_closed()
+
+    await become_free(database)
+
+
+async def test_statement_of_another_task_ends_in_the_server(database: Database) -> None:
+    """The statement that was running on the connection is cancelled, and the connection is replaced."""
+    tasks: list[asyncio.Future[Any]] = []
+    closed: list[object] = []
+    event.listen(database.engine.sync_engine, "close", lambda connection, _: closed.append(connection))
+
+    with suppress(RuntimeError):
+        async with database.session() as session:
+            await leave_running(session, tasks)
+    closed_by_then = len(closed)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    async with database.session() as session:
+        running = await session.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)%'"))
+
+    assert closed_by_then == 1
+    assert running == 1  # the statement that asks
+
+
+async def test_connection_to_sqlite_comes_back(tmp_path: Path) -> None:
+    """SQLite runs one statement after another; the connection comes back after the one that is running."""
+    database = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/test.db"))
+
+    async with database.lifespan(None):
+        with pytest.raises(InvalidRequestError, match="concurrent operations are not permitted"):
+            async with database.session() as session:
+                await together(session)
+        await become_free(database)
+
+
+async def test_other_misuse_closes_no_connection(database: Database) -> None:
+    """What asyncpg refuses for another reason than a statement that runs leaves the connection open."""
+    async with database.engine.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        with pytest.raises(asyncpg.InterfaceError, match="expects 1 argument"):
+            await driver.execute("SELECT $1::int", 1, 2)
+
+        assert await connection.scalar(ONE) == 1
