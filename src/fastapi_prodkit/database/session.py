@@ -18,6 +18,7 @@ from fastapi_prodkit.database.client_errors import CLIENT_ERRORS, checked_status
 from fastapi_prodkit.database.closing import ClosingSession
 from fastapi_prodkit.database.engine import create_engine
 from fastapi_prodkit.database.failure import classify, is_transient, is_unavailable, raise_problem
+from fastapi_prodkit.database.joining import JoiningSession, announce_reading, announce_writing
 from fastapi_prodkit.database.observation import observe, observe_waits
 from fastapi_prodkit.database.passwords import PasswordProvider
 from fastapi_prodkit.database.probing import probe
@@ -85,9 +86,12 @@ class Database:
             observe(replica.sync_engine, settings, pool=pool, registry=registry)
         self.read_engine = replica.execution_options(postgresql_readonly=True)
         observe_waits(self.read_engine.sync_engine, pool=pool, registry=registry)
-        options: dict[str, Any] = {"class_": ClosingSession, "expire_on_commit": False, "close_resets_only": False}
-        self.sessionmaker = async_sessionmaker(self.engine, **options)
-        self.read_sessionmaker = async_sessionmaker(self.read_engine, **options)
+        options: dict[str, Any] = {"expire_on_commit": False, "close_resets_only": False}
+        reading = JoiningSession if replica is self.engine else ClosingSession
+        self.sessionmaker = async_sessionmaker(self.engine, class_=ClosingSession, **options)
+        self.read_sessionmaker = async_sessionmaker(
+            self.read_engine, class_=reading, join_transaction_mode="rollback_only", **options
+        )
         self._startup_timeout = settings.startup_timeout
 
     @asynccontextmanager
@@ -179,6 +183,7 @@ async def get_session(connection: HTTPConnection, response: Response) -> AsyncIt
     expose_response_status(connection.scope)
     session = _database(connection).sessionmaker()
     try:
+        await announce_writing(connection.scope, session)
         yield session
         await _end(session, response)
     except BaseException as error:
@@ -195,6 +200,8 @@ async def get_read_session(connection: HTTPConnection, response: Response) -> As
     """
     expose_response_status(connection.scope)
     session = _database(connection).read_sessionmaker()
+    if isinstance(session, JoiningSession):
+        announce_reading(connection.scope, session)
     try:
         yield session
         await _end(session, response)
