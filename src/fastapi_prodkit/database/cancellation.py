@@ -24,6 +24,8 @@ import asyncpg  # type: ignore[import-untyped]  # it has no annotations for us
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from fastapi_prodkit.database.session_state import leaves_state
+
 __all__ = ["CancellableConnection", "set_patience"]
 
 # PostgreSQL answers these at once, whatever the tables are like and whoever locks them; not COMMIT, which may check
@@ -38,9 +40,11 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
 
     Attributes:
         patience: Longest wait for the answer to BEGIN and ROLLBACK and for a close, seconds.
+        has_session_state: Whether a statement that leaves something in the server's session was prepared or executed.
     """
 
     patience = 2.0  # what SQLAlchemy gives a close
+    has_session_state = False
     _closing = False
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
@@ -56,14 +60,20 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
         if not self._closing:
             super().terminate()
 
+    async def prepare(self, query: str, **options: Any) -> Any:
+        """Prepare a statement; SQLAlchemy does so for all but those that begin and end transactions."""
+        self.has_session_state = self.has_session_state or leaves_state(query)
+        return await super().prepare(query, **options)
+
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's
-        """Execute a script; SQLAlchemy does so only to begin and end transactions.
+        """Execute a script; SQLAlchemy does so only to begin and end transactions, a `connect` listener for its own.
 
         COMMIT and ROLLBACK close a connection that is busy with a statement of another task: the server ends both.
 
         Raises:
             asyncpg.InFailedSQLTransactionError: PostgreSQL has answered COMMIT with ROLLBACK.
         """
+        self.has_session_state = self.has_session_state or leaves_state(query)
         if timeout is None and query.startswith(_ANSWERED_AT_ONCE):
             timeout = self.patience
         try:

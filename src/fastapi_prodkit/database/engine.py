@@ -12,6 +12,7 @@ from fastapi_prodkit import _extras
 from fastapi_prodkit.database.cached_statements import retry_outdated_statements
 from fastapi_prodkit.database.passwords import PasswordProvider, password_provider
 from fastapi_prodkit.database.pool import BoundedPool, check_idle_connections
+from fastapi_prodkit.database.session_state import reset_session_state
 from fastapi_prodkit.database.sizing import check_room
 from fastapi_prodkit.database.tls import ssl_context, stricter
 from fastapi_prodkit.database.url import POSTGRESQL, is_in_memory, parameters, parse, read_options, read_seconds
@@ -68,6 +69,7 @@ def _postgresql(url: URL, settings: DatabaseSettings, password: PasswordProvider
     _watch_the_server(engine, settings)
     if settings.pooler is None:  # whose connections are not the server's
         check_room(engine, settings)
+        reset_session_state(engine, settings.pool_timeout / 2)
     return engine
 
 

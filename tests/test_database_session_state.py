@@ -1,0 +1,249 @@
+"""What a statement leaves in the server's session ends with the request that has sent it."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI, HTTPException
+from postgres import Server, postgres_or_skip
+
+from fastapi_prodkit.sections import DatabaseSettings
+
+pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+
+from sqlalchemy import event, func, select, text
+
+from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep
+from fastapi_prodkit.database.session_state import leaves_state
+
+# What one request does, and what the next one must not find.
+STATES = {
+    "set_config": ("SELECT set_config('app.tenant', 'a', false)", "SELECT current_setting('app.tenant', true)", ""),
+    "set": ("SET statement_timeout = 1000", "SHOW statement_timeout", "30s"),
+    "set session": ("SET SESSION TIME ZONE 'Asia/Tokyo'", "SHOW timezone", "UTC"),
+    "set role": ("SET ROLE pg_read_all_data", "SELECT current_role", "postgres"),
+    "set session authorization": ("SET SESSION AUTHORIZATION pg_monitor", "SELECT session_user", "postgres"),
+    "listen": ("LISTEN news", "SELECT count(*)::text FROM pg_listening_channels()", "0"),
+    "advisory lock": (
+        "SELECT pg_advisory_lock(42)",
+        "SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory'",
+        "0",
+    ),
+    "temporary table": (
+        "CREATE TEMP TABLE rows (id int)",
+        "SELECT count(*)::text FROM pg_class WHERE relpersistence = 't'",
+        "0",
+    ),
+    "cursor": (
+        "DECLARE numbers CURSOR WITH HOLD FOR SELECT 1",
+        "SELECT count(*)::text FROM pg_cursors WHERE is_holdable",
+        "0",
+    ),
+}
+BACKEND = text("SELECT pg_backend_pid()")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgres_or_skip() as running:
+        yield running
+
+
+@pytest.fixture
+async def database(server: Server) -> AsyncIterator[Database]:
+    """A database with one connection, so that the next request has the same."""
+    database = Database(database_settings(server))
+    async with database.lifespan(None):
+        yield database
+
+
+def database_settings(server: Server) -> DatabaseSettings:
+    url = f"{server.url()}?options=-c timezone=UTC"
+    return DatabaseSettings(url=url, ssl="off", pool_size=1, max_overflow=0)
+
+
+def app_with(database: Database) -> FastAPI:
+    app = FastAPI()
+    app.state.database = database
+
+    @app.get("/change")
+    async def change(session: SessionDep, statement: str, status: int = 200) -> int:
+        await session.execute(text(statement))
+        if status != 200:
+            raise HTTPException(status)
+        return int(await session.scalar(BACKEND) or 0)
+
+    @app.get("/read")
+    async def read(session: ReadSessionDep, statement: str) -> int:
+        await session.execute(text(statement))
+        return int(await session.scalar(BACKEND) or 0)
+
+    @app.get("/find")
+    async def find(session: SessionDep, statement: str) -> list[Any]:
+        return [await session.scalar(text(statement)), await session.scalar(BACKEND)]
+
+    return app
+
+
+def client_of(app: FastAPI) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test")
+
+
+@pytest.mark.parametrize("name", STATES)
+async def test_next_request_finds_nothing_of_the_last(database: Database, name: str) -> None:
+    """It has the same connection, and the state that this one began with."""
+    change, find, expected = STATES[name]
+
+    async with client_of(app_with(database)) as client:
+        for _ in range(2):  # the second time the statement is prepared already
+            backend = (await client.get("/change", params={"statement": change})).json()
+            found = (await client.get("/find", params={"statement": find})).json()
+
+            assert found == [expected, backend]
+
+
+@pytest.mark.parametrize("path", ["/change?status=409", "/read"])
+async def test_state_ends_with_every_request(database: Database, path: str) -> None:
+    """So it does after a failed request, from which a lock would stay, and after one that only reads."""
+    change, find, expected = STATES["advisory lock"]
+
+    async with client_of(app_with(database)) as client:
+        await client.get(path, params={"statement": change})
+        found = (await client.get("/find", params={"statement": find})).json()
+
+    assert found[0] == expected
+
+
+async def test_connection_without_a_state_is_not_reset(database: Database) -> None:
+    """What is local to the transaction, and every other statement, costs no round trip more."""
+    executed: list[str] = []
+    statements = ("SELECT 1", "SET LOCAL statement_timeout = 1000", "SELECT set_config('app.tenant', 'a', true)")
+
+    async with client_of(app_with(database)) as client:
+        async with database.engine.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            driver.add_query_logger(lambda record: executed.append(record.query))
+        for statement in statements:
+            await client.get("/change", params={"statement": statement})
+        async with database.session() as session:
+            await session.execute(select(func.set_config("app.tenant", "a", True)))
+        quiet = not any("RESET" in query for query in executed)
+        for _ in range(2):  # asyncpg tells its logger a moment later
+            await client.get("/change", params={"statement": STATES["set"][0]})
+
+    assert quiet
+    assert any("RESET ALL" in query for query in executed)
+
+
+@pytest.mark.parametrize("way", ["cursor", "driver"])
+async def test_connection_that_a_listener_has_prepared_is_replaced(database: Database, way: str) -> None:
+    """A reset would undo what the app's own `connect` listener has set; the new connection has it."""
+
+    def connected(connection: Any, _record: object) -> None:
+        if way == "driver":
+            connection.run_async(lambda driver: driver.execute("SET search_path = shop"))
+        else:
+            connection.cursor().execute("SET search_path = shop")
+            connection.commit()
+
+    event.listen(database.engine.sync_engine, "connect", connected)
+    find = "SELECT concat(current_setting('app.tenant', true), current_setting('search_path'))"
+
+    async with client_of(app_with(database)) as client:
+        first = (await client.get("/change", params={"statement": STATES["set_config"][0]})).json()
+        found, second = (await client.get("/find", params={"statement": find})).json()
+
+    assert found == "shop"
+    assert second != first
+
+
+async def test_listener_that_sets_nothing_does_not_cost_a_connection(database: Database) -> None:
+    """An instrumentation that listens is no reason to connect anew."""
+    event.listen(database.engine.sync_engine, "connect", lambda _connection, _record: None)
+
+    async with client_of(app_with(database)) as client:
+        backends = {(await client.get("/change", params={"statement": STATES["set"][0]})).json() for _ in range(3)}
+
+    assert len(backends) == 1
+
+
+async def test_connection_that_cannot_be_reset_is_replaced(database: Database) -> None:
+    """A connection that is lost before the reset fails no request, neither this one nor the next."""
+    async with client_of(app_with(database)) as client:
+        async with database.engine.connect() as connection:
+            await connection.execute(text(STATES["set"][0]))
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            await connection.commit()
+            driver.terminate()
+        found = (await client.get("/find", params={"statement": STATES["set"][1]})).json()
+
+    assert found[0] == "30s"
+
+
+async def test_pooler_resets_by_itself(server: Server) -> None:
+    """Behind a pooler the connection is the pooler's, and is never reset by us."""
+    database = Database(DatabaseSettings(url=server.url(), ssl="off", pool_size=1, max_overflow=0, pooler="pgbouncer"))
+
+    async with database.lifespan(None), client_of(app_with(database)) as client:
+        await client.get("/change", params={"statement": STATES["set_config"][0]})
+        found = (await client.get("/find", params={"statement": STATES["set_config"][1]})).json()
+
+    assert found[0] == "a"
+
+
+LASTING = [
+    "SET search_path TO a",
+    " set search_path = a",
+    "/* why */ SET x.y = 1",
+    "-- why\nSET x.y = 1",
+    "RESET ALL",
+    "SELECT set_config('a.b', 'c', false)",
+    "SELECT set_config($1, $2, $3)",
+    "SELECT set_config('a.b', current_setting('c'), false), set_config('d.e', 'f', true)",
+    "SELECT set_config('a.b', coalesce(nullif(x, ''), 'y'), true)",
+    "SELECT pg_try_advisory_lock(1), 2",
+    "SELECT pg_advisory_lock_shared (1)",
+    "CREATE TEMPORARY TABLE a (b int)",
+    "CREATE LOCAL TEMP TABLE a (b int)",
+    "CREATE OR REPLACE TEMP VIEW a AS SELECT 1",
+    "CREATE TABLE pg_temp.a (b int)",
+    "SELECT 1 INTO TEMP a",
+    "LISTEN a",
+    "LOAD 'auto_explain'",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+]
+LOCAL = [
+    "SELECT 1",
+    "UPDATE a SET b = 1",
+    "SET LOCAL search_path TO a",
+    "SET TRANSACTION READ ONLY",
+    "SET CONSTRAINTS ALL DEFERRED",
+    "SELECT set_config('a.b', 'c', TRUE)",
+    "SELECT set_config('a.b', current_setting('c'), true)",
+    "SELECT pg_advisory_xact_lock(1)",
+    "SELECT pg_advisory_unlock(1)",
+    "SELECT 'listen', temp, settings FROM sets",
+    "INSERT INTO temperatures VALUES (1)",
+    "CREATE TABLE templates (a int)",
+    "NOTIFY a, 'b'",
+    "INSERT INTO a VALUES " + "(1), " * 1000 + "(pg_advisory_lock(1))",
+]
+
+
+@pytest.mark.parametrize(("statements", "expected"), [(LASTING, True), (LOCAL, False)])
+def test_text_tells_what_lasts(statements: list[str], expected: bool) -> None:
+    """Statements that outlive their transaction are told from those that do not."""
+    assert [statement for statement in statements if leaves_state(statement) is not expected] == []
+
+
+def test_parameters_tell_whether_a_setting_lasts() -> None:
+    """`set_config` with a placeholder is local if the value is true, in each execution."""
+    statement = "SELECT set_config($1::VARCHAR, $2::VARCHAR, $3::BOOLEAN)"
+
+    assert not leaves_state(statement, ("a", "b", True))
+    assert not leaves_state(statement, [("a", "b", True), ("c", "d", True)])
+    assert leaves_state(statement, ("a", "b", False))
+    assert leaves_state(statement, [("a", "b", True), ("c", "d", False)])
+    assert leaves_state(statement, ("a", "b"))
