@@ -73,9 +73,10 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
         Raises:
             asyncpg.InFailedSQLTransactionError: PostgreSQL has answered COMMIT with ROLLBACK.
         """
-        self.has_session_state = self.has_session_state or leaves_state(query)
-        if timeout is None and query.startswith(_ANSWERED_AT_ONCE):
-            timeout = self.patience
+        if query.startswith(_ANSWERED_AT_ONCE):
+            timeout = self.patience if timeout is None else timeout
+        elif query != _COMMIT:
+            self.has_session_state = self.has_session_state or leaves_state(query)
         try:
             status: str = await super().execute(query, *args, timeout=timeout)
         except asyncpg.InterfaceError:
