@@ -61,7 +61,8 @@ async def database(server: Server) -> AsyncIterator[Database]:
 
 def database_settings(server: Server) -> DatabaseSettings:
     url = f"{server.url()}?options=-c timezone=UTC"
-    return DatabaseSettings(url=url, ssl="off", pool_size=1, max_overflow=0)
+    # The time-outs are for a busy machine, on which a connection would be replaced.
+    return DatabaseSettings(url=url, ssl="off", pool_size=1, max_overflow=0, pool_timeout=30, connect_timeout=30)
 
 
 def app_with(database: Database) -> FastAPI:
@@ -184,7 +185,8 @@ async def test_connection_that_cannot_be_reset_is_replaced(database: Database) -
 
 async def test_pooler_resets_by_itself(server: Server) -> None:
     """Behind a pooler the connection is the pooler's, and is never reset by us."""
-    database = Database(DatabaseSettings(url=server.url(), ssl="off", pool_size=1, max_overflow=0, pooler="pgbouncer"))
+    one = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 30}
+    database = Database(DatabaseSettings(url=server.url(), ssl="off", pooler="pgbouncer", **one))
 
     async with database.lifespan(None), client_of(app_with(database)) as client:
         await client.get("/change", params={"statement": STATES["set_config"][0]})
