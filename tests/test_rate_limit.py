@@ -926,6 +926,34 @@ def test_cost(cost):
     assert "r=1" in responses[1].headers["ratelimit"]
 
 
+@pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
+@pytest.mark.parametrize("cost", ["-1000", "0"])
+def test_cost_never_gives_quota_back(strategy, cost):
+    """A cost that a client has made negative counts as zero; one beyond all numbers is refused."""
+    app = limited(RateLimit("3/minute", cost=lambda connection: int(connection.headers["x-cost"])))
+    app.state.rate_limit = MemoryStore(strategy)
+    client = TestClient(app)
+
+    statuses = [client.get("/", headers={"x-cost": each}).status_code for each in (cost, "2", cost, str(10**30), "2")]
+
+    assert statuses == [200, 200, 200, 429, 429]
+
+
+@pytest.mark.parametrize(("cost", "said"), [(-1, "use 0 or more"), (1.5, "type float"), ("1", "type str")])
+def test_cost_that_cannot_be_counted_is_refused_at_the_start(cost, said):
+    """A negative one would give quota back, and one that is no integer cannot be counted in every store."""
+    with pytest.raises(ConfigurationError, match=said):
+        RateLimit("3/minute", cost=cost)
+
+
+def test_cost_of_a_function_has_to_be_an_integer():
+    """The error says what it is."""
+    client = TestClient(limited(RateLimit("3/minute", cost=lambda connection: 0.5)))
+
+    with pytest.raises(ConfigurationError, match="type float: it has to be an integer"):
+        client.get("/")
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

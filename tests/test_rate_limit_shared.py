@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import socket
+import ssl
 import statistics
 import threading
 import time
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import httpx2 as httpx
 import pytest
@@ -25,6 +27,7 @@ from fastapi_prodkit import _extras, create_app
 from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError, ProblemError
 from fastapi_prodkit.rate_limit import RateLimit, RateLimitMiddleware, SharedStore
 from fastapi_prodkit.rate_limit.limits import Limit, refused
+from fastapi_prodkit.rate_limit.remote import reason_about_key
 from fastapi_prodkit.rate_limit.time_limit import TimeLimit
 from fastapi_prodkit.sections import RateLimitSettings
 from fastapi_prodkit.settings import Settings
@@ -285,7 +288,7 @@ async def test_a_turn_that_comes_too_late(url):
     turns = store._remote().turns = asyncio.Semaphore(0)
     waiting = asyncio.create_task(store.hit([Limit("default", 5, 60)], "a"))
     await asyncio.sleep(0)
-    store._outage.begin(TimeoutError())
+    store._outage.report(TimeoutError())
 
     turns.release()
 
@@ -337,6 +340,205 @@ async def test_outage(server, url, policy, statuses, fault, caplog):
         pass
 
 
+async def test_a_store_is_asked_without_requests(server, url):
+    """Two seconds after its return the next request is counted in the store, although none has come meanwhile."""
+    store = store_of(url, on_storage_error="allow", storage_timeout=0.5)
+    limit = Limit("default", 5, 3600)
+    server.kill()
+    missed = await store.hit([limit], "a")
+    server.start()
+    await asyncio.sleep(2)
+
+    quotas = await store.hit([limit], "a")
+
+    assert missed == []
+    assert [left for _, left, _ in quotas] == [4]  # asking has counted nothing
+    async with store.lifespan(None):
+        pass
+
+
+def test_an_outage_outlives_its_event_loop(server, url):
+    """The task that asks ends with its loop; the next request, in another loop, has another one ask."""
+    store = store_of(url, on_storage_error="allow")
+    limit = Limit("default", 5, 3600)
+
+    async def hit():
+        await store.hit([limit], "a")
+        return store._outage._question
+
+    async def hit_until_back():
+        async with store.lifespan(None):
+            await asyncio.wait_for(await hit(), 10)
+
+    server.kill()
+    first = asyncio.run(hit())
+    server.start()
+    asyncio.run(hit_until_back())
+
+    assert first.cancelled()
+    assert not store._outage.on
+
+
+# Answers about one key
+
+
+def spoil(server, value):
+    """Put another value in the place of each key."""
+    keys = commands(server.port, "KEYS LIMITS*").splitlines()[2::2]
+    assert keys
+    for key in keys:
+        commands(server.port, f"DEL {key}", f"{value[0]} {key} {value[1]}")
+
+
+KINDS = {"fixed-window": ("HSET", "field 1"), "sliding-window": ("HSET", "field 1"), "moving-window": ("SET", "1")}
+
+
+@pytest.mark.parametrize("strategy", KINDS)
+@pytest.mark.parametrize(("policy", "left"), [("memory", 2), ("allow", None)])
+async def test_a_key_of_another_type_is_no_outage(server, url, strategy, policy, left, caplog):
+    """The requests of its client are decided without the store, all others with it; one line a minute says so."""
+    registry = CollectorRegistry()
+    store = store_of(url, registry, strategy=strategy, on_storage_error=policy)
+    limit = Limit("default", 3, 3600)
+    await store.hit([limit], "a")
+    spoil(server, KINDS[strategy])
+
+    spoiled = [await store.hit([limit], "a") for _ in range(2)]
+    other = await store.hit([limit], "b")
+
+    assert [quota[1] for quota in spoiled[0]] == ([] if left is None else [left])
+    assert other[0][1] == 2
+    assert registry.get_sample_value("rate_limit_storage_up") == 1
+    assert registry.get_sample_value("rate_limit_storage_missed_total", {"policy": policy}) == 2
+    assert [record.message for record in caplog.records] == [
+        f"the rate limit's store cannot count a key (WRONGTYPE); for its requests: {policy}"
+    ]
+    async with store.lifespan(None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("strategy", "value"),
+    [
+        ("fixed-window", ("SET", "text")),
+        ("fixed-window", ("SET", "1.5")),
+        ("fixed-window", ("SET", "9223372036854775807")),  # it cannot grow
+        ("moving-window", ("RPUSH", "a b c")),
+    ],
+)
+async def test_a_value_that_cannot_be_counted_with_is_no_outage(server, url, strategy, value):
+    """It is as one of another type."""
+    store, limit = store_of(url, strategy=strategy, on_storage_error="allow"), Limit("default", 3, 3600)
+    await store.hit([limit], "a")
+    spoil(server, value)
+
+    assert await store.hit([limit], "a") == []
+    assert not store._outage.on
+    assert [left for _, left, _ in await store.hit([limit], "b")] == [2]
+    async with store.lifespan(None):
+        pass
+
+
+async def test_a_value_that_the_client_cannot_read_is_no_outage(server, url):
+    """The last window of a sliding one is read by `limits`, after the script has let the request pass."""
+    store, limit = store_of(url, strategy="sliding-window", on_storage_error="allow"), Limit("default", 3, 3600)
+    await store.hit([limit], "a")
+    key = commands(server.port, "KEYS LIMITS*").splitlines()[2]
+    commands(server.port, f"SET {key}/-1 text PX 3600000")
+
+    assert await store.hit([limit], "a") == []
+    assert not store._outage.on
+    async with store.lifespan(None):
+        pass
+
+
+FAILURES = {
+    "OutOfMemoryError": ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+    "ReadOnlyError": ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+    "NoPermissionError": ("ACL SETUSER default -@scripting", "ACL SETUSER default +@all"),
+}
+
+
+@pytest.mark.parametrize("strategy", KINDS)
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_a_store_that_answers_and_cannot_count_is_an_outage(server, url, strategy, failure, caplog):
+    """A ping that it answers does not end it; when it can count again, it is back."""
+    caplog.set_level("INFO", "fastapi_prodkit.rate_limit")
+    store, limit = store_of(url, strategy=strategy, on_storage_error="allow"), Limit("default", 3, 3600)
+    await store.hit([limit], "a")
+    break_it, mend_it = FAILURES[failure]
+    commands(server.port, break_it)
+
+    assert await store.hit([limit], "a") == []
+    await store._outage._ask(partial(store._remote().answers, [limit], "a"))
+    assert store._outage.on
+    assert f"({failure})" in caplog.text
+
+    commands(server.port, mend_it)
+    await store._outage._ask(partial(store._remote().answers, [limit], "a"))
+    assert not store._outage.on
+    assert [left for _, left, _ in await store.hit([limit], "a")] == [1]
+    async with store.lifespan(None):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "OOM command not allowed when used memory > 'maxmemory'.",
+        "READONLY You can't write against a read only replica.",
+        "LOADING Redis is loading the dataset in memory",
+        "NOAUTH Authentication required.",
+        "MOVED 3999 127.0.0.1:6381",
+        "CLUSTERDOWN The cluster is down",
+        "MISCONF Redis is configured to save RDB snapshots",
+        "BUSY Redis is busy running a script",
+    ],
+)
+def test_what_redis_says_of_itself(error):
+    """None of it is about one key."""
+    from redis._parsers.base import BaseParser
+
+    assert reason_about_key(BaseParser.parse_error(error)) is None
+
+
+def test_errors_of_the_network_are_not_about_a_key():
+    """A certificate that is refused is a ValueError as well."""
+    assert reason_about_key(ssl.SSLCertVerificationError()) is None
+    assert reason_about_key(TimeoutError()) is None
+
+
+async def test_a_key_of_another_type_ends_an_outage(server, url):
+    """A store that answers for the key that it is asked for is back."""
+    store, limit = store_of(url), Limit("default", 3, 3600)
+    await store.hit([limit], "a")
+    spoil(server, ("HSET", "field 1"))
+    store._outage.report(TimeoutError())
+
+    await store._outage._ask(partial(store._remote().answers, [limit], "a"))
+
+    assert not store._outage.on
+    async with store.lifespan(None):
+        pass
+
+
+# Costs
+
+
+@pytest.mark.parametrize("strategy", KINDS)
+async def test_a_cost_beyond_all_numbers_is_refused(url, strategy):
+    """It counts for nothing, and the store is not thought to fail."""
+    store, limit = store_of(url, strategy=strategy), Limit("default", 3, 3600)
+
+    refusals = [refused(await store.hit([limit], "a", cost)) for cost in (4, 2**31, 2**63, 10**30)]
+
+    assert refusals == [True] * 4
+    assert not store._outage.on
+    assert [left for _, left, _ in await store.hit([limit], "a", 3)] == [0]
+    async with store.lifespan(None):
+        pass
+
+
 async def test_a_denial_says_when_to_come_back(url, server):
     """It is a 503 problem with Retry-After, from the middleware and from a dependency."""
     store = failing("deny", CollectorRegistry(), "redis://127.0.0.1:1/0")
@@ -361,16 +563,16 @@ async def test_a_store_that_is_slow_again_at_the_question_stays_out(server, url)
     """Back is a store that answers in time."""
     registry = CollectorRegistry()
     store = failing("allow", registry, url)
-    store._outage.begin(TimeoutError())
+    ask = partial(store._remote().answers, [Limit("default", 1, 60)], "a")
+    store._outage.report(TimeoutError())
     server.pause()
     try:
-        await store._outage._ask(store._remote().storage)
+        await store._outage._ask(ask)
     finally:
         server.resume()
     still = registry.get_sample_value("rate_limit_storage_up")
 
-    await store._outage._ask(store._remote().storage)
-    await store._outage._ask(store._remote().storage)
+    await store._outage._ask(ask)
 
     assert still == 0
     assert registry.get_sample_value("rate_limit_storage_up") == 1
@@ -396,13 +598,12 @@ class Plain(Storage):
 
     STORAGE_SCHEME = ["async+plain"]  # noqa: RUF012 - how `limits` finds it
 
-    base_exceptions = ValueError
+    base_exceptions = LookupError
 
     async def incr(self, key, expiry, amount=1):
-        raise ValueError(key)
+        raise LookupError(key)
 
-    async def check(self):
-        raise ValueError
+    async def check(self): ...
 
     async def get(self, key): ...
 
@@ -425,11 +626,12 @@ async def test_a_store_that_raises_anything(caplog):
     store = store_of("plain://", on_storage_error="allow")
 
     quotas = await store.hit([Limit("default", 1, 60)], "a")
-    await store._outage._ask(store._remote().storage)
+    await store._outage._ask(partial(store._remote().answers, [], "a"))
 
     assert quotas == []
-    assert store._outage.is_on(None)
-    assert "(ValueError)" in caplog.text
+    assert store._outage.on
+    assert "(LookupError)" in caplog.text
+    store._outage.stop()
 
 
 class Distant(Plain):
@@ -439,18 +641,18 @@ class Distant(Plain):
 
     connected = False
 
-    async def check(self):
+    async def incr(self, key, expiry, amount=1):
         await asyncio.sleep(0 if self.connected else 0.1)
         self.connected = True
-        return True
+        return amount
 
 
 async def test_a_store_is_back_although_connecting_takes_longer_than_an_operation():
     """What no request waits for may take longer."""
     store = store_of("distant://", storage_timeout=0.05)
-    store._outage.begin(TimeoutError())
+    store._outage.report(TimeoutError())
 
-    await store._outage._ask(store._remote().storage)
+    await store._outage._ask(partial(store._remote().answers, [], "a"))
 
     assert not store._outage.on
 
@@ -459,9 +661,7 @@ async def test_a_question_ends_with_the_app(url, server):
     """No task is left behind at shutdown."""
     store = failing("allow", CollectorRegistry(), url)
     async with store.lifespan(None):
-        await store.hit([Limit("default", 1, 60)], "a")
-        store._outage.begin(TimeoutError())
-        store._outage._ask_at = 0
+        store._outage.report(TimeoutError())
         await store.hit([Limit("default", 1, 60)], "a")
         question = store._outage._question
     await asyncio.sleep(0)

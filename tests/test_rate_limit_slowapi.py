@@ -231,6 +231,10 @@ def test_arguments_of_the_decorator():
     @limiter.limit("5/minute", cost=lambda request: 3)
     async def cost(request: Request): ...
 
+    @app.get("/client-cost")
+    @limiter.limit("5/minute", cost=lambda request: int(request.headers["x-cost"]))
+    async def client_cost(request: Request): ...
+
     @app.get("/key")
     @limiter.limit("1/minute", key_func=lambda: "everybody")
     async def key(request: Request): ...
@@ -259,10 +263,21 @@ def test_arguments_of_the_decorator():
     assert [client.get("/called").json() for _ in range(2)][1]["detail"] == "called"
     assert statuses(*["/exempt"] * 2, **{"x-staff": "yes"}) + statuses(*["/exempt"] * 2) == [200, 200, 200, 429]
     assert statuses(*["/cost"] * 2) == [200, 429]
+    for cost, status in (("-100", 200), ("5", 200), ("-100", 200), ("1", 429), (str(2**63), 429)):
+        assert statuses("/client-cost", **{"x-cost": cost}) == [status]
     assert statuses(*["/key"] * 2) == [200, 429]
     assert statuses(*["/no-key"] * 3) == [200, 200, 200]
     assert statuses(*["/dynamic"] * 3, **{"x-plan": "big"}) == [200, 200, 429]
     assert statuses(*["/several"] * 2) == [200, 429]
+
+
+@pytest.mark.parametrize("decorator", [Limiter.limit, functools.partial(Limiter.shared_limit, scope="all")])
+def test_a_negative_cost_is_refused(decorator):
+    """It would give quota back with each request."""
+    with pytest.raises(ConfigurationError, match="use 0 or more"):
+
+        @decorator(Limiter(), "5/minute", cost=-1)
+        async def endpoint(request: Request): ...
 
 
 def test_shared_limit():

@@ -16,7 +16,7 @@ from fastapi_prodkit import _scope
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.rate_limit.endpoints import is_limited, limited_elsewhere
 from fastapi_prodkit.rate_limit.keys import bounded
-from fastapi_prodkit.rate_limit.limits import Limit, note, parse_limits
+from fastapi_prodkit.rate_limit.limits import Limit, checked_cost, cost_of, note, parse_limits
 
 __all__ = ["Claim", "Rule", "decorate"]
 
@@ -49,7 +49,7 @@ class Rule:
         known: The limits there are, by id.
 
     Raises:
-        ConfigurationError: The limit cannot be read.
+        ConfigurationError: The limit cannot be read, or its cost is negative or no integer.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Rule:
         self._key_takes = _takes_request(options["key_func"])
         self._exempt_when = options.get("exempt_when")
         self._exempt_takes = self._exempt_when is not None and len(inspect.signature(self._exempt_when).parameters) == 1
+        self._cost = checked_cost(options.get("cost", 1))
         self._methods = {method.upper() for method in options["methods"]} if options.get("methods") else None
         self.count = before + (1 if callable(value) else len(self._limits(value, home)))
 
@@ -88,8 +89,8 @@ class Rule:
             return None
         text = self._value if isinstance(self._value, str) else self._value(*[key] * self._by_key)
         home = f"{self.home}:{method}" if self.options.get("per_method") else self.home
-        cost = self.options.get("cost", 1)
-        return Claim(self._limits(text, home), bounded(key), cost(connection) if callable(cost) else cost, text)
+        cost = cost_of(self._cost(connection)) if callable(self._cost) else self._cost
+        return Claim(self._limits(text, home), bounded(key), cost, text)
 
     def message(self) -> str | None:
         """Return what the decorator says to who is refused."""

@@ -14,7 +14,7 @@ from fastapi_prodkit import _scope
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.rate_limit.keys import Key, bounded, by_address
-from fastapi_prodkit.rate_limit.limits import Store, note, parse_limits, refusal, refused
+from fastapi_prodkit.rate_limit.limits import Store, checked_cost, cost_of, note, parse_limits, refusal, refused
 from fastapi_prodkit.rate_limit.memory import MemoryStore
 
 __all__ = ["RateLimit"]
@@ -35,11 +35,12 @@ class RateLimit:
         key: Whose requests are counted together: a function of the connection, async or not, that returns a text,
             bytes, an integer or a UUID, or None for a request that is not limited. By address unless given; see
             `by_header`.
-        cost: What a request counts for; or a function of the connection that says so.
+        cost: What a request counts for, 0 or more; or a function of the connection that says so, whose negative
+            results count as zero. A request that costs more than the limit is refused.
 
     Raises:
-        ConfigurationError: The limit cannot be read, or the name cannot stand in a header; or, on a request, the key
-            function returns something else.
+        ConfigurationError: The limit cannot be read, the name cannot stand in a header, or the cost is negative; or,
+            on a request, the key function or the cost function returns something else.
     """
 
     statuses = (429,)  # what the schema shows on routes that depend on it
@@ -56,7 +57,7 @@ class RateLimit:
             raise ConfigurationError(f"the name {name!r} cannot stand in a header: use letters, digits and any of _.:-")
         self._limits = parse_limits(limit, name=name, home=_home())
         self._key = key
-        self._cost = cost
+        self._cost = checked_cost(cost)
         self._store = MemoryStore()
 
     async def __call__(self, connection: HTTPConnection, response: Response) -> None:
@@ -66,7 +67,7 @@ class RateLimit:
             key = await key
         if key is None:
             return
-        cost = self._cost if isinstance(self._cost, int) else self._cost(connection)
+        cost = cost_of(self._cost(connection)) if callable(self._cost) else self._cost
         scope = connection.scope
         quotas = await (installed_store(scope) or self._store).hit(self._limits, bounded(key), cost)
         headers = note(scope, quotas)

@@ -3,9 +3,10 @@
 The headers are those of draft-ietf-httpapi-ratelimit-headers-10, sent with every response to a request that counts.
 """
 
+import operator
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from starlette.types import Scope
@@ -15,8 +16,9 @@ from fastapi_prodkit._context import Reason
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 
-__all__ = ["Limit", "Quota", "Store", "note", "parse_limits", "refusal"]
+__all__ = ["Limit", "Quota", "Store", "checked_cost", "cost_of", "note", "parse_limits", "refusal"]
 
+_Cost = TypeVar("_Cost")
 _QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
@@ -78,6 +80,31 @@ def parse_limits(text: str, *, name: str, home: str = "default") -> list[Limit]:
         ) from None
     names = [name, *(f"{name}-{number}" for number in range(2, len(items) + 1))]
     return [Limit(each, item.amount, item.get_expiry(), home=home) for each, item in zip(names, items, strict=True)]
+
+
+def checked_cost(cost: _Cost) -> _Cost:
+    """Return a cost as it was given: an integer that is not negative, or a function that returns one.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    if not callable(cost) and cost_of(cost) != cost:
+        raise ConfigurationError(f"the cost of a rate limit is {cost}, which would give quota back: use 0 or more")
+    return cost
+
+
+def cost_of(value: Any) -> int:
+    """Return what a request counts for; a negative cost, which would give quota back, counts as zero.
+
+    Raises:
+        ConfigurationError: The value is not an integer.
+    """
+    try:
+        return max(0, operator.index(value))
+    except TypeError:
+        raise ConfigurationError(
+            f"the cost of a rate limit is of type {type(value).__name__}: it has to be an integer"
+        ) from None
 
 
 def refused(quotas: Sequence[Quota]) -> bool:

@@ -1,15 +1,17 @@
-"""What happens while a store fails: it is left alone, and asked now and then whether it is back.
+"""What happens while a store fails: it is left alone, and asked once a second whether it is back.
 
 A store that refuses, stays silent or is slow costs the requests that find out its time-out, and the later ones
-nothing: who asks whether it is back is a task of its own.
+nothing: a task of its own asks whether the store is back, whether requests come or not.
 """
 
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
 
 from fastapi_prodkit._instruments import instrument
+from fastapi_prodkit.rate_limit.remote import reason_about_key
 from fastapi_prodkit.rate_limit.time_limit import TimeLimit
 
 if TYPE_CHECKING:
@@ -19,7 +21,10 @@ __all__ = ["Outage"]
 
 _logger = logging.getLogger("fastapi_prodkit.rate_limit")
 
-INTERVAL = 1.0  # seconds between two questions
+INTERVAL: Final = 1.0  # seconds from one question to the next
+_BETWEEN_LINES: Final = 60.0  # seconds between two log lines about keys that the store cannot count
+
+Ask = Callable[[], Awaitable[None]]
 
 
 class Outage:
@@ -56,25 +61,29 @@ class Outage:
         ).labels(policy)
         self.on = False
         self._ask_at = 0.0
+        self._told_of_key_at = -_BETWEEN_LINES
         self._question: asyncio.Task[None] | None = None
 
-    def begin(self, error: Exception) -> None:
-        """Take note that the store has failed."""
-        if not self.on:
+    def report(self, error: Exception) -> None:
+        """Take note of an error: an outage begins, unless the store has answered and the error is about one key."""
+        reason = reason_about_key(error)
+        if reason is not None:
+            self._tell_of_key(reason)
+        elif not self.on:
             self.on = True
             self._ask_at = time.monotonic() + INTERVAL
             self._up.set(0)
             reason = str(error) if isinstance(error, OSError) and error.errno else type(error).__name__
             _logger.warning("the rate limit's store fails (%s); until it is back: %s", reason, self._policy)
 
-    def is_on(self, storage: Any) -> bool:
-        """Say whether the store is to be left alone; have it asked if it is time to."""
-        if not self.on:
-            return False
-        if time.monotonic() >= self._ask_at:
-            self._ask_at = time.monotonic() + INTERVAL
-            self._question = asyncio.create_task(self._ask(storage))
-        return True
+    def ask_until_back(self, ask: Ask) -> None:
+        """Have the store asked once a second, in a task of this event loop unless that of another asks already.
+
+        Args:
+            ask: Asks the store, and raises if it fails.
+        """
+        if self.on and (self._question is None or self._question.done()):  # it ends with its event loop
+            self._question = asyncio.create_task(self._ask_until_back(ask))
 
     def decided(self) -> None:
         """Count a request that was decided upon without the store."""
@@ -86,16 +95,31 @@ class Outage:
             self._question.cancel()
             self._question = None
 
-    async def _ask(self, storage: Any) -> None:
+    async def _ask_until_back(self, ask: Ask) -> None:
+        while self.on:
+            await asyncio.sleep(self._ask_at - time.monotonic())
+            self._ask_at = time.monotonic() + INTERVAL
+            await self._ask(ask)
+
+    async def _ask(self, ask: Ask) -> None:
         try:
             # It may have to connect first, which takes several round trips, and no request waits for it.
             with TimeLimit(INTERVAL):
-                answered = await storage.check()
+                await ask()
             with TimeLimit(self._timeout):
-                answered = answered and await storage.check()
-        except Exception:  # noqa: BLE001 - whatever it is, the store is not back
-            return
-        if answered and self.on:
-            self.on = False
-            self._up.set(1)
-            _logger.info("the rate limit's store is back")
+                await ask()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the store is not back unless it answers about a key
+            if reason_about_key(error) is None:
+                return
+        self.on = False
+        self._up.set(1)
+        _logger.info("the rate limit's store is back")
+
+    def _tell_of_key(self, reason: str) -> None:
+        """Log why a request was decided without the store, at most once a minute: others of its key will follow."""
+        now = time.monotonic()
+        if now >= self._told_of_key_at + _BETWEEN_LINES:
+            self._told_of_key_at = now
+            _logger.warning(
+                "the rate limit's store cannot count a key (%s); for its requests: %s", reason, self._policy
+            )

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote, unquote, urlsplit
@@ -16,7 +16,7 @@ from fastapi_prodkit.rate_limit.time_limit import TimeLimit
 if TYPE_CHECKING:
     from limits.aio.storage import Storage
 
-__all__ = ["Remote"]
+__all__ = ["Remote", "reason_about_key"]
 
 # Operations at a time, and so connections, of one worker. One connection of a client waits for its answer: 16 of them
 # ask a store half a millisecond away 30 000 times a second, which is more than a Python process can.
@@ -24,6 +24,11 @@ _OPERATIONS: Final = 16
 _CLUSTER_TLS: Final = re.compile(r"^(redis|valkey)s(?=\+cluster:)")  # `limits` has no name for it
 _SCHEME: Final = re.compile(
     r"(?:(?:redis|valkey)(?:s|\+unix|s?\+cluster|\+sentinel)?|memcached|mongodb(?:\+srv)?|memory)://"
+)
+_PROBE: Final = Limit("probe", 1_000, 1, home="outage")
+# How Redis, Valkey and Memcached say that the value of a key cannot be counted with.
+_ABOUT_KEY: Final = re.compile(
+    "WRONGTYPE|not an integer|not a valid float|would overflow|non-numeric|attempt to compare"
 )
 _SUPPORT: Final = {"moving-window": "acquire_entry", "sliding-window": "acquire_sliding_window_entry"}
 
@@ -67,9 +72,21 @@ class Remote:
                 with suppress(Exception), TimeLimit(1):
                     await client.aclose()
 
+    async def answers(self, limits: Sequence[Limit], key: str) -> None:
+        """Return if the store counts, which more commands may fail to do than to answer.
+
+        Raises:
+            Exception: Whatever the client raises.
+        """
+        await self.count(_PROBE, key, 1)
+        for limit in limits:  # of a cluster another server may have their keys
+            await self.count(limit, key, 0)
+
     async def _fixed(self, limit: Limit, key: str, cost: int) -> Quota:
         # The window's number is part of the key: so its end is known, and need not be asked for.
         number, elapsed = divmod(self._clock(), limit.seconds)
+        if cost > limit.amount:  # refused whatever was counted before, and too large for some stores
+            return limit, -1, limit.seconds - int(elapsed)
         used = await self.storage.incr(f"{self._prefix}/{limit.id}/{key}/{int(number)}", limit.seconds, amount=cost)
         return limit, limit.amount - used, limit.seconds - int(elapsed)
 
@@ -80,6 +97,17 @@ class Remote:
         admitted = await self._limiter.hit(item, limit.id, key, cost=cost)
         reset, remaining = await self._limiter.get_window_stats(item, limit.id, key)
         return limit, remaining if admitted else -1, max(1, int(reset - self._clock()) + 1)
+
+
+def reason_about_key(error: Exception) -> str | None:
+    """Return what is wrong if a store has answered, and its error is about one key; None if the store has failed.
+
+    A store that is full, read-only, loading, closed to this user or in charge of other keys has failed.
+    """
+    if isinstance(error, ValueError | TypeError | OverflowError) and not isinstance(error, OSError):
+        return type(error).__name__  # of the client, which could not read the value of the key
+    found = _ABOUT_KEY.search(str(error))
+    return found and found[0]
 
 
 def _limiter(storage: Any, strategy: Strategy) -> Any:

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -79,16 +80,17 @@ class SharedStore:
             ProblemError: 503, if the store fails and the policy is to deny.
         """
         remote = self._remote()
-        if self._outage.is_on(remote.storage):
-            return self._without(limits, key, cost)
         try:
+            if self._outage.on:
+                raise _NotAskedError
             if len(limits) == 1:
                 return [await self._count(remote, limits[0], key, cost)]
             return list(await asyncio.gather(*[self._count(remote, limit, key, cost) for limit in limits]))
         except _NotAskedError:
             pass
         except Exception as error:  # noqa: BLE001 - each store's client has errors of its own; the policy answers to all
-            self._outage.begin(error)
+            self._outage.report(error)
+        self._outage.ask_until_back(partial(remote.answers, limits, key))
         return self._without(limits, key, cost)
 
     @asynccontextmanager
