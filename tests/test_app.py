@@ -74,7 +74,7 @@ def _settings_of(sections: str, _environment: tuple[tuple[str, str], ...]) -> Se
         "environment": "prod",
         "hosts": {"allowed": ["testserver"]},
         "cors": {"origins": [ORIGIN]},
-        "metrics": {"token": "a-metrics-token"},
+        "metrics": {"token": "a-token-of-metrics"},
         "rate_limit": {"default": "100000/minute"},
     }
     return Settings(**{**defaults, **json.loads(sections)})
@@ -458,7 +458,7 @@ def test_probes_and_metrics_are_neither_logged_nor_measured(capsys):
     with TestClient(service()) as client:
         capsys.readouterr()
         for path in ("/health", "/ready", "/metrics"):
-            response = client.get(path, headers={"Authorization": "Bearer a-metrics-token"})
+            response = client.get(path, headers={"Authorization": "Bearer a-token-of-metrics"})
             assert response.status_code == 200
             assert_edge(response)
 

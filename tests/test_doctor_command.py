@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("in_order")
 # Everything at once that would show a secret if anything did.
 SECRETS = {
     "DATABASE_URL": REMOTE.replace("db.example.com", "127.0.0.1:1"),
-    "METRICS_TOKEN": "k3v8sPq",
+    "METRICS_TOKEN": "example-token-k3v8sPq",
     "RATE_LIMIT_STORAGE_URL": f"nonsense://:{SECRET}@cache.example.com",
 }
 

@@ -3,9 +3,11 @@
 import asyncio
 import hmac
 import math
+import threading
 
 import httpx2 as httpx
 import pytest
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
 from outcomes import items, outcomes
@@ -584,3 +586,27 @@ async def test_metrics_do_not_disturb_the_loop(registry):
         await client.get("/metrics")
 
     assert threads == ["worker"]
+
+
+async def test_metrics_while_the_threads_are_stuck(registry):
+    """What shows that all threads of the app hang is not served by them."""
+    app = FastAPI()
+    app.include_router(metrics_router(MetricsSettings(public=True), registry=registry))
+    released = threading.Event()
+
+    @app.get("/stuck")
+    def stuck():
+        released.wait()
+
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+        hanging = [asyncio.create_task(client.get("/stuck")) for _ in range(41)]
+        while not to_thread.current_default_thread_limiter().statistics().tasks_waiting:
+            await asyncio.sleep(0)
+        try:
+            response = await client.get("/metrics")
+        finally:
+            released.set()
+            await asyncio.gather(*hanging)
+
+    assert response.status_code == 200

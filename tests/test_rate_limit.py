@@ -16,10 +16,11 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
+from fastapi_prodkit._client import client_key
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware, by_header, memory
-from fastapi_prodkit.rate_limit.keys import bounded, client_key, hashed
+from fastapi_prodkit.rate_limit.keys import bounded, hashed
 from fastapi_prodkit.rate_limit.limits import Limit, parse_limits, refused
 from fastapi_prodkit.sections import RateLimitSettings
 

@@ -814,6 +814,16 @@ class TestRefusals:
         assert settings.environment == "prod"
 
     @pytest.mark.parametrize("environment", ["staging", "prod"])
+    @pytest.mark.parametrize("name", ["METRICS_TOKEN", "HEALTH_TOKEN"])
+    def test_a_token_that_can_be_guessed(self, environment, name, load, refused):
+        """It has sixteen characters at least; dev and test take any."""
+        problems = refused({**SAFE, "ENVIRONMENT": environment, name: "x" * 15})
+
+        assert problems == {name: "has fewer than 16 characters and can be guessed: make one with openssl rand -hex 16"}
+        load({**SAFE, "ENVIRONMENT": environment, name: "x" * 16})
+        load({"ENVIRONMENT": "test", name: "x"})
+
+    @pytest.mark.parametrize("environment", ["staging", "prod"])
     def test_all_that_is_unsafe_is_listed_at_once(self, environment, refused):
         """One start tells everything, each with its remedy."""
         problems = refused(

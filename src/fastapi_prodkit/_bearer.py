@@ -1,24 +1,120 @@
-"""Bearer tokens that open what operators read: RFC 6750, one token from the settings."""
+"""Bearer tokens that open what operators read: RFC 6750, one token from the settings, few guesses for each client."""
 
 import hmac
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 from pydantic import SecretStr
+from starlette.requests import HTTPConnection
 
+from fastapi_prodkit._asgi import route_template
+from fastapi_prodkit._client import client_key
+from fastapi_prodkit._instruments import instrument
 from fastapi_prodkit.exceptions import ProblemError
 
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
-def presents(authorization: str | None, token: SecretStr | None) -> bool:
-    """Say whether the header carries the token; without a token in the settings nothing does."""
-    if authorization is None or token is None:
-        return False
-    scheme, _, presented = authorization.partition(" ")
+__all__ = ["BearerToken"]
+
+_MOST_GUESSES: Final = 10  # of a client in a minute
+_MINUTE: Final = 60.0  # seconds
+_MOST_CLIENTS: Final = 10_000  # that are remembered, in some 2 MB
+
+_logger = logging.getLogger("fastapi_prodkit.tokens")
+
+
+class BearerToken:
+    """Know which requests carry a token; log, count and limit the guesses of others.
+
+    A client, an address as rate limits count it, may guess ten times a minute in each process. After that none of its
+    tokens is looked at until the minute is over, the right one included.
+
+    Args:
+        token: From the settings.
+        registry: Where the metric is shown; prometheus_client's default registry unless given.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        token: SecretStr,
+        *,
+        registry: "CollectorRegistry | None" = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._token = token.get_secret_value().encode()
+        self._registry = registry
+        self._guesses = _Guesses(clock)
+
+    def is_sent(self, connection: HTTPConnection) -> bool:
+        """Say whether a request carries the token, for what answers all others as well."""
+        try:
+            self.authorize(connection)
+        except ProblemError:
+            return False
+        return True
+
+    def authorize(self, connection: HTTPConnection) -> None:
+        """Let a request pass that carries the token.
+
+        Raises:
+            ProblemError: 401 without the token, as RFC 6750 section 3 has it; 429 after too many wrong ones.
+        """
+        authorization = connection.headers.get("authorization")
+        if authorization is None:
+            raise ProblemError(401, headers={"WWW-Authenticate": "Bearer"})
+        client = client_key(connection.scope)
+        wait = self._guesses.seconds_to_wait(client)
+        if not wait and _carries(authorization, self._token):
+            return
+        route = route_template(connection.scope, connection.scope.get("root_path", ""))
+        self._count_refusal(route)
+        if wait:
+            raise ProblemError(429, "Too many wrong tokens; try again later.", headers={"Retry-After": str(wait)})
+        self._guesses.add(client)
+        _logger.warning("%s: a request of %s had a wrong token", route, client)
+        raise ProblemError(401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+
+    def _count_refusal(self, route: str) -> None:
+        import prometheus_client  # noqa: PLC0415 - on first use
+
+        counter = instrument(
+            prometheus_client.Counter,
+            "http_server_refused_tokens_total",
+            "Requests whose token was wrong, or not looked at after too many wrong ones.",
+            ["http_route"],
+            registry=self._registry,
+        )
+        counter.labels(route).inc()
+
+
+class _Guesses:
+    """Count wrong tokens by client; the minute ends for all clients at once."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._counts: Counter[str] = Counter()
+        self._end = -math.inf
+
+    def seconds_to_wait(self, client: str) -> int:
+        """Return how long no token of a client is looked at; 0 if its next one is."""
+        now = self._clock()
+        if now >= self._end or len(self._counts) > _MOST_CLIENTS:
+            self._counts.clear()
+            self._end = now + _MINUTE
+        return math.ceil(self._end - now) if self._counts[client] >= _MOST_GUESSES else 0
+
+    def add(self, client: str) -> None:
+        self._counts[client] += 1
+
+
+def _carries(authorization: str, token: bytes) -> bool:
+    scheme, _, sent = authorization.partition(" ")
     # Starlette reads headers as Latin-1; this is what was sent.
-    same = hmac.compare_digest(presented.encode("latin-1").strip(), token.get_secret_value().encode())
+    same = hmac.compare_digest(sent.encode("latin-1").strip(), token)
     return scheme.lower() == "bearer" and same
-
-
-def authorize(authorization: str | None, token: SecretStr | None) -> None:
-    """Raise a 401 unless the header carries the token; RFC 6750 section 3 for what the refusal says."""
-    if not presents(authorization, token):
-        error = "" if authorization is None else ' error="invalid_token"'
-        raise ProblemError(401, headers={"WWW-Authenticate": f"Bearer{error}"})

@@ -68,7 +68,9 @@ def make_probes(settings: Settings, pieces: Mapping[str, Any], given: Given) -> 
         shutdown = pieces.get("shutdown")
         draining = shutdown.draining if shutdown is not None else None
         warning = pieces["event_loop"].warning if "event_loop" in pieces else None
-        routers.append(health_router(settings.health, checks=every, draining=draining, warning=warning))
+        routers.append(
+            health_router(settings.health, checks=every, draining=draining, warning=warning, registry=given.registry)
+        )
     if settings.metrics is not None:
         routers.append(metrics_router(settings.metrics, registry=given.registry))
     return routers

@@ -204,7 +204,7 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     _put_docs_first(app, settings)
     routers = make_probes(settings, pieces, given)
     probes = [cast("Route", route) for router in routers for route in router.routes]
-    levels = log_level_router(settings.log).routes if settings.log else []
+    levels = log_level_router(settings.log, registry=given.registry).routes if settings.log else []
     # The signals first, so that one that comes while the others start is noticed.
     living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)
     lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import Lock, Timer
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
@@ -20,10 +20,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from fastapi_prodkit import _bearer
 from fastapi_prodkit._asgi import LabelledRoute
+from fastapi_prodkit._bearer import BearerToken
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LogSettings
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 __all__ = ["log_level_router"]
 
@@ -33,19 +36,20 @@ _REACH = "this process only; other workers and containers keep their levels"
 _logger = logging.getLogger(__name__)
 
 
-def log_level_router(settings: LogSettings | None = None) -> APIRouter:
+def log_level_router(settings: LogSettings | None = None, *, registry: "CollectorRegistry | None" = None) -> APIRouter:
     """Return a router with `/log-level`, or an empty one without `level_token` in the settings.
 
     The client has to send `Authorization: Bearer <token>`. The route is a plain Starlette route: it is not part of the
-    OpenAPI schema, and dependencies of the app do not run for it.
+    OpenAPI schema, and dependencies of the app do not run for it. Wrong tokens are counted in the registry.
     """
-    token = (settings or LogSettings()).level_token
-    if token is None:
+    settings = settings or LogSettings()
+    if settings.level_token is None:
         return APIRouter()
+    token = BearerToken(settings.level_token, registry=registry)
     levels = _Levels()
 
     async def log_level(request: Request) -> JSONResponse:
-        _bearer.authorize(request.headers.get("authorization"), token)
+        token.authorize(request)
         if request.method == "POST":
             levels.change(await _read(request))
         elif request.method == "DELETE":

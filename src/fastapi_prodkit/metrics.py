@@ -12,13 +12,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from threading import Lock
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from fastapi import APIRouter, Header
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from fastapi_prodkit import _bearer
+from fastapi_prodkit._bearer import BearerToken
 from fastapi_prodkit._instruments import collector, instrument
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
@@ -34,6 +36,7 @@ __all__ = ["MetricsMiddleware", "metrics_router"]
 # Seconds; OpenTelemetry semantic conventions, HTTP metrics, http.server.request.duration.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _MOST_WAITING = 100  # durations of a series that wait to be counted together, in some 10 us
+_THREADS = 2  # that render at a time, beside the 40 of the app
 # RFC 9110 section 9, and PATCH (RFC 5789).
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
@@ -103,7 +106,7 @@ def metrics_router(
     """Return a router with `GET /metrics`, in Prometheus's text format or OpenMetrics, as the client accepts.
 
     It is closed (404) unless the settings open it: `public`, or `token`, which the client then has to send as
-    `Authorization: Bearer <token>`.
+    `Authorization: Bearer <token>`. Threads of its own render it, so that it answers while those of the app are stuck.
 
     With several worker processes any of them shows the numbers of all, once the router's lifespan has begun.
     """
@@ -116,6 +119,8 @@ def metrics_router(
     own = registry or REGISTRY
     workers = Workers.of(own)
     shown = cast("CollectorRegistry", workers or own)  # all that is asked of it is `collect`
+    token = None if settings.token is None else BearerToken(settings.token, registry=registry)
+    threads = CapacityLimiter(_THREADS)
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:  # noqa: ARG001 - the signature of a lifespan
@@ -124,20 +129,18 @@ def metrics_router(
 
     router = APIRouter(lifespan=lifespan)
 
-    # Not async: rendering may take a while and belongs in the threadpool. HEAD, because our own GET routes answer it.
+    # HEAD, because our own GET routes answer it.
     @router.api_route("/metrics", methods=["GET", "HEAD"], include_in_schema=False)
-    def metrics(
-        accept: Annotated[str, Header()] = "", authorization: Annotated[str | None, Header()] = None
-    ) -> Response:
+    async def metrics(request: Request) -> Response:
         if not settings.public:
-            if settings.token is None:
+            if token is None:
                 raise ProblemError(404)
-            _bearer.authorize(authorization, settings.token)
+            token.authorize(request)
         try:
-            encode, media_type = choose_encoder(accept)
+            encode, media_type = choose_encoder(request.headers.get("accept", ""))
         except TypeError:  # how it fails over a version that is not a number
             encode, media_type = choose_encoder("")
-        return Response(encode(shown), media_type=media_type)
+        return Response(await to_thread.run_sync(encode, shown, limiter=threads), media_type=media_type)
 
     return router
 

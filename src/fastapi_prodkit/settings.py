@@ -26,6 +26,7 @@ from pydantic_settings import (
 from fastapi_prodkit import _refusals, _variables, sections
 from fastapi_prodkit.exceptions import SettingsError, SettingsWarning
 from fastapi_prodkit.secrets import VariablesSource, read_stores
+from fastapi_prodkit.sections.process import SHORTEST_TOKEN
 
 __all__ = ["PROFILES", "Settings"]
 
@@ -125,12 +126,12 @@ class Settings(BaseSettings):
             raise SettingsError({_variables.variable(_prefix(cls), name, "enabled"): "must be true or false"})
         return {key: inner for key, inner in value.items() if key != "enabled"} if enabled else None
 
-    @field_validator("debug", "proxy", "hosts", "cors", "rate_limit", "database")
+    @field_validator("debug", "log", "proxy", "hosts", "cors", "rate_limit", "health", "metrics", "database")
     @classmethod
     def _refuse_unsafe(cls, value: Any, info: ValidationInfo) -> Any:
         if info.data.get("environment") in ("staging", "prod"):
             name = str(info.field_name)
-            unsafe = dict(_refusals.refusals(name, value, info.data))
+            unsafe = {**dict(_refusals.refusals(name, value, info.data)), **_short_tokens(name, value)}
             if unsafe:
                 problems = {_variables.variable(_prefix(cls), key): text for key, text in unsafe.items()}
                 return _refusals.refuse(name, value, problems)
@@ -176,6 +177,13 @@ class _Profile(VariablesSource):
     def _needs_more(self, name: str) -> bool:
         section = _variables.section_of(self.settings_cls.model_fields[name])
         return section is not None and any(field.is_required() for field in section.model_fields.values())
+
+
+def _short_tokens(name: str, section: Any) -> dict[str, str]:
+    """Return the tokens of a section that can be guessed, with the remedy."""
+    tokens = {key: getattr(section, key, None) for key in ("token", "level_token")}
+    reason = f"has fewer than {SHORTEST_TOKEN} characters and can be guessed: make one with openssl rand -hex 16"
+    return {f"{name}_{key}": reason for key, token in tokens.items() if token and len(token) < SHORTEST_TOKEN}
 
 
 def _overlay(dotenv: DotEnvSettingsSource, profile: str) -> Mapping[str, str | None]:

@@ -2,17 +2,15 @@
 
 import re
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
 from hashlib import blake2b
-from ipaddress import IPv6Address, ip_address, ip_network
 from uuid import UUID
 
 from starlette.requests import HTTPConnection
-from starlette.types import Scope
 
+from fastapi_prodkit._client import client_key
 from fastapi_prodkit.exceptions import ConfigurationError
 
-__all__ = ["Key", "by_address", "by_header", "client_key"]
+__all__ = ["Key", "by_address", "by_header"]
 
 # None: the request is not limited.
 KeyValue = str | bytes | int | UUID | None
@@ -39,15 +37,6 @@ def by_header(name: str) -> Key:
     return key
 
 
-def client_key(scope: Scope) -> str:
-    """Return what a client is counted as: its IPv4 address, or the /64 network of its IPv6 address."""
-    client = scope.get("client")
-    if client is None:
-        return "unknown"
-    host: str = client[0]
-    return _network(host) if ":" in host else host
-
-
 def hashed(value: str) -> str:
     """Return the value as it may be kept in memory and in a store: not to be read, and of one length."""
     return f"#{blake2b(value.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
@@ -67,14 +56,3 @@ def bounded(key: object) -> str:
         )
     text = key.decode("latin-1") if isinstance(key, bytes) else str(key)
     return text if _PLAIN.fullmatch(text) else hashed(text)
-
-
-@lru_cache(maxsize=4096)
-def _network(host: str) -> str:
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ip_network((int(address) >> 64 << 64, 64)))

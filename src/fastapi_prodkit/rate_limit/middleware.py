@@ -6,12 +6,12 @@ from typing import TypedDict, Unpack
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fastapi_prodkit._client import client_key
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._problem import Refusal, send_problem
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
-from fastapi_prodkit.rate_limit.keys import client_key
 from fastapi_prodkit.rate_limit.limits import Store, note, note_first, parse_limits, refusal, refused
 from fastapi_prodkit.rate_limit.memory import MemoryStore, Strategy
 from fastapi_prodkit.sections import RateLimitSettings

@@ -1,13 +1,14 @@
 """Sections of the process: who it is, what it tells about itself, and how it ends."""
 
 import re
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from fastapi_prodkit.sections.section import Section
 
 __all__ = [
+    "SHORTEST_TOKEN",
     "DocsSettings",
     "EventLoopSettings",
     "HealthSettings",
@@ -17,6 +18,9 @@ __all__ = [
     "ServiceSettings",
     "ShutdownSettings",
 ]
+
+
+SHORTEST_TOKEN: Final = 16  # characters that staging and prod ask for: 64 bits, if they are hexadecimal
 
 
 class ServiceSettings(Section):
@@ -32,7 +36,9 @@ class LogSettings(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field("INFO", description="Lowest level written.")
     format: Literal["json", "console"] = Field("json", description="One JSON object a line, or readable text.")
     redact: tuple[str, ...] = Field((), description="Key names whose values are masked, beside the built-in ones.")
-    level_token: SecretStr | None = Field(None, min_length=16, description="Bearer token that opens /log-level.")
+    level_token: SecretStr | None = Field(
+        None, min_length=SHORTEST_TOKEN, description="Bearer token that opens /log-level."
+    )
 
     @field_validator("level", mode="before")
     @classmethod

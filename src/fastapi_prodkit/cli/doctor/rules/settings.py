@@ -11,10 +11,10 @@ from fastapi_prodkit._refusals import stays_here
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
 from fastapi_prodkit.cli.doctor.placeholders import is_placeholder
 from fastapi_prodkit.cli.doctor.subject import Subject
+from fastapi_prodkit.sections.process import SHORTEST_TOKEN
 
 __all__ = ["RULES"]
 
-_SHORTEST_TOKEN = 16  # characters: 64 bits, if they are hexadecimal
 _SHORTEST = 8  # characters, of another secret: whoever issues a password or a key chooses its length
 
 
@@ -64,12 +64,14 @@ def environment(subject: Subject) -> Iterator[Fault]:
 def weak_secret(subject: Subject) -> Iterator[Fault]:
     """Tell of tokens and passwords that are short, or that stand in every example."""
     for name, value in _secrets(subject.settings):
+        if name in subject.refused:
+            continue
         if "://" in value:
             password = _password(value)
             if password and is_placeholder(password) and not stays_here(value):
                 yield Fault(f"The password in {name} is a word of examples.", "Change the password where it is kept.")
             continue
-        shortest = _SHORTEST_TOKEN if name.endswith("_TOKEN") else _SHORTEST
+        shortest = SHORTEST_TOKEN if name.endswith("_TOKEN") else _SHORTEST
         if is_placeholder(value) or len(value) < shortest:
             yield Fault(
                 f"{name} is a word of examples, or has fewer than {shortest} characters.",

@@ -1,0 +1,152 @@
+"""The tokens of operators: guesses are logged without what was guessed, counted, and few."""
+
+import logging
+
+import pytest
+from clock import Clock
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+from starlette.requests import Request
+
+from fastapi_prodkit import Settings, _bearer, create_app
+from fastapi_prodkit._bearer import BearerToken
+from fastapi_prodkit.errors import add_problem_handlers
+from fastapi_prodkit.exceptions import ProblemError
+from fastapi_prodkit.metrics import metrics_router
+from fastapi_prodkit.sections import MetricsSettings
+
+TOKEN = "t0p-s3cret-pässword"
+REFUSED = "http_server_refused_tokens_total"
+
+
+def bearer(token):
+    return {"Authorization": f"Bearer {token}".encode()}
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def client(registry):
+    """A client of an app in production, all of whose tokens are the same."""
+    tokens = {"metrics": {"token": TOKEN}, "health": {"token": TOKEN}, "log": {"level_token": TOKEN}}
+    settings = Settings(environment="prod", hosts={"allowed": ["testserver"]}, **tokens)
+    with TestClient(create_app(settings, registry=registry)) as client:
+        yield client
+
+
+@pytest.fixture
+def lines(caplog):
+    """What is logged about tokens."""
+    return lambda: [
+        each.getMessage()
+        for each in caplog.records
+        if (each.name, each.levelno) == ("fastapi_prodkit.tokens", logging.WARNING)
+    ]
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/log-level"])
+def test_a_guess_is_logged_and_counted(client, registry, lines, capsys, path):
+    """The line names the route and the client, and not the guess; a right token, or none, is no guess."""
+    client.get(path)
+    client.get(path, headers=bearer(TOKEN))
+
+    response = client.get(path, headers=bearer("a-guess-that-nobody-reads"))
+
+    assert response.status_code == 401
+    assert lines() == [f"{path}: a request of testclient had a wrong token"]
+    assert "a-guess-that-nobody-reads" not in capsys.readouterr().out
+    assert registry.get_sample_value(REFUSED, {"http_route": path}) == 1
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/log-level"])
+def test_guesses_are_limited(client, registry, lines, path):
+    """After ten of them in a minute no token of that client is looked at, and the log is not filled."""
+    statuses = [client.get(path, headers=bearer(f"guess-{number}")).status_code for number in range(12)]
+
+    response = client.get(path, headers=bearer(TOKEN))
+
+    assert statuses == [401] * 10 + [429] * 2
+    assert response.status_code == 429
+    assert 1 <= int(response.headers["retry-after"]) <= 60
+    assert response.headers["content-type"] == "application/problem+json"
+    assert len(lines()) == 10
+    assert registry.get_sample_value(REFUSED, {"http_route": path}) == 13
+
+
+@pytest.mark.parametrize("path", ["/ready", "/startup"])
+def test_a_probe_answers_whatever_is_guessed(client, registry, lines, path):
+    """It is a probe first: after too many guesses it tells the details to nobody of that client, and nothing else."""
+    told = client.get(path, headers=bearer(TOKEN)).json()
+    statuses = [client.get(path, headers=bearer("wrong")).status_code for _ in range(12)]
+
+    response = client.get(path, headers=bearer(TOKEN))
+
+    assert "checks" in told
+    assert statuses == [200] * 12
+    assert response.json() == {"status": "pass"}
+    assert len(lines()) == 10
+    assert registry.get_sample_value(REFUSED, {"http_route": path}) == 13
+
+
+def test_guesses_of_others_do_not_count(registry):
+    """Each client has its own ten, and again after a minute."""
+    clock = Clock()
+    token = BearerToken(SecretStr(TOKEN), registry=registry, clock=clock)
+
+    def send(value, host):
+        headers = [(b"authorization", f"Bearer {value}".encode())]
+        return token.is_sent(Request({"type": "http", "headers": headers, "client": (host, 1)}))
+
+    guesses = [send("wrong", "203.0.113.1") for _ in range(10)]
+    during = send(TOKEN, "203.0.113.1"), send(TOKEN, "203.0.113.2")
+    clock.now += 60
+
+    assert guesses == [False] * 10
+    assert during == (False, True)
+    assert send(TOKEN, "203.0.113.1")
+
+
+def test_memory_is_bounded(registry, monkeypatch):
+    """Guesses of very many clients are forgotten, so that they take no more memory."""
+    monkeypatch.setattr(_bearer, "_MOST_CLIENTS", 2)
+    token = BearerToken(SecretStr(TOKEN), registry=registry, clock=Clock())
+
+    def send(host):
+        headers = [(b"authorization", b"Bearer wrong")]
+        return token.is_sent(Request({"type": "http", "headers": headers, "client": (host, 1)}))
+
+    for number in range(10):
+        send(f"203.0.113.{number}")
+
+    assert len(token._guesses._counts) <= 3
+
+
+def test_without_a_route():
+    """Where no route was chosen, as in a middleware of somebody's own, the series stays one."""
+    registry = CollectorRegistry()
+    token = BearerToken(SecretStr(TOKEN), registry=registry)
+    request = Request({"type": "http", "headers": [(b"authorization", b"Basic abc")], "client": ("203.0.113.1", 1)})
+
+    with pytest.raises(ProblemError) as refused:
+        token.authorize(request)
+
+    assert refused.value.status_code == 401
+    assert registry.get_sample_value(REFUSED, {"http_route": "_unmatched"}) == 1
+
+
+def test_alone(registry, lines):
+    """The routers count and limit by themselves, without an edge."""
+    app = FastAPI()
+    add_problem_handlers(app)
+    app.include_router(metrics_router(MetricsSettings(token=TOKEN), registry=registry))
+    client = TestClient(app)
+
+    statuses = [client.get("/metrics", headers=bearer("wrong")).status_code for _ in range(11)]
+
+    assert statuses == [401] * 10 + [429]
+    assert len(lines()) == 10
