@@ -101,6 +101,7 @@ def apps() -> dict[str, Callable[[], FastAPI]]:
         "cors": with_middleware("cors", "CORSMiddleware", cors),
         "allowed_hosts": with_middleware("allowed_hosts", "AllowedHostsMiddleware", hosts),
         "rate_limit": with_middleware("rate_limit", "RateLimitMiddleware", limit),
+        "head_limit": with_middleware("head_limit", "HeadLimitMiddleware"),
         "body_limit": with_middleware("body_limit", "BodyLimitMiddleware"),
         "create_app(settings)": whole,
     }

@@ -281,6 +281,38 @@ class TestFiles:
         """Examples, references, passwords of containers beside this one, and other files are passed over."""
         assert self.examined(name, text) == ()
 
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("Dockerfile", 'CMD ["uvicorn", "service.main:app", "--host", "0.0.0.0"]'),
+            ("Procfile", "web: uvicorn service:app --port $PORT"),
+            ("deploy/shop.service", "ExecStart=/srv/shop/bin/uvicorn shop.main:app"),
+            ("start.sh", "exec gunicorn -k uvicorn.workers.UvicornWorker shop:app"),
+            ("compose.yaml", "    command: fastapi run shop/main.py"),
+        ],
+    )
+    def test_a_server_that_reads_heads_of_any_size(self, name, text):
+        """It is named with the file that starts it."""
+        (found,) = self.examined(name, text)
+
+        assert (found.id, found.severity) == ("files-uvicorn", "warning")
+        assert found.reason.startswith(f"{name} starts uvicorn")
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("Dockerfile", 'CMD ["fastapi-prodkit", "serve", "service.main:app"]'),
+            ("Dockerfile", 'CMD ["uvicorn", "service.main:app", "--http", "h11"]'),
+            ("Makefile.sh", "uvicorn service:app --reload"),
+            ("Dockerfile", "RUN pip install uvicorn\n# uvicorn service:app"),
+            ("start.sh", "exec gunicorn -k uvicorn.workers.UvicornH11Worker shop:app"),
+            ("README.md", "uvicorn service:app"),
+        ],
+    )
+    def test_a_server_that_limits_heads(self, name, text):
+        """Neither is what a developer starts, or a word about it."""
+        assert self.examined(name, text) == ()
+
     def test_a_field_of_the_users_own_is_a_secret_too(self):
         """`SecretStr` says so."""
         name = module(

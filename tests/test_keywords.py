@@ -22,6 +22,7 @@ from fastapi_prodkit.deadline import DeadlineKeywords, DeadlineMiddleware
 from fastapi_prodkit.disconnect import DisconnectKeywords, DisconnectMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryKeywords, ErrorBoundaryMiddleware
 from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.head_limit import HeadLimitKeywords, HeadLimitMiddleware
 from fastapi_prodkit.proxy_headers import ProxyHeadersKeywords, ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import RateLimitMiddleware
 from fastapi_prodkit.rate_limit.middleware import RateLimitKeywords
@@ -38,6 +39,7 @@ KEYWORDS = {
     DeadlineMiddleware: (sections.LimitsSettings, DeadlineKeywords),
     DisconnectMiddleware: (sections.LimitsSettings, DisconnectKeywords),
     ErrorBoundaryMiddleware: (sections.ErrorsSettings, ErrorBoundaryKeywords),
+    HeadLimitMiddleware: (sections.LimitsSettings, HeadLimitKeywords),
     ProxyHeadersMiddleware: (sections.ProxySettings, ProxyHeadersKeywords),
     RateLimitMiddleware: (sections.RateLimitSettings, RateLimitKeywords),
     RequestIDMiddleware: (sections.RequestIdSettings, RequestIDKeywords),
@@ -46,6 +48,7 @@ KEYWORDS = {
 # Names of other libraries, and fields that belong to another piece.
 FOREIGN = {"allowed_hosts", "trusted_hosts", "allow_origins", "allow_origin_regex"}
 OTHERS = {"storage_url", "on_storage_error", "storage_timeout"}
+OF_SERVER = "max_head_size"
 
 
 class PassingMiddleware(Layer):
@@ -194,10 +197,12 @@ def test_the_types_of_the_keywords_are_those_of_the_section(middleware):
 
 
 def test_the_section_of_several_middleware_is_divided_between_them():
-    """Each field of `LimitsSettings` is the keyword of one."""
+    """Each field of `LimitsSettings` is the keyword of one, or for the server."""
     keywords = [kind.__optional_keys__ for section, kind in KEYWORDS.values() if section is sections.LimitsSettings]
 
-    assert sorted(name for each in keywords for name in each) == sorted(sections.LimitsSettings.model_fields)
+    named = [OF_SERVER, *(name for each in keywords for name in each)]
+
+    assert sorted(named) == sorted(sections.LimitsSettings.model_fields)
 
 
 @pytest.mark.parametrize("middleware", KEYWORDS)

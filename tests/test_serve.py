@@ -10,12 +10,10 @@ import pytest
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 pytest.importorskip("httptools", reason="needs the extra: pip install 'fastapi-prodkit[standard]'")
 
-import wire
 from processes import free_port, running
-from wire import read_all, read_response, request
+from wire import read_response, request
 
 from fastapi_prodkit.cli import main
-from fastapi_prodkit.cli.protocol import PatientProtocol
 from fastapi_prodkit.cli.serve import _default_workers, _load, _protocol
 from fastapi_prodkit.settings import Settings
 
@@ -108,45 +106,32 @@ def test_workers(directory):
 
 
 def test_an_app_of_another_kind(directory):
-    """What create_app did not make is served with the defaults."""
+    """What create_app did not make is served with the defaults, the limit of a head included."""
     with serving(directory, "plain:app", "--workers", "1") as server:
         assert main(["health", f"http://127.0.0.1:{server.port}/health"]) == 0
+        assert b" 431 " in ask(server.port, *["a: b"] * 100)
 
 
-async def hello(scope, receive, send):
-    assert scope["type"] == "http"
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
+def test_a_head_that_is_too_large(directory):
+    """The settings say what that is, and one line why the request was refused."""
+    with serving(directory, "served_app:app", LIMITS_MAX_HEAD_SIZE="2000", LIMITS_MAX_HEADERS="10") as server:
+        responses = [ask(server.port, "a: b"), ask(server.port, "a: " + "b" * 2000), ask(server.port, *["a: b"] * 10)]
+        server.terminate()
+        server.wait()
+        lines = [event["event"] for event in events(server) if event["level"] == "warning"]
+
+    assert [response.split(b" ")[1] for response in responses] == [b"200", b"431", b"431"]
+    refusals = [line for line in lines if line.startswith("the head of a request of 127.0.0.1 is refused: ")]
+    assert [line.partition(": ")[2] for line in refusals] == [
+        "larger than LIMITS_MAX_HEAD_SIZE=2000",
+        "more lines than LIMITS_MAX_HEADERS=10",
+    ]
 
 
-def test_a_head_that_does_not_come_is_not_waited_for():
-    """A client that sends a byte now and then holds a connection for ten seconds, not for ever; so does an idle one."""
-    with wire.serving(hello, http=PatientProtocol, header_timeout=0.5) as port:
-        for begun in (b"", b"GET / HTTP/1.1\r\nHost: a\r\n"):
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-                client.sendall(begun)
-                assert read_all(client) == b""
-
-
-def test_a_kept_connection_is_not_cut():
-    """Between requests it is the keep-alive that counts; a later head has its time again."""
-    with (
-        wire.serving(hello, http=PatientProtocol, header_timeout=0.5) as port,
-        socket.create_connection(("127.0.0.1", port), timeout=10) as client,
-    ):
-        for _ in range(2):
-            client.sendall(request("GET", "/"))
-            assert b"200 OK" in read_response(client)
-            time.sleep(0.8)
-        client.sendall(b"GET / HTTP/1.1\r\n")
-        assert read_all(client) == b""
-
-
-def test_a_client_that_leaves_after_its_request():
-    """There is no head to wait for any more."""
-    with wire.serving(hello, http=PatientProtocol, header_timeout=0.5) as port, wire.connection(port) as client:
-        client.sendall(request("GET", "/"))
-        assert b"200 OK" in read_response(client)
+def test_a_head_without_limits(directory):
+    """LIMITS_ENABLED=false leaves them out."""
+    with serving(directory, "served_app:app", LIMITS_ENABLED="false") as server:
+        assert b"200 OK" in ask(server.port, *["a: b"] * 200, "c: " + "d" * 100_000)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -171,6 +156,7 @@ def test_what_uvicorn_is_told(directory, monkeypatch, processes, starts):
     [config] = told
     assert code == (0 if starts or processes > 1 else 3)
     assert (config.timeout_keep_alive, config.timeout_graceful_shutdown, config.header_timeout) == (75, 20, 10)
+    assert (config.limits.max_head_size, config.limits.max_headers) == (65_536, 100)
     assert [config.access_log, config.server_header, config.proxy_headers] == [False] * 3
     assert (config.log_config is None) == (processes == 1)
 

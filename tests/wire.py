@@ -10,14 +10,14 @@ import uvicorn
 
 
 @contextmanager
-def serving(app, http="auto", header_timeout=10.0, certificate=None) -> Iterator[int]:
+def serving(app, http="auto", header_timeout=10.0, certificate=None, limits=None) -> Iterator[int]:
     """Serve the app on a free port of 127.0.0.1, over TLS if there is a certificate, and yield the port."""
     if http == "httptools":
         pytest.importorskip("httptools", reason="needs the extra: pip install 'fastapi-prodkit[standard]'")
     quiet = {"log_config": None, "access_log": False, "server_header": False, "proxy_headers": False}
     tls = {"ssl_certfile": certificate, "ssl_keyfile": certificate}
     config = uvicorn.Config(app, port=0, ws="websockets-sansio", http=http, **quiet, **tls)
-    config.header_timeout = header_timeout  # of our own protocol
+    config.header_timeout, config.limits = header_timeout, limits  # of our own protocol
     server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

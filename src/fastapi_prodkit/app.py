@@ -34,6 +34,7 @@ from fastapi_prodkit.deadline import DeadlineMiddleware
 from fastapi_prodkit.disconnect import DisconnectMiddleware
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware, add_problem_handlers
 from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.head_limit import HeadLimitMiddleware
 from fastapi_prodkit.health import Check
 from fastapi_prodkit.log_level import log_level_router
 from fastapi_prodkit.logging import configure_logging
@@ -254,6 +255,8 @@ def _layers(
         settings.headers and SecurityHeadersMiddleware(app, settings.headers, policies=given.csp_policies),
         # Answers preflights: never limited, never authenticated. Its headers are on every refusal below, too.
         cors and cors.configured and CORSMiddleware(app, cors),
+        # Before anything that looks through the header lines.
+        limits and limits.max_headers and HeadLimitMiddleware(app, limits),
         hosts and AllowedHostsMiddleware(app, hosts, exempt=exempt),
         # Before anything that costs time; what is refused here uses up no quota.
         limits

@@ -73,6 +73,7 @@ def serve(  # noqa: PLR0913 - an option each
         lifespan="on",
     )
     config.header_timeout = header_timeout  # type: ignore[attr-defined]  # goes with it into each worker
+    config.limits = _limits(settings)  # type: ignore[attr-defined]  # likewise
     _announce(config, processes)
     raise typer.Exit(_run(config, processes))
 
@@ -106,6 +107,13 @@ def _grace(settings: Any) -> float:
 
     shutdown = getattr(settings, "shutdown", None) or ShutdownSettings()
     return float(shutdown.grace)
+
+
+def _limits(settings: Any) -> Any:
+    """Return the section with the limits of a head; None if the app has switched it off."""
+    from fastapi_prodkit.sections import LimitsSettings  # noqa: PLC0415 - `--help` does not need it
+
+    return LimitsSettings() if settings is None else settings.limits
 
 
 def _protocol() -> Any:

@@ -139,6 +139,12 @@ class LimitsSettings(Section):
     """How much a single request may ask for."""
 
     max_body_size: Annotated[int | None, OrNone] = Field(1_048_576, ge=0, description="Largest body, bytes; or none.")
+    max_head_size: Annotated[int | None, OrNone] = Field(
+        65_536, ge=1, description="Largest head of a request under `fastapi-prodkit serve`, bytes; or none."
+    )
+    max_headers: Annotated[int | None, OrNone] = Field(
+        100, ge=1, description="Most header lines of a request; or none."
+    )
     body_timeout: MaybeSeconds = Field(20.0, gt=0, description="Longest wait for a part of a body, seconds; or none.")
     request_timeout: MaybeSeconds = Field(30.0, gt=0, description="Longest time to a response, seconds; or none.")
     max_concurrent: Annotated[int | None, OrNone] = Field(

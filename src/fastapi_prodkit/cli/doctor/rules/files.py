@@ -1,4 +1,4 @@
-"""Rules about the files of the project: secrets that git keeps for ever."""
+"""Rules about the files of the project: secrets that git keeps for ever, and how they start the service."""
 
 import re
 from collections.abc import Iterator
@@ -25,6 +25,10 @@ _HEADER = r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"  # RFC 7468 s
 _IS_KEY = re.compile(rf"[\s\ufeff]*{_HEADER}")
 # One that stands in JSON, YAML or a source: with its content, because tests and documentation have the header alone.
 _HOLDS_KEY = re.compile(rf"{_HEADER}(?:\s|\\[nr])+(?:[\w-]+: .*\s+)*[A-Za-z0-9+/=]{{32}}")
+# In a shell's form, in JSON or in YAML; `--reload` is for a developer.
+_UVICORN = re.compile(
+    r"""(?m)^(?!.*--reload)[^#\n]*(?:\buvicorn["',\s]+[\w.]+:\w|\bUvicornWorker\b|\bfastapi["',\s]+run\b)"""
+)
 # What names of secrets end in, in a file of variables, whosever they are.
 _ENDINGS = r"\w*(?:SECRET|TOKEN|PASSWORD|PASSWD|(?:ACCESS|API|PRIVATE|SECRET|SIGNING)_KEY)"
 _REMEDY = "Change the secret, for git keeps it; take the file out (git rm --cached) and add it to .gitignore."
@@ -49,6 +53,17 @@ def secret(subject: Subject) -> Iterator[Fault]:
             given = {match[1].upper() for match in assignment.finditer(text) if _is_secret(match[2])}
             for variable in sorted(given - others):
                 yield Fault(f"{name} has a value of {variable}.", _REMEDY)
+
+
+@rule("files-uvicorn", "warning", "A head of any size is read")
+def uvicorn(subject: Subject) -> Iterator[Fault]:
+    """Tell which tracked files start a server that does not limit the head of a request."""
+    for name in subject.tracked:
+        if _is_command(name) and _UVICORN.search(text := _read(subject, name)) and "h11" not in text.lower():
+            yield Fault(
+                f"{name} starts uvicorn, which reads a head of any size: one endless header line stops it for seconds.",
+                "Start fastapi-prodkit serve, or uvicorn --http h11; a load balancer that limits heads does as well.",
+            )
 
 
 def _own_variables(settings: Any) -> tuple[list[str], set[str]]:
@@ -81,6 +96,12 @@ def _is_configuration(name: str) -> bool:
     return _is_dotenv(name) or path.suffix in _CONFIGURATION or "Dockerfile" in path.name
 
 
+def _is_command(name: str) -> bool:
+    """Say whether a file may start the service where it runs."""
+    path = PurePosixPath(name)
+    return _is_configuration(name) or path.name == "Procfile" or path.suffix == ".service"
+
+
 def _read(subject: Subject, name: str) -> str:
     file = subject.directory / name
     largest = _LARGEST if _is_configuration(name) else _LARGEST_KEY
@@ -103,4 +124,4 @@ def _is_secret(value: str) -> bool:
     return not (is_placeholder(password) or "." not in host or host.startswith("127.") or "$" in value)
 
 
-RULES = (secret,)
+RULES = (secret, uvicorn)
