@@ -915,3 +915,118 @@ def test_an_edge_around_any_app(capsys):
 
     assert response.status_code == 500
     assert len(error_lines(capsys.readouterr().out)) == 1
+
+
+# Bodies that are not read
+
+
+def unread_app():
+    """An app that answers without reading, after a part, or after all of a body."""
+    app = create_app(Settings(environment="test", limits={"max_body_size": None}))
+
+    @app.post("/unread")
+    async def unread():
+        return "ok"
+
+    @app.post("/part")
+    async def part(request: Request):
+        async for chunk in request.stream():
+            return len(chunk)
+
+    @app.post("/read")
+    async def read(request: Request):
+        return len(await request.body())
+
+    return app
+
+
+@pytest.fixture(scope="module", params=["h11", "httptools"])
+def port(request):
+    with serving(unread_app(), http=request.param) as port:
+        yield port
+
+
+def head(path, *lines):
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: a", *lines, "", ""]).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "announced", "sent"),
+    [("/unread", 65_537, 0), ("/unread", 10_000_000, 10), ("/part", 100_000, 1_000), ("/nowhere", 2**63, 0)],
+)
+def test_a_large_body_that_is_not_read_closes_the_connection(port, path, announced, sent):
+    """What is still to come would have to be read to its end before the next request."""
+    with connection(port) as client:
+        client.sendall(head(path, f"Content-Length: {announced}") + b"x" * sent)
+        response = read_all(client)
+
+    assert b"\r\nconnection: close\r\n" in response
+    assert response.count(b"connection: close") == 1
+
+
+@pytest.mark.parametrize("path", ["/unread", "/part"])
+def test_a_chunked_body_that_is_not_read_closes_the_connection(port, path):
+    """Nobody knows how much is still to come."""
+    with connection(port) as client:
+        client.sendall(head(path, "Transfer-Encoding: chunked") + b"1\r\nx\r\n")
+
+        assert b"\r\nconnection: close\r\n" in read_all(client)
+
+
+@pytest.mark.parametrize(
+    ("path", "size"), [("/unread", 65_536), ("/unread", 1), ("/part", 60_000), ("/read", 300_000), ("/nowhere", 10)]
+)
+def test_a_body_that_is_read_or_small_keeps_the_connection(port, path, size):
+    """What is left of it is dropped, and the next request is served."""
+    with connection(port) as client:
+        client.sendall(head(path, f"Content-Length: {size}") + b"x" * size)
+        first = read_response(client)
+        client.sendall(head("/read", "Content-Length: 2") + b"ok")
+        second = read_response(client)
+
+    assert b"connection: close" not in first
+    assert second.endswith(b"\r\n\r\n2")
+
+
+def test_a_chunked_body_that_is_read_keeps_the_connection(port):
+    """It has come to its end."""
+    with connection(port) as client:
+        client.sendall(head("/read", "Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\n\r\n")
+        first = read_response(client)
+        client.sendall(head("/read", "Content-Length: 2") + b"ok")
+
+        assert read_response(client).endswith(b"\r\n\r\n2")
+    assert b"connection: close" not in first
+
+
+@pytest.mark.parametrize("layer", ["rate_limit", "limits"])
+def test_a_refusal_of_a_layer_closes_the_connection_as_well(layer):
+    """Whatever has answered, the body of the request is not read."""
+    settings = Settings(environment="test", rate_limit={"default": "1/hour"}, limits={"max_body_size": 100})
+    app = create_app(settings)
+    with serving(app) as port:
+        if layer == "rate_limit":
+            with connection(port) as client:
+                client.sendall(head("/nowhere", "Content-Length: 0"))
+                read_response(client)
+        with connection(port) as client:
+            client.sendall(head("/nowhere", "Content-Length: 100000"))
+            response = read_all(client)
+
+    assert response.startswith(b"HTTP/1.1 429 " if layer == "rate_limit" else b"HTTP/1.1 413 ")
+    assert b"\r\nconnection: close\r\n" in response
+
+
+async def test_http_2_has_no_such_header():
+    """It forbids the header, and its streams end by themselves."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "http_version": "2", "method": "POST", "path": "/unread", "raw_path": b"/unread"}
+    headers = [(b"host", b"a"), (b"content-length", b"10000000")]
+    await unread_app()({**scope, "query_string": b"", "headers": headers, "client": None}, None, send)
+
+    assert sent[0]["status"] == 200
+    assert b"connection" not in dict(sent[0]["headers"])

@@ -6,6 +6,7 @@ It goes around whatever is set as `app.middleware_stack`; and an exception that 
 patched or not, before `on_error` decides about it one step further out.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
@@ -27,6 +28,8 @@ from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 __all__ = ["Edge"]
 
 _KINDS: Final = ("http", "websocket")
+_MOST_DROPPED: Final = 65_536  # bytes of a body that is not read, so that its connection can be used again
+_MOST_DIGITS: Final = 18  # of a length that is looked at
 _internal_error: Final = Refusal(ProblemError(500, INTERNAL_ERROR))
 _Failures = list[tuple[Exchange, BaseException]]
 
@@ -68,6 +71,7 @@ class Edge:
         self._installed = installed or {}
         self._management = ManagementRoutes(management or Starlette())
         self._stacks: dict[str, LayerStack] = {kind: _EdgeStack(kind, layers, self._management) for kind in _KINDS}
+        self._stacks["http"].add_on_response_start(_close_unread)
 
     def put_around(self, app: Starlette) -> None:
         """Put the edge around a Starlette or FastAPI app that has not started, and keep it outermost.
@@ -187,7 +191,22 @@ def _settle(failures: _Failures, error: BaseException) -> bool:
 async def _no_app(scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
-def _close_connection(exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
+def _close_unread(exchange: Exchange, headers: RawHeaders, present: dict[bytes, bytes]) -> None:
+    """Close a connection on which more of the request's body may still come than a server should read and drop."""
+    if not exchange.request_complete and _unread(exchange) > _MOST_DROPPED:
+        _close_connection(exchange, headers, present)
+
+
+def _unread(exchange: Exchange) -> float:
+    """Return how many bytes of the body the app has not received, which may have reached the server."""
+    if b"transfer-encoding" in exchange.headers:
+        return math.inf
+    announced = exchange.headers.get(b"content-length", b"")
+    return int(announced[:_MOST_DIGITS]) - exchange.body_received if announced.isdigit() else 0
+
+
+def _close_connection(exchange: Exchange, headers: RawHeaders, present: dict[bytes, bytes]) -> None:
     """Say `Connection: close` (RFC 9112 section 9.6), which HTTP/2 forbids and does otherwise."""
     if exchange.scope["http_version"] < "2" and b"connection" not in present:
+        present[b"connection"] = b"close"
         headers.append((b"connection", b"close"))

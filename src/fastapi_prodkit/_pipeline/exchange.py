@@ -40,6 +40,7 @@ class Exchange:
         complete: The server has taken the last message of the response.
         client_disconnected: The client disconnected before the response was complete.
         send_failed: The server, or a layer, has refused a message of the app.
+        body_received: Bytes of the request's body that have been received.
         request_complete: The last message of the request's body has been received.
         exempt: The hooks of some layer are not called, because its `exempt` has the path.
         started_at: When the request came, on the clock of `perf_counter`.
@@ -65,6 +66,7 @@ class Exchange:
     complete = False
     client_disconnected = False
     send_failed = False
+    body_received = 0
     request_complete = False
     exempt = False
     status = 0
@@ -191,7 +193,9 @@ class Exchange:
         message = await self.receive_from_server()
         if message["type"] == "http.disconnect":
             self.client_disconnected |= not self.complete
-        elif not message.get("more_body"):
+            return message
+        self.body_received += len(message.get("body", b""))
+        if not message.get("more_body"):
             self.request_complete = True
         return message
 
