@@ -930,8 +930,7 @@ def unread_app():
 
     @app.post("/part")
     async def part(request: Request):
-        async for chunk in request.stream():
-            return len(chunk)
+        return len(await anext(request.stream()))
 
     @app.post("/read")
     async def read(request: Request):
