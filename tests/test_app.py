@@ -1259,6 +1259,7 @@ def test_the_order_of_the_edge():
         "MetricsMiddleware",
         "SecurityHeadersMiddleware",
         "CORSMiddleware",
+        "HeadLimitMiddleware",
         "AllowedHostsMiddleware",
         "ConcurrencyLimitMiddleware",
         "RateLimitMiddleware",

@@ -13,9 +13,12 @@ from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
+from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit._client import client_key
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -1006,3 +1009,53 @@ def test_a_shared_store_is_not_made_in_silence():
 
     with pytest.raises(ConfigurationError, match="store=SharedStore"):
         RateLimitMiddleware(PlainTextResponse("ok"), settings)
+
+
+# What is not counted
+
+
+def test_docs_and_static_files_are_not_counted(tmp_path):
+    """A page is one click and many requests; the API beside them counts."""
+    (tmp_path / "app.js").write_text("1")
+    settings = Settings(environment="dev", rate_limit={"default": "2/minute"})
+    inner = FastAPI()
+    inner.mount("/files", StaticFiles(directory=tmp_path))
+    app = create_app(settings)
+    app.mount("/static", StaticFiles(directory=tmp_path))
+    app.mount("/zipped", GZipMiddleware(StaticFiles(directory=tmp_path)))
+    app.mount("/inner", inner)
+    app.add_api_route("/statistics", lambda: "counts")
+    client = TestClient(app)
+    docs = ("/docs", "/docs/oauth2-redirect", "/docs/assets/swagger-ui.css")
+    files = ("/static/app.js", "/static/none.js", "/zipped/app.js", "/inner/files/app.js")
+
+    uncounted = [client.get(path) for path in (*docs, *files)]
+    statuses = [client.get(path).status_code for path in ("/statistics", "/inner/nothing", "/statistics", *docs)]
+
+    assert [each.status_code for each in uncounted] == [200, 200, 200, 200, 404, 200, 200]
+    assert not any("ratelimit" in each.headers for each in uncounted)
+    assert statuses == [200, 404, 429, 200, 200, 200]
+
+
+def test_static_files_at_the_root(tmp_path):
+    """A page application counts where its API is asked."""
+    (tmp_path / "index.html").write_text("page")
+    app = create_app(Settings(environment="test", rate_limit={"default": "1/minute"}))
+    app.add_api_route("/api", lambda: "counts")
+    app.mount("/", StaticFiles(directory=tmp_path, html=True))
+    client = TestClient(app)
+
+    assert [client.get(path).status_code for path in ("/", "/", "/api", "/api", "/")] == [200, 200, 200, 429, 200]
+
+
+def test_no_default_limit():
+    """It is off in tests, and limits on routes count all the same; the middleware alone needs one."""
+    app = create_app(Settings(environment="test"))
+    app.add_api_route("/", lambda: "ok")
+    app.add_api_route("/limited", lambda: "ok", dependencies=[Depends(RateLimit("1/minute"))])
+    client = TestClient(app)
+
+    assert {client.get("/").status_code for _ in range(101)} == {200}
+    assert [client.get("/limited").status_code for _ in range(2)] == [200, 429]
+    with pytest.raises(ConfigurationError, match="RATE_LIMIT_DEFAULT is none"):
+        RateLimitMiddleware(PlainTextResponse("ok"), RateLimitSettings(default=None))

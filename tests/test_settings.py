@@ -422,7 +422,21 @@ class TestSources:
         assert settings.health.timeout == 4
         assert settings.health.cache == 5
         assert settings.health.details is True
-        assert settings.rate_limit.default == "100/minute"
+        assert settings.rate_limit.strategy == "fixed-window"
+
+    @pytest.mark.parametrize(
+        ("environment", "default"),
+        [("dev", "10000/minute"), ("test", None), ("staging", "100/minute"), ("prod", "100/minute")],
+    )
+    def test_the_default_limit_of_each_environment(self, environment, default, load):
+        """Tests are not limited unless they say so, and the limits of routes are no matter of the environment."""
+        explicit = {"RATE_LIMIT_DEFAULT": "5/minute"}
+
+        settings = load({**SAFE, "ENVIRONMENT": environment})
+
+        assert settings.rate_limit.default == default
+        assert load({**SAFE, "ENVIRONMENT": environment, **explicit}).rate_limit.default == "5/minute"
+        assert load({**SAFE, "ENVIRONMENT": environment, "RATE_LIMIT_DEFAULT": "None"}).rate_limit.default is None
 
     def test_a_section_made_in_code_replaces_the_section(self, load):
         """A model is taken as it is; a dictionary is merged with the other sources."""

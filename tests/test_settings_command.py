@@ -130,12 +130,12 @@ def test_every_variable_has_type_default_and_meaning(listed):
     assert set(_variables.variables(Settings)) - {"DATABASE_ENABLED"} < set(found)
     assert found["RATE_LIMIT_DEFAULT"] == {
         **found["RATE_LIMIT_DEFAULT"],
-        "type": "str",
+        "type": "str | none",
         "default": "100/minute",
         "required": False,
         "secret": False,
-        "value": None,
-        "source": "",
+        "value": "10000/minute",
+        "source": "the profile",
     }
     assert found["LIMITS_REQUEST_TIMEOUT"]["type"] == "float | none"
     assert found["LIMITS_REQUEST_TIMEOUT"]["default"] == "30"
@@ -201,7 +201,7 @@ def test_what_cannot_be_used_is_said_and_the_rest_is_shown(run):
     code, out, err = run("shop:ShopSettings", "--environment", "prod")
 
     assert code == 1
-    assert "  RATE_LIMIT_DEFAULT  (str)  default 100/minute\n" in out
+    assert "  RATE_LIMIT_DEFAULT  (str | none)  default 100/minute\n" in out
     assert "  DATABASE_URL  (secret)  required\n" in out
     assert "  STRIPE_API_KEY  (secret)  without it there is no stripe\n" in out
     assert "HOSTS_ALLOWED: is required" in err
@@ -265,7 +265,7 @@ def test_a_file_that_exists_is_kept(run, project):
         "fastapi-prodkit settings fastapi_prodkit:Settings --format markdown --output table.md --force\n"
     )
     assert (
-        "| `RATE_LIMIT_DEFAULT` | str | `100/minute` | Limit on every request of one client. |"
+        "| `RATE_LIMIT_DEFAULT` | str \\| none | `100/minute` | Limit on every request of one client; or none. |"
         in (project / "table.md").read_text()
     )
 

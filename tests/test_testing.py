@@ -101,6 +101,33 @@ def test_each_test_has_a_database_of_its_own(project, mark, arguments):
 
 
 @pytest.mark.system
+def test_each_test_has_empty_counts(pytester):
+    """One client for all tests of a module is not refused because of an earlier test."""
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(
+        """
+        import pytest
+        from fastapi import Depends, FastAPI
+        from fastapi.testclient import TestClient
+        from fastapi_prodkit.rate_limit import RateLimit
+
+        app = FastAPI()
+        app.add_api_route("/", lambda: "ok", dependencies=[Depends(RateLimit("1/minute"))])
+        client = TestClient(app)
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_limited(number):
+            assert client.get("/").status_code == 200
+            with pytest.raises(Exception):
+                client.get("/").raise_for_status()
+        """
+    )
+
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(passed=3)
+
+
 def test_a_server_of_its_own(pytester, monkeypatch):
     """Without a server that is named one is started, and is gone with the run."""
     monkeypatch.delenv("FASTAPI_PRODKIT_TEST_POSTGRESQL_URL", raising=False)

@@ -170,14 +170,16 @@ def routes_inside(route: BaseRoute) -> Sequence[BaseRoute]:
 
 
 def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:
-    """Return the endpoint that will serve a request, before routing: that of the first route that matches, or None."""
+    """Return the endpoint that will serve a request, before routing: that of the first route that matches, or None.
+
+    Of a mounted app without routes it is the app.
+    """
     scope = {**scope, "fastapi": {}}  # routing leaves findings there, and these are not for the app to see
     for context in iter_route_contexts(routes):
         match, found = context.matches(scope)
         if match is Match.FULL:
-            if not hasattr(context.original_route, "routes"):
-                return found.get("endpoint")
-            return endpoint_of(routes_inside(context.original_route), {**scope, **found})
+            inside = routes_inside(context.original_route)
+            return endpoint_of(inside, {**scope, **found}) if inside else found.get("endpoint")
     return None
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
+from fastapi_prodkit import _counts
 from fastapi_prodkit._asgi import route_template
 from fastapi_prodkit._client import client_key
 from fastapi_prodkit._instruments import instrument
@@ -100,6 +101,10 @@ class _Guesses:
         self._clock = clock
         self._counts: Counter[str] = Counter()
         self._end = -math.inf
+        _counts.register(self)
+
+    def clear(self) -> None:
+        self._counts.clear()
 
     def seconds_to_wait(self, client: str) -> int:
         """Return how long no token of a client is looked at; 0 if its next one is."""

@@ -263,7 +263,9 @@ def _layers(
         and limits.max_concurrent
         and ConcurrencyLimitMiddleware(app, limits, exempt=exempt, registry=given.registry),
         # Only a request that is otherwise in order uses up quota.
-        rate_limit and RateLimitMiddleware(app, rate_limit, exempt=exempt, store=store, uncounted=ExemptEndpoints(app)),
+        rate_limit
+        and rate_limit.default
+        and RateLimitMiddleware(app, rate_limit, exempt=exempt, store=store, uncounted=ExemptEndpoints(app)),
         # A time for what the app does; with none for all, for the routes that set their own.
         limits and DeadlineMiddleware(app, limits, exempt=exempt),
         # Cancels as the deadline does; a route that asks for it alone needs no layer but that one.

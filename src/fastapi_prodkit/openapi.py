@@ -28,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
+from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import LabelledRoute, route_path
 from fastapi_prodkit._problem import MEDIA_TYPE
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -97,6 +98,8 @@ def docs_router(app: FastAPI) -> APIRouter:
     if app.docs_url == _PATH:
         raise ConfigurationError("docs_url is set, so FastAPI's page answers /docs first; pass FastAPI(docs_url=None)")
     pages = _Pages(app)
+    for page in (pages.docs, pages.oauth2_redirect, pages.asset):
+        vars(page)[_scope.ENDPOINT_NO_DEFAULT_LIMIT] = True  # a page is one click, and several requests
     return APIRouter(
         routes=[
             LabelledRoute(_PATH, pages.docs),

@@ -41,6 +41,7 @@ PROFILES: Final[Mapping[str, Mapping[str, str]]] = {
         "METRICS_PUBLIC": "true",
         "DOCS_ENABLED": "true",
         "DATABASE_SSL": "off",
+        "RATE_LIMIT_DEFAULT": "10000/minute",
         "SHUTDOWN_DRAIN": "0",
     },
     "test": {
@@ -50,6 +51,7 @@ PROFILES: Final[Mapping[str, Mapping[str, str]]] = {
         "METRICS_PUBLIC": "true",
         "DOCS_ENABLED": "true",
         "DATABASE_SSL": "off",
+        "RATE_LIMIT_DEFAULT": "none",
         "SHUTDOWN_DRAIN": "0",
     },
     "staging": {},

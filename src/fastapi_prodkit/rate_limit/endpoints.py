@@ -9,6 +9,7 @@ from typing import Any
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
+from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from fastapi_prodkit import _scope
@@ -47,7 +48,7 @@ def limited_elsewhere(endpoint: Any, limited: Any) -> None:
 
 
 class ExemptEndpoints:
-    """Say whether a request is for an endpoint that the default limit leaves alone.
+    """Say whether a request is for an endpoint that the default limit leaves alone, or for `StaticFiles`.
 
     The routes are read at the first request, when start-up is over; those that are added later are not known. A limit
     that stands above the route's own decorator, where it does nothing, is logged then.
@@ -71,13 +72,21 @@ class ExemptEndpoints:
 
 
 def _is_exempt(endpoint: Any) -> bool:
-    return hasattr(endpoint, _NO_DEFAULT)
+    return hasattr(endpoint, _NO_DEFAULT) or _is_static(endpoint)
+
+
+def _is_static(endpoint: Any) -> bool:
+    """Say whether an endpoint is an app that serves files, in whatever middleware."""
+    while endpoint is not None and not isinstance(endpoint, StaticFiles):
+        endpoint = getattr(endpoint, "app", None)
+    return endpoint is not None
 
 
 def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, Any]]:
     for context in iter_route_contexts(routes):
         path = f"{prefix}{context.path or ''}"
         if hasattr(context.original_route, "routes"):
+            yield f"{path}/{{path}}", context.original_route.app  # type: ignore[attr-defined]  # of a mount or a host
             yield from _walk(routes_inside(context.original_route), path)
         elif context.endpoint is not None:
             _report(context, path)

@@ -49,8 +49,8 @@ class RateLimitMiddleware(Layer):
         legacy_headers: Send X-RateLimit-* as well. Default: False.
 
     Raises:
-        ConfigurationError: The limit cannot be read; the settings name a shared store, and no store is given; or a
-            keyword does not exist, or its value cannot be used.
+        ConfigurationError: The limit cannot be read, or is none; the settings name a shared store, and no store is
+            given; or a keyword does not exist, or its value cannot be used.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -71,6 +71,8 @@ class RateLimitMiddleware(Layer):
                 "RATE_LIMIT_STORAGE_URL: a shared store has connections to be closed; give the middleware "
                 "store=SharedStore(settings), and the app the lifespan of the store"
             )
+        if settings.default is None:
+            raise ConfigurationError("RATE_LIMIT_DEFAULT is none: leave the middleware out, or say what the limit is")
         self.app = app
         self.exempt = checked_exempt(exempt)
         self._uncounted = uncounted

