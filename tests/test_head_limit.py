@@ -1,6 +1,7 @@
 """The number of header lines, which our code limits whatever server runs it."""
 
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -89,7 +90,8 @@ def test_without_a_limit():
 @pytest.mark.parametrize("path", ["/", "/health", "/nowhere"])
 def test_in_an_app_under_a_plain_server(path):
     """Whatever is asked for, the 431 has what every response has, and the next request is served."""
-    app = create_app(Settings(environment="test"))
+    registry = CollectorRegistry()
+    app = create_app(Settings(environment="test"), registry=registry)
     app.add_api_route("/", lambda: "ok")
     with serving(app, http="h11") as port, connection(port) as client:
         client.sendall(request("GET", path, *["x: y"] * 100))
@@ -101,3 +103,5 @@ def test_in_an_app_under_a_plain_server(path):
     assert b"\r\nx-request-id: " in refused
     assert b"\r\nx-content-type-options: nosniff" in refused
     assert served.startswith(b"HTTP/1.1 200 ")
+    reason = {"reason": "head_too_large"}
+    assert registry.get_sample_value("http_server_refusals_total", reason) == (None if path == "/health" else 1)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
-from fastapi_prodkit import _counts
+from fastapi_prodkit import _context, _counts
 from fastapi_prodkit._asgi import route_template
 from fastapi_prodkit._client import client_key
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit._instruments import instrument
 from fastapi_prodkit.exceptions import ProblemError
 
@@ -76,8 +77,10 @@ class BearerToken:
         route = route_template(connection.scope, connection.scope.get("root_path", ""))
         self._count_refusal(route)
         if wait:
+            _context.refuse(Reason("rate_limited", f"{_MOST_GUESSES} wrong tokens of this client in a minute"))
             raise ProblemError(429, "Too many wrong tokens; try again later.", headers={"Retry-After": str(wait)})
         self._guesses.add(client)
+        _context.refuse(Reason("unauthenticated", "the token is wrong"))
         _logger.warning("%s: a request of %s had a wrong token", route, client)
         raise ProblemError(401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
 

@@ -8,6 +8,7 @@ from typing import TypedDict, Unpack
 
 from starlette.types import ASGIApp
 
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
@@ -54,7 +55,8 @@ class HeadLimitMiddleware(Layer):
             )
         self.app = app
         self._most = settings.max_headers
-        self._refusal = Refusal(ProblemError(431, "The request has too many header lines."))
+        reason = Reason("head_too_large", f"more header lines than LIMITS_MAX_HEADERS={settings.max_headers}")
+        self._refusal = Refusal(ProblemError(431, "The request has too many header lines."), reason)
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
         """Refuse a request with too many header lines."""
