@@ -1,9 +1,12 @@
 """`fastapi-prodkit serve` and `fastapi-prodkit health`: real processes, as a container runs them."""
 
 import json
+import signal
 import socket
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +18,7 @@ from wire import read_response, request
 
 from fastapi_prodkit.cli import main
 from fastapi_prodkit.cli.serve import _default_workers, _load, _protocol
+from fastapi_prodkit.cli.supervisor import Supervisor
 from fastapi_prodkit.settings import Settings
 
 SERVICE = """
@@ -132,6 +136,41 @@ def test_a_head_without_limits(directory):
     """LIMITS_ENABLED=false leaves them out."""
     with serving(directory, "served_app:app", LIMITS_ENABLED="false") as server:
         assert b"200 OK" in ask(server.port, *["a: b"] * 200, "c: " + "d" * 100_000)
+
+
+class Worker:
+    """A worker that ends with the second signal."""
+
+    def __init__(self, signals):
+        self.signals = signals
+
+    def is_alive(self):
+        return self.signals.count("terminate") < 1
+
+    def join(self, timeout):
+        self.signals.append(timeout)
+
+    def terminate(self):
+        self.signals.append("terminate")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_reaches_the_workers(monkeypatch, number):
+    """Their parent is told alone in a container; a signal that would start another worker is too late."""
+    signals = []
+    monkeypatch.setattr("uvicorn.supervisors.Multiprocess.__init__", lambda self: None)
+    supervisor = Supervisor()
+    supervisor.should_exit = threading.Event()
+    supervisor.processes = [SimpleNamespace(process=Worker(signals))]
+    supervisor.signal_queue = [number]
+    supervisor.handle_signals()
+    first = list(signals)
+    supervisor.signal_queue = [signal.SIGTTIN, number]
+
+    supervisor.join_all()
+
+    assert first == []
+    assert signals[1:] == ["terminate"]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

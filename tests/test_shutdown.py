@@ -25,6 +25,8 @@ from fastapi_prodkit.shutdown import Shutdown
 
 SERVICE = """
 import asyncio
+import atexit
+import time
 from contextlib import asynccontextmanager
 from fastapi import BackgroundTasks, WebSocket
 from fastapi.responses import StreamingResponse
@@ -36,9 +38,13 @@ async def lifespan(app):
     await asyncio.sleep(app.state.settings.START if hasattr(app.state.settings, "START") else 0)
     yield
     print("disposed", flush=True)
+    await asyncio.sleep(app.state.settings.END)
 
 class Service(Settings):
     START: float = 0
+    END: float = 0
+
+atexit.register(print, "atexit hook called")
 
 app = create_app(Service(), lifespan=lifespan)
 
@@ -64,6 +70,21 @@ async def endless():
             yield b"x"
             await asyncio.sleep(0.05)
     return StreamingResponse(forever())
+
+@app.get("/hang")
+def hang():
+    print("request begun", flush=True)
+    time.sleep(60)
+
+@app.get("/block")
+async def block():
+    print("request begun", flush=True)
+    time.sleep(60)
+
+@app.get("/exit-slowly")
+async def exit_slowly():
+    atexit.register(time.sleep, 60)
+    print("request begun", flush=True)
 
 @app.websocket("/ws")
 async def websocket(socket: WebSocket):
@@ -234,6 +255,66 @@ def test_a_signal_during_the_start_ends_it(directory):
         assert "SIGTERM during the start" in server.output()
 
 
+def left(server):
+    """Return what the process said of threads when it ended by itself."""
+    return [event["event"] for event in events(server) if event["event"].startswith("exiting")]
+
+
+def test_a_handler_that_hangs_is_left_when_the_grace_is_over(directory):
+    """A thread cannot be cancelled, and neither the event loop nor the interpreter would end without it."""
+    with uvicorn(directory, SHUTDOWN_GRACE="0.3") as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(request("GET", "/hang"))
+            wait_for(lambda: "request begun" in server.output())
+
+            server.terminate()
+
+            assert server.wait() == 0
+        assert left(server) == ["exiting with 1 thread(s) left, which have not ended in time"]
+        assert "AnyIO worker thread in hang" in server.output()
+        assert "disposed" in server.output()
+        assert "atexit hook called" in server.output()
+
+
+@pytest.mark.parametrize("path", ["/hang", "/block"])
+def test_a_second_signal_leaves_a_handler_that_hangs(directory, path):
+    """It is at once, also where the event loop is blocked."""
+    with (
+        uvicorn(directory, SHUTDOWN_DRAIN="15", SHUTDOWN_GRACE="15") as server,
+        socket.create_connection(("127.0.0.1", server.port)) as client,
+    ):
+        client.sendall(request("GET", path))
+        wait_for(lambda: "request begun" in server.output())
+        server.terminate()
+        time.sleep(0.1)  # signals that come at the same time are one signal
+
+        server.terminate()
+
+        assert server.wait(8) == 0
+        assert len(left(server)) == 1
+
+
+def test_a_lifespan_that_hangs_at_its_end_is_left(directory):
+    """It has two seconds more than requests have."""
+    with uvicorn(directory, SHUTDOWN_DRAIN="0", SHUTDOWN_GRACE="0.1", END="60") as server:
+        server.terminate()
+
+        assert server.wait(10) == 0
+        assert "atexit hook called" in server.output()
+
+
+@pytest.mark.system
+def test_atexit_hooks_that_hang_are_left(directory):
+    """They have two seconds, too."""
+    with uvicorn(directory, SHUTDOWN_DRAIN="0", SHUTDOWN_GRACE="0.1") as server:
+        get(server.port, "/exit-slowly")
+
+        server.terminate()
+
+        assert server.wait(10) == 0
+        assert left(server) == ["exiting before all atexit hooks have ended"]
+
+
 @pytest.mark.system
 def test_twenty_requests_a_second_through_a_roll_lose_none(directory):
     """Two instances behind a balancer that looks at /ready: one is ended under load, and no client notices."""
@@ -402,11 +483,30 @@ async def test_a_signal_that_no_server_takes_is_left_alone():
         assert signal.getsignal(signal.SIGTERM) == before
 
 
+class FakeTermination:
+    """Note what the end of the process is told, and leave this process alone."""
+
+    told: list[object]
+
+    def __init__(self, loop, *, exit_code, time):
+        FakeTermination.told = [(exit_code, time)]
+
+    def start(self):
+        self.told.append("start")
+
+    def hurry(self):
+        self.told.append("hurry")
+
+    def lifespan_ended(self):
+        self.told.append("lifespan ended")
+
+
 @pytest.fixture
-def uvicorn_server():
+def uvicorn_server(monkeypatch):
     """A uvicorn whose handler has the signal, without its socket."""
     import uvicorn
 
+    monkeypatch.setattr("fastapi_prodkit.shutdown.Termination", FakeTermination)
     server = uvicorn.Server(uvicorn.Config(None, log_config=None))
     server.started = True
     previous = signal.signal(signal.SIGTERM, server.handle_exit)
@@ -426,6 +526,7 @@ async def test_uvicorn_is_told_to_end_and_how_long_it_may_take(uvicorn_server):
     assert uvicorn_server.config.timeout_graceful_shutdown == 7
     assert uvicorn_server._captured_signals == []
     assert not uvicorn_server.force_exit
+    assert FakeTermination.told == [(0, 7), "start", "lifespan ended"]
 
 
 async def test_a_second_signal_forces_uvicorn(uvicorn_server):
@@ -439,6 +540,7 @@ async def test_a_second_signal_forces_uvicorn(uvicorn_server):
             await asyncio.sleep(0)
 
     assert uvicorn_server.config.timeout_graceful_shutdown == 3
+    assert FakeTermination.told == [(0, 12), "start", "hurry", "lifespan ended"]
 
 
 async def test_a_signal_during_the_start_cancels_it(uvicorn_server):
@@ -454,3 +556,4 @@ async def test_a_signal_during_the_start_cancels_it(uvicorn_server):
         await asyncio.create_task(start())
 
     assert uvicorn_server.should_exit
+    assert FakeTermination.told == [(3, 0), "start", "lifespan ended"]

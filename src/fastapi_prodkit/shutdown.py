@@ -2,7 +2,8 @@
 
 On SIGTERM a server closes its port at once, while load balancers go on sending for as long as they have not noticed.
 So the signal is taken here first: for `drain` seconds `/ready` says 503, every response says `Connection: close`, and
-the port keeps answering. Then the server is told to end; it has `grace` seconds for the requests in flight.
+the port keeps answering. Then the server is told to end; it has `grace` seconds for the requests in flight. What has
+not ended by then, such as a `def` handler that hangs, or lifespans and `atexit` hooks two seconds later, is left.
 
 ECS, like Docker and Kubernetes, sends SIGKILL some time after SIGTERM: 30 seconds unless `stopTimeout` says otherwise.
 """
@@ -18,6 +19,7 @@ from contextvars import Context
 from types import FrameType, MethodType
 from typing import Any
 
+from fastapi_prodkit._termination import Termination
 from fastapi_prodkit.exceptions import SettingsWarning
 from fastapi_prodkit.sections import ShutdownSettings
 
@@ -25,6 +27,8 @@ __all__ = ["STOP_TIMEOUT", "Shutdown"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOP_TIMEOUT = 30.0  # seconds; the default of `stopTimeout` in an ECS task definition
+
+_FAILED_START = 3  # uvicorn's exit code
 
 _logger = logging.getLogger(__name__)
 
@@ -93,6 +97,7 @@ class _Signals:
         self._starting = asyncio.current_task()
         self._taken: dict[int, MethodType] = {}
         self._repeated = False
+        self._termination: Termination | None = None
 
     def take(self) -> None:
         if threading.current_thread() is not threading.main_thread():  # Python delivers signals to no other
@@ -106,12 +111,28 @@ class _Signals:
     def give_back(self) -> None:
         for number, handler in self._taken.items():
             signal.signal(number, handler)
+        if self._termination is not None:
+            self._termination.lifespan_ended()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         """Run between any two instructions of the main thread: leave the work to the event loop."""
         # In a context of its own: this one is of the request that was interrupted, and has its id.
         self._loop.call_soon_threadsafe(self._end if self._repeated else self._begin, number, context=Context())
+        self._bound(self._server(number))
         self._repeated = True
+
+    def _bound(self, server: Any) -> None:
+        """Bound the time that uvicorn takes to end; the event loop, which may be blocked, is not needed for that."""
+        if not hasattr(server, "should_exit"):
+            return
+        if self._termination is not None:
+            self._termination.hurry()
+            return
+        grace = server.config.timeout_graceful_shutdown
+        grace = self._settings.grace if grace is None else grace
+        code, time = (0, self._settings.drain + grace) if server.started else (_FAILED_START, 0)
+        self._termination = Termination(self._loop, exit_code=code, time=time)
+        self._termination.start()
 
     def _begin(self, number: int) -> None:
         if self._starting is not None and not getattr(self._server(number), "started", True):

@@ -155,10 +155,11 @@ def _announce(config: Any, processes: int) -> None:
 
 def _run(config: Any, processes: int) -> int:
     from uvicorn import Server  # noqa: PLC0415 - an extra
-    from uvicorn.supervisors import Multiprocess  # noqa: PLC0415 - likewise
+
+    from fastapi_prodkit.cli.supervisor import Supervisor  # noqa: PLC0415 - likewise
 
     if processes > 1:
-        Multiprocess(config, [config.bind_socket()]).run()
+        Supervisor(config, [config.bind_socket()]).run()
         return 0
     server = Server(config)
     server.run()

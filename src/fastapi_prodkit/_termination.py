@@ -1,0 +1,114 @@
+"""End the process within a bounded time after a signal, whatever keeps it alive.
+
+A server that has been told to end waits for more than its requests: its event loop for every thread that a `def`
+handler runs in, the lifespan for whatever it awaits, the interpreter for threads and for `atexit` hooks. None of these
+waits has a bound, and none ends with a second signal. So a thread of its own watches the end: if the process still runs
+at the deadline, the thread logs what is left, runs the `atexit` hooks, flushes the standard streams and exits.
+"""
+
+import _thread
+import asyncio
+import atexit
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from time import monotonic
+
+__all__ = ["Termination"]
+
+LIFESPAN_TIME = 2.0  # seconds that lifespans may take to end when the grace is over
+EXIT_TIME = 2.0  # seconds that the `atexit` hooks may take
+_SETTLE_TIME = 0.5  # seconds that server and interpreter may take when the lifespans have ended
+_SECOND_SIGNAL_TIME = 1.0  # seconds that the server may take to end when it no longer waits for requests
+
+_logger = logging.getLogger("fastapi_prodkit.shutdown")
+
+
+class Termination:
+    """Exit the process at a deadline, unless it has ended by itself, or goes on without its server.
+
+    Its methods may be called in any thread and in a signal handler: they take no lock.
+
+    Args:
+        loop: The event loop of the server.
+        exit_code: What the process exits with at the deadline.
+        time: Until requests in flight have had their grace, seconds.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, exit_code: int, time: float) -> None:
+        self._loop = loop
+        self._exit_code = exit_code
+        self._grace_end = monotonic() + time
+        self._deadlines: SimpleQueue[float] = SimpleQueue()
+        self._ready_to_exit = threading.Event()
+        self._cleaned_up = threading.Event()
+        self._in_hooks = False  # the interpreter has begun to call the `atexit` hooks by itself
+
+    def start(self) -> None:
+        """Begin to watch."""
+        # Not Thread.start, which takes a lock that the interrupted code may hold.
+        _thread.start_new_thread(self._watch, ())
+
+    def hurry(self) -> None:
+        """Wait for no request any more: called at the second signal."""
+        self._grace_end = monotonic()
+        self._deadlines.put(self._grace_end + _SECOND_SIGNAL_TIME)
+
+    def lifespan_ended(self) -> None:
+        """Give threads the rest of the grace: called when nothing but them is left to end."""
+        self._deadlines.put(max(self._grace_end, monotonic() + _SETTLE_TIME))
+
+    def _exiting(self) -> None:
+        """Give the `atexit` hooks their time: called as the first of them."""
+        self._in_hooks = True
+        self._deadlines.put(monotonic() + EXIT_TIME)
+
+    def _watch(self) -> None:
+        # The thread is started now, because an interpreter that is about to exit starts none.
+        threading.Thread(target=self._clean_up, name="fastapi_prodkit.termination", daemon=True).start()
+        atexit.register(self._exiting)
+        deadline = self._grace_end + LIFESPAN_TIME
+        with suppress(Empty):
+            while True:
+                deadline = self._deadlines.get(timeout=max(0.0, deadline - monotonic()))
+        if self._loop.is_closed() and threading.main_thread().is_alive():
+            atexit.unregister(self._exiting)
+            return  # the program goes on without its server
+        self._ready_to_exit.set()
+        self._cleaned_up.wait(EXIT_TIME)
+        os._exit(self._exit_code)
+
+    def _clean_up(self) -> None:
+        self._ready_to_exit.wait()
+        try:
+            self._say_what_is_left()
+            if not self._in_hooks:
+                atexit.unregister(self._exiting)
+                atexit._run_exitfuncs()  # noqa: SLF001 - the interpreter's own way to call them has not begun
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        finally:
+            self._cleaned_up.set()
+
+    def _say_what_is_left(self) -> None:
+        if self._in_hooks:
+            _logger.warning("exiting before all atexit hooks have ended")
+            return
+        places = dict(_places())
+        left = sum(thread is not threading.main_thread() for thread in places)
+        message = "exiting with %d thread(s) left, which have not ended in time"
+        _logger.warning(message, left, extra={"threads": list(places.values())})
+
+
+def _places() -> Iterator[tuple[threading.Thread, str]]:
+    """Yield each thread that the interpreter would wait for, with its name and the line of code that it is in."""
+    frames = sys._current_frames()  # noqa: SLF001 - documented, for debuggers and profilers
+    for thread in threading.enumerate():
+        if not thread.daemon and thread.ident in frames:
+            place = traceback.extract_stack(frames[thread.ident])[-1]
+            yield thread, f"{thread.name} in {place.name} ({place.filename}:{place.lineno})"

@@ -1,0 +1,111 @@
+"""The bounded end of a process, in this process; `test_shutdown.py` ends real ones."""
+
+import atexit
+import os
+import threading
+from time import monotonic
+
+import pytest
+
+from fastapi_prodkit import _termination
+from fastapi_prodkit._termination import Termination
+
+
+class Loop:
+    """A loop, as far as its end goes."""
+
+    def __init__(self, closed):
+        self.closed = closed
+
+    def is_closed(self):
+        return self.closed
+
+
+@pytest.fixture
+def exits(monkeypatch):
+    """What the process would have exited with; atexit hooks of other tests are left alone."""
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: codes.append("hooks"))
+    for name in ("LIFESPAN_TIME", "_SETTLE_TIME", "_SECOND_SIGNAL_TIME"):
+        monkeypatch.setattr(_termination, name, 0.0)
+    monkeypatch.setattr(_termination, "EXIT_TIME", 5.0)
+    return codes
+
+
+def watch(termination):
+    """Watch in a thread that is waited for, and not in one that outlives the test."""
+    watching = threading.Thread(target=termination._watch)
+    watching.start()
+    watching.join(10)
+    assert not watching.is_alive()
+
+
+def test_a_deadline_ends_the_process(exits, caplog):
+    """The hooks are called first; threads that are left are named with the line of code that they are in."""
+    hanging = threading.Event()
+    thread = threading.Thread(target=hanging.wait, name="hanging")
+    thread.start()
+
+    watch(Termination(Loop(closed=False), exit_code=3, time=0))
+    hanging.set()
+    thread.join()
+
+    assert exits == ["hooks", 3]
+    [record] = caplog.records
+    assert record.getMessage().startswith("exiting with")
+    assert any(place.startswith("hanging in wait (") for place in record.threads)
+
+
+def test_the_end_of_the_lifespans_leaves_threads_the_rest_of_the_grace(exits, monkeypatch):
+    """Without requests the lifespans end at once, and what a thread does then is not cut short."""
+    monkeypatch.setattr(_termination, "LIFESPAN_TIME", 30.0)
+    termination = Termination(Loop(closed=False), exit_code=0, time=0.2)
+    before = monotonic()
+    termination.lifespan_ended()
+
+    watch(termination)
+
+    assert exits == ["hooks", 0]
+    assert monotonic() - before >= 0.2
+
+
+def test_a_second_signal_ends_it_at_once(exits):
+    """The grace is over."""
+    termination = Termination(Loop(closed=False), exit_code=0, time=60)
+    termination.hurry()
+
+    watch(termination)
+
+    assert exits == ["hooks", 0]
+
+
+def test_a_program_that_goes_on_without_its_server_is_left_alone(exits):
+    """Its loop is closed, and its main thread runs: it does something of its own."""
+    watch(Termination(Loop(closed=True), exit_code=0, time=0))
+
+    assert exits == []
+
+
+def test_hooks_that_have_begun_are_not_called_again(exits, caplog):
+    """The interpreter calls them by itself; what has not ended by the deadline is left."""
+    termination = Termination(Loop(closed=False), exit_code=0, time=60)
+    _termination.EXIT_TIME = 0.01
+    termination._exiting()
+    _termination.EXIT_TIME = 5.0
+
+    watch(termination)
+
+    assert exits == [0]
+    assert [record.getMessage() for record in caplog.records] == ["exiting before all atexit hooks have ended"]
+
+
+def test_the_watch_is_a_thread_of_its_own(exits):
+    """It needs no event loop, which may be blocked."""
+    done = threading.Event()
+    termination = Termination(Loop(closed=True), exit_code=0, time=60)
+    termination._watch = done.set
+
+    termination.start()
+
+    assert done.wait(10)
