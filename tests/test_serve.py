@@ -17,8 +17,8 @@ from processes import free_port, running
 from wire import read_response, request
 
 from fastapi_prodkit.cli import main
-from fastapi_prodkit.cli.serve import _default_workers, _load, _protocol
-from fastapi_prodkit.cli.supervisor import Supervisor
+from fastapi_prodkit.cli.serve import _default_workers, _load, _protocol, _run
+from fastapi_prodkit.cli.supervisor import ServeConfig, Supervisor
 from fastapi_prodkit.settings import Settings
 
 SERVICE = """
@@ -251,17 +251,133 @@ def test_an_app_that_is_not_there(directory, monkeypatch, capsys, application, s
     assert (code, error) == (2, f"fastapi-prodkit: {said}\n")
 
 
-def test_a_start_that_fails_has_exit_code_3(directory):
-    """As uvicorn has it, so that a platform sees it."""
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.system)])
+def test_a_start_that_fails_has_exit_code_3(directory, workers):
+    """As uvicorn has it, so that a platform sees it; the log says what it was, also for an app that configures none."""
     (directory / "broken.py").write_text(
         "from fastapi import FastAPI\nfrom contextlib import asynccontextmanager\n"
         "@asynccontextmanager\nasync def lifespan(app):\n    raise RuntimeError('no')\n    yield\n"
         "app = FastAPI(lifespan=lifespan)\n"
     )
     port = free_port()
-    command = ("fastapi_prodkit", "serve", "broken:app", "--workers", "1", "--port", str(port))
+    command = ("fastapi_prodkit", "serve", "broken:app", "--workers", workers, "--port", str(port))
     with running(*command, directory=directory, port=port, listening=False) as server:
         assert server.wait() == 3
+        assert any("RuntimeError: no" in event["event"] for event in events(server))
+
+
+@pytest.mark.system
+def test_an_app_that_workers_cannot_load(directory):
+    """Their parent stops with the same exit code, instead of starting them again and again."""
+    (directory / "alone.py").write_text(
+        "import multiprocessing\nfrom fastapi import FastAPI\napp = FastAPI()\n"
+        "if multiprocessing.parent_process() is not None:\n    raise RuntimeError('not in a worker')\n"
+    )
+    port = free_port()
+    command = ("fastapi_prodkit", "serve", "alone:app", "--workers", "2", "--port", str(port))
+    with running(*command, directory=directory, port=port, listening=False) as server:
+        assert server.wait() == 3
+        failed = [event for event in events(server) if event["event"] == "the app cannot be loaded"]
+        assert "RuntimeError: not in a worker" in failed[0]["exception"]
+
+
+BROKEN = """
+import sys
+from pydantic import BaseModel, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from fastapi_prodkit import create_app
+
+class StripeSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="STRIPE_")
+    api_key: SecretStr
+    retries: int = 3
+
+class Price(BaseModel):
+    amount: int
+    currency: str
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "exit_code"),
+    [
+        (
+            "StripeSettings()",
+            (
+                "settings cannot be used: STRIPE_API_KEY (is required: set it); "
+                "STRIPE_RETRIES (must be a valid integer, unable to parse string as an integer)"
+            ),
+            1,
+        ),
+        (
+            "Price(amount='much')",
+            (
+                "Price: amount: Input should be a valid integer, unable to parse string as an integer; "
+                "currency: Field required"
+            ),
+            1,
+        ),
+        ("create_app(HOSTS_ALLOWED=1)", "TypeError", 1),
+        ("create_app(); raise RuntimeError('no stock')", "RuntimeError: no stock", 1),
+        ("sys.exit(0)", "the process was ended while the app was loaded", 1),
+        ("sys.exit('no key')", "the process was ended while the app was loaded", 1),
+        ("sys.exit(7)", "the process was ended while the app was loaded", 7),
+    ],
+)
+def test_what_keeps_a_service_from_starting_is_said_in_full(directory, monkeypatch, capsys, code, reason, exit_code):
+    """One record in the log's format names all settings that are wrong, or the exception with its traceback."""
+    (directory / "broken.py").write_text(f"{BROKEN}\n{code}\n")
+    monkeypatch.chdir(directory)
+    monkeypatch.syspath_prepend(directory)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    monkeypatch.setenv("ENVIRONMENT", "test")
+    monkeypatch.setenv("STRIPE_RETRIES", "s3cret")
+    monkeypatch.setenv("LOG_REDACT", "stock")
+
+    assert main(["serve", "broken:app"]) == exit_code
+
+    captured = capsys.readouterr()
+    [record] = [json.loads(line) for line in captured.out.splitlines() if '"critical"' in line]
+    assert record["event"].startswith(f"the service cannot start: {reason}")
+    assert "broken.py" in record["exception"]
+    assert (record["logger"], record["environment"]) == ("fastapi_prodkit.serve", "test")
+    assert "s3cret" not in captured.out + captured.err
+
+
+def test_settings_that_cannot_be_used_are_said_in_full(directory, monkeypatch, capsys):
+    """Those of the library, too: on the terminal a line each."""
+    monkeypatch.chdir(directory)
+    monkeypatch.syspath_prepend(directory)
+    monkeypatch.delitem(sys.modules, "served_app", raising=False)
+    monkeypatch.setenv("ENVIRONMENT", "prod")
+
+    assert main(["serve", "served_app:app"]) == 1
+
+    captured = capsys.readouterr()
+    assert '"event":"the service cannot start: settings cannot be used: HOSTS_ALLOWED (is required' in captured.out
+    assert "\n  HOSTS_ALLOWED: is required" in captured.err
+
+
+def test_a_worker_that_could_not_start_is_no_end_in_order(monkeypatch):
+    """uvicorn's parent of several workers returns as it does after a signal."""
+    monkeypatch.setattr("uvicorn.supervisors.Multiprocess.__init__", lambda self, config, sockets: None)
+    monkeypatch.setattr("uvicorn.supervisors.Multiprocess.keep_subprocess_alive", lambda self: self.should_exit.set())
+    monkeypatch.setattr("uvicorn.supervisors.Multiprocess.run", lambda self: self.keep_subprocess_alive())
+    monkeypatch.setattr(Supervisor, "should_exit", threading.Event(), raising=False)
+
+    assert _run(SimpleNamespace(bind_socket=lambda: None), 2) == 3
+    assert _run(SimpleNamespace(bind_socket=lambda: None), 2) == 0  # it was stopping already
+
+
+def test_an_app_that_the_serving_process_cannot_load(caplog):
+    """It is exit code 3, which makes uvicorn's parent stop as well."""
+    config = ServeConfig("nowhere_at_all:app", log_config=None)
+
+    with pytest.raises(SystemExit) as ended:
+        config.load()
+
+    assert ended.value.code == 3
+    assert caplog.records[-1].getMessage() == "the app cannot be loaded"
 
 
 def test_several_processes_by_default_only_if_they_count_together(monkeypatch):

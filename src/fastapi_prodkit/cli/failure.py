@@ -1,11 +1,22 @@
-"""What went wrong, in one line for a terminal or a deployment's log, without secrets."""
+"""What went wrong, in one line for a terminal, or with its traceback for the log of a service; without secrets."""
 
+import logging
+import os
 import re
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from fastapi_prodkit.exceptions import ProdkitError
+import typer
 
-__all__ = ["describe"]
+from fastapi_prodkit.exceptions import ProdkitError, SettingsError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+__all__ = ["describe", "logged_failure"]
 
 _CLASS = re.compile(r"^<class '[^']+'>: ")  # what SQLAlchemy's asyncpg dialect puts in front of a message
 _LIBRARIES = ("site-packages", "fastapi_prodkit", "/lib/python", "<")
@@ -13,14 +24,75 @@ _LIBRARIES = ("site-packages", "fastapi_prodkit", "/lib/python", "<")
 
 def describe(error: BaseException) -> str:
     """Return what went wrong; with the place for an error that nobody has expected."""
-    if isinstance(error, ProdkitError):
-        return str(error)  # our own texts hold no value
+    ours = _settings_error(error) or error
+    if isinstance(ours, ProdkitError):
+        return str(ours)  # our own texts hold no value
     from fastapi_prodkit._redact import Redactor  # noqa: PLC0415 - `--help` does not need it
 
     return Redactor().text(_text(error))
 
 
+@contextmanager
+def logged_failure() -> Iterator[None]:
+    """Log what keeps a service from starting, and raise it on; an app that was not found is left to the terminal.
+
+    Raises:
+        typer.Exit: The app has ended the process while it was loaded. It has not started, so the exit code is never 0.
+    """
+    try:
+        yield
+    except typer.TyperException:
+        raise
+    except SystemExit as end:
+        _log(end, "the process was ended while the app was loaded")
+        raise typer.Exit(end.code if isinstance(end.code, int) and end.code else 1) from end
+    except Exception as error:
+        settings = _settings_error(error)
+        # Not `NAME: text`, of which the log masks the text if the name is that of a secret.
+        wrong = [f"{name} ({text})" for name, text in settings.problems.items()] if settings else []
+        _log(error, f"settings cannot be used: {'; '.join(wrong)}" if wrong else describe(error))
+        raise
+
+
+def _log(error: BaseException, reason: str) -> None:
+    """Write a record with the traceback, in the format of the service."""
+    from fastapi_prodkit.logging import EventHandler, configure_logging  # noqa: PLC0415 - `--help` does not need it
+    from fastapi_prodkit.sections import LogSettings  # noqa: PLC0415 - likewise
+
+    if not any(isinstance(handler, EventHandler) for handler in logging.root.handlers):
+        environment = os.environ.get("ENVIRONMENT", "dev")
+        console = os.environ.get("LOG_FORMAT") == "console" or (environment == "dev" and sys.stdout.isatty())
+        redact = tuple(filter(None, os.environ.get("LOG_REDACT", "").split(",")))
+        settings = LogSettings(format="console" if console else "json", redact=redact)
+        configure_logging(settings, environment=environment)
+    logging.getLogger("fastapi_prodkit.serve").critical("the service cannot start: %s", reason, exc_info=error)
+
+
+def _settings_error(error: BaseException) -> SettingsError | None:
+    """Return what is wrong by the names of variables: those of our settings, or of the project's own."""
+    from pydantic import ValidationError  # noqa: PLC0415 - `--help` does not need it
+    from pydantic_settings import BaseSettings  # noqa: PLC0415 - likewise
+
+    from fastapi_prodkit import _variables  # noqa: PLC0415 - likewise
+
+    if isinstance(error, ValidationError):
+        for model in _subclasses(BaseSettings):
+            if model.__name__ == error.title:
+                return SettingsError(_variables.problems(error, model, str(model.model_config.get("env_prefix", ""))))
+    return error if isinstance(error, SettingsError) else None
+
+
+def _subclasses(model: "type[BaseModel]") -> "Iterator[type[BaseModel]]":
+    for each in model.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
 def _text(error: BaseException) -> str:
+    from pydantic import ValidationError  # noqa: PLC0415 - `--help` does not need it
+
+    if isinstance(error, ValidationError):
+        return _invalid(error)
     library = type(error).__module__.partition(".")[0]
     if library == "alembic":
         return _first_line(str(error))
@@ -29,6 +101,11 @@ def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return f"{type(error).__name__}: {_first_line(str(error))}{_place(error)}"
+
+
+def _invalid(error: "ValidationError") -> str:
+    wrong = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False))
+    return f"{error.title}: {'; '.join(wrong)}{_place(error)}"
 
 
 def _database(error: BaseException) -> str:

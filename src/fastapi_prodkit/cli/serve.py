@@ -10,6 +10,7 @@ import typer
 
 from fastapi_prodkit import _extras
 from fastapi_prodkit._refusals import COUNTS_ALONE, counts_alone
+from fastapi_prodkit.cli.failure import logged_failure
 from fastapi_prodkit.cli.target import resolve
 from fastapi_prodkit.exceptions import SettingsError
 
@@ -51,20 +52,21 @@ def serve(  # noqa: PLR0913 - an option each
     a request is closed. Without a shared store for rate limits one process is the default.
     """
     _extras.require("uvicorn", extra="standard")
-    import uvicorn  # noqa: PLC0415 - an extra
+    from fastapi_prodkit.cli.supervisor import ServeConfig  # noqa: PLC0415 - an extra
 
     sys.path.insert(0, str(Path.cwd()))
-    settings = _settings_of(_load(application, factory=factory))
-    processes = workers or _default_workers(settings)
-    _refuse_workers(settings, processes)
-    config = uvicorn.Config(
+    with logged_failure():
+        settings = _settings_of(_load(application, factory=factory))
+        processes = workers or _default_workers(settings)
+        _refuse_workers(settings, processes)
+    config = ServeConfig(
         application,
         factory=factory,
         host=host,
         port=port,
         workers=processes,
         http=_protocol(),
-        log_config=_parent_log(settings) if processes > 1 else None,
+        log_config=None if processes == 1 and logging.root.handlers else _parent_log(settings),
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -72,8 +74,8 @@ def serve(  # noqa: PLR0913 - an option each
         timeout_graceful_shutdown=_grace(settings),  # type: ignore[arg-type]  # it goes to asyncio, which takes a float
         lifespan="on",
     )
-    config.header_timeout = header_timeout  # type: ignore[attr-defined]  # goes with it into each worker
-    config.limits = _limits(settings)  # type: ignore[attr-defined]  # likewise
+    config.header_timeout = header_timeout  # goes with it into each worker
+    config.limits = _limits(settings)  # likewise
     _announce(config, processes)
     raise typer.Exit(_run(config, processes))
 
@@ -126,7 +128,7 @@ def _protocol() -> Any:
 
 
 def _parent_log(settings: Any) -> dict[str, Any]:
-    """Have the process that starts the workers, and serves nothing itself, write the same lines as they do."""
+    """Have a process whose app configures no logging, such as the parent of the workers, write the same lines."""
     service = getattr(settings, "service", None)
     handler = {
         "()": "fastapi_prodkit.logging.EventHandler",
@@ -156,11 +158,12 @@ def _announce(config: Any, processes: int) -> None:
 def _run(config: Any, processes: int) -> int:
     from uvicorn import Server  # noqa: PLC0415 - an extra
 
-    from fastapi_prodkit.cli.supervisor import Supervisor  # noqa: PLC0415 - likewise
+    from fastapi_prodkit.cli.supervisor import FAILED_START, Supervisor  # noqa: PLC0415 - likewise
 
     if processes > 1:
-        Supervisor(config, [config.bind_socket()]).run()
-        return 0
+        supervisor = Supervisor(config, [config.bind_socket()])
+        supervisor.run()
+        return FAILED_START if supervisor.start_failed else 0
     server = Server(config)
     server.run()
-    return 0 if server.started else 3
+    return 0 if server.started else FAILED_START

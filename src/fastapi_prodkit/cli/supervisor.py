@@ -1,23 +1,67 @@
-"""uvicorn's parent of several workers, which passes a second signal on to them."""
+"""uvicorn's configuration and its parent of several workers: what fails is logged, and has an exit code."""
 
+import logging
 import signal
+import sys
 from typing import Any
 
 from fastapi_prodkit import _extras
 
 _extras.require("uvicorn", extra="standard")
 
-from uvicorn.supervisors import Multiprocess  # noqa: E402 - a hint, not a traceback
+from uvicorn import Config  # noqa: E402 - a hint, not a traceback
+from uvicorn.supervisors import Multiprocess  # noqa: E402 - likewise
 
-__all__ = ["Supervisor"]
+from fastapi_prodkit.sections import LimitsSettings  # noqa: E402
 
+__all__ = ["FAILED_START", "ServeConfig", "Supervisor"]
+
+FAILED_START = 3  # uvicorn's exit code; its parent process stops, too, when a worker ends with it
 _JOIN_TIME = 0.1  # seconds between two looks at workers that are ending
 
 
-class Supervisor(Multiprocess):
-    """uvicorn's parent of several workers. At the second signal the workers wait for no request any more."""
+_logger = logging.getLogger("fastapi_prodkit.serve")
 
+
+class ServeConfig(Config):
+    """uvicorn's configuration, which logs why a process cannot load the app.
+
+    Attributes:
+        header_timeout: Longest time for the head of a request, seconds.
+        limits: Its size and its number of lines; None without limits.
+    """
+
+    header_timeout: float
+    limits: LimitsSettings | None
+
+    def load(self) -> None:
+        """Load the app in the process that serves it.
+
+        Raises:
+            SystemExit: The app cannot be loaded.
+        """
+        try:
+            super().load()
+        except (Exception, SystemExit):  # whatever the app raises while it is loaded: it ends the process
+            _logger.critical("the app cannot be loaded", exc_info=True)
+            sys.exit(FAILED_START)
+
+
+class Supervisor(Multiprocess):
+    """uvicorn's parent of several workers. At the second signal the workers wait for no request any more.
+
+    Attributes:
+        start_failed: It has stopped because a worker could not start.
+    """
+
+    start_failed = False
     _repeated = False
+
+    def keep_subprocess_alive(self) -> None:
+        """Start a worker in place of one that has died, or stop if that one could not start."""
+        stopping = self.should_exit.is_set()
+        super().keep_subprocess_alive()
+        self.start_failed = self.should_exit.is_set() and not stopping
 
     def handle_int(self) -> None:
         """Stop the workers; at the second signal without waiting for requests."""
