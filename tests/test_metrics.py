@@ -11,7 +11,7 @@ from anyio import to_thread
 from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
 from outcomes import items, outcomes
-from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from pydantic import SecretStr
@@ -449,6 +449,20 @@ def test_before_the_first_request(registry):
 
     families = {family.name: [sample.value for sample in family.samples] for family in parse_openmetrics(response.text)}
     assert families == {DURATION: [], ACTIVE: [0]}
+
+
+def test_a_collector_that_raises(registry, caplog):
+    """Its exception is logged once, and the rest is shown."""
+    Gauge("broken", "Broken.", registry=registry).set_function(lambda: 1 / 0)
+    Gauge("whole", "Whole.", registry=registry).set(1)
+    app = FastAPI()
+    app.include_router(metrics_router(MetricsSettings(public=True), registry=registry))
+
+    shown = [TestClient(app).get("/metrics") for _ in range(2)]
+
+    assert [each.status_code for each in shown] == [200, 200]
+    assert "whole 1.0" in shown[1].text
+    assert [record.exc_info[0] for record in caplog.records] == [ZeroDivisionError]
 
 
 def test_closed(registry):

@@ -1,10 +1,10 @@
 """Metrics of several worker processes: any of them answers for all, whatever becomes of the others."""
 
 import http.client
-import json
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,9 +13,11 @@ from types import SimpleNamespace
 import pytest
 from processes import free_port, running
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_prodkit import Settings, _samples, _scope, _workers, create_app
+from fastapi_prodkit._samples import Collectors
 from fastapi_prodkit._servers import several_workers
 from fastapi_prodkit._workers import Workers, shared_directory
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -229,12 +231,126 @@ def test_a_place_that_vanishes(tmp_path, caplog):
 
 
 def joined(*registries: CollectorRegistry) -> dict[str, float]:
-    several = [json.loads(json.dumps(_samples.families(registry))) for registry in registries]
+    several = [_samples.load(_samples.dump(_samples.families(Collectors(registry)))) for registry in registries]
     return {
         sample.name + "".join(sample.labels.values()): sample.value
         for family in _samples.merged(several, registries[0])
         for sample in family.samples
     }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite(busy, value):
+    """JSON has no such number, Prometheus has."""
+    one, two = busy
+    one.open.set(value)
+    two.open.set(2)
+    two.shown()
+
+    shown = [one.shown(), two.shown()]
+
+    assert [str(each["open_orders"]) for each in shown] == [str(value + 2)] * 2
+    assert [each["orders_total"] for each in shown] == [7, 7]
+
+
+class Broken:
+    """A collector that yields a metric, and then raises."""
+
+    def collect(self):
+        yield GaugeMetricFamily("before", "Shown.", value=1)
+        raise RuntimeError("the queue is gone")
+
+
+class Nonsense:
+    """A collector of what cannot be written: no number, and half of a surrogate pair, as a client may send it."""
+
+    def collect(self):
+        yield GaugeMetricFamily("nonsense", "No number.", value="much")
+        half = GaugeMetricFamily("half", "Half of a pair.", labels=["key"])
+        half.add_metric(["\ud800"], 1)
+        yield half
+
+
+def test_a_collector_that_raises(pair, monkeypatch, caplog):
+    """It is logged once, the rest is shown, and the other worker goes on hearing of it."""
+    one, two = pair
+    monkeypatch.setattr(_workers, "INTERVAL", 0.01)
+    one.registry.register(Broken())
+    one.registry.register(Nonsense())
+    one.orders.inc(3)
+
+    shown = [each.shown() for each in (one, two, one)]
+
+    assert [each["orders_total"] for each in shown] == [3, 3, 3]
+    assert [each["before"] for each in shown] == [1, 1, 1]
+    assert [each["half"] for each in shown] == [1, 1, 1]
+    assert one.workers._thread.is_alive()
+    assert [record.getMessage().split()[3] for record in caplog.records] == ["Broken", "nonsense"]
+
+
+def test_a_writer_that_fails_goes_on(tmp_path, monkeypatch, caplog):
+    """Whatever it was, it is logged once, and the next second may be better."""
+    monkeypatch.setattr(_workers, "INTERVAL", 0.01)
+    process = Process(tmp_path)
+    with process.workers.joined():
+        written = threading.Event()
+        write, failures = process.workers._write, [RuntimeError("first"), RuntimeError("second")]
+
+        def fail():
+            if failures:
+                raise failures.pop(0)
+            written.set()
+            return write()
+
+        monkeypatch.setattr(process.workers, "_write", fail)
+        assert written.wait(10)
+
+    assert [record.getMessage() for record in caplog.records] == ["metrics cannot be shared with other workers: first"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[1]", '[["", "", "gauge", []]]', '[["a", "", "what", []]]'])
+def test_a_file_that_cannot_be_read(busy, tmp_path, caplog, content):
+    """A worker that was killed, or a disk that was full, leaves half a file: it is left out, which is logged once."""
+    one, _ = busy
+    (tmp_path / "metrics" / "half.json").write_text(content)
+
+    shown = [one.shown(), one.shown()]
+
+    assert [each["orders_total"] for each in shown] == [3, 3]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "the metrics of a worker are left out, because half.json cannot be read"
+    ]
+
+
+def test_a_dead_worker_whose_file_cannot_be_read(busy, tmp_path, caplog):
+    """It is dropped, and does not stay in the way of those that die later."""
+    one, two = busy
+    two.die()
+    (tmp_path / "metrics" / two.workers._file).write_text("{")
+
+    shown = [one.shown(), one.shown()]
+
+    assert [each["orders_total"] for each in shown] == [3, 3]
+    assert not (tmp_path / "metrics" / two.workers._file).exists()
+
+
+def test_a_worker_that_nobody_can_ask(busy, tmp_path, monkeypatch):
+    """Whether it lives cannot be told where its file may not be opened, so it does."""
+    one, _ = busy
+    (tmp_path / "metrics" / "foreign.alive").mkdir()
+
+    assert one.shown()["orders_total"] == 3
+
+
+def test_a_registry_shows_its_target_and_may_collect_as_it_likes():
+    """`target_info` is no collector; a subclass may have its own idea of what it has."""
+
+    class Own(CollectorRegistry):
+        def collect(self):
+            yield GaugeMetricFamily("own", "Own.", value=1)
+
+    assert joined(CollectorRegistry(target_info={"version": "1"})) == {"target_info1": 1}
+    assert joined(Own()) == {"own": 1}
 
 
 @pytest.mark.parametrize(

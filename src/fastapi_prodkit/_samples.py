@@ -4,15 +4,19 @@ Counters and histograms are sums. Gauges are sums as well: open files, connectio
 is the smallest or the largest, as the gauge's own `multiprocess_mode` says.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import orjson
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
-__all__ = ["Families", "counted", "families", "merged"]
+__all__ = ["Collectors", "Families", "counted", "dump", "families", "load", "merged"]
 
 Sample = tuple[str, dict[str, str], float]
 Family = tuple[str, str, str, list[Sample]]  # name, documentation, type, samples
@@ -24,17 +28,97 @@ _MODES = {"min": min, "livemin": min, "max": max, "livemax": max}
 _SMALLEST = ("_created", "process_start_time_seconds")  # times: the earliest
 
 
-def families(registry: "CollectorRegistry") -> Families:
-    """Return what a registry has, as it can be written to a file."""
-    return [
-        (
-            each.name,
-            each.documentation,
-            each.type,
-            [(sample.name, sample.labels, sample.value) for sample in each.samples],
+_logger = logging.getLogger("fastapi_prodkit.metrics")
+
+
+class Collectors:
+    """The collectors of a registry. One that raises is logged once, and hides nothing of what the others have.
+
+    Args:
+        registry: Whose collectors.
+    """
+
+    def __init__(self, registry: "CollectorRegistry") -> None:
+        self._registry = registry
+        self._failed: set[str] = set()  # the classes of collectors, and the names of metrics
+
+    def collect(self) -> "Iterator[Metric]":
+        """Yield the metrics: what a registry is asked for."""
+        for each in self._each():
+            try:
+                yield from each.collect()
+            except Exception as error:  # noqa: BLE001 - whatever a collector raises, the log says so
+                self.log_failure(type(each).__qualname__, error)
+
+    def log_failure(self, name: str, error: Exception) -> None:
+        """Log the exception if it is the first of this collector or metric."""
+        if name not in self._failed:
+            self._failed.add(name)
+            _logger.error("the metrics of %s cannot be collected; all others are shown", name, exc_info=error)
+
+    def _each(self) -> Iterator[Any]:
+        from prometheus_client import CollectorRegistry  # noqa: PLC0415 - whoever has a registry has loaded it
+
+        registry = self._registry
+        if type(registry).collect is not CollectorRegistry.collect:
+            yield registry  # a subclass, which has its own idea of what it has
+            return
+        if target_info := registry.get_target_info():
+            yield _TargetInfo(target_info)
+        yield from dict(registry._collector_to_names)  # noqa: SLF001 - it has no public way to ask
+
+
+class _TargetInfo:
+    """What a registry says of its process, which is none of its collectors."""
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        self._labels = labels
+
+    def collect(self) -> "Iterator[Metric]":
+        from prometheus_client.core import InfoMetricFamily  # noqa: PLC0415 - whoever has a registry has loaded it
+
+        yield InfoMetricFamily("target", "Target metadata", value=self._labels)
+
+
+def families(collectors: Collectors) -> Families:
+    """Return what collectors have, as it can be written to a file; a metric whose value is no number is left out."""
+    found = []
+    for each in collectors.collect():
+        try:
+            samples = [(sample.name, _plain(sample.labels), float(sample.value)) for sample in each.samples]
+        except (TypeError, ValueError) as error:
+            collectors.log_failure(each.name, error)
+        else:
+            found.append((each.name, each.documentation, each.type, samples))
+    return found
+
+
+def dump(several: Families) -> bytes:
+    """Return JSON, which has no number for infinities and NaN: those are texts."""
+    return orjson.dumps(
+        [
+            (name, text, kind, [(sample, labels, _number(value)) for sample, labels, value in samples])
+            for name, text, kind, samples in several
+        ]
+    )
+
+
+def load(content: bytes) -> Families:
+    """Return what was dumped.
+
+    Raises:
+        ValueError: It is something else.
+        TypeError: Likewise.
+    """
+    from prometheus_client.core import Metric  # noqa: PLC0415 - whoever has metrics has loaded it
+
+    found = []
+    for name, documentation, kind, samples in orjson.loads(content):
+        Metric(name, documentation, kind)  # refuses names and types that could not be shown
+        found.append(
+            (name, documentation, kind, [(each, _plain(labels), float(value)) for each, labels, value in samples])
         )
-        for each in registry.collect()
-    ]
+    return found
 
 
 def counted(several: Iterable[Families]) -> Families:
@@ -55,6 +139,15 @@ def merged(several: Iterable[Families], registry: "CollectorRegistry") -> "Itera
         for (sample, labels), value in values.items():
             metric.add_sample(sample, dict(labels), value)
         yield metric
+
+
+def _plain(labels: dict[str, Any]) -> dict[str, str]:
+    """Return the labels as texts that can be encoded: not with half of a surrogate pair, as a client may send it."""
+    return {name: str(value).encode(errors="backslashreplace").decode() for name, value in labels.items()}
+
+
+def _number(value: float) -> float | str:
+    return value if isfinite(value) else str(value)
 
 
 def _sums(several: Iterable[Families], modes: dict[str, str]) -> Iterator[tuple[str, str, str, _Values]]:

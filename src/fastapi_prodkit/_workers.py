@@ -18,10 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-import orjson
-
 from fastapi_prodkit import _samples, _scope
-from fastapi_prodkit._samples import Families
+from fastapi_prodkit._samples import Collectors, Families
 from fastapi_prodkit._servers import several_workers
 from fastapi_prodkit.exceptions import ConfigurationError
 
@@ -87,6 +85,8 @@ class Workers:
 
     def __init__(self, registry: "CollectorRegistry", directory: Path) -> None:
         self._registry = registry
+        self._collectors = Collectors(registry)
+        self._logged: set[str] = set()  # problems that the log has told of
         self._directory = directory
         self._apps = 0  # of this process that show the registry
         self._writing = threading.Lock()
@@ -122,15 +122,15 @@ class Workers:
             try:
                 return _samples.merged(self._gather(), self._registry)
             except OSError as error:
-                _logger.warning("these metrics are of one worker only: %s", error)
-        return iter(self._registry.collect())
+                self._log_once("these metrics are of one worker only", error)
+        return self._collectors.collect()
 
     def _gather(self) -> list[Families]:
         with self._locked():
             own = self._write()
             self._bury()
             others = [path for path in self._directory.glob("*.json") if path.name != self._file]
-            return [own, *map(_read, others)]
+            return [own, *map(self._read, others)]
 
     def _join(self) -> None:
         self._name = secrets.token_hex(8)
@@ -168,12 +168,14 @@ class Workers:
 
     def _write_often(self) -> None:
         while not self._ending.wait(INTERVAL):
-            with suppress(OSError):  # a full disk, or somebody has removed the directory: later, perhaps
+            try:
                 self._write()
+            except Exception as error:  # noqa: BLE001 - a full disk, a directory that is gone: later, perhaps
+                self._log_once("metrics cannot be shared with other workers", error)
 
     def _write(self) -> Families:
         with self._writing:
-            own = _samples.families(self._registry)
+            own = _samples.families(self._collectors)
             self._replace(self._file, own)
             return own
 
@@ -182,7 +184,7 @@ class Workers:
         for path in self._directory.glob("*.alive"):
             if not _is_held(path):
                 left, ended = path.with_suffix(".json"), self._directory / _ENDED
-                self._replace(_ENDED, _samples.counted([_read(ended), _read(left)]))
+                self._replace(_ENDED, _samples.counted([self._read(ended), self._read(left)]))
                 left.unlink(missing_ok=True)
                 path.unlink()
 
@@ -193,8 +195,23 @@ class Workers:
 
     def _replace(self, name: str, content: Families) -> None:
         new = self._directory / f"{name}.{self._name}.new"
-        new.write_bytes(orjson.dumps(content))
+        new.write_bytes(_samples.dump(content))
         new.replace(self._directory / name)
+
+    def _read(self, path: Path) -> Families:
+        """Return what a worker has written, and nothing if that cannot be read."""
+        try:
+            return _samples.load(path.read_bytes())
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError) as error:
+            self._log_once(f"the metrics of a worker are left out, because {path.name} cannot be read", error)
+            return []
+
+    def _log_once(self, problem: str, error: Exception) -> None:
+        if problem not in self._logged:
+            self._logged.add(problem)
+            _logger.warning("%s: %s", problem, error)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -203,14 +220,12 @@ class Workers:
             yield
 
 
-def _read(path: Path) -> Families:
-    read: Families = orjson.loads(path.read_bytes()) if path.exists() else []
-    return read
-
-
 def _is_held(path: Path) -> bool:
-    with path.open("ab") as file:
-        return not _lock(file, wait=False)
+    try:
+        with path.open("ab") as file:
+            return not _lock(file, wait=False)
+    except OSError:  # it may not be opened, so nobody can tell
+        return True
 
 
 def _lock(file: IO[bytes], *, wait: bool) -> bool:

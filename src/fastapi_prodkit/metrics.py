@@ -113,12 +113,13 @@ def metrics_router(
     from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use: an app without metrics does not load it
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
 
+    from fastapi_prodkit._samples import Collectors  # noqa: PLC0415
     from fastapi_prodkit._workers import Workers  # noqa: PLC0415
 
     settings = settings or MetricsSettings()
     own = registry or REGISTRY
     workers = Workers.of(own)
-    shown = cast("CollectorRegistry", workers or own)  # all that is asked of it is `collect`
+    shown = cast("CollectorRegistry", workers or Collectors(own))  # all that is asked of it is `collect`
     token = None if settings.token is None else BearerToken(settings.token, registry=registry)
     threads = CapacityLimiter(_THREADS)
 
