@@ -32,7 +32,7 @@ from pydantic import BaseModel, SecretStr
 
 from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._redact import Redactor
-from fastapi_prodkit.logging import EventHandler, RequestIDFilter, bind, configure_logging
+from fastapi_prodkit.logging import EventHandler, LostLines, RequestIDFilter, bind, configure_logging
 from fastapi_prodkit.sections import LogSettings
 
 SERVERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "hypercorn.error", "gunicorn.error")
@@ -761,6 +761,17 @@ def test_a_standard_output_that_is_gone_does_not_reach_the_caller(monkeypatch, s
 
     logging.getLogger("a").info("lost")
     write_quickly(lost=True)
+
+
+def test_lost_lines_are_counted_by_reason(monkeypatch):
+    """A process that cannot say so in its log says so in its metrics."""
+    configure_logging()
+    monkeypatch.setattr(sys, "stdout", None)
+
+    logging.getLogger("a").info("lost")
+
+    [family] = LostLines().collect()
+    assert {sample.labels["reason"]: sample.value for sample in family.samples} == {"queue_full": 0, "write_failed": 1}
 
 
 def test_json_is_utf_8_whatever_standard_output_is(monkeypatch):

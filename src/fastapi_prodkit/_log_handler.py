@@ -8,12 +8,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
-from io import FileIO
 from typing import Any
 
 import orjson
 
 from fastapi_prodkit import _context
+from fastapi_prodkit._log_output import LineWriter
 from fastapi_prodkit._redact import Redactor, may_hold_secret
 from fastapi_prodkit._terminal import coloured
 from fastapi_prodkit.sections import LogSettings
@@ -55,6 +55,9 @@ class EventHandler(logging.Handler):
         service: Name of the service, in every line.
         version: Version of the service, in every line.
         environment: Where it runs, in every line.
+
+    Attributes:
+        output: Where lines go, and how many of them were lost.
     """
 
     def __init__(
@@ -73,8 +76,7 @@ class EventHandler(logging.Handler):
         self._redactor = Redactor(settings.redact)
         self._harmless: set[str] = set()  # keys that have been looked at, so that a usual event is not looked at again
         self._static: dict[str, str] = {}
-        self._stream: Any = None  # the standard output of the last line, and the short way to it
-        self._put: Callable[[bytes], int | None] = _nowhere
+        self.output = LineWriter(settings.queue)
         self._render: Callable[[dict[str, Any], dict[str, Any]], bytes]
         if settings.format == "json":
             self._static = {"service": service, "environment": environment, "version": version}
@@ -144,16 +146,14 @@ class EventHandler(logging.Handler):
     def _is_harmless(self, extras: dict[str, Any]) -> bool:
         return self._harmless.issuperset(extras) and _PLAIN.issuperset(map(type, extras.values()))
 
+    def close(self) -> None:
+        """Wait until the queue has been written, if there is one, for two seconds at most."""
+        self.output.close()
+        super().close()
+
     def _write(self, line: bytes) -> None:
-        if sys.stdout is not self._stream:
-            self._stream = sys.stdout
-            self._put = _way_to(sys.stdout)
-        try:
-            with self.lock:  # type: ignore[union-attr]  # so that a line stays in one piece; logging.Handler makes it
-                while (count := self._put(line)) is not None and count < len(line):
-                    line = line[count:]
-        except Exception:  # noqa: BLE001, S110 - closed, gone, or full: no place to say so
-            pass
+        with self.lock:  # type: ignore[union-attr]  # so that a line stays in one piece; logging.Handler makes it
+            self.output.write(line)
 
 
 class _Console:
@@ -176,26 +176,6 @@ class _Console:
         fields["timestamp"] = head["timestamp"].astimezone().strftime("%H:%M:%S")
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         return f"{self._render(None, '', fields)}\n".encode(encoding, "backslashreplace")
-
-
-def _way_to(stream: Any) -> Callable[[bytes], int | None]:
-    """Return what writes to a stream, at once, and says how much of it was written; None for no more."""
-    buffer = getattr(stream, "buffer", None)
-    raw = getattr(buffer, "raw", None)
-    if isinstance(raw, FileIO):
-        return raw.write  # a file or pipe: one system call, where a buffer that is flushed takes three times as long
-
-    def write(line: bytes) -> None:
-        if buffer is None:  # a stream of text only, as tests put there
-            stream.write(line.decode())
-        else:
-            buffer.write(line)
-        stream.flush()
-
-    return write
-
-
-def _nowhere(line: bytes) -> None: ...
 
 
 def _record_fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
 
+from fastapi_prodkit._instruments import collector
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.event_loop import EventLoop
 from fastapi_prodkit.health import Check, health_router
+from fastapi_prodkit.logging import LostLines
 from fastapi_prodkit.metrics import metrics_router
 from fastapi_prodkit.rate_limit import Store
 from fastapi_prodkit.rate_limit.shared import store_of
@@ -73,6 +75,8 @@ def make_probes(settings: Settings, pieces: Mapping[str, Any], given: Given) -> 
         )
     if settings.metrics is not None:
         routers.append(metrics_router(settings.metrics, registry=given.registry))
+        if settings.log is not None:
+            collector(LostLines, given.registry)
     return routers
 
 

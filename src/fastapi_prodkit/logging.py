@@ -14,13 +14,17 @@ that nobody caught. Calling it again replaces what it did before.
 import logging
 import sys
 import threading
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._context import bind
 from fastapi_prodkit._log_handler import EVENT_DICT, EventHandler
 from fastapi_prodkit.sections import LogSettings
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 __all__ = ["EventHandler", "RequestIDFilter", "bind", "configure_logging"]
 
@@ -54,6 +58,8 @@ def configure_logging(
     for existing in root.handlers[:]:
         if isinstance(existing, EventHandler) or _writes_to_terminal(existing):
             root.removeHandler(existing)
+        if isinstance(existing, EventHandler):
+            existing.close()
     root.addHandler(handler)
     root.setLevel(settings.level)
     _adopt_servers()
@@ -79,6 +85,20 @@ class RequestIDFilter(logging.Filter):
         """Add the id, and let the record pass."""
         vars(record).setdefault("request_id", _context.of(record).get("request_id") or _context.NO_REQUEST)
         return super().filter(record)
+
+
+class LostLines:
+    """Count the lines of the log that standard output has not taken: a collector of prometheus_client."""
+
+    def collect(self) -> "Iterator[Metric]":
+        """Yield the counter."""
+        from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 - whoever has a registry has loaded it
+
+        lost = CounterMetricFamily("log_lines_lost", "Lines of the log that were not written.", labels=["reason"])
+        outputs = [each.output for each in logging.root.handlers if isinstance(each, EventHandler)]
+        lost.add_metric(["queue_full"], sum(output.dropped for output in outputs))
+        lost.add_metric(["write_failed"], sum(output.failed for output in outputs))
+        yield lost
 
 
 def _writes_to_terminal(handler: logging.Handler) -> bool:

@@ -36,6 +36,11 @@ class LogSettings(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field("INFO", description="Lowest level written.")
     format: Literal["json", "console"] = Field("json", description="One JSON object a line, or readable text.")
     redact: tuple[str, ...] = Field((), description="Key names whose values are masked, beside the built-in ones.")
+    queue: int | None = Field(
+        None,
+        ge=1,
+        description="Lines that may wait for standard output, and are dropped beyond that; none: log calls wait.",
+    )
     level_token: SecretStr | None = Field(
         None, min_length=SHORTEST_TOKEN, description="Bearer token that opens /log-level."
     )

@@ -1,0 +1,110 @@
+"""How lines of the log reach standard output: each of them whole, or counted as lost.
+
+A line is one system call, so that lines of several workers on one pipe do not mix. A pipe that is full makes the caller
+wait, also where it is non-blocking, which it is for every process that shares it as soon as one of them has made it so.
+With a queue a thread waits instead, and lines for which the queue has no place are dropped.
+"""
+
+import select
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from io import FileIO
+from queue import SimpleQueue
+from typing import Any
+
+__all__ = ["LineWriter"]
+
+CLOSE_TIME = 2.0  # seconds that the lines of a queue may take to be written when the process ends
+
+
+class LineWriter:
+    """Write lines to standard output, whatever that is at the time. Never raises.
+
+    Args:
+        capacity: How many lines may wait for a thread to write them; None writes in the calling thread.
+
+    Attributes:
+        failed: Lines that could not be written, or not as a whole.
+        dropped: Lines for which the queue had no place.
+    """
+
+    def __init__(self, capacity: int | None = None) -> None:
+        self.failed = self.dropped = 0
+        self._capacity = capacity
+        self._lines: SimpleQueue[bytes | threading.Event] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._stream: Any = None  # the standard output of the last line, and the short way to it
+        self._put = _way_to(None)
+
+    def write(self, line: bytes) -> None:
+        """Write the line, or queue it. To be called by one thread at a time."""
+        if self._capacity is None:
+            self._write(line)
+        elif self._lines.qsize() >= self._capacity:
+            self.dropped += 1
+        else:
+            if self._thread is None or not self._thread.is_alive():  # as in a process that was forked
+                self._start()
+            self._lines.put(line)
+
+    def close(self) -> None:
+        """Wait until the queue has been written, for two seconds at most; later lines are written without a queue."""
+        if self._thread is not None and self._thread.is_alive():
+            written = threading.Event()
+            self._lines.put(written)
+            if not written.wait(CLOSE_TIME):
+                return  # nobody reads: whoever logged another line without the queue would wait for ever
+        self._capacity = None
+
+    def _start(self) -> None:
+        self._lines = SimpleQueue()  # what the parent of a forked process has queued is the parent's to write
+        self._thread = threading.Thread(target=self._work, name="fastapi_prodkit.log", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            line = self._lines.get()
+            if isinstance(line, bytes):
+                self._write(line)
+            else:
+                line.set()
+
+    def _write(self, line: bytes) -> None:
+        if sys.stdout is not self._stream:
+            self._stream = sys.stdout
+            self._put = _way_to(sys.stdout)
+        try:
+            self._put(line)
+        except Exception:  # noqa: BLE001 - closed, or gone, or a full disk: there is no place to say so
+            self.failed += 1
+
+
+def _way_to(stream: Any) -> Callable[[bytes], object]:
+    """Return what writes to a stream, at once and as a whole."""
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # with PYTHONUNBUFFERED there is no buffer in between
+    if isinstance(raw, FileIO):
+        # A file or pipe: one system call, where a buffer that is flushed takes three times as long.
+        return partial(_write_whole, raw)
+
+    def write(line: bytes) -> None:
+        if buffer is None:  # a stream of text only, as tests put there
+            stream.write(line.decode())
+        else:
+            buffer.write(line)
+        stream.flush()
+
+    return write
+
+
+def _write_whole(raw: FileIO, line: bytes) -> None:
+    """Write all of the line, and wait for the reader of a non-blocking pipe as a blocking one does."""
+    while (count := raw.write(line)) != len(line):
+        if count is None:
+            writable = select.poll()
+            writable.register(raw, select.POLLOUT)
+            writable.poll()
+        else:
+            line = line[count:]
