@@ -17,6 +17,7 @@ from fastapi_prodkit._direct_log import DirectWriter
 from fastapi_prodkit._log_handler import EVENT_NAME
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
+from fastapi_prodkit._pipeline.stream import ResponseStream
 
 __all__ = ["AccessLogMiddleware"]
 
@@ -71,6 +72,8 @@ class AccessLogMiddleware(Layer):
             fields = {name: value for name, value in fields.items() if value is not None}
         if exchange.refusal is not None and exchange.refusal.text:
             fields["reason"] = exchange.refusal.text
+        if exchange.stream is not None:
+            fields |= _stream_fields(exchange, exchange.stream)
         write = self._direct[level].find()
         if write is not None:
             write(fields)
@@ -85,6 +88,17 @@ def _level(exchange: Exchange) -> int:
     if exchange.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return logging.INFO
     return logging.WARNING if exchange.context.failed else logging.ERROR
+
+
+def _stream_fields(exchange: Exchange, stream: ResponseStream) -> dict[str, Any]:
+    """Return what the line says of a response in several parts."""
+    ended = "complete" if exchange.complete else "error"
+    ended = "client_disconnected" if exchange.client_disconnected else ended
+    return {
+        "time_to_first_byte_ms": int((stream.first_byte_at - exchange.started_at) * 1e6) / 1e3,
+        "response_bytes": stream.size,
+        "end_reason": stream.end_reason or ended,
+    }
 
 
 def _log(level: int, fields: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ async def cancel_on_disconnect(connection: HTTPConnection) -> None:
     scope = connection.scope
     if scope["type"] != "http":
         return
-    exchange = _cancellable(scope)
+    exchange = cancellable_exchange(scope)
     if exchange is not None:
         if exchange.listener is None:
             _listen(exchange)
@@ -121,7 +121,7 @@ def _cancel(exchange: Exchange) -> None:
         exchange.client_disconnected = True
 
 
-def _cancellable(scope: Scope) -> Exchange | None:
+def cancellable_exchange(scope: Scope) -> Exchange | None:
     """Return the innermost exchange of the request whose task may be cancelled."""
     exchange = Exchange.innermost(scope)
     while exchange is not None and exchange.task is None:

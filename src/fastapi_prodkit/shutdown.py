@@ -13,8 +13,8 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context
 from types import FrameType, MethodType
 from typing import Any
@@ -46,6 +46,7 @@ class Shutdown:
     def __init__(self, settings: ShutdownSettings | None = None) -> None:
         self._settings = settings or ShutdownSettings()
         self._callbacks: list[Callable[[], None]] = []
+        self._stop_callbacks: dict[int, Callable[[], None]] = {}
         self._draining = False
         total = self._settings.drain + self._settings.grace
         if total > STOP_TIMEOUT:
@@ -63,6 +64,20 @@ class Shutdown:
     def on_drain(self, callback: Callable[[], None]) -> None:
         """Have the callback called, in the event loop, when the drain begins."""
         self._callbacks.append(callback)
+
+    @contextmanager
+    def at_stop(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Have the callback called, in the event loop, if the drain is over before the context ends."""
+        self._stop_callbacks[id(callback)] = callback
+        try:
+            yield
+        finally:
+            del self._stop_callbacks[id(callback)]
+
+    def stop(self) -> None:
+        """Say that the drain is over: streams end as their routes want it. The process goes on."""
+        for callback in list(self._stop_callbacks.values()):
+            callback()
 
     def drain(self) -> None:
         """Begin to drain without a signal; the process goes on until it is told to end."""
@@ -145,6 +160,7 @@ class _Signals:
 
     def _stop(self, number: int) -> None:
         """Have the server finish: within the grace if it is uvicorn and was not told otherwise."""
+        self._shutdown.stop()
         server = self._server(number)
         if not hasattr(server, "should_exit"):  # it is another one than uvicorn's
             self._taken[number](number, None)

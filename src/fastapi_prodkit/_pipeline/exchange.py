@@ -14,6 +14,7 @@ from fastapi_prodkit._context import UNEXPLAINED, Reason, RequestContext
 from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
 from fastapi_prodkit._pipeline.interruption import Interruption
 from fastapi_prodkit._pipeline.listener import DisconnectListener
+from fastapi_prodkit._pipeline.stream import ResponseStream
 from fastapi_prodkit._pipeline.timers import Deadline
 
 __all__ = ["CLIENT_DISCONNECTED", "Exchange"]
@@ -52,6 +53,7 @@ class Exchange:
         deadline: The time-out of the request, if a layer has started one.
         interruption: The answer that is sent in place of the app's, if the app was cancelled.
         receive_from_server: Returns the app's next message; a layer may put itself in between.
+        stream: What has been sent of a response in several parts.
         outer: The exchange around this one: of an app around this app, or of a layer around a copied scope.
         status: The status of the response; 0 before it starts. From `on_end` on it is what the client saw: 499 if it
             disconnected early, 101 for an open WebSocket.
@@ -75,6 +77,8 @@ class Exchange:
     deadline: Deadline | None = None
     listener: DisconnectListener | None = None
     task: "Task[Any] | None" = None
+    stream: ResponseStream | None = None
+    _start: Message  # the first message of the response, as the app has sent it
     _held = False  # by a layer that has returned an app of its own
     _waited = False  # `on_wait` was called
 
@@ -206,9 +210,11 @@ class Exchange:
             return
         kind: str = message["type"]
         last, before = False, self.status
+        streamed = False
         try:
             if kind == "http.response.body":
                 last = not message.get("more_body")
+                streamed = not last or self.stream is not None
             elif kind == "http.response.start":
                 message = self._start_response(message["status"], message)
             else:
@@ -222,6 +228,8 @@ class Exchange:
             # ASGI 2.4: OSError is how a server says that the client has disconnected.
             self.client_disconnected |= isinstance(error, OSError) and not self.complete
             raise
+        if streamed:
+            self._count(message)
         if last:
             self.complete = True
             self.duration = perf_counter() - self.started_at
@@ -254,8 +262,14 @@ class Exchange:
         if self.refusal is not None and self.route == UNMATCHED:
             self.route = requested_template(self.scope, self.root_path)
 
+    def _count(self, message: Message) -> None:
+        if self.stream is None:
+            self.stream = ResponseStream(self._start.get("headers", ()), self._send)
+        self.stream.count(message.get("body", b""))
+
     def _start_response(self, status: int, message: Message) -> Message:
         self.status = status
+        self._start = message
         hooks = self.hooks
         ours = self.response_headers if self.outer is None else {}  # the outermost exchange adds them
         if not ours and not hooks.on_response_start:

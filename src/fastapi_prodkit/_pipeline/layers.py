@@ -194,6 +194,8 @@ class LayerStack:
         A cancellation of the request passes; a CancelledError while its task is not cancelled is an error.
         """
         if isinstance(error, CancelledError) and _is_cancelled():
+            if exchange.stream is not None and not exchange.client_disconnected:
+                exchange.stream.end_reason = exchange.stream.end_reason or "cancelled"
             # Some servers cancel the request of a client that has disconnected.
             exchange.client_disconnected |= not exchange.complete
             _scope.mark_logged(error)  # the server logs no traceback for a stream that ends at shutdown

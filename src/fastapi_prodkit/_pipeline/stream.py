@@ -1,0 +1,51 @@
+"""What has been sent of a response whose end is not announced: of a stream."""
+
+from collections.abc import Iterable
+from time import perf_counter
+
+from starlette.types import Send
+
+__all__ = ["ResponseStream"]
+
+_FRAMING = frozenset({b"content-length", b"content-encoding"})  # with these a stream ends where the app ends it only
+
+
+class ResponseStream:
+    """Count what is sent of a stream whose first chunk has been sent.
+
+    Args:
+        headers: Those of the response.
+        send: Passes a message to the server.
+
+    Attributes:
+        open_ended: Chunks may be added, and the stream may end after any of them: it has no Content-Length and is not
+            compressed.
+        size: Bytes that have been sent.
+        first_byte_at: When the first chunk was sent, on the clock of `perf_counter`.
+        active_at: When the app sent its last chunk that is no comment of an event stream, as a heartbeat is.
+        sent_at: When anything was sent last, heartbeats included.
+        end_reason: Why it has ended, if neither the app nor the client has ended it.
+    """
+
+    end_reason: str | None = None
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]], send: Send) -> None:
+        self._send = send
+        names = dict(headers)
+        self.open_ended = _FRAMING.isdisjoint(names)
+        self._has_comments = names.get(b"content-type", b"").startswith(b"text/event-stream")
+        self.size = 0
+        self.first_byte_at = self.sent_at = self.active_at = perf_counter()
+
+    def count(self, chunk: bytes) -> None:
+        """Count a chunk that the app has sent."""
+        self.sent_at = perf_counter()
+        self.size += len(chunk)
+        if not (self._has_comments and bytes(chunk[:1]) == b":"):
+            self.active_at = self.sent_at
+
+    async def add(self, chunk: bytes) -> None:
+        """Send a chunk between those of the app."""
+        self.sent_at = perf_counter()
+        self.size += len(chunk)
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -1,0 +1,350 @@
+"""How streams end: on the wire, and on the access line."""
+
+import asyncio
+import json
+import socket
+import time
+
+import pytest
+import wire
+from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
+from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.testclient import TestClient
+from processes import free_port, running
+from wire import read_all, request
+
+from fastapi_prodkit import Settings, create_app
+from fastapi_prodkit.deadline import DeadlineMiddleware
+from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.streams import Stream
+
+SERVICE = """
+import asyncio
+from fastapi import Depends
+from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse
+from fastapi_prodkit import create_app
+from fastapi_prodkit.streams import Stream
+
+app = create_app()
+
+async def events():
+    try:
+        yield b"data: first\\n\\n"
+        await asyncio.sleep(60)
+    finally:
+        print("generator stopped", flush=True)
+
+def stream():
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+last = b"event: end\\ndata:\\n\\n"
+app.get("/end", dependencies=[Depends(Stream("end", last=last))])(stream)
+@app.get("/native", response_class=EventSourceResponse, dependencies=[Depends(Stream("end", last=last))])
+async def native():
+    try:
+        yield "first"
+        await asyncio.sleep(60)
+    finally:
+        print("generator stopped", flush=True)
+
+app.get("/cut", dependencies=[Depends(Stream("cut"))])(stream)
+app.get("/finish", dependencies=[Depends(Stream("finish"))])(stream)
+"""
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "service.py").write_text(SERVICE)
+    return tmp_path
+
+
+def serving(directory, **environment):
+    port = free_port()
+    environment = {"ENVIRONMENT": "test", "SHUTDOWN_DRAIN": "0.3", "SHUTDOWN_GRACE": "15", **environment}
+    return running("uvicorn", "service:app", "--port", str(port), directory=directory, port=port, **environment)
+
+
+def opened(server, path):
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=15)
+    client.sendall(request("GET", path))
+    data = b""
+    while b"first" not in data:
+        data += client.recv(4096)
+    return client
+
+
+def access_line(output, path):
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return next(line for line in lines if line.get("http_path") == path)
+
+
+@pytest.mark.parametrize(
+    ("path", "rest", "status"),
+    [
+        ("/native", b"12\r\nevent: end\ndata:\n\n\r\n0\r\n\r\n", 200),
+        ("/end", b"12\r\nevent: end\ndata:\n\n\r\n0\r\n\r\n", 200),
+        ("/cut", b"", 499),
+    ],
+)
+def test_a_deployment_does_not_wait_for_streams(directory, path, rest, status):
+    """When the drain is over they end, with a last event or without, and the process with them."""
+    with serving(directory) as server, opened(server, path) as client:
+        started = time.monotonic()
+        server.terminate()
+
+        assert read_all(client) == rest
+        assert server.wait() == 0
+        assert 0.3 <= time.monotonic() - started < 0.3 + 2 + 4  # seconds for a busy machine
+        line = access_line(server.output(), path)
+        assert (line["http_status"], line["end_reason"]) == (status, "shutdown")
+        assert "generator stopped" in server.output()
+        assert "Traceback" not in server.output()
+        assert "without completing" not in server.output()
+
+
+def test_a_stream_that_is_to_finish_has_the_grace(directory):
+    """It is cut when the grace is over."""
+    with serving(directory, SHUTDOWN_GRACE="0.5") as server, opened(server, "/finish") as client:
+        server.terminate()
+
+        assert not read_all(client).endswith(b"0\r\n\r\n")
+        assert server.wait() == 0
+        assert access_line(server.output(), "/finish")["end_reason"] == "cancelled"
+
+
+def test_a_client_that_leaves_stops_the_generator(directory):
+    """It is noticed within a second, and said on the access line."""
+    with serving(directory) as server:
+        opened(server, "/end").close()
+
+        deadline = time.monotonic() + 5
+        while '"http_path":"/end"' not in server.output():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        line = access_line(server.output(), "/end")
+        assert "generator stopped" in server.output()
+        assert (line["http_status"], line["end_reason"]) == (499, "client_disconnected")
+        assert line["response_bytes"] == len(b"data: first\n\n")
+        assert 0 < line["time_to_first_byte_ms"] <= line["duration_ms"]
+
+
+def made(stream, **fields):
+    """Make an app with a stream that depends on this, and sends two chunks."""
+    app = create_app(Settings(environment="test", **fields))
+
+    @app.get("/stream", dependencies=[Depends(stream)])
+    async def read(pause: float = 0.0, *, length: bool = False):
+        async def chunks():
+            yield b"data: 1\n\n"
+            await asyncio.sleep(pause)
+            yield b"data: 2\n\n"
+
+        headers = {"content-length": "18"} if length else {}
+        return StreamingResponse(chunks(), media_type="text/event-stream", headers=headers)
+
+    return app
+
+
+def test_a_stream_that_ends_by_itself(capsys):
+    """Its access line says so."""
+    with TestClient(made(Stream("end"))) as client:
+        assert client.get("/stream").text == "data: 1\n\ndata: 2\n\n"
+
+    line = access_line(capsys.readouterr().out, "/stream")
+    assert (line["response_bytes"], line["end_reason"]) == (18, "complete")
+
+
+def test_a_response_in_one_piece_is_no_stream(capsys):
+    """Its access line stays as it is."""
+    app = made(Stream("end"))
+
+    @app.get("/plain", dependencies=[Depends(Stream("end", heartbeat=60))])
+    async def plain():
+        return "plain"
+
+    with TestClient(app) as client:
+        client.get("/plain")
+
+    assert "end_reason" not in access_line(capsys.readouterr().out, "/plain")
+
+
+def test_heartbeats_fill_the_silence():
+    """They come between the chunks of the app."""
+    with TestClient(made(Stream(heartbeat=0.05))) as client:
+        text = client.get("/stream?pause=0.3").text
+
+    assert text.startswith("data: 1\n\n: heartbeat\n\n")
+    assert text.endswith(": heartbeat\n\ndata: 2\n\n")
+
+
+def test_an_idle_stream_is_ended(capsys):
+    """Heartbeats do not count as something that the app has sent."""
+    with TestClient(made(Stream(heartbeat=0.05, idle_timeout=0.2, last=b"data: bye\n\n"))) as client:
+        text = client.get("/stream?pause=30").text
+
+    assert text.startswith("data: 1\n\n: heartbeat\n\n")
+    assert text.endswith("data: bye\n\n")
+    assert "data: 2" not in text
+    assert access_line(capsys.readouterr().out, "/stream")["end_reason"] == "idle_timeout"
+
+
+def test_comments_of_the_app_are_no_activity():
+    """FastAPI sends such comments by itself while an event stream is silent."""
+    app = made(Stream("end"))
+
+    @app.get("/pings", dependencies=[Depends(Stream(idle_timeout=0.2))])
+    async def read():
+        async def chunks():
+            while True:
+                yield b": ping\n\n"
+                await asyncio.sleep(0.05)
+
+        return StreamingResponse(chunks(), media_type="text/event-stream")
+
+    with TestClient(app) as client:
+        assert client.get("/pings").text.startswith(": ping")
+
+
+def test_an_announced_length_gets_no_heartbeats():
+    """A chunk more would be one too many."""
+    with TestClient(made(Stream("end", heartbeat=0.02))) as client:
+        assert client.get("/stream?pause=0.1&length=true").text == "data: 1\n\ndata: 2\n\n"
+
+
+def test_a_stream_that_starts_after_the_drain(capsys):
+    """It ends as soon as it has begun."""
+    app = made(Stream("end"))
+
+    @app.get("/late", dependencies=[Depends(Stream("end", last=b"bye"))])
+    async def late():
+        async def chunks():
+            yield b"late "
+            await asyncio.sleep(30)
+
+        app.state.shutdown.stop()
+        await asyncio.sleep(0.15)
+        return StreamingResponse(chunks())
+
+    with TestClient(app) as client:
+        assert client.get("/late").text == "late bye"
+
+
+def test_an_idle_stream_of_announced_length_is_cut():
+    """It cannot be completed."""
+    with wire.serving(made(Stream(idle_timeout=0.1), shutdown=None)) as port, wire.connection(port) as client:
+        client.sendall(request("GET", "/stream?pause=30&length=true"))
+
+        assert read_all(client).endswith(b"\r\n\r\ndata: 1\n\n")
+
+
+@pytest.mark.parametrize(("at_shutdown", "headers"), [("finish", {}), ("end", {"content-length": "2"})])
+def test_what_the_end_of_the_process_leaves_alone(at_shutdown, headers):
+    """`finish` has the grace, and a length that was announced is kept."""
+    app = made(Stream("end"))
+
+    @app.get("/stopping", dependencies=[Depends(Stream(at_shutdown, last=b"last"))])
+    async def read():
+        async def chunks():
+            yield b"1"
+            app.state.shutdown.stop()
+            await asyncio.sleep(0)
+            yield b"2"
+
+        return StreamingResponse(chunks(), headers=headers)
+
+    with TestClient(app) as client:
+        assert client.get("/stopping").text == "12"
+
+
+def test_a_stream_that_is_cut():
+    """Its client sees that it is not complete."""
+    app = made(Stream("end"))
+
+    @app.get("/stopping", dependencies=[Depends(Stream("cut"))])
+    async def read():
+        async def chunks():
+            yield b"1"
+            app.state.shutdown.stop()
+            await asyncio.sleep(30)
+
+        return StreamingResponse(chunks())
+
+    with wire.serving(app) as port, wire.connection(port) as client:
+        client.sendall(request("GET", "/stopping"))
+
+        assert read_all(client).endswith(b"\r\n\r\n1\r\n1\r\n")
+
+
+def test_background_tasks_hear_no_heartbeats():
+    """The response is complete."""
+    app = made(Stream("end"))
+
+    @app.get("/background", dependencies=[Depends(Stream(heartbeat=0.01))])
+    async def read(background: BackgroundTasks):
+        background.add_task(asyncio.sleep, 0.1)
+        return StreamingResponse(iter([b"1", b"2"]))
+
+    with TestClient(app) as client:
+        assert client.get("/background").text.replace(": heartbeat\n\n", "") == "12"
+
+
+def test_a_websocket_is_left_alone():
+    """A router may have both."""
+    app = made(Stream("end"))
+
+    @app.websocket("/ws", dependencies=[Depends(Stream("end"))])
+    async def serve(websocket: WebSocket):
+        await websocket.accept()
+        await websocket.send_text("open")
+        await websocket.close()
+
+    with TestClient(app) as client, client.websocket_connect("/ws") as websocket:
+        assert websocket.receive_text() == "open"
+
+
+def test_without_shutdown_it_still_beats():
+    """The signals may be the server's business."""
+    with TestClient(made(Stream(heartbeat=0.05), shutdown=None)) as client:
+        assert ": heartbeat" in client.get("/stream?pause=0.2").text
+
+
+@pytest.mark.parametrize("arguments", [("stop",), ("end", 0), ("end", None, float("inf"))])
+def test_what_cannot_be_used_is_refused(arguments):
+    """Where it is written."""
+    at_shutdown, *seconds = arguments
+
+    with pytest.raises(ConfigurationError, match=r"^Stream\("):
+        Stream(at_shutdown, **dict(zip(("heartbeat", "idle_timeout"), seconds, strict=False)))
+
+
+def test_alone():
+    """It needs a layer that can cancel a request, and says so."""
+    app = FastAPI()
+
+    @app.get("/stream", dependencies=[Depends(Stream(heartbeat=0.05))])
+    async def read():
+        async def chunks():
+            yield b"1"
+            await asyncio.sleep(0.2)
+
+        return StreamingResponse(chunks())
+
+    with pytest.raises(ConfigurationError, match="add DeadlineMiddleware"):
+        TestClient(app).get("/stream")
+    app.middleware_stack = None
+    app.add_middleware(DeadlineMiddleware)
+    assert ": heartbeat" in TestClient(app).get("/stream").text
+
+
+def test_where_limits_are_switched_off_it_does_nothing(tmp_path):
+    """Nothing can cancel the request there."""
+    (tmp_path / "file").write_text("content")
+    app = create_app(Settings(environment="test", limits=None))
+
+    @app.get("/file", dependencies=[Depends(Stream("end", heartbeat=0.05))])
+    async def read():
+        return FileResponse(tmp_path / "file")
+
+    with TestClient(app) as client:
+        assert client.get("/file").text == "content"
