@@ -154,7 +154,7 @@ def test_a_forked_process_has_a_queue_of_its_own(monkeypatch, writers):
     writer = writers(2)
     writer.write(b"parent ")
     writer.close()
-    writer._capacity = 2
+    writer.write = writer._queue
     monkeypatch.setattr(writer._thread, "is_alive", lambda: False)
 
     writer.write(b"child")

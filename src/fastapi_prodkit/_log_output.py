@@ -9,7 +9,6 @@ import select
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from io import FileIO
 from queue import SimpleQueue
 from typing import Any
@@ -26,23 +25,22 @@ class LineWriter:
         capacity: How many lines may wait for a thread to write them; None writes in the calling thread.
 
     Attributes:
+        write: Write a line, or queue it. To be called by one thread at a time.
         failed: Lines that could not be written, or not as a whole.
         dropped: Lines for which the queue had no place.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
         self.failed = self.dropped = 0
-        self._capacity = capacity
+        self._capacity = capacity or 0
         self._lines: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stream: Any = None  # the standard output of the last line, and the short way to it
         self._put = _way_to(None)
+        self.write: Callable[[bytes], None] = self._write if capacity is None else self._queue
 
-    def write(self, line: bytes) -> None:
-        """Write the line, or queue it. To be called by one thread at a time."""
-        if self._capacity is None:
-            self._write(line)
-        elif self._lines.qsize() >= self._capacity:
+    def _queue(self, line: bytes) -> None:
+        if self._lines.qsize() >= self._capacity:
             self.dropped += 1
         else:
             if self._thread is None or not self._thread.is_alive():  # as in a process that was forked
@@ -56,7 +54,7 @@ class LineWriter:
             self._lines.put(written)
             if not written.wait(CLOSE_TIME):
                 return  # nobody reads: whoever logged another line without the queue would wait for ever
-        self._capacity = None
+        self.write = self._write
 
     def _start(self) -> None:
         self._lines = SimpleQueue()  # what the parent of a forked process has queued is the parent's to write
@@ -76,35 +74,38 @@ class LineWriter:
             self._stream = sys.stdout
             self._put = _way_to(sys.stdout)
         try:
-            self._put(line)
+            if (count := self._put(line)) != len(line):
+                _write_rest(sys.stdout.buffer, line, count)
         except Exception:  # noqa: BLE001 - closed, or gone, or a full disk: there is no place to say so
             self.failed += 1
 
 
-def _way_to(stream: Any) -> Callable[[bytes], object]:
-    """Return what writes to a stream, at once and as a whole."""
+def _way_to(stream: Any) -> Callable[[bytes], int | None]:
+    """Return what writes to a stream, at once, and says how much of a line it has written."""
     buffer = getattr(stream, "buffer", None)
     raw = getattr(buffer, "raw", buffer)  # with PYTHONUNBUFFERED there is no buffer in between
     if isinstance(raw, FileIO):
-        # A file or pipe: one system call, where a buffer that is flushed takes three times as long.
-        return partial(_write_whole, raw)
+        return raw.write  # a file or pipe: one system call, where a buffer that is flushed takes three times as long
 
-    def write(line: bytes) -> None:
+    def write(line: bytes) -> int:
         if buffer is None:  # a stream of text only, as tests put there
             stream.write(line.decode())
         else:
             buffer.write(line)
         stream.flush()
+        return len(line)
 
     return write
 
 
-def _write_whole(raw: FileIO, line: bytes) -> None:
-    """Write all of the line, and wait for the reader of a non-blocking pipe as a blocking one does."""
-    while (count := raw.write(line)) != len(line):
+def _write_rest(buffer: Any, line: bytes, count: int | None) -> None:
+    """Write what is left of the line, and wait for the reader of a non-blocking pipe as a blocking one does."""
+    raw: FileIO = getattr(buffer, "raw", buffer)
+    while count != len(line):
         if count is None:
             writable = select.poll()
             writable.register(raw, select.POLLOUT)
             writable.poll()
         else:
             line = line[count:]
+        count = raw.write(line)
