@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_dependencies
 from fastapi_prodkit._keywords import with_keywords
+from fastapi_prodkit._pipeline.cancellation import cancellable_exchange
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._pipeline.listener import DisconnectListener
@@ -119,14 +120,6 @@ def _cancel(exchange: Exchange) -> None:
     """Cancel the app, unless the response has started or the route ignores the disconnect."""
     if _may_cancel(exchange.scope) and exchange.interrupt(_no_answer):
         exchange.client_disconnected = True
-
-
-def cancellable_exchange(scope: Scope) -> Exchange | None:
-    """Return the innermost exchange of the request whose task may be cancelled."""
-    exchange = Exchange.innermost(scope)
-    while exchange is not None and exchange.task is None:
-        exchange = exchange.outer
-    return exchange
 
 
 def _may_cancel(scope: Scope) -> bool:

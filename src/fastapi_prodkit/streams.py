@@ -19,10 +19,10 @@ from typing import Any, Literal, cast, get_args
 from starlette.requests import HTTPConnection
 
 from fastapi_prodkit import _scope
+from fastapi_prodkit._pipeline.cancellation import cancellable_exchange
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.interruption import Interruption
 from fastapi_prodkit._pipeline.stream import ResponseStream
-from fastapi_prodkit.disconnect import cancellable_exchange
 from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["Stream"]
