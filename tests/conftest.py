@@ -75,7 +75,6 @@ def _no_greenlets():
     assert not switches, "list the file in IN_GREENLETS, in the Makefile"
 
 
-@pytest.fixture(autouse=True)
 def _logging_stays():
     """`create_app` configures the logging of the whole process; the next test starts with pytest's own.
 
@@ -89,3 +88,7 @@ def _logging_stays():
     root.setLevel(level)
     sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     logging.captureWarnings(False)
+
+
+_in_each_test = pytest.fixture(_logging_stays, autouse=True)
+_in_each_module = pytest.fixture(_logging_stays, scope="module", autouse=True)

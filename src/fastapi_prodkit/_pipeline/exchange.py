@@ -209,8 +209,7 @@ class Exchange:
             await asyncio.sleep(0)  # an app that was cancelled and keeps sending must not starve other requests
             return
         kind: str = message["type"]
-        last, before = False, self.status
-        streamed = False
+        last, streamed, before = False, False, self.status
         try:
             if kind == "http.response.body":
                 last = not message.get("more_body")
@@ -229,7 +228,9 @@ class Exchange:
             self.client_disconnected |= isinstance(error, OSError) and not self.complete
             raise
         if streamed:
-            self._count(message)
+            if self.stream is None:
+                self.stream = ResponseStream(self._start.get("headers", ()), self._send)
+            self.stream.count(message.get("body", b""))
         if last:
             self.complete = True
             self.duration = perf_counter() - self.started_at
@@ -252,20 +253,11 @@ class Exchange:
             self.status = CLIENT_DISCONNECTED
         self.route = route_template(self.scope, self.root_path)
         if self.status >= _ERROR:
-            self._explain()
+            self.refusal = self.context.reason or UNEXPLAINED.get(self.status)
+            if self.refusal is not None and self.route == UNMATCHED:  # it was refused before routing
+                self.route = requested_template(self.scope, self.root_path)
         for hook in on_end:
             hook(self)
-
-    def _explain(self) -> None:
-        """Set why the request was refused, and for which route it was if it was refused before routing."""
-        self.refusal = self.context.reason or UNEXPLAINED.get(self.status)
-        if self.refusal is not None and self.route == UNMATCHED:
-            self.route = requested_template(self.scope, self.root_path)
-
-    def _count(self, message: Message) -> None:
-        if self.stream is None:
-            self.stream = ResponseStream(self._start.get("headers", ()), self._send)
-        self.stream.count(message.get("body", b""))
 
     def _start_response(self, status: int, message: Message) -> Message:
         self.status = status
