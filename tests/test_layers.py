@@ -421,6 +421,23 @@ def test_a_layer_is_asked_once(root_path):
     assert (counted.asked, counted.worked) == (1, 3)
 
 
+def test_an_app_may_start_again():
+    """Each lifespan reaches the app, past layers that work for requests only."""
+    starts = []
+
+    @asynccontextmanager
+    async def lifespan(_):
+        starts.append("start")
+        yield
+
+    stack = LayerStack([RequestIDMiddleware(None)], FastAPI(lifespan=lifespan))
+    for _ in range(2):
+        with TestClient(stack):
+            pass
+
+    assert starts == ["start", "start"]
+
+
 def test_headers_that_an_app_varies_with_stay():
     """An exchange inside of another one adds no header of the outer one's in place of the app's own."""
     app = create_app(Settings(**SECTIONS))

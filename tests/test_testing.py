@@ -23,7 +23,14 @@ from fastapi_prodkit import testing
 from fastapi_prodkit.database import SessionDep, get_session
 from fastapi_prodkit.database.engine import create_engine
 from fastapi_prodkit.sections import DatabaseSettings
-from fastapi_prodkit.testing import Databases, assert_max_queries, client_of, postgresql, rolled_back_session
+from fastapi_prodkit.testing import (
+    Databases,
+    _empty_counts,  # noqa: F401 - for each test here, as for those of whoever uses the plugin
+    assert_max_queries,
+    client_of,
+    postgresql,
+    rolled_back_session,
+)
 from fastapi_prodkit.testing.databases import run_apart
 
 pytest_plugins = ["pytester"]
@@ -100,7 +107,6 @@ def test_each_test_has_a_database_of_its_own(project, mark, arguments):
     result.assert_outcomes(passed=4)
 
 
-@pytest.mark.system
 def test_each_test_has_empty_counts(pytester):
     """One client for all tests of a module is not refused because of an earlier test."""
     pytester.makeconftest(CONFTEST)
