@@ -16,7 +16,6 @@ from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException,
 from fastapi.responses import StreamingResponse
 from outcomes import items, outcomes
 from prometheus_client import CollectorRegistry
-from sqlalchemy import text
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
@@ -29,7 +28,6 @@ from fastapi_prodkit import Settings, _context, _scope, create_app
 from fastapi_prodkit._context import Reason
 from fastapi_prodkit._pipeline import exchange
 from fastapi_prodkit.access_log import AccessLogMiddleware
-from fastapi_prodkit.database import SessionDep
 from fastapi_prodkit.deadline import Timeout
 from fastapi_prodkit.errors import ErrorBoundaryMiddleware
 from fastapi_prodkit.logging import EventHandler, configure_logging
@@ -902,6 +900,8 @@ def test_two_apps_in_one_process(caplog):
 
 def refusing() -> FastAPI:
     """Return an app with every layer that refuses, and routes that are refused by it or refuse themselves."""
+    from fastapi_prodkit.database import SessionDep
+
     settings = Settings(
         environment="test",
         errors=ErrorsSettings(),
@@ -943,7 +943,7 @@ def refusing() -> FastAPI:
 
     @app.get("/database")
     async def database(session: SessionDep):
-        await session.execute(text("SELECT 1"))
+        await session.connection()
 
     @app.get("/status/{status}")
     def status(status: int):
@@ -986,6 +986,8 @@ ELSEWHERE = {"Host": "evil.example"}
 @pytest.fixture(scope="module")
 def refuser():
     """A client of that app."""
+    pytest.importorskip("redis", reason="needs the extra: pip install 'fastapi-prodkit[redis]'")
+    pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
     with TestClient(refusing(), raise_server_exceptions=False) as client:
         yield client
 
