@@ -599,6 +599,8 @@ class TestMake(Making):
         folder = tmp_path / "my-shop"
         assert main(["new", "my-shop", "--directory", str(folder), *options(*LITTLE)]) == 0
         home["UV_FIND_LINKS"] = str(wheel.parent)
+        # Every airport and every page of them are tried in the example itself.
+        home["PYTEST_ADDOPTS"] += " -k 'not all_pages and not every_airport and not in_the_data and not random_places'"
 
         said = self.make(folder, home, "test", "lint", "types")
         served = self.demo(folder, home)
