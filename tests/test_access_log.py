@@ -900,6 +900,8 @@ def test_two_apps_in_one_process(caplog):
 
 def refusing() -> FastAPI:
     """Return an app with every layer that refuses, and routes that are refused by it or refuse themselves."""
+    pytest.importorskip("redis", reason="needs the extra: pip install 'fastapi-prodkit[redis]'")
+    pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
     from fastapi_prodkit.database import SessionDep
 
     settings = Settings(
@@ -986,8 +988,6 @@ ELSEWHERE = {"Host": "evil.example"}
 @pytest.fixture(scope="module")
 def refuser():
     """A client of that app."""
-    pytest.importorskip("redis", reason="needs the extra: pip install 'fastapi-prodkit[redis]'")
-    pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
     with TestClient(refusing(), raise_server_exceptions=False) as client:
         yield client
 
