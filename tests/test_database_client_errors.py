@@ -1,5 +1,6 @@
 """What a client sends and the database refuses: 422 or 409, one warning, and no value in either."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -243,6 +244,21 @@ async def test_conflict_at_the_commit_is_a_409(database: Database, caplog: pytes
     assert response.status_code == 409
     assert response.json()["detail"] == "The request conflicts with what is stored."
     assert len(warnings(caplog)) == 1
+
+
+async def test_conflict_in_a_task_group_is_a_409(sqlite: Database) -> None:
+    """What one task of the handler has met is what the request has met."""
+    app = app_with(sqlite)
+
+    @app.post("/")
+    async def create(session: SessionDep) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(session.execute(text("INSERT INTO items (owner) VALUES (7)")))
+
+    async with client_of(app) as client:
+        response = await client.post("/")
+
+    assert response.status_code == 409
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,22 @@ async def test_reader_sees_what_the_request_has_written(app: FastAPI, database: 
     assert await stored(database) == ["a", "b", "c"]
 
 
+async def test_reader_begins_a_transaction_beside_the_writer(app: FastAPI, database: Database) -> None:
+    """`async with session.begin()` is of the reader alone: what the request has written stays undecided."""
+
+    @app.post("/")
+    async def create(session: SessionDep, reading: ReadSessionDep) -> list[str]:
+        await session.execute(INSERT, {"name": "a"})
+        async with reading.begin():
+            return list(await reading.scalars(NAMES))
+
+    async with client_of(app) as client:
+        answer = await client.post("/")
+
+    assert answer.json() == ["a"]
+    assert await stored(database) == ["a"]
+
+
 async def flush(session: AsyncSession) -> None:
     session.add(Item(name="x"))
     await session.flush()

@@ -22,7 +22,8 @@ pytest.importorskip("aiosqlite", reason="needs the extra: pip install 'fastapi-p
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep, get_session
+from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep, get_read_session, get_session
+from fastapi_prodkit.exceptions import ConfigurationError
 
 INSERT = text("INSERT INTO items VALUES (:name)")
 
@@ -230,6 +231,49 @@ async def test_exception_rolls_back_whatever_its_status(app: FastAPI, database: 
 
     assert statuses == [202, 200, 200, 200]
     assert await stored(database) == []
+
+
+async def repository(session: Annotated[AsyncSession, Depends(get_session)]) -> AsyncSession:
+    return session
+
+
+@pytest.mark.parametrize("late", [get_session, get_read_session, repository])
+async def test_session_that_would_end_after_the_response_is_refused(
+    app: FastAPI, database: Database, late: Callable[..., Any]
+) -> None:
+    """FastAPI's own default for a dependency with `yield` would commit when the client has its answer."""
+    session_of = Depends(late)
+
+    @app.post("/items", dependencies=[Depends(insert)])
+    async def create(session: AsyncSession = session_of) -> None: ...
+
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as client:
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=r"would commit after the response has left: add scope="):
+                await client.post("/items")
+
+    assert await stored(database) == []
+
+
+async def test_session_that_the_handler_has_closed_is_ended(app: FastAPI, database: Database) -> None:
+    """A handler may give the connection back early; what it has not committed then is an error, not a success."""
+
+    @app.post("/committed")
+    async def committed(session: SessionDep) -> None:
+        await session.execute(INSERT, {"name": "a"})
+        await session.commit()
+        await session.close()
+
+    @app.post("/lost")
+    async def lost(session: SessionDep) -> None:
+        await session.execute(INSERT, {"name": "b"})
+        await session.close()
+
+    async with client_of(app) as client:
+        statuses = [(await client.post(path)).status_code for path in ("/committed", "/lost")]
+
+    assert statuses == [200, 500]
+    assert await stored(database) == ["a"]
 
 
 async def test_commit_in_the_handler_stays(app: FastAPI, database: Database) -> None:

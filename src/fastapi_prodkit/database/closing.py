@@ -17,10 +17,16 @@ class ClosingSession(AsyncSession):
     """Close although another task is obtaining the connection: that task gives the connection back, and fails.
 
     A statement that another task is running ends with the connection; see `cancellation.CancellableConnection`.
+
+    Attributes:
+        closed_idle: It was closed when nothing was left to commit.
     """
+
+    closed_idle = False
 
     async def close(self) -> None:
         """Roll back, give the connection back, and refuse further work."""
+        self.closed_idle = not self.in_transaction()
         try:
             await super().close()
         except IllegalStateChangeError:

@@ -114,6 +114,8 @@ def raise_problem(error: BaseException, connection: HTTPConnection, client_error
         WebSocketException: Likewise, where the connection is a WebSocket that was accepted.
         WebSocketDisconnect: Likewise, where it is closed.
     """
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # of a task group
+        error = error.exceptions[0]
     if isinstance(error, SQLAlchemyError) and not _is_handled(error, connection.app):
         problem = _problem_of(error, client_errors)
         if problem is not None:

@@ -49,7 +49,8 @@ class _JoiningSyncSession(Session):
             raise InvalidRequestError("the session for reading writes nothing: use the session for writing")
         connection = writer.sync_session.connection()
         if connection is not self._joined:
-            self.commit()  # that is, let go of a connection whose transaction the other session has ended
+            if self._joined is not None:
+                self.commit()  # that is, let go of a connection whose transaction the other session has ended
             self._joined = connection
         return connection
 

@@ -7,7 +7,7 @@ the status of what it returns to the injected response, where FastAPI no longer 
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from fastapi import Response, routing
@@ -16,6 +16,7 @@ from starlette.types import Scope
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import chosen_route
+from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["expose_response_status"]
 
@@ -24,7 +25,7 @@ _INJECTED = "fastapi_prodkit_response"  # the argument for the injected response
 _Endpoint = Callable[..., Any]
 
 
-def expose_response_status(scope: Scope) -> None:
+def expose_response_status(scope: Scope, sessions: Collection[_Endpoint]) -> None:
     """Make the injected response of a request tell the status of the response that the handler returns.
 
     Called by a dependency before the handler. After the handler the injected response has the status of a response
@@ -33,12 +34,26 @@ def expose_response_status(scope: Scope) -> None:
 
     Args:
         scope: That of the dependency's request. Nothing happens for a WebSocket, nor without a route of FastAPI's.
+        sessions: The dependencies that end sessions, before the response is sent.
+
+    Raises:
+        ConfigurationError: The route has one of them that would end after the response.
     """
     route = chosen_route(scope)
     dependant = getattr(route, "dependant", None)
     if dependant is None or hasattr(dependant.call, _scope.ENDPOINT_STATUS) or scope["type"] != "http":
         return
+    _refuse_late_ends(dependant, sessions)
     _wrap(route)
+
+
+def _refuse_late_ends(dependant: Any, sessions: Collection[_Endpoint]) -> None:
+    for each in dependant.dependencies:
+        if each.call in sessions and each.scope != "function":
+            raise ConfigurationError(
+                f"Depends({each.call.__name__}) would commit after the response has left: add scope='function'"
+            )
+        _refuse_late_ends(each, sessions)
 
 
 def _wrap(route: Any) -> None:

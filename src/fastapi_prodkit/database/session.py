@@ -176,11 +176,11 @@ async def get_session(connection: HTTPConnection, response: Response) -> AsyncIt
     """Open the session of the request; `app.dependency_overrides[get_session]` replaces it in tests.
 
     Raises:
-        ConfigurationError: The app has no database.
+        ConfigurationError: The app has no database, or the dependency lacks `scope="function"`.
         ProblemError: 503, the database cannot serve; 409 or 422, what the client has sent is refused. A handler of
             the app's own for the error gets the error itself.
     """
-    expose_response_status(connection.scope)
+    expose_response_status(connection.scope, _SESSIONS)
     session = _database(connection).sessionmaker()
     try:
         await announce_writing(connection.scope, session)
@@ -198,7 +198,7 @@ async def get_read_session(connection: HTTPConnection, response: Response) -> As
         ConfigurationError: The app has no database.
         ProblemError: As `get_session` does.
     """
-    expose_response_status(connection.scope)
+    expose_response_status(connection.scope, _SESSIONS)
     session = _database(connection).read_sessionmaker()
     if isinstance(session, JoiningSession):
         announce_reading(connection.scope, session)
@@ -210,12 +210,16 @@ async def get_read_session(connection: HTTPConnection, response: Response) -> As
         raise
 
 
+_SESSIONS = (get_session, get_read_session)
+
 # The scope decides when the commit happens: "function" is after the handler and before the response is sent.
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 ReadSessionDep = Annotated[AsyncSession, Depends(get_read_session, scope="function")]
 
 
-async def _end(session: AsyncSession, response: Response) -> None:
+async def _end(session: ClosingSession, response: Response) -> None:
+    if session.closed_idle:
+        return
     if (response.status_code or 0) >= 400:  # noqa: PLR2004 - the handler made the response an error
         await session.rollback()
     else:
