@@ -959,9 +959,10 @@ def refusing() -> FastAPI:
     async def broken():
         raise RuntimeError
 
-    @app.get("/recovered")
-    def recovered():
+    @app.get("/recovered/{status}")
+    def recovered(status: int):
         _context.refuse(Reason("rate_limited", "a limit that was passed by"))
+        return Response(status_code=status)
 
     @app.websocket("/rooms/{room}")
     async def room(websocket: WebSocket):
@@ -1043,7 +1044,8 @@ def test_a_refusal_says_why(refuser, records, request_line, options, status, rou
         ("/raised/500", "ERROR"),
         ("/broken", "WARNING"),
         *((f"/status/{status}", "INFO") for status in (204, 401, 409)),
-        ("/recovered", "INFO"),
+        *((f"/recovered/{status}", "INFO") for status in (204, 404)),
+        ("/recovered/500", "ERROR"),
     ],
 )
 def test_level_of_what_the_app_answers(refuser, records, path, level):

@@ -29,6 +29,13 @@ SECRETS = {
     "token=1234": "token=[redacted]",
     "{'session_ids': 's3cret'}": "{'session_ids': [redacted]}",
     '{"passwords":"s3cret","id":1}': '{"passwords":[redacted],"id":1}',
+    # several under one name
+    "{'passwords': ['s3cret', 's3cret']}": "{'passwords': [redacted]}",
+    '{"tokens":["s3cret","s3cret"]}': '{"tokens":[redacted]}',
+    "Settings(api_keys=('s3cret', 's3cret'), n=1)": "Settings(api_keys=[redacted], n=1)",
+    "password: {'old': 's3cret'} n": "password: [redacted] n",
+    "tokens: [ab, s3cret": "tokens: [redacted]",
+    "secret_key=b's3cret'": "secret_key=[redacted]",
     "Cookie:a=s3cret; b=s3cret": "Cookie:[redacted]",
     "Authorization:Basic s3cret": "Authorization:[redacted]",
     # all of a value

@@ -322,6 +322,7 @@ class Price(BaseModel):
         ("sys.exit(0)", "the process was ended while the app was loaded", 1),
         ("sys.exit('no key')", "the process was ended while the app was loaded", 1),
         ("sys.exit(7)", "the process was ended while the app was loaded", 7),
+        ("sys.exit(256)", "the process was ended while the app was loaded", 1),
     ],
 )
 def test_what_keeps_a_service_from_starting_is_said_in_full(directory, monkeypatch, capsys, code, reason, exit_code):

@@ -57,6 +57,10 @@ UNEXPLAINED: Final[Mapping[int, Reason]] = {
 }
 
 
+# What a refusal is answered with. Beside another status a reason is of a refusal that the app has caught.
+REFUSING: Final = frozenset({400, 401, 403, *UNEXPLAINED})
+
+
 class RequestContext(dict[str, Any]):
     """The fields of one request, and what its access line has to know.
 

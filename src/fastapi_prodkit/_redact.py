@@ -59,12 +59,13 @@ _QUOTED_DATA = re.compile(
 )
 # name=value, name: value, name:value, "name": value and "name", "value", where the name is one of the secret ones:
 # `Redactor` puts them in. A number of tokens or sessions is a count. A quoted value ends at its quote, or at the end of
-# the text if that was cut off; another one at a space or bracket, and not at a comma or semicolon with more behind it.
+# the text if that was cut off, a collection at its bracket; another one at a space or bracket, and not at a comma or
+# semicolon with more behind it.
 _PAIR = (
     r"((?:%s)(?>((?<=token|ssion)s)|s|)"
     r"(?:[\\\"']{1,3}(?:: ?|, )b?|[\\\"']{0,3}[ \t]*+(?::=|=>?(?!=)|:(?![:=]|//))[ \t]*+))"
     r"(?!(?:bearer )?\[redacted\])(?(2)(?!\d{1,12}(?![\w.-])))"
-    r"(?:\\?\"(?:[^\"\\]|\\.)*+\"?|\\?'(?:[^'\\]|\\.)*+'?"
+    r"(?:[bfru]{0,2}(?:\\?\"(?:[^\"\\]|\\.)*+\"?|\\?'(?:[^'\\]|\\.)*+'?)|[\[({][^\])}\n]*+[\])}]?"
     r"|(?:basic |bearer )?(?:[^\s&,;\"'<>)\]}]++|[,;]++(?=[^\s&,;\"'<>)\]}]))++)"
 )
 

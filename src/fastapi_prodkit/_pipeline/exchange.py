@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import REPLACED_BY_LIMIT, UNMATCHED, requested_template, route_path, route_template
-from fastapi_prodkit._context import UNEXPLAINED, Reason, RequestContext
+from fastapi_prodkit._context import REFUSING, UNEXPLAINED, Reason, RequestContext
 from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
 from fastapi_prodkit._pipeline.interruption import Interruption
 from fastapi_prodkit._pipeline.listener import DisconnectListener
@@ -20,7 +20,6 @@ from fastapi_prodkit._pipeline.timers import Deadline
 __all__ = ["CLIENT_DISCONNECTED", "Exchange"]
 
 CLIENT_DISCONNECTED: Final = 499  # nginx's status for it; no client ever sees the status
-_ERROR: Final = 400  # the lowest status of an error
 _POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1; what an app refuses a handshake with
 _TO_NORMALIZE: Final = ("/", "")  # last characters of a path that `route_path` changes
 _PLAIN: Final = frozenset({b"content-length", b"content-type"})  # no layer's header replaces or depends on these
@@ -252,7 +251,7 @@ class Exchange:
         if self.client_disconnected:
             self.status = CLIENT_DISCONNECTED
         self.route = route_template(self.scope, self.root_path)
-        if self.status >= _ERROR:
+        if self.status in REFUSING:
             self.refusal = self.context.reason or UNEXPLAINED.get(self.status)
             if self.refusal is not None and self.route == UNMATCHED:  # it was refused before routing
                 self.route = requested_template(self.scope, self.root_path)

@@ -45,7 +45,8 @@ def logged_failure() -> Iterator[None]:
         raise
     except SystemExit as end:
         _log(end, "the process was ended while the app was loaded")
-        raise typer.Exit(end.code if isinstance(end.code, int) and end.code else 1) from end
+        code = end.code if isinstance(end.code, int) else 1
+        raise typer.Exit(code % 256 or 1) from end  # the system keeps eight bits of it
     except Exception as error:
         settings = _settings_error(error)
         # Not `NAME: text`, of which the log masks the text if the name is that of a secret.
