@@ -18,7 +18,7 @@ from wire import read_response, request
 
 from fastapi_prodkit.cli import main
 from fastapi_prodkit.cli.serve import _default_workers, _load, _protocol, _run
-from fastapi_prodkit.cli.supervisor import ServeConfig, Supervisor
+from fastapi_prodkit.cli.supervisor import ServeConfig, Supervisor, bound_exit
 from fastapi_prodkit.settings import Settings
 
 SERVICE = """
@@ -44,6 +44,12 @@ app = FastAPI()
 async def health():
     return "ok"
 """
+
+
+@pytest.fixture(autouse=True)
+def _this_process_stays(monkeypatch):
+    """The command runs in the process of the tests, too."""
+    monkeypatch.setattr("fastapi_prodkit.cli.supervisor.bound_exit", lambda code: None)
 
 
 @pytest.fixture
@@ -368,6 +374,37 @@ def test_a_worker_that_could_not_start_is_no_end_in_order(monkeypatch):
 
     assert _run(SimpleNamespace(bind_socket=lambda: None), 2) == 3
     assert _run(SimpleNamespace(bind_socket=lambda: None), 2) == 0  # it was stopping already
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    "left", ["atexit.register(time.sleep, 60)", "threading.Thread(target=time.sleep, args=(60,)).start()"]
+)
+def test_what_the_app_leaves_in_the_parent_of_workers_is_left(tmp_path, left):
+    """The parent loads the app, too, and ends within two seconds of its workers."""
+    (tmp_path / "service.py").write_text(
+        f"import atexit, threading, time\n{left}\nfrom fastapi import FastAPI\napp = FastAPI()"
+    )
+    command = ("fastapi_prodkit", "serve", "service:app", "--workers", "2", "--port", str(port := free_port()))
+
+    with running(*command, directory=tmp_path, port=port) as server:
+        server.terminate()
+        code = server.wait(30)
+
+    assert code == 0
+
+
+def test_the_end_of_the_parent_is_bounded(monkeypatch, caplog):
+    """Its time is up: it says so and exits."""
+    ended, codes = threading.Event(), []
+    monkeypatch.setattr("fastapi_prodkit.cli.supervisor.EXIT_TIME", 0.01)
+    monkeypatch.setattr("os._exit", lambda code: (codes.append(code), ended.set()))
+
+    bound_exit(3)
+    ended.wait(10)
+
+    assert codes == [3]
+    assert caplog.messages == ["exiting before all threads and atexit hooks have ended"]
 
 
 def test_an_app_that_the_serving_process_cannot_load(caplog):

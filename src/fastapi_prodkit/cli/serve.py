@@ -158,12 +158,14 @@ def _announce(config: Any, processes: int) -> None:
 def _run(config: Any, processes: int) -> int:
     from uvicorn import Server  # noqa: PLC0415 - an extra
 
-    from fastapi_prodkit.cli.supervisor import FAILED_START, Supervisor  # noqa: PLC0415 - likewise
+    from fastapi_prodkit.cli.supervisor import FAILED_START, Supervisor, bound_exit  # noqa: PLC0415 - likewise
 
     if processes > 1:
         supervisor = Supervisor(config, [config.bind_socket()])
         supervisor.run()
-        return FAILED_START if supervisor.start_failed else 0
+        code = FAILED_START if supervisor.start_failed else 0
+        bound_exit(code)
+        return code
     server = Server(config)
     server.run()
     return 0 if server.started else FAILED_START

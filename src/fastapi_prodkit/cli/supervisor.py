@@ -1,8 +1,10 @@
 """uvicorn's configuration and its parent of several workers: what fails is logged, and has an exit code."""
 
 import logging
+import os
 import signal
 import sys
+import threading
 from typing import Any
 
 from fastapi_prodkit import _extras
@@ -12,9 +14,10 @@ _extras.require("uvicorn", extra="standard")
 from uvicorn import Config  # noqa: E402 - a hint, not a traceback
 from uvicorn.supervisors import Multiprocess  # noqa: E402 - likewise
 
+from fastapi_prodkit._termination import EXIT_TIME  # noqa: E402
 from fastapi_prodkit.sections import LimitsSettings  # noqa: E402
 
-__all__ = ["FAILED_START", "ServeConfig", "Supervisor"]
+__all__ = ["FAILED_START", "ServeConfig", "Supervisor", "bound_exit"]
 
 FAILED_START = 3  # uvicorn's exit code; its parent process stops, too, when a worker ends with it
 _JOIN_TIME = 0.1  # seconds between two looks at workers that are ending
@@ -83,3 +86,15 @@ class Supervisor(Multiprocess):
             for process in running if self._repeated else ():
                 process.terminate()
             self._repeated = False
+
+
+def bound_exit(code: int) -> None:
+    """Exit in two seconds at the latest, whatever the app, which is loaded here as well, has left running."""
+    timer = threading.Timer(EXIT_TIME, _leave, (code,))
+    timer.daemon = True
+    timer.start()
+
+
+def _leave(code: int) -> None:
+    _logger.warning("exiting before all threads and atexit hooks have ended")
+    os._exit(code)
