@@ -53,7 +53,7 @@ class LineWriter:
             written = threading.Event()
             self._lines.put(written)
             if not written.wait(CLOSE_TIME):
-                return  # nobody reads: whoever logged another line without the queue would wait for ever
+                return  # nobody reads standard output: a line without the queue would stop its thread for ever
         self.write = self._write
 
     def _start(self) -> None:

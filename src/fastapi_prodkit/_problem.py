@@ -22,7 +22,7 @@ MEDIA_TYPE = "application/problem+json"
 _PATH_CHARACTERS: Final = "/:@!$&'()*+,;="  # beside those that `quote` never encodes; RFC 3986 section 3.3
 _CLOSE_CODES: Final = {429: 1013, 503: 1013}  # try again later; IANA's registry of WebSocket close codes
 _POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
-_INTERNAL_ERROR: Final = 1011  # likewise
+_INTERNAL_ERROR: Final = 1011  # RFC 6455 section 7.4.1
 _LONGEST_REASON: Final = 123  # bytes; RFC 6455 section 5.5
 _STRAY_PERCENT: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 

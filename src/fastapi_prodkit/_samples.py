@@ -57,7 +57,7 @@ class Collectors:
             _logger.error("the metrics of %s cannot be collected; all others are shown", name, exc_info=error)
 
     def _each(self) -> Iterator[Any]:
-        from prometheus_client import CollectorRegistry  # noqa: PLC0415 - whoever has a registry has loaded it
+        from prometheus_client import CollectorRegistry  # noqa: PLC0415 - loaded already where there is a registry
 
         registry = self._registry
         if type(registry).collect is not CollectorRegistry.collect:
@@ -75,7 +75,7 @@ class _TargetInfo:
         self._labels = labels
 
     def collect(self) -> "Iterator[Metric]":
-        from prometheus_client.core import InfoMetricFamily  # noqa: PLC0415 - whoever has a registry has loaded it
+        from prometheus_client.core import InfoMetricFamily  # noqa: PLC0415 - loaded already where there is a registry
 
         yield InfoMetricFamily("target", "Target metadata", value=self._labels)
 
@@ -107,10 +107,10 @@ def load(content: bytes) -> Families:
     """Return what was dumped.
 
     Raises:
-        ValueError: It is something else.
-        TypeError: Likewise.
+        ValueError: The content is no JSON, or a name or type in it could not be shown.
+        TypeError: The JSON has another shape.
     """
-    from prometheus_client.core import Metric  # noqa: PLC0415 - whoever has metrics has loaded it
+    from prometheus_client.core import Metric  # noqa: PLC0415 - loaded already where there are metrics
 
     found = []
     for name, documentation, kind, samples in orjson.loads(content):
@@ -132,7 +132,7 @@ def counted(several: Iterable[Families]) -> Families:
 
 def merged(several: Iterable[Families], registry: "CollectorRegistry") -> "Iterator[Metric]":
     """Yield the metrics of several processes, each once; how their gauges are joined is the registry's to say."""
-    from prometheus_client.core import Metric  # noqa: PLC0415 - whoever has a registry has loaded it
+    from prometheus_client.core import Metric  # noqa: PLC0415 - loaded already where there is a registry
 
     for name, documentation, kind, values in _sums(several, _modes(registry)):
         metric = Metric(name, documentation, kind)

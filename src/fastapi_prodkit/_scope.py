@@ -11,7 +11,7 @@ EXCHANGE: Final = "fastapi_prodkit.exchange"  # the innermost Exchange of the re
 FAILURES: Final = "fastapi_prodkit.failures"  # exceptions that have left the edge; see _pipeline.edge
 QUOTAS: Final = "fastapi_prodkit.quotas"  # what the request has been counted against; see rate_limit.limits
 SESSION: Final = "fastapi_prodkit.session"  # the session for writing of the request; see database.joining
-READ_SESSION: Final = "fastapi_prodkit.read_session"  # likewise, of the session for reading
+READ_SESSION: Final = "fastapi_prodkit.read_session"  # the session for reading of the request; see database.joining
 
 # Attributes of objects that are not ours.
 EXCEPTION_LOGGED: Final = "__prodkit_logged__"  # an exception whose record is written

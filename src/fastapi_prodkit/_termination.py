@@ -19,9 +19,10 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
 
-__all__ = ["Termination"]
+__all__ = ["EXIT_TIME", "FAILED_START", "Termination"]
 
 LIFESPAN_TIME = 2.0  # seconds that lifespans may take to end when the grace is over
+FAILED_START = 3  # exit code of uvicorn; its parent of several workers stops, too, when a worker ends with it
 EXIT_TIME = 2.0  # seconds that the `atexit` hooks may take
 _SETTLE_TIME = 0.5  # seconds that server and interpreter may take when the lifespans have ended
 _SECOND_SIGNAL_TIME = 1.0  # seconds that the server may take to end when it no longer waits for requests

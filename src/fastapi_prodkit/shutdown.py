@@ -19,7 +19,7 @@ from contextvars import Context
 from types import FrameType, MethodType
 from typing import Any
 
-from fastapi_prodkit._termination import Termination
+from fastapi_prodkit._termination import FAILED_START, Termination
 from fastapi_prodkit.exceptions import SettingsWarning
 from fastapi_prodkit.sections import ShutdownSettings
 
@@ -27,8 +27,6 @@ __all__ = ["STOP_TIMEOUT", "Shutdown"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOP_TIMEOUT = 30.0  # seconds; the default of `stopTimeout` in an ECS task definition
-
-_FAILED_START = 3  # uvicorn's exit code
 
 _logger = logging.getLogger(__name__)
 
@@ -145,7 +143,7 @@ class _Signals:
             return
         grace = server.config.timeout_graceful_shutdown
         grace = self._settings.grace if grace is None else grace
-        code, time = (0, self._settings.drain + grace) if server.started else (_FAILED_START, 0)
+        code, time = (0, self._settings.drain + grace) if server.started else (FAILED_START, 0)
         self._termination = Termination(self._loop, exit_code=code, time=time)
         self._termination.start()
 

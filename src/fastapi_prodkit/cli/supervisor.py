@@ -14,12 +14,11 @@ _extras.require("uvicorn", extra="standard")
 from uvicorn import Config  # noqa: E402 - a hint, not a traceback
 from uvicorn.supervisors import Multiprocess  # noqa: E402 - likewise
 
-from fastapi_prodkit._termination import EXIT_TIME  # noqa: E402
+from fastapi_prodkit._termination import EXIT_TIME, FAILED_START  # noqa: E402
 from fastapi_prodkit.sections import LimitsSettings  # noqa: E402
 
-__all__ = ["FAILED_START", "ServeConfig", "Supervisor", "bound_exit"]
+__all__ = ["ServeConfig", "Supervisor", "bound_exit"]
 
-FAILED_START = 3  # uvicorn's exit code; its parent process stops, too, when a worker ends with it
 _JOIN_TIME = 0.1  # seconds between two looks at workers that are ending
 
 
