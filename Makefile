@@ -74,7 +74,7 @@ test-extra: .venv-extra-$(EXTRA) ## run the tests with the extra EXTRA=... alone
 	@touch $@
 
 test-ecosystem: .venv-ecosystem/.locked ## run the tests with what services run beside FastAPI, such as agents
-	@$(<D)/bin/python -m pytest --numprocesses 3 --dist loadfile --quiet -p no:cacheprovider tests/ecosystem
+	@$(<D)/bin/python -m pytest --numprocesses 4 --dist loadfile --quiet -p no:cacheprovider tests/ecosystem
 
 # The packages of .venv serve here, too, where ecosystem.txt has the same versions: a third of the time.
 .venv-ecosystem/.locked: requirements/ecosystem.txt pyproject.toml $(VENV)/.test

@@ -47,12 +47,12 @@ def both(request, tmp_path_factory):
     (site / "borrowed.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
     (folder / "theirs.txt").write_text(THEIRS)
     theirs = ["install", "--no-deps", "--require-hashes", "--requirement", folder / "theirs.txt"]
-    ours = ["install", "--no-deps", "--no-build-isolation", "--ignore-installed", ROOT]
+    ours = ["install", "--no-deps", "--no-build-isolation", "--reinstall", ROOT]
     steps = [theirs, ours] if request.param == "theirs first" else [ours, theirs]
     if request.param == "theirs removed":
-        steps.append(["uninstall", "--yes", "prodkit"])
+        steps.append(["uninstall", "prodkit"])
     for step in steps:
-        pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "--quiet", *step]
+        pip = [Path(sys.executable).with_name("uv"), "pip", step[0], "--python", folder / "bin" / "python", *step[1:]]
         done = subprocess.run(pip, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert (folder / "bin" / "prodkit").exists() == (request.param != "theirs removed")
