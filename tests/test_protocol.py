@@ -4,12 +4,16 @@ import socket
 import time
 
 import pytest
+from fastapi import Request, WebSocket
+from fastapi.responses import StreamingResponse
+from prometheus_client import CollectorRegistry
 
 pytest.importorskip("httptools", reason="needs the extra: pip install 'fastapi-prodkit[standard]'")
 
 import wire
 from wire import read_all, read_response, request
 
+from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit.cli import protocol
 from fastapi_prodkit.cli.protocol import PatientProtocol
 from fastapi_prodkit.sections import LimitsSettings
@@ -26,11 +30,13 @@ async def hello(scope, receive, send):
 
 def test_a_head_that_does_not_come_is_not_waited_for():
     """A client that sends a byte now and then holds a connection for ten seconds, not for ever; so does an idle one."""
-    with wire.serving(hello, http=PatientProtocol, header_timeout=0.5) as port:
-        for begun in (b"", b"GET / HTTP/1.1\r\nHost: a\r\n"):
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-                client.sendall(begun)
-                assert read_all(client) == b""
+    with wire.serving(hello, http=PatientProtocol, header_timeout=0.2) as port:
+        with wire.connection(port) as client:
+            idle = read_all(client)
+        begun = ask(port, b"GET / HTTP/1.1\r\nHost: a\r\n")
+
+    assert idle == b""
+    assert begun.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
 
 
 def test_a_kept_connection_is_not_cut():
@@ -44,7 +50,7 @@ def test_a_kept_connection_is_not_cut():
             assert b"200 OK" in read_response(client)
             time.sleep(0.8)
         client.sendall(b"GET / HTTP/1.1\r\n")
-        assert read_all(client) == b""
+        assert read_response(client).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_client_that_leaves_after_its_request():
@@ -102,7 +108,7 @@ def test_a_head_as_large_as_allowed(port, in_bytes):
     assert served.endswith(b"\r\n\r\n2 0")
     assert refused.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
     assert b"\r\nconnection: close\r\n" in refused
-    assert b'"status": 431' in refused
+    assert b'"status":431' in refused
 
 
 @pytest.mark.parametrize(
@@ -214,3 +220,214 @@ def test_without_limits():
     limits = LimitsSettings(max_head_size=None, max_headers=None)
     with wire.serving(echo, http=PatientProtocol, limits=limits) as port:
         assert ask(port, request("GET", "/", *["a: b"] * 200, "c: " + "d" * 100_000)).endswith(b"202 0")
+
+
+def test_websockets_pass():
+    """A handshake goes on to uvicorn's protocol for WebSockets; a request for another upgrade is served without it."""
+    pytest.importorskip("websockets", reason="needs websockets")
+    from websockets.sync.client import connect
+
+    app = create_app(Settings(environment="test", limits=LIMITS), registry=CollectorRegistry())
+
+    @app.websocket("/ws")
+    async def greet(websocket: WebSocket):
+        await websocket.accept()
+        await websocket.send_text("hello")
+        await websocket.close()
+
+    with wire.serving(app, http=PatientProtocol, limits=LIMITS) as port:
+        with connect(f"ws://127.0.0.1:{port}/ws") as websocket:
+            greeting = websocket.recv()
+        other = ask(port, request("GET", "/health", "Connection: upgrade", "Upgrade: other"))
+
+    assert greeting == "hello"
+    assert other.startswith(b"HTTP/1.1 200 ")
+
+
+# Trailers
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_trailers_are_no_headers(in_pieces):
+    """What comes behind a body adds no header: not to its request, and not to the next one on the connection."""
+    seen = []
+
+    async def collect(scope, receive, send):
+        assert scope["type"] == "http"
+        while (await receive())["more_body"]:
+            pass
+        seen.append(dict(scope["headers"]))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    trailers = b"0\r\nAuthorization: Bearer t\r\nX-Forwarded-For: 192.0.2.1\r\nExpect: 100-continue\r\n\r\n"
+    first = CHUNKED + b"1\r\nx\r\n" + trailers
+    with wire.serving(collect, http=PatientProtocol, limits=LIMITS) as port, wire.connection(port) as client:
+        for piece in [bytes([byte]) for byte in first] if in_pieces else [first]:
+            client.sendall(piece)
+        answers = [read_response(client)]
+        client.sendall(request("GET", "/"))
+        answers.append(read_response(client))
+
+    assert [answer[:12] for answer in answers] == [b"HTTP/1.1 200"] * 2
+    assert seen == [{b"host": b"a", b"transfer-encoding": b"chunked"}, {b"host": b"testserver"}]
+
+
+def test_trailers_under_h11():
+    """uvicorn's other protocol has dropped them all along."""
+    pytest.importorskip("h11", reason="needs h11")
+    with wire.serving(echo, http="h11") as port:
+        assert ask(port, CHUNKED + b"1\r\nx\r\n0\r\nX-User: admin\r\n\r\n").endswith(b"\r\n\r\n2 1")
+
+
+# Refusals
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture(scope="module")
+def service(registry):
+    """An app with an edge, behind the protocol."""
+    app = create_app(Settings(environment="test", limits=LIMITS), registry=registry)
+
+    @app.post("/items/{number}")
+    async def post(number: int, request: Request):
+        return len(await request.body())
+
+    @app.post("/streams")
+    async def stream(request: Request):
+        async def parts():
+            yield b"begun"
+            await request.body()
+
+        return StreamingResponse(parts(), headers={"content-length": "5000"})
+
+    with wire.serving(app, http=PatientProtocol, limits=LIMITS, header_timeout=0.3) as port:
+        yield port
+
+
+@pytest.fixture
+def lines(caplog):
+    """The access lines, and whatever uvicorn says."""
+
+    def wait_for(count=1):
+        deadline = time.monotonic() + 10
+        while len(found := [each for each in caplog.records if each.name in LOGGERS]) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        return found
+
+    return wait_for
+
+
+LOGGERS = {"fastapi_prodkit.access", "uvicorn.error", "fastapi_prodkit.serve"}
+POST = b"POST /items/7?token=secret HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+KNOWN = ("POST", "/items/7", "/items/{number}")
+UNKNOWN = (None, None, "_unmatched")
+
+
+@pytest.mark.parametrize(
+    ("sent", "known", "status", "code", "reason"),
+    [
+        (POST + b"X: " + b"x" * 20_000, KNOWN, 431, "head_too_large", "head larger than LIMITS_MAX_HEAD_SIZE=10000"),
+        (
+            POST + b"a: b\r\n" * 20 + b"\r\n",
+            KNOWN,
+            431,
+            "head_too_large",
+            "more header lines than LIMITS_MAX_HEADERS=20",
+        ),
+        (POST, KNOWN, 408, "head_timeout", "head not complete after --header-timeout=0.3 s"),
+        (POST + b"X Y: z\r\n\r\n", KNOWN, 400, "malformed_request", "not valid HTTP: Invalid header token"),
+        (b"\x16\x03\x01\r\n\r\n", UNKNOWN, 400, "malformed_request", "not valid HTTP: Invalid method encountered"),
+        (b"\r\n" * 10_000, UNKNOWN, 431, "head_too_large", "head larger than LIMITS_MAX_HEAD_SIZE=10000"),
+        (
+            b"GET http://u:p@[ HTTP/1.1\r\n\r\n",
+            UNKNOWN,
+            400,
+            "malformed_request",
+            "not valid HTTP: the target cannot be read",
+        ),
+        (
+            b"GET /health HTTP/1.1\r\n" + b"a: b\r\n" * 21 + b"\r\n",
+            ("GET", "/health", "_unmatched"),
+            431,
+            "head_too_large",
+            "more header lines than LIMITS_MAX_HEADERS=20",
+        ),
+        (
+            POST + b"\r\n0\r\n" + b"X: y\r\n" * 5_000,
+            KNOWN,
+            431,
+            "head_too_large",
+            "trailers or chunk extensions larger than LIMITS_MAX_HEAD_SIZE=10000",
+        ),
+        (POST + b"\r\nxyz\r\n", KNOWN, 400, "malformed_request", "not valid HTTP: Invalid character in chunk size"),
+    ],
+)
+def test_a_refusal_is_logged_and_counted(service, registry, lines, sent, known, status, code, reason):
+    """It has one line, a warning, with what is known of the request; and the headers and the count of every refusal."""
+    method, path, route = known
+    counted = registry.get_sample_value("http_server_refusals_total", {"reason": code}) or 0
+
+    response = ask(service, sent)
+
+    assert response.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nconnection: close\r\n" in response
+    assert b"\r\nx-request-id: " in response
+    assert b"\r\nx-content-type-options: nosniff\r\n" in response
+    assert b"\r\ncontent-type: application/problem+json\r\n" in response
+    [line] = lines()
+    assert (line.levelname, line.http_status, line.reason, line.http_route) == ("WARNING", status, reason, route)
+    assert (getattr(line, "http_method", None), getattr(line, "http_path", None)) == (method, path)
+    assert line.client_ip == "127.0.0.1"
+    assert line.getMessage() == f"{method or '-'} {route} {status}"
+    assert "secret" not in str(vars(line))
+    assert registry.get_sample_value("http_server_refusals_total", {"reason": code}) == counted + 1
+
+
+def test_a_refusal_behind_others(service, lines):
+    """Nothing of the request before is taken for the refused one's."""
+    with wire.connection(service) as client:
+        client.sendall(request("POST", "/items/7", body=b"x"))
+        assert read_response(client).startswith(b"HTTP/1.1 200 ")
+        client.sendall(b"\x16\x03\x01")
+        assert read_response(client).startswith(b"HTTP/1.1 400 ")
+
+    assert [vars(line).get("http_path") for line in lines(2)] == ["/items/7", None]
+
+
+def test_a_refusal_behind_an_unanswered_request(service, lines):
+    """Each of the two has its line, although the client has no answer."""
+    with wire.connection(service) as client:
+        client.sendall(request("POST", "/streams", body=b"x" * 10_000) + b"\x16\x03\x01")
+        read_all(client)
+
+    assert sorted(line.http_status for line in lines(2)) == [400, 499]
+
+
+def test_a_body_that_cannot_be_read_while_the_app_answers(service, lines):
+    """A second answer would be taken for a part of the first: the connection is closed."""
+    with wire.connection(service) as client:
+        client.sendall(CHUNKED.replace(b" / ", b" /streams "))
+        assert b"begun" in client.recv(65_536)
+        client.sendall(b"xyz\r\n")
+        assert read_all(client) in {b"", b"begun"}
+
+    assert [(line.http_path, line.http_status) for line in lines()] == [("/streams", 499)]
+
+
+def test_a_refusal_in_front_of_another_app(port, lines):
+    """An app without an edge has the line as well."""
+    response = ask(port, head_of(20_000))
+
+    assert response.startswith(b"HTTP/1.1 431 ")
+    [line] = lines()
+    assert (line.http_method, line.http_path, line.reason) == (
+        "GET",
+        "/",
+        "head larger than LIMITS_MAX_HEAD_SIZE=10000",
+    )

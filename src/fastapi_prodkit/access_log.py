@@ -59,17 +59,17 @@ class AccessLogMiddleware(Layer):
         if not _logger.isEnabledFor(level):
             return
         scope = exchange.scope
-        client = scope.get("client")
+        client, method = scope.get("client"), scope.get("method")
         fields = {
-            "http_method": scope.get("method"),
+            "http_method": method,
             "http_route": exchange.route,
             "http_path": scope["path"][:LONGEST_LOGGED_PATH],
             "http_status": exchange.status,
             "duration_ms": int(exchange.duration * 1e6) / 1e3,
             "client_ip": client and client[0],
         }
-        if client is None or scope["type"] == "websocket":
-            fields = {name: value for name, value in fields.items() if value is not None}
+        if client is None or method is None:  # of a WebSocket, or of a request that the server could not read
+            fields = {name: value for name, value in fields.items() if value not in {None, ""}}
         if exchange.refusal is not None and exchange.refusal.text:
             fields["reason"] = exchange.refusal.text
         if exchange.stream is not None:
@@ -78,7 +78,7 @@ class AccessLogMiddleware(Layer):
         if write is not None:
             write(fields)
         else:
-            _log(level, fields)
+            _log(level, fields, scope["type"])
 
 
 def _level(exchange: Exchange) -> int:
@@ -101,9 +101,10 @@ def _stream_fields(exchange: Exchange, stream: ResponseStream) -> dict[str, Any]
     }
 
 
-def _log(level: int, fields: dict[str, Any]) -> None:
+def _log(level: int, fields: dict[str, Any], kind: str) -> None:
     """Make a record. Its message is for formats that show no fields; `EventHandler` writes the event's name instead."""
-    arguments = (fields.get("http_method", "WebSocket"), fields["http_route"], fields["http_status"])
+    method = fields.get("http_method", "WebSocket" if kind == "websocket" else "-")
+    arguments = (method, fields["http_route"], fields["http_status"])
     # Not Logger.info: it looks for its caller, which costs a tenth of a request, and is always this function.
     origin, message = (__file__, _log.__code__.co_firstlineno), "%s %s %s"
     record = _logger.makeRecord(_logger.name, level, *origin, message, arguments, None, _log.__name__)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
+from itertools import takewhile
 from operator import attrgetter
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._asgi import route_path
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
-from fastapi_prodkit._pipeline.layers import APP_ERRORS, Layer, LayerStack
+from fastapi_prodkit._pipeline.layers import APP_ERRORS, Layer, LayerStack, answers
 from fastapi_prodkit._pipeline.management import ManagementRoutes
 from fastapi_prodkit._problem import INTERNAL_ERROR, Refusal
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
@@ -72,6 +73,7 @@ class Edge:
         self._management = ManagementRoutes(management or Starlette())
         self._stacks: dict[str, LayerStack] = {kind: _EdgeStack(kind, layers, self._management) for kind in _KINDS}
         self._stacks["http"].add_on_response_start(_close_unread)
+        self._refusals = _RefusalStack([*takewhile(lambda layer: not answers(layer), layers)], _no_app)
 
     def put_around(self, app: Starlette) -> None:
         """Put the edge around a Starlette or FastAPI app that has not started, and keep it outermost.
@@ -96,6 +98,13 @@ class Edge:
         served.app = app
         served._stacks = {kind: stack.around(app) for kind, stack in self._stacks.items()}  # noqa: SLF001 - a copy's own
         return served
+
+    def around_refusal(self, refusal: Refusal) -> ASGIApp:
+        """Return what answers a request that the server refuses: it is logged and counted as the refusal of a layer.
+
+        The layers around it are those in front of the first layer that may answer.
+        """
+        return self._refusals.around(refusal)
 
     def close_connections(self) -> None:
         """Make every response say from now on that its connection is closed; no request pays for it before."""
@@ -145,6 +154,12 @@ class _EdgeStack(LayerStack):
             return await super().decide(exchange, error)
         failures.append((exchange, error))
         return False
+
+
+class _RefusalStack(LayerStack):
+    def hooks_for(self, exchange: Exchange) -> Hooks[Exchange]:  # noqa: ARG002 - the signature of the method
+        """Return all hooks: nothing is exempt that the server has refused."""
+        return self.hooks
 
 
 def _with_edge(base: type[Starlette], edge: Edge) -> type[Starlette]:

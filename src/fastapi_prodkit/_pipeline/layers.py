@@ -220,6 +220,11 @@ def checked_exempt(paths: Collection[str]) -> frozenset[str]:
     return frozenset(paths)
 
 
+def answers(layer: Layer) -> bool:
+    """Say whether the layer may answer a request in place of the layers further in and the app."""
+    return layer.may_answer and _overrides(layer, "on_request")
+
+
 def _is_cancelled() -> bool:
     """Say whether the running task was cancelled, by a server or a task group around the request."""
     task = current_task()
@@ -236,7 +241,7 @@ def _check_order(layers: Sequence[Layer]) -> None:
                 f"{inner} stands behind {outer}, which may answer a request itself: then {' and '.join(finishing)} of "
                 f"{inner} would be called for a request that it has not seen; put {inner} before {outer}"
             )
-        if first is None and layer.may_answer and _overrides(layer, "on_request"):
+        if first is None and answers(layer):
             first = layer
 
 

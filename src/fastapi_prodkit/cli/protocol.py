@@ -2,43 +2,45 @@
 
 Without a time a few slow clients hold every connection. Without a size one endless header line stops the event loop:
 httptools joins the parts of a line anew with each part that comes.
+
+What is refused here has not reached the app. Its edge answers all the same, so that such a refusal has the headers, the
+access line and the count of every other.
 """
 
-import json
-import logging
 import sys
 from asyncio import BaseTransport, TimerHandle
-from typing import Any, Final
+from typing import Any, Final, Literal
+from urllib.parse import unquote
+
+from starlette.types import ASGIApp, Message, Scope, Send
 
 from fastapi_prodkit import _extras
 
 _extras.require("httptools", extra="standard")
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: E402 - a hint, not a traceback
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade  # noqa: E402 - a hint, not a traceback
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol  # noqa: E402 - likewise
 
+from fastapi_prodkit._context import Code, Reason  # noqa: E402
+from fastapi_prodkit._pipeline.edge import Edge  # noqa: E402
+from fastapi_prodkit._pipeline.exchange import Exchange  # noqa: E402
+from fastapi_prodkit._problem import Refusal  # noqa: E402
+from fastapi_prodkit.access_log import AccessLogMiddleware  # noqa: E402
+from fastapi_prodkit.exceptions import ProblemError  # noqa: E402
 from fastapi_prodkit.sections import LimitsSettings  # noqa: E402
 
 __all__ = ["PatientProtocol"]
 
 _LINGER: Final = 1.0  # seconds in which a client that is refused can read why, while what it still sends is dropped
 _MOST_DROPPED: Final = 1_048_576  # bytes of it
-_BODY: Final = json.dumps(
-    {
-        "type": "about:blank",
-        "title": "Request Header Fields Too Large",
-        "status": 431,
-        "detail": "The head of the request is too large, or has too many lines.",
-    }
-).encode()
-_REFUSAL: Final = (  # RFC 6585 section 5
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/problem+json\r\n"
-    b"cache-control: no-store\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(_BODY), _BODY)
-)
-
-_logger = logging.getLogger("fastapi_prodkit.serve")
+_DETAILS: Final = {
+    400: "The request is not valid HTTP.",
+    408: "The head of the request did not arrive in time.",
+    431: "The head of the request is too large, or has too many lines.",  # RFC 6585 section 5
+}
 
 
-class _HeadTooLargeError(Exception):
+class _TooManyLinesError(Exception):
     """The head has too many lines; raised through the parser, which stops."""
 
 
@@ -46,12 +48,15 @@ class PatientProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which limits the head of a request.
 
     `config.header_timeout`, in seconds, runs from the connection, and again from the first byte of each later request;
-    in between it is uvicorn's keep-alive. A head that is not there in time closes the connection.
+    in between it is uvicorn's keep-alive. A head that has begun and is not there in time is a 408; a connection that
+    has brought nothing is closed.
 
     `config.limits` has `max_head_size` and `max_headers`. A head beyond one of them is a 431 and the end of the
     connection; so are more bytes than `max_head_size` in a body that bring nothing of it, such as endless trailers.
+    Trailers are dropped: uvicorn would add them to the headers.
     """
 
+    _reading: Literal["nothing", "head", "body"] = "nothing"
     _head: TimerHandle | None = None
     _refused = False
     _dropped = 0  # bytes that have come since
@@ -65,6 +70,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._max_size = (limits and limits.max_head_size) or sys.maxsize
         self._max_lines = (limits and limits.max_headers) or sys.maxsize
         self._left = self._max_size  # bytes that may come without progress
+        self._max_time: float = config.header_timeout
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -74,30 +80,39 @@ class PatientProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, at most as much at a time as a head may have; or drop it."""
+        self._unset_keepalive_if_required()
         while data and not self.transport.is_closing():
             if self._refused:
                 self._drop(len(data))
                 return
             part, data = data[: self._left], data[self._left :]
             self._progress = False
-            super().data_received(part)
+            self._parse(part)
             self._left = self._max_size if self._progress else self._left - len(part)
-            if not self._left:
-                self._refuse(f"larger than LIMITS_MAX_HEAD_SIZE={self._max_size}")
+            if not self._left and not self._refused:
+                what = "trailers or chunk extensions" if self._reading == "body" else "head"
+                self._refuse(431, "head_too_large", f"{what} larger than LIMITS_MAX_HEAD_SIZE={self._max_size}")
 
     def on_message_begin(self) -> None:
         """Expect the rest of the head."""
         super().on_message_begin()
+        self._reading = "head"
         if self._head is None:
             self._expect_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header line, and drop a trailer, which comes when the app has the headers already."""
+        if self._reading == "head":
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Expect no more of the head: what follows is the body, which the app waits for."""
+        if len(self.headers) > self._max_lines:
+            raise _TooManyLinesError
+        super().on_headers_complete()
         self._have_head()
         self._progress = True
-        if len(self.headers) > self._max_lines:
-            raise _HeadTooLargeError
-        super().on_headers_complete()
+        self._reading = "body"
 
     def on_body(self, body: bytes) -> None:
         """Note that something of the body has come."""
@@ -107,28 +122,91 @@ class PatientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Begin to count anew."""
         self._progress = True
+        self._reading = "nothing"
         super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what the parser could not read, or was told to stop at."""
-        if len(self.headers or ()) > self._max_lines:
-            self._refuse(f"more lines than LIMITS_MAX_HEADERS={self._max_lines}")
-        else:
-            super().send_400_response(msg)
+    def _parse(self, data: bytes) -> None:
+        """Do what uvicorn does with the data, and refuse what it cannot read."""
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._unsupported_upgrade_warning()
+        except HttpParserError as error:
+            if isinstance(error.__context__, _TooManyLinesError):
+                self._refuse(431, "head_too_large", f"more header lines than LIMITS_MAX_HEADERS={self._max_lines}")
+            else:
+                # The parser's own texts repeat nothing of what the client has sent; those of a callback do.
+                wrong = "the target cannot be read" if isinstance(error, HttpParserCallbackError) else error
+                self._refuse(400, "malformed_request", f"not valid HTTP: {wrong}")
 
-    def _refuse(self, reason: str) -> None:
-        """Answer 431, and close the connection when the client has had time to read that.
-
-        Without an answer if an earlier request has none yet: the client would take the 431 for it.
-        """
+    def _refuse(self, status: int, code: Code, text: str) -> None:
+        """Answer in place of the app, and read no more of the connection."""
         self._refused = True
-        _logger.warning("the head of a request of %s is refused: %s", self.client and self.client[0], reason)
         self._have_head()
+        refusal = Refusal(ProblemError(status, _DETAILS[status]), Reason(code, text))
+        if self._reading == "body":
+            self.loop.call_soon(self._refuse_body, refusal)  # when the app's task has begun
+        else:
+            self._refuse_head(refusal)
+
+    def _refuse_head(self, refusal: Refusal) -> None:
+        """Answer a request that the app has not seen, and close when the client has had time to read the answer.
+
+        Without an answer if an earlier request has none yet: the client would take this one for it.
+        """
+        edge = getattr(self.app, "middleware_stack", None)
+        app = edge.around_refusal(refusal) if isinstance(edge, Edge) else AccessLogMiddleware(refusal)
+        send: Send = _nothing
         if getattr(self.cycle, "response_complete", True):  # there is no cycle before the first request
-            self.transport.write(_REFUSAL)
+            send = self._write
             self._head = self.loop.call_later(_LINGER, self.transport.close)
         else:
             self.transport.close()
+        task = self.loop.create_task(_serve(app, self._scope_of_head(), send))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _refuse_body(self, refusal: Refusal) -> None:
+        """Answer in place of an app that waits for the body; if it has begun to answer, close the connection."""
+        self.cycle.keep_alive = False
+        scope: Any = self.cycle.scope
+        exchange = Exchange.innermost(scope)
+        if exchange is None or exchange.task is None or not exchange.interrupt(refusal):
+            self.transport.close()
+
+    def _scope_of_head(self) -> Scope:
+        """Return what is known of a request whose head is refused; its method is None if that is not known."""
+        begun = self._reading == "head"
+        target = self.url if begun and self.url.startswith(b"/") else b""
+        path = target.partition(b"?")[0]
+        return {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": self.parser.get_method().decode() if target else None,
+            "scheme": self.scheme,
+            "path": self.root_path + unquote(path.decode("latin-1")),
+            "raw_path": self.root_path.encode() + path,
+            "query_string": b"",
+            "root_path": self.root_path,
+            "headers": [*self.headers] if begun else [],
+            "client": self.client,
+            "server": self.server,
+            "state": self.app_state.copy(),
+            "app": self.app,  # which knows the template of the path
+        }
+
+    async def _write(self, message: Message) -> None:
+        """Write a refusal, which has a status with headers, and a body."""
+        if message["type"] == "http.response.start":
+            headers = [*self.server_state.default_headers, *message["headers"], (b"connection", b"close")]
+            lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+            self.transport.write(STATUS_LINE[message["status"]] + lines + b"\r\n")
+        else:
+            self.transport.write(message["body"])
 
     def _drop(self, size: int) -> None:
         self._dropped += size
@@ -136,10 +214,24 @@ class PatientProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _expect_head(self) -> None:
-        config: Any = self.config
-        self._head = self.loop.call_later(config.header_timeout, self.transport.close)
+        self._head = self.loop.call_later(self._max_time, self._miss_head)
+
+    def _miss_head(self) -> None:
+        """Refuse a head that has begun, and close a connection that has brought nothing."""
+        if self._reading == "head":
+            self._refuse(408, "head_timeout", f"head not complete after --header-timeout={self._max_time:g} s")
+        else:
+            self.transport.close()
 
     def _have_head(self) -> None:
         if self._head is not None:
             self._head.cancel()
         self._head = None
+
+
+async def _serve(app: ASGIApp, scope: Scope, send: Send) -> None:
+    await app(scope, _nothing, send)
+
+
+async def _nothing(message: Message | None = None) -> Any:
+    """Stand for a client from which no more is read, and to which nothing is written."""
