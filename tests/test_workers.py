@@ -7,13 +7,15 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from processes import free_port, running
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import Exemplar, GaugeMetricFamily, Metric, Sample
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_prodkit import Settings, _samples, _scope, _workers, create_app
@@ -27,10 +29,22 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers meet under P
 SERVED = """
 import os
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import REGISTRY, Counter, Gauge
+from prometheus_client.core import GaugeMetricFamily
 
 from fastapi_prodkit import Settings, create_app
 
+
+class Unshowable:
+    def describe(self):
+        return []
+
+    def collect(self):
+        yield "no metric"
+        yield GaugeMetricFamily("huge", "Beyond floats.", value=10**400)
+
+
+REGISTRY.register(Unshowable())
 limit = {"default": "100000/minute"}
 app = create_app(Settings(environment="test", rate_limit=limit, shutdown={"drain": 0.1, "grace": 2}))
 orders = Counter("orders", "Orders.")
@@ -231,7 +245,7 @@ def test_a_place_that_vanishes(tmp_path, caplog):
 
 
 def joined(*registries: CollectorRegistry) -> dict[str, float]:
-    several = [_samples.load(_samples.dump(_samples.families(Collectors(registry)))) for registry in registries]
+    several = [_samples.load(_samples.dump(list(Collectors(registry).collect()))) for registry in registries]
     return {
         sample.name + "".join(sample.labels.values()): sample.value
         for family in _samples.merged(several, registries[0])
@@ -253,39 +267,158 @@ def test_a_value_that_is_not_finite(busy, value):
     assert [each["orders_total"] for each in shown] == [7, 7]
 
 
-class Broken:
-    """A collector that yields a metric, and then raises."""
+class Yields:
+    """A collector of whatever it is given."""
+
+    def __init__(self, *metrics):
+        self.metrics = metrics
 
     def collect(self):
-        yield GaugeMetricFamily("before", "Shown.", value=1)
-        raise RuntimeError("the queue is gone")
+        return iter(self.metrics)
 
 
-class Nonsense:
-    """A collector of what cannot be written: no number, and half of a surrogate pair, as a client may send it."""
-
-    def collect(self):
-        yield GaugeMetricFamily("nonsense", "No number.", value="much")
-        half = GaugeMetricFamily("half", "Half of a pair.", labels=["key"])
-        half.add_metric(["\ud800"], 1)
-        yield half
+def family(name, *samples, documentation="A gauge."):
+    made = Metric(name, documentation, "gauge")
+    made.samples.extend(samples or [Sample(name, {}, 1)])
+    return made
 
 
-def test_a_collector_that_raises(pair, monkeypatch, caplog):
-    """It is logged once, the rest is shown, and the other worker goes on hearing of it."""
-    one, two = pair
-    monkeypatch.setattr(_workers, "INTERVAL", 0.01)
-    one.registry.register(Broken())
-    one.registry.register(Nonsense())
-    one.orders.inc(3)
+UNSHOWABLE = {
+    "a text as value": family("bad", Sample("bad", {}, "much")),
+    "no value": family("bad", Sample("bad", {}, None)),
+    "a value beyond floats": family("bad", Sample("bad", {}, 10**400)),
+    "a label that is no text": family("bad", Sample("bad", {"key": 5}, 1)),
+    "a label name that is no text": family("bad", Sample("bad", {5: "x"}, 1)),
+    "a label without a name": family("bad", Sample("bad", {"": "x"}, 1)),
+    "half a pair in a label name": family("bad", Sample("bad", {"\ud800": "x"}, 1)),
+    "a sample without a name": family("bad", Sample("", {}, 1)),
+    "no sample": family("bad", ("bad", {}, 1)),
+    "no documentation": family("bad", documentation=None),
+    "half a pair in the documentation": family("bad", documentation="\udcff"),
+    "a time that is not finite": family("bad", Sample("bad", {}, 1, float("nan"))),
+    "a time that is no number": family("bad", Sample("bad", {}, 1, "now")),
+    "an exemplar of a gauge": family("bad", Sample("bad", {}, 1, None, Exemplar({"trace": "1"}, 1))),
+    "one bad sample of two": family("bad", Sample("bad", {}, 1), Sample("bad", {"key": "x"}, "much")),
+}
 
-    shown = [each.shown() for each in (one, two, one)]
 
-    assert [each["orders_total"] for each in shown] == [3, 3, 3]
-    assert [each["before"] for each in shown] == [1, 1, 1]
-    assert [each["half"] for each in shown] == [1, 1, 1]
-    assert one.workers._thread.is_alive()
-    assert [record.getMessage().split()[3] for record in caplog.records] == ["Broken", "nonsense"]
+@pytest.fixture(params=[False, True], ids=["one process", "two workers"])
+def scrape(request, tmp_path):
+    """Scrape a registry twice in both formats, in the only process or in one of two."""
+
+    def scrape(registry):
+        with ExitStack() as workers:
+            shown = Workers(registry, tmp_path) if request.param else Collectors(registry)
+            if request.param:
+                workers.enter_context(Process(tmp_path).workers.joined())
+                workers.enter_context(shown.joined())
+            return [encode(shown).decode() for encode in (generate_latest, openmetrics) * 2]
+
+    return scrape
+
+
+@pytest.mark.parametrize("kind", UNSHOWABLE)
+def test_a_metric_that_cannot_be_shown(scrape, caplog, kind):
+    """It is left out, and named by one warning; all others are shown in both formats, scrape after scrape."""
+    registry = CollectorRegistry()
+    registry.register(Yields(family("before"), UNSHOWABLE[kind], family("after")))
+    Gauge("other", "Of another collector.", registry=registry).set(1)
+
+    texts = scrape(registry)
+
+    for text in texts:
+        assert {"before 1.0", "after 1.0", "other 1.0"} <= {*text.splitlines()}
+        assert "bad" not in text
+    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
+        ("WARNING", "the metrics of bad are left out, and all others shown")
+    ]
+    assert "before" not in caplog.text
+
+
+@pytest.mark.parametrize("junk", ["junk", None, 5, object()])
+def test_what_is_no_metric(scrape, caplog, junk):
+    """It has no name, so the warning names its collector."""
+    registry = CollectorRegistry()
+    registry.register(Yields(junk, family("after")))
+
+    texts = scrape(registry)
+
+    assert all("after 1.0" in text for text in texts)
+    assert [each.getMessage().split()[3] for each in caplog.records] == ["Yields"]
+
+
+class Unwilling:
+    """A collector that raises, in the middle or at once, or yields nothing that can be walked through."""
+
+    def __init__(self, collect):
+        self.collect = collect
+
+
+def raise_later():
+    yield family("before")
+    raise RuntimeError("the queue is gone")
+
+
+def raise_at_once():
+    raise RuntimeError("the queue is gone")
+
+
+@pytest.mark.parametrize("collect", [raise_later, raise_at_once, lambda: None, None])
+def test_a_collector_that_raises(scrape, caplog, collect):
+    """It is logged once, with its traceback, and what it has yielded before is shown as well."""
+    registry = CollectorRegistry()
+    registry.register(Unwilling(collect))
+    Gauge("other", "Of another collector.", registry=registry).set(1)
+
+    texts = scrape(registry)
+
+    assert all("other 1.0" in text for text in texts)
+    assert all(("before 1.0" in text) is (collect is raise_later) for text in texts)
+    assert [(each.levelname, each.getMessage().split()[3]) for each in caplog.records] == [("WARNING", "Unwilling")]
+    assert caplog.records[0].exc_info is not None
+
+
+def test_a_metric_whose_function_raises(scrape, caplog):
+    """The warning has the name of the metric, and not that of prometheus_client's class."""
+    registry = CollectorRegistry()
+    Gauge("queue_size", "Messages.", registry=registry).set_function(lambda: 1 / 0)
+
+    scrape(registry)
+
+    assert [each.getMessage().split()[3] for each in caplog.records] == ["queue_size"]
+
+
+def test_a_collector_that_ends_the_process(scrape):
+    """What is no Exception is not ours to catch."""
+    registry = CollectorRegistry()
+    registry.register(Unwilling(lambda: sys.exit(3)))
+
+    with pytest.raises(SystemExit):
+        scrape(registry)
+
+
+def test_what_can_be_shown(scrape, caplog):
+    """Numbers that are not finite, halves of surrogate pairs, as clients send them, odd names, and a name twice."""
+    registry = CollectorRegistry()
+    halves = [Sample("half", {"key": "\ud800"}, 1), Sample("half", {"key": 'a"\n'}, Decimal(2))]
+    registry.register(Yields(family("half", *halves), family("odd.name-1", Sample("odd.name-1", {"a-b": "c"}, True))))
+    registry.register(
+        Yields(family("nan", Sample("nan", {}, float("nan"), 123)), family("inf", Sample("inf", {}, "inf")))
+    )
+    registry.register(Yields(family("nan", Sample("nan", {"key": "x"}, 1))))
+    Histogram("size", "Size.", registry=registry).observe(1, exemplar={"trace": "1"})
+
+    texts = scrape(registry)
+
+    for text in texts:
+        assert 'half{key="\\\\ud800"} 1.0\n' in text
+        assert 'half{key="a\\"\\n"} 2.0\n' in text
+        assert 'odd_name_1{a_b="c"} 1.0\n' in text
+        assert "\nnan NaN" in text
+        assert 'nan{key="x"} 1.0' in text
+        assert "\ninf +Inf\n" in text
+        assert "size_sum 1.0" in text
+    assert not caplog.records
 
 
 def test_a_writer_that_fails_goes_on(tmp_path, monkeypatch, caplog):
@@ -308,7 +441,22 @@ def test_a_writer_that_fails_goes_on(tmp_path, monkeypatch, caplog):
     assert [record.getMessage() for record in caplog.records] == ["metrics cannot be shared with other workers: first"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "null", "[1]", '[["", "", "gauge", []]]', '[["a", "", "what", []]]'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "null",
+        "[1]",
+        '[["", "", "gauge", []]]',
+        '[["a", "", "what", []]]',
+        '[["a", null, "gauge", []]]',
+        '[["a", "", "gauge", [["a", null, "1"]]]]',
+        '[["a", "", "gauge", [["a", {"b": 1}, "1"]]]]',
+        '[["a", "", "gauge", [["a", {}, "much"]]]]',
+        '[["a", "", "gauge", [[5, {}, 1]]]]',
+    ],
+)
 def test_a_file_that_cannot_be_read(busy, tmp_path, caplog, content):
     """A worker that was killed, or a disk that was full, leaves half a file: it is left out, which is logged once."""
     one, _ = busy
@@ -475,6 +623,7 @@ def test_two_workers_one_killed(server, directory):
         assert shown["http_server_request_duration_seconds_count"] == sum(answered.values())
         assert shown["process_resident_memory_bytes"] > 2 * 20e6 or sys.platform != "linux"
         assert "this is a worker process" in process.output()
+        assert process.output().count("the metrics of huge are left out") == 2
 
         if server in {"hypercorn", "granian"}:
             return  # what they do about a worker that is killed is their own affair

@@ -14,92 +14,80 @@ import orjson
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
-    from prometheus_client.core import Metric
+    from prometheus_client.core import Metric, Sample
 
-__all__ = ["Collectors", "Families", "counted", "dump", "families", "load", "merged"]
+__all__ = ["Collectors", "Families", "counted", "dump", "load", "merged"]
 
-Sample = tuple[str, dict[str, str], float]
-Family = tuple[str, str, str, list[Sample]]  # name, documentation, type, samples
-Families = Sequence[Family]  # lists when they have been JSON
+Families = Sequence["Metric"]
 _Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 _COUNTED = frozenset({"counter", "histogram", "summary"})
 _MODES = {"min": min, "livemin": min, "max": max, "livemax": max}
 _SMALLEST = ("_created", "process_start_time_seconds")  # times: the earliest
 
-
 _logger = logging.getLogger("fastapi_prodkit.metrics")
 
 
 class Collectors:
-    """The collectors of a registry. One that raises is logged once, and hides nothing of what the others have.
+    """The metrics of a registry, those that can be shown.
+
+    What a collector raises, and what no format could express, is logged once, and hides nothing of what others have.
 
     Args:
-        registry: Whose collectors.
+        registry: Whose metrics.
     """
 
     def __init__(self, registry: "CollectorRegistry") -> None:
         self._registry = registry
-        self._failed: set[str] = set()  # the classes of collectors, and the names of metrics
+        self._left_out: set[str] = set()  # names of metrics, and classes of collectors that have not named any
 
     def collect(self) -> "Iterator[Metric]":
         """Yield the metrics: what a registry is asked for."""
-        for each in self._each():
+        for collector, names in self._each():
+            owner = names[0] if names else type(collector).__qualname__
             try:
-                yield from each.collect()
+                for metric in collector.collect():
+                    try:
+                        shown = _checked(metric)
+                    except Exception as error:  # noqa: BLE001 - a collector may yield anything; the log says so
+                        self._log(str(getattr(metric, "name", owner)), error)
+                    else:
+                        yield shown
             except Exception as error:  # noqa: BLE001 - whatever a collector raises, the log says so
-                self.log_failure(type(each).__qualname__, error)
+                self._log(owner, error)
 
-    def log_failure(self, name: str, error: Exception) -> None:
-        """Log the exception if it is the first of this collector or metric."""
-        if name not in self._failed:
-            self._failed.add(name)
-            _logger.error("the metrics of %s cannot be collected; all others are shown", name, exc_info=error)
+    def _log(self, name: str, error: Exception) -> None:
+        if name not in self._left_out:
+            self._left_out.add(name)
+            _logger.warning("the metrics of %s are left out, and all others shown", name, exc_info=error)
 
-    def _each(self) -> Iterator[Any]:
+    def _each(self) -> Iterator[tuple[Any, Sequence[str]]]:
+        """Yield the collectors, each with the names that it has registered."""
         from prometheus_client import CollectorRegistry  # noqa: PLC0415 - loaded already where there is a registry
 
         registry = self._registry
         if type(registry).collect is not CollectorRegistry.collect:
-            yield registry  # a subclass, which has its own idea of what it has
+            yield registry, ()  # a subclass, which has its own idea of what it has
             return
         if target_info := registry.get_target_info():
-            yield _TargetInfo(target_info)
-        yield from dict(registry._collector_to_names)  # noqa: SLF001 - it has no public way to ask
+            yield _Only(_metric("target", "Target metadata", "info", [("target_info", target_info, 1)])), ("target",)
+        yield from dict(registry._collector_to_names).items()  # noqa: SLF001 - it has no public way to ask
 
 
-class _TargetInfo:
-    """What a registry says of its process, which is none of its collectors."""
+class _Only:
+    """A collector of one metric."""
 
-    def __init__(self, labels: dict[str, str]) -> None:
-        self._labels = labels
+    def __init__(self, metric: "Metric") -> None:
+        self._metric = metric
 
     def collect(self) -> "Iterator[Metric]":
-        from prometheus_client.core import InfoMetricFamily  # noqa: PLC0415 - loaded already where there is a registry
-
-        yield InfoMetricFamily("target", "Target metadata", value=self._labels)
-
-
-def families(collectors: Collectors) -> Families:
-    """Return what collectors have, as it can be written to a file; a metric whose value is no number is left out."""
-    found = []
-    for each in collectors.collect():
-        try:
-            samples = [(sample.name, _plain(sample.labels), float(sample.value)) for sample in each.samples]
-        except (TypeError, ValueError) as error:
-            collectors.log_failure(each.name, error)
-        else:
-            found.append((each.name, each.documentation, each.type, samples))
-    return found
+        yield self._metric
 
 
 def dump(several: Families) -> bytes:
     """Return JSON, which has no number for infinities and NaN: those are texts."""
     return orjson.dumps(
-        [
-            (name, text, kind, [(sample, labels, _number(value)) for sample, labels, value in samples])
-            for name, text, kind, samples in several
-        ]
+        [(each.name, each.documentation, each.type, [*map(_plain_sample, each.samples)]) for each in several]
     )
 
 
@@ -107,57 +95,83 @@ def load(content: bytes) -> Families:
     """Return what was dumped.
 
     Raises:
-        ValueError: The content is no JSON, or a name or type in it could not be shown.
-        TypeError: The JSON has another shape.
+        Exception: The content is something else.
     """
-    from prometheus_client.core import Metric  # noqa: PLC0415 - loaded already where there are metrics
-
-    found = []
-    for name, documentation, kind, samples in orjson.loads(content):
-        Metric(name, documentation, kind)  # refuses names and types that could not be shown
-        found.append(
-            (name, documentation, kind, [(each, _plain(labels), float(value)) for each, labels, value in samples])
-        )
-    return found
+    return [_checked(_metric(name, text, kind, samples)) for name, text, kind, samples in orjson.loads(content)]
 
 
 def counted(several: Iterable[Families]) -> Families:
     """Return what processes have counted that are gone; what they measured went with them."""
-    return [
-        (name, documentation, kind, [(sample, dict(labels), value) for (sample, labels), value in values.items()])
-        for name, documentation, kind, values in _sums(several, {})
-        if kind in _COUNTED
-    ]
+    return [each for each in _joined(several, {}) if each.type in _COUNTED]
 
 
 def merged(several: Iterable[Families], registry: "CollectorRegistry") -> "Iterator[Metric]":
     """Yield the metrics of several processes, each once; how their gauges are joined is the registry's to say."""
-    from prometheus_client.core import Metric  # noqa: PLC0415 - loaded already where there is a registry
-
-    for name, documentation, kind, values in _sums(several, _modes(registry)):
-        metric = Metric(name, documentation, kind)
-        for (sample, labels), value in values.items():
-            metric.add_sample(sample, dict(labels), value)
-        yield metric
+    return _joined(several, _modes(registry))
 
 
-def _plain(labels: dict[str, Any]) -> dict[str, str]:
-    """Return the labels as texts that can be encoded: not with half of a surrogate pair, as a client may send it."""
-    return {name: str(value).encode(errors="backslashreplace").decode() for name, value in labels.items()}
+def _metric(name: str, documentation: str, kind: str, samples: Iterable[tuple[str, dict[str, str], float]]) -> "Metric":
+    from prometheus_client.core import Metric  # noqa: PLC0415 - loaded already where there are metrics
+
+    metric = Metric(name, documentation, kind)
+    for sample in samples:
+        metric.add_sample(*sample)
+    return metric
 
 
-def _number(value: float) -> float | str:
-    return value if isfinite(value) else str(value)
+def _checked(metric: "Metric") -> "Metric":
+    """Return a metric that can be shown in every format and written for other workers.
+
+    Raises:
+        Exception: It cannot: it is no metric, a name or a text is none or has half of a surrogate pair, a label is no
+            text, a value or a time is no number, an exemplar has no place.
+    """
+    names = {name for each in metric.samples for name in (each.name, *each.labels)}
+    if not all(names):
+        raise ValueError("a sample or a label has no name")
+    "".join((metric.name, metric.documentation, metric.unit, *names)).encode()  # fails over what is no text
+    checked = _metric(metric.name, metric.documentation, metric.type, ())
+    checked.unit = metric.unit
+    checked.samples = [each._replace(labels=_plain(each.labels), value=float(each.value)) for each in metric.samples]
+    if not all(isfinite(float(each.timestamp)) for each in checked.samples if each.timestamp is not None):
+        raise ValueError("a timestamp is not finite")
+    if exemplars := [each for each in checked.samples if each.exemplar]:
+        _try_exemplars(checked, exemplars)
+    return checked
 
 
-def _sums(several: Iterable[Families], modes: dict[str, str]) -> Iterator[tuple[str, str, str, _Values]]:
-    known: dict[str, tuple[str, str, _Values]] = {}
-    for name, documentation, kind, samples in chain.from_iterable(several):
-        values = known.setdefault(name, (documentation, kind, {}))[2]
-        for sample, labels, value in samples:
-            key = (sample, tuple(sorted(labels.items())))
-            values[key] = _join(sample, kind, modes.get(name))((values[key], value)) if key in values else value
-    return ((name, *rest) for name, rest in known.items())
+def _try_exemplars(metric: "Metric", samples: "list[Sample]") -> None:
+    from prometheus_client.openmetrics.exposition import generate_latest  # noqa: PLC0415 - only where there are some
+
+    tried = _metric(metric.name, metric.documentation, metric.type, ())
+    tried.samples = samples
+    generate_latest(_Only(tried))  # type: ignore[no-untyped-call]  # prometheus_client has no types for it
+
+
+def _plain(labels: dict[str, str]) -> dict[str, str]:
+    """Return the labels without halves of surrogate pairs, as clients may send them: with their escapes.
+
+    Raises:
+        AttributeError: One is no text.
+    """
+    return {name: value.encode(errors="backslashreplace").decode() for name, value in labels.items()}
+
+
+def _plain_sample(sample: "Sample") -> tuple[str, dict[str, str], float | str]:
+    return sample.name, sample.labels, sample.value if isfinite(sample.value) else str(sample.value)
+
+
+def _joined(several: Iterable[Families], modes: dict[str, str]) -> "Iterator[Metric]":
+    known: dict[str, tuple[Metric, _Values]] = {}
+    for metric in chain.from_iterable(several):
+        first, values = known.setdefault(metric.name, (metric, {}))
+        for each in metric.samples:
+            key = (each.name, tuple(sorted(each.labels.items())))
+            join = _join(each.name, first.type, modes.get(metric.name))
+            values[key] = join((values[key], each.value)) if key in values else each.value
+    for first, values in known.values():
+        samples = ((sample, dict(labels), value) for (sample, labels), value in values.items())
+        yield _metric(first.name, first.documentation, first.type, samples)
 
 
 def _join(sample: str, kind: str, mode: str | None) -> Callable[[Iterable[float]], float]:

@@ -142,16 +142,24 @@ class Workers:
             with self._locked():
                 if not any(map(_is_held, self._directory.glob("*.alive"))):
                     self._clear()  # what an earlier run has left
-                self._alive = (self._directory / f"{self._name}.alive").open("wb")
-                _lock(self._alive, wait=True)
-                self._write()
+                alive = self._show_life()
         except OSError as error:
-            self._alive = None
             _logger.warning("metrics are of one worker only, because there is no place to share them: %s", error)
             return
+        self._alive = alive
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._write_often, name="fastapi_prodkit.metrics", daemon=True)
         self._thread.start()
+
+    def _show_life(self) -> IO[bytes]:
+        alive = (self._directory / f"{self._name}.alive").open("wb")
+        try:
+            _lock(alive, wait=True)
+            self._write()
+        except BaseException:  # a collector may end the process
+            alive.close()
+            raise
+        return alive
 
     def _leave(self, alive: IO[bytes]) -> None:
         self._ending.set()
@@ -175,7 +183,7 @@ class Workers:
 
     def _write(self) -> Families:
         with self._writing:
-            own = _samples.families(self._collectors)
+            own = list(self._collectors.collect())
             self._replace(self._file, own)
             return own
 
@@ -204,7 +212,7 @@ class Workers:
             return _samples.load(path.read_bytes())
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - half of a file may be anything
             self._log_once(f"the metrics of a worker are left out, because {path.name} cannot be read", error)
             return []
 
