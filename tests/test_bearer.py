@@ -30,6 +30,16 @@ def registry():
     return CollectorRegistry()
 
 
+def refusals(registry):
+    """Return how many requests were refused for each reason."""
+    return {
+        sample.labels["reason"]: sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == "http_server_refusals_total"
+    }
+
+
 @pytest.fixture
 def client(registry):
     """A client of an app in production, all of whose tokens are the same."""
@@ -61,6 +71,7 @@ def test_a_guess_is_logged_and_counted(client, registry, lines, capsys, path):
     assert lines() == [f"{path}: a request of testclient had a wrong token"]
     assert "a-guess-that-nobody-reads" not in capsys.readouterr().out
     assert registry.get_sample_value(REFUSED, {"http_route": path}) == 1
+    assert refusals(registry) == {"unauthenticated": 1}
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/log-level"])
@@ -76,6 +87,7 @@ def test_guesses_are_limited(client, registry, lines, path):
     assert response.headers["content-type"] == "application/problem+json"
     assert len(lines()) == 10
     assert registry.get_sample_value(REFUSED, {"http_route": path}) == 13
+    assert refusals(registry) == {"unauthenticated": 10, "rate_limited": 3}
 
 
 @pytest.mark.parametrize("path", ["/ready", "/startup"])
@@ -91,6 +103,20 @@ def test_a_probe_answers_whatever_is_guessed(client, registry, lines, path):
     assert response.json() == {"status": "pass"}
     assert len(lines()) == 10
     assert registry.get_sample_value(REFUSED, {"http_route": path}) == 13
+    assert refusals(registry) == {}
+
+
+def test_a_probe_that_fails_refuses_nothing(registry):
+    """Its 503 is an answer to what was asked, whatever token was sent for the details."""
+    app = create_app(
+        Settings(environment="test", health={"token": TOKEN}), checks={"no": lambda: 1 / 0}, registry=registry
+    )
+    client = TestClient(app)
+
+    statuses = [client.get("/ready", headers=headers).status_code for headers in ({}, bearer("wrong"), bearer(TOKEN))]
+
+    assert statuses == [503] * 3
+    assert refusals(registry) == {}
 
 
 def test_guesses_of_others_do_not_count(registry):

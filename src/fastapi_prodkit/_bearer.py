@@ -55,11 +55,7 @@ class BearerToken:
 
     def is_sent(self, connection: HTTPConnection) -> bool:
         """Say whether a request carries the token, for what answers all others as well."""
-        try:
-            self.authorize(connection)
-        except ProblemError:
-            return False
-        return True
+        return self._refusal_of(connection) is None
 
     def authorize(self, connection: HTTPConnection) -> None:
         """Let a request pass that carries the token.
@@ -67,22 +63,32 @@ class BearerToken:
         Raises:
             ProblemError: 401 without the token, as RFC 6750 section 3 has it; 429 after too many wrong ones.
         """
+        refusal = self._refusal_of(connection)
+        if refusal is None:
+            return
+        problem, reason = refusal
+        if reason is not None:
+            _context.refuse(reason)
+        raise problem
+
+    def _refusal_of(self, connection: HTTPConnection) -> tuple[ProblemError, Reason | None] | None:
+        """Return what a request without the token is refused with, and why if it was a guess, which is counted."""
         authorization = connection.headers.get("authorization")
         if authorization is None:
-            raise ProblemError(401, headers={"WWW-Authenticate": "Bearer"})
+            return ProblemError(401, headers={"WWW-Authenticate": "Bearer"}), None
         client = client_key(connection.scope)
         wait = self._guesses.seconds_to_wait(client)
         if not wait and _carries(authorization, self._token):
-            return
+            return None
         route = route_template(connection.scope, connection.scope.get("root_path", ""))
         self._count_refusal(route)
         if wait:
-            _context.refuse(Reason("rate_limited", f"{_MOST_GUESSES} wrong tokens of this client in a minute"))
-            raise ProblemError(429, "Too many wrong tokens; try again later.", headers={"Retry-After": str(wait)})
+            problem = ProblemError(429, "Too many wrong tokens; try again later.", headers={"Retry-After": str(wait)})
+            return problem, Reason("rate_limited", f"{_MOST_GUESSES} wrong tokens of this client in a minute")
         self._guesses.add(client)
-        _context.refuse(Reason("unauthenticated", "the token is wrong"))
         _logger.warning("%s: a request of %s had a wrong token", route, client)
-        raise ProblemError(401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+        problem = ProblemError(401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+        return problem, Reason("unauthenticated", "the token is wrong")
 
     def _count_refusal(self, route: str) -> None:
         import prometheus_client  # noqa: PLC0415 - on first use

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fastapi_prodkit._bearer import BearerToken
+from fastapi_prodkit._context import Reason
 from fastapi_prodkit._instruments import collector, instrument
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
@@ -51,7 +52,8 @@ class MetricsMiddleware(Layer):
 
     Args:
         app: The app to serve.
-        exempt: Paths relative to the app, without trailing slash, that are not measured.
+        exempt: Paths relative to the app, without trailing slash, that are not measured; what is refused there for a
+            stated reason, such as a wrong token, is counted.
         registry: Where the metrics are shown; prometheus_client's default registry unless given. Several apps that
             share a registry add up.
     """
@@ -69,7 +71,8 @@ class MetricsMiddleware(Layer):
         self.app = app
         self.exempt = checked_exempt(exempt)
         self._cells = collector(_Cells, registry)
-        self._registry = registry
+        self._refusals = _Refusals(registry)
+        self.where_exempt = self._refusals
 
     def inside(self, outer: Layer) -> Layer | None:
         """Leave the request to a layer further out that measures into the same registry."""
@@ -83,7 +86,7 @@ class MetricsMiddleware(Layer):
     def on_end(self, exchange: Exchange) -> None:
         """Measure the request, and count its refusal."""
         if exchange.refusal is not None:
-            self._count_refusal(exchange.refusal.code)
+            self._refusals.count(exchange.refusal)
         if exchange.scope["type"] == "websocket":
             return
         cells, key = self._cells, (exchange.scope["method"], exchange.route, exchange.status)
@@ -93,11 +96,22 @@ class MetricsMiddleware(Layer):
         histogram.waiting.append(exchange.duration)
         cells.active.pop()
 
-    def _count_refusal(self, code: str) -> None:
+
+class _Refusals(Layer):
+    """Count refusals; as a layer, those whose reason was stated: a probe that fails with 503 refuses nothing."""
+
+    def __init__(self, registry: "CollectorRegistry | None") -> None:
+        self._registry = registry
+
+    def on_end(self, exchange: Exchange) -> None:
+        if exchange.refusal is not None and exchange.refusal is exchange.context.reason:
+            self.count(exchange.refusal)
+
+    def count(self, reason: Reason) -> None:
         from prometheus_client import Counter  # noqa: PLC0415 - on first use
 
         name, text = "http_server_refusals_total", "Requests that were refused, and why."
-        instrument(Counter, name, text, ["reason"], registry=self._registry).labels(code).inc()
+        instrument(Counter, name, text, ["reason"], registry=self._registry).labels(reason.code).inc()
 
 
 def metrics_router(

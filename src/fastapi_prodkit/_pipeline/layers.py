@@ -33,6 +33,7 @@ class Layer:
     Attributes:
         app: The app to serve, where the layer is used alone.
         exempt: Paths relative to the app, without trailing slash. No hook is called for GET and HEAD requests for them.
+        where_exempt: A layer that works in place of this one on those requests, if there is one.
         scope_types: Types of scope for which the hooks are called; others pass.
         may_answer: `on_request` may return an app. Set it to False where `on_request` always returns None; then layers
             with `on_response_start` or `on_end` may stand further in.
@@ -43,6 +44,7 @@ class Layer:
 
     app: ASGIApp
     exempt: Collection[str] = frozenset()
+    where_exempt: "Layer | None" = None
     scope_types: frozenset[str] = frozenset({"http"})
     may_answer = True
     may_cancel_app = False
@@ -125,7 +127,7 @@ class LayerStack:
         self.layers = layers
         self.hooks = _hooks_of(layers)
         paths = {path for layer in layers for path in layer.exempt}
-        self._exempt = {path: _hooks_of([layer for layer in layers if path not in layer.exempt]) for path in paths}
+        self._exempt = {path: _hooks_of(_layers_for(path, layers)) for path in paths}
         # The types of scope for which all layers work; for others some do, or none.
         self._types = _TYPES.intersection(*(layer.scope_types for layer in layers))
         self._others: dict[str, ASGIApp] = {}
@@ -223,6 +225,11 @@ def checked_exempt(paths: Collection[str]) -> frozenset[str]:
 def answers(layer: Layer) -> bool:
     """Say whether the layer may answer a request in place of the layers further in and the app."""
     return layer.may_answer and _overrides(layer, "on_request")
+
+
+def _layers_for(path: str, layers: Sequence[Layer]) -> Sequence[Layer]:
+    working = (layer.where_exempt if path in layer.exempt else layer for layer in layers)
+    return [layer for layer in working if layer is not None]
 
 
 def _is_cancelled() -> bool:
