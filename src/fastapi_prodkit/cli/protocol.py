@@ -100,16 +100,13 @@ class PatientProtocol(HttpToolsProtocol):
         if self._head is None:
             self._expect_head()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header line, and drop a trailer, which comes when the app has the headers already."""
-        if self._reading == "head":
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """Expect no more of the head: what follows is the body, which the app waits for."""
         if len(self.headers) > self._max_lines:
             raise _TooManyLinesError
         super().on_headers_complete()
+        if not self.parser.should_upgrade():  # then there are no trailers, and uvicorn looks through the headers again
+            self.headers = []  # for trailers, which uvicorn would add to the headers that the app has
         self._have_head()
         self._progress = True
         self._reading = "body"
