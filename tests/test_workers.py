@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from processes import free_port, running
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import Exemplar, GaugeMetricFamily, Metric, Sample
+from prometheus_client.core import CounterMetricFamily, Exemplar, GaugeMetricFamily, Metric, Sample
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -283,6 +283,12 @@ def family(name, *samples, documentation="A gauge."):
     return made
 
 
+def counter(name, exemplar):
+    made = CounterMetricFamily(name, "A counter.")
+    made.add_metric([], 1, exemplar=exemplar)
+    return made
+
+
 UNSHOWABLE = {
     "a text as value": family("bad", Sample("bad", {}, "much")),
     "no value": family("bad", Sample("bad", {}, None)),
@@ -298,6 +304,8 @@ UNSHOWABLE = {
     "a time that is not finite": family("bad", Sample("bad", {}, 1, float("nan"))),
     "a time that is no number": family("bad", Sample("bad", {}, 1, "now")),
     "an exemplar of a gauge": family("bad", Sample("bad", {}, 1, None, Exemplar({"trace": "1"}, 1))),
+    "an exemplar that OpenMetrics cannot write": counter("bad", Exemplar({"trace id": "1"}, 1)),
+    "an exemplar with half a pair": counter("bad", Exemplar({"trace": "\ud800"}, 1)),
     "one bad sample of two": family("bad", Sample("bad", {}, 1), Sample("bad", {"key": "x"}, "much")),
 }
 

@@ -135,16 +135,20 @@ def _checked(metric: "Metric") -> "Metric":
     checked.samples = [each._replace(labels=_plain(each.labels), value=float(each.value)) for each in metric.samples]
     if not all(isfinite(float(each.timestamp)) for each in checked.samples if each.timestamp is not None):
         raise ValueError("a timestamp is not finite")
-    if exemplars := [each for each in checked.samples if each.exemplar]:
-        _try_exemplars(checked, exemplars)
+    if any(each.exemplar for each in checked.samples):
+        _try_exemplars(checked)
     return checked
 
 
-def _try_exemplars(metric: "Metric", samples: "list[Sample]") -> None:
+def _try_exemplars(metric: "Metric") -> None:
+    """Encode the samples with exemplars: OpenMetrics has no place for others than those of counters and buckets."""
     from prometheus_client.openmetrics.exposition import generate_latest  # noqa: PLC0415 - only where there are some
 
+    names = {name for each in metric.samples if each.exemplar for name in each.exemplar.labels}
+    if not all(name.isascii() and name.isidentifier() for name in names):  # which the encoder writes as they are
+        raise ValueError("an exemplar has a label whose name is no identifier")
     tried = _metric(metric.name, metric.documentation, metric.type, ())
-    tried.samples = samples
+    tried.samples = [each for each in metric.samples if each.exemplar]
     generate_latest(_Only(tried))  # type: ignore[no-untyped-call]  # prometheus_client has no types for it
 
 

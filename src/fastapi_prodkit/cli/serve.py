@@ -49,7 +49,7 @@ def serve(  # noqa: PLR0913 - an option each
 
     Logging is the app's, one line a request; no Server header; connections are kept for 75 s; requests in flight have
     SHUTDOWN_GRACE to finish; X-Forwarded-* count from PROXY_TRUSTED only; a client that takes too long for the head of
-    a request is closed. Without a shared store for rate limits one process is the default.
+    a request is refused. Without a shared store for rate limits one process is the default.
     """
     _extras.require("uvicorn", extra="standard")
     from fastapi_prodkit.cli.supervisor import ServeConfig  # noqa: PLC0415 - an extra
