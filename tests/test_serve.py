@@ -14,7 +14,7 @@ pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodk
 pytest.importorskip("httptools", reason="needs the extra: pip install 'fastapi-prodkit[standard]'")
 
 from processes import free_port, running
-from wire import read_response, request
+from wire import connection, read_response, request
 
 from fastapi_prodkit.cli import main
 from fastapi_prodkit.cli.serve import _default_workers, _load, _protocol, _run
@@ -122,20 +122,26 @@ def test_an_app_of_another_kind(directory):
         assert b" 431 " in ask(server.port, *["a: b"] * 100)
 
 
-def test_a_head_that_is_too_large(directory):
-    """The settings say what that is, and one line why the request was refused."""
+def test_what_the_server_refuses(directory):
+    """The settings say what is too much; each refusal has one line, which says why, and is counted."""
     with serving(directory, "served_app:app", LIMITS_MAX_HEAD_SIZE="2000", LIMITS_MAX_HEADERS="10") as server:
-        responses = [ask(server.port, "a: b"), ask(server.port, "a: " + "b" * 2000), ask(server.port, *["a: b"] * 10)]
+        heads = [["a: b"], ["a: " + "b" * 2000], ["a: b"] * 10, ["a b: c"]]
+        responses = [ask(server.port, *head) for head in heads]
+        with connection(server.port) as client:
+            client.sendall(request("GET", "/metrics"))
+            shown = read_response(client).decode().splitlines()
         server.terminate()
         server.wait()
-        lines = [event["event"] for event in events(server) if event["level"] == "warning"]
+        lines = [event for event in events(server) if event["level"] in {"warning", "error"}]
 
-    assert [response.split(b" ")[1] for response in responses] == [b"200", b"431", b"431"]
-    refusals = [line for line in lines if line.startswith("the head of a request of 127.0.0.1 is refused: ")]
-    assert [line.partition(": ")[2] for line in refusals] == [
-        "larger than LIMITS_MAX_HEAD_SIZE=2000",
-        "more lines than LIMITS_MAX_HEADERS=10",
+    assert [response.split(b" ")[1] for response in responses] == [b"200", b"431", b"431", b"400"]
+    assert [(line["event"], line["http_method"], line["client_ip"], line["reason"]) for line in lines] == [
+        ("request", "GET", "127.0.0.1", "head larger than LIMITS_MAX_HEAD_SIZE=2000"),
+        ("request", "GET", "127.0.0.1", "more header lines than LIMITS_MAX_HEADERS=10"),
+        ("request", "GET", "127.0.0.1", "not valid HTTP: Invalid header token"),
     ]
+    assert 'http_server_refusals_total{reason="head_too_large"} 2.0' in shown
+    assert 'http_server_refusals_total{reason="malformed_request"} 1.0' in shown
 
 
 def test_a_head_without_limits(directory):
