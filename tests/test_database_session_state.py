@@ -1,6 +1,6 @@
 """What a statement leaves in the server's session ends with the request that has sent it."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -41,6 +41,25 @@ STATES = {
         "SELECT count(*)::text FROM pg_cursors WHERE is_holdable",
         "0",
     ),
+    "block": ("DO $$ BEGIN SET app.tenant = 'a'; END $$", "SELECT current_setting('app.tenant', true)", ""),
+    "prepared statement": (
+        "PREPARE one AS SELECT 1",
+        "SELECT count(*)::text FROM pg_prepared_statements WHERE from_sql",
+        "0",
+    ),
+    "view of settings": (
+        "UPDATE pg_settings SET setting = 'a' WHERE name = 'application_name'",
+        "SHOW application_name",
+        "",
+    ),
+}
+# What a request does on asyncpg's connection itself.
+DIRECTLY: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "set": lambda driver: driver.execute("SET statement_timeout = 1000"),
+    "set_config": lambda driver: driver.fetch("SELECT set_config('app.tenant', $1, $2)", "a", False),
+    "listen": lambda driver: driver.add_listener("news", lambda *_: None),
+    "advisory lock": lambda driver: driver.fetchval("SELECT pg_advisory_lock(42)"),
+    "temporary table": lambda driver: driver.execute("SELECT 1; CREATE TEMP TABLE rows (id int)"),
 }
 BACKEND = text("SELECT pg_backend_pid()")
 
@@ -81,6 +100,12 @@ def app_with(database: Database) -> FastAPI:
         await session.execute(text(statement))
         return int(await session.scalar(BACKEND) or 0)
 
+    @app.get("/directly")
+    async def directly(session: SessionDep, name: str) -> int:
+        raw = await (await session.connection()).get_raw_connection()
+        await DIRECTLY[name](raw.driver_connection)
+        return int(await session.scalar(BACKEND) or 0)
+
     @app.get("/find")
     async def find(session: SessionDep, statement: str) -> list[Any]:
         return [await session.scalar(text(statement)), await session.scalar(BACKEND)]
@@ -105,6 +130,18 @@ async def test_next_request_finds_nothing_of_the_last(database: Database, name: 
             assert found == [expected, backend]
 
 
+@pytest.mark.parametrize("name", DIRECTLY)
+async def test_state_set_on_the_drivers_connection_ends_with_the_request(database: Database, name: str) -> None:
+    """Whatever a request does on asyncpg's connection, which shows no statement to SQLAlchemy."""
+    _, find, expected = STATES[name]
+
+    async with client_of(app_with(database)) as client:
+        backend = (await client.get("/directly", params={"name": name})).json()
+        found = (await client.get("/find", params={"statement": find})).json()
+
+    assert found == [expected, backend]
+
+
 @pytest.mark.parametrize("path", ["/change?status=409", "/read"])
 async def test_state_ends_with_every_request(database: Database, path: str) -> None:
     """So it does after a failed request, from which a lock would stay, and after one that only reads."""
@@ -126,6 +163,8 @@ async def test_connection_without_a_state_is_not_reset(database: Database) -> No
         async with database.engine.connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
             driver.add_query_logger(lambda record: executed.append(record.query))
+        await client.get("/find", params={"statement": "SELECT 1"})
+        executed.clear()  # what has reset the connection that this test has obtained itself
         for statement in statements:
             await client.get("/change", params={"statement": statement})
         async with database.session() as session:
@@ -215,6 +254,28 @@ LASTING = [
     "LISTEN a",
     "LOAD 'auto_explain'",
     "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "SET/**/search_path TO a",
+    'SET"app".tenant = 1',
+    "SET local.tenant = 1",
+    "/* a /* nested */ comment */ SET app.tenant = 1",
+    "SELECT \"set_config\"('a.b', 'c', false)",
+    "SELECT u&\"set\\005fconfig\"('a.b', 'c', false)",
+    "SELECT set_config('a.b', 'c, true)', false)",
+    "SELECT set_config('a.b', $$c, true)$$, false)",
+    "SELECT set_config('a.b', E'c\\', true)', false)",
+    "SELECT set_config/**/('a.b', 'c', false)",
+    "(SELECT set_config('a.b', 'c', false))",
+    "WITH a AS (SELECT set_config('a.b', 'c', false)) SELECT * FROM a",
+    "EXPLAIN ANALYZE SELECT set_config('a.b', 'c', false)",
+    'SELECT pg_catalog."pg_advisory_lock"(1)',
+    'CREATE TABLE "pg_temp".a (b int)',
+    "SELECT 1 INTO/**/TEMPORARY a",
+    "INSERT INTO pg_temp.a VALUES (1)",
+    "UPDATE pg_settings SET setting = 'a' WHERE name = 'b'",
+    "DO $$ BEGIN EXECUTE 'SET a.b = 1'; END $$",
+    "CALL procedure()",
+    "PREPARE a AS SELECT 1",
+    "INSERT INTO a VALUES " + "(1), " * 1000 + "(pg_advisory_lock(1))",
 ]
 LOCAL = [
     "SELECT 1",
@@ -228,9 +289,11 @@ LOCAL = [
     "SELECT pg_advisory_unlock(1)",
     "SELECT 'listen', temp, settings FROM sets",
     "INSERT INTO temperatures VALUES (1)",
-    "CREATE TABLE templates (a int)",
+    "INSERT INTO weather (temp) VALUES (1)",
     "NOTIFY a, 'b'",
-    "INSERT INTO a VALUES " + "(1), " * 1000 + "(pg_advisory_lock(1))",
+    "-- why\n/* because */ (SELECT 1)",
+    "SELECT set_config('a''s', $1::VARCHAR, true), set_config('a.b', concat('c', 'd'), true)",
+    "INSERT INTO a VALUES " + "(1), " * 1000 + "(1)",
 ]
 
 

@@ -34,7 +34,7 @@ def retry_outdated_statements(engine: AsyncEngine) -> None:
 def _retrying(name: str) -> Callable[..., bool]:
     def execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
         connection = context.root_connection.connection
-        is_first = not connection.driver_connection.is_in_transaction()
+        is_first = not connection.dbapi_connection.driver_connection.is_in_transaction()
         execute = getattr(context.dialect, name)
         try:
             execute(cursor, statement, parameters, context)

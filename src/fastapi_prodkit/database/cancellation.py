@@ -24,7 +24,7 @@ import asyncpg  # type: ignore[import-untyped]  # it has no annotations for us
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from fastapi_prodkit.database.session_state import leaves_state
+from fastapi_prodkit.database.session_state import RESET, leaves_state
 
 __all__ = ["CancellableConnection", "set_patience"]
 
@@ -41,10 +41,12 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
     Attributes:
         patience: Longest wait for the answer to BEGIN and ROLLBACK and for a close, seconds.
         has_session_state: Whether a statement that leaves something in the server's session was prepared or executed.
+        needs_reset: Whether something may have been left in the server's session since the connection was obtained.
     """
 
     patience = 2.0  # what SQLAlchemy gives a close
     has_session_state = False
+    needs_reset = False
     _closing = False
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
@@ -76,7 +78,7 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
         if query.startswith(_ANSWERED_AT_ONCE):
             timeout = self.patience if timeout is None else timeout
         elif query != _COMMIT:
-            self.has_session_state = self.has_session_state or leaves_state(query)
+            self.has_session_state = self.has_session_state or leaves_state(query) or ";" in query
         try:
             status: str = await super().execute(query, *args, timeout=timeout)
         except asyncpg.InterfaceError:
@@ -89,6 +91,10 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
         if status == "ROLLBACK" and query == _COMMIT:
             raise asyncpg.InFailedSQLTransactionError(_ABORTED)
         return status
+
+    def get_reset_query(self) -> str:
+        """Return what `reset` executes."""
+        return RESET
 
     async def executemany(
         self,
