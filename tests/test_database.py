@@ -286,6 +286,31 @@ async def test_aborted_transaction_is_never_a_success(
     assert await stored(settings) == []
 
 
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(("statement", "saved"), [("ROLLBACK", []), ("COMMIT", [TWICE]), ("END", [TWICE])])
+async def test_transaction_that_a_statement_has_ended_is_never_a_success(
+    settings: DatabaseSettings, statement: str, saved: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a handler ends behind the session's back may be lost: a 500 and one record that says what to use."""
+    database = Database(settings)
+    app = create_app(Settings(environment="test"), database=database)
+
+    @app.post("/items")
+    async def create(session: SessionDep) -> None:
+        session.add(Item(name=TWICE))
+        await session.flush()
+        await session.execute(text(statement))
+
+    async with database.lifespan(None), client_of(app) as client:
+        response = await client.post("/items")
+        after = await client.post("/items")  # the connection has come back, with no transaction
+
+    assert [response.status_code, after.status_code] == [500, 409 if saved else 500]
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"][:1]
+    assert "a statement has ended it" in str(record.exc_info)
+    assert await stored(settings) == saved
+
+
 async def test_failure_in_a_savepoint_aborts_nothing(database: Database, settings: DatabaseSettings) -> None:
     """What a savepoint has undone is no reason to refuse the commit, and the next transaction begins anew."""
     async with database.session() as session:

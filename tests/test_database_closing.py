@@ -26,6 +26,7 @@ from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep
 
 SLOW = text("SELECT pg_sleep(30)")
 ONE = text("SELECT 1")
+SHARED = "the connection was closed while a statement ran on it: give each task a session of its own"
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,39 @@ async def test_connection_comes_back_whatever_runs_on_it(database: Database, pat
     assert statuses == [500] * 10
     assert all(isinstance(error, Exception) for error in left)
     assert after.json() == 1
+    await become_free(database)
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback", "close", "invalidate"])
+async def test_statement_whose_transaction_another_task_ends_is_no_outage(database: Database, end: str) -> None:
+    """It is an error of the program that says what is wrong, and no 503; the other connections of the pool stay."""
+    app = app_with(database, [])
+    errors: list[Exception] = []
+
+    @app.get("/ended/{pause}")
+    async def ended(session: SessionDep, pause: float) -> None:
+        async def end_it() -> None:
+            await asyncio.sleep(pause)
+            await getattr(session, end)()
+
+        await session.execute(ONE)
+        try:
+            await asyncio.gather(session.scalar(SLOW), end_it())
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client, asyncio.timeout(10):
+        async with database.session() as other:
+            backend = await other.scalar(text("SELECT pg_backend_pid()"))
+            statuses = [(await client.get(f"/ended/{pause}")).status_code for pause in (0, 0.05)]
+        async with database.session() as first, database.session() as second:
+            backends = [await each.scalar(text("SELECT pg_backend_pid()")) for each in (first, second)]
+
+    assert statuses == [500, 500]
+    assert [str(error) for error in errors] == [SHARED, SHARED]
+    assert backend in backends
     await become_free(database)
 
 

@@ -9,7 +9,8 @@ asyncpg ignores a cancellation that arrives while it sends the rows of an `execu
 command time-out, for an answer that PostgreSQL gives only once it has all rows.
 
 PostgreSQL rolls a transaction back whose statement has failed, and says so only in its answer to COMMIT: no error, but
-the tag ROLLBACK, which asyncpg does not read.
+the tag ROLLBACK, which asyncpg does not read. Where there is no transaction, because a statement of the program's has
+ended it, the answer to COMMIT is a warning.
 
 asyncpg refuses COMMIT and ROLLBACK while another task runs a statement on the connection. SQLAlchemy then keeps the
 connection until it is collected as garbage, or takes it back into the pool, open and in its transaction.
@@ -33,6 +34,7 @@ __all__ = ["CancellableConnection", "set_patience"]
 _ANSWERED_AT_ONCE = ("BEGIN", "ROLLBACK")
 _COMMIT, _END_OF_TRANSACTION = "COMMIT;", ("COMMIT;", "ROLLBACK;")  # in asyncpg's words
 _ABORTED = "COMMIT saved nothing: the transaction was aborted by a statement that had failed"
+_ENDED = "there is no transaction to commit: a statement has ended it; use the session's commit() and rollback()"
 
 
 class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewise
@@ -41,17 +43,19 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
     Attributes:
         patience: Longest wait for the answer to BEGIN and ROLLBACK and for a close, seconds.
         has_session_state: Whether a statement that leaves something in the server's session was prepared or executed.
+        closed_here: Whether this process has begun to close it; what then goes wrong on it is no fault of the server's.
         needs_reset: Whether something may have been left in the server's session since the connection was obtained.
     """
 
     patience = 2.0  # what SQLAlchemy gives a close
     has_session_state = False
+    closed_here = False
     needs_reset = False
     _closing = False
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
         """Cancel what is running and take leave of the server; drop the connection if that takes too long."""
-        self._closing = True
+        self._closing = self.closed_here = True
         try:
             await super().close(timeout=min(timeout or self.patience, self.patience))
         finally:
@@ -59,6 +63,7 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
 
     def terminate(self) -> None:
         """Drop the connection, unless it is being closed: then its cancel request is on the way."""
+        self.closed_here = True
         if not self._closing:
             super().terminate()
 
@@ -74,11 +79,14 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
 
         Raises:
             asyncpg.InFailedSQLTransactionError: PostgreSQL has answered COMMIT with ROLLBACK.
+            asyncpg.NoActiveSQLTransactionError: There is no transaction to commit.
         """
         if query.startswith(_ANSWERED_AT_ONCE):
             timeout = self.patience if timeout is None else timeout
         elif query != _COMMIT:
             self.has_session_state = self.has_session_state or leaves_state(query) or ";" in query
+        elif not (self.is_in_transaction() or self.is_closed()):
+            raise asyncpg.NoActiveSQLTransactionError(_ENDED)
         try:
             status: str = await super().execute(query, *args, timeout=timeout)
         except asyncpg.InterfaceError:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import ExceptionContext, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
-from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, InvalidRequestError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
@@ -42,6 +42,8 @@ _ENDED = frozenset({"57P01", "57P02", "57P03"})  # an administrator or a crash h
 _UNAVAILABLE = _ROLLED_BACK | {"55P03", _READ_ONLY}  # lock time-out; a primary that has become a standby
 # The server closed the connection while a query was being sent; a composite type has changed since it was described.
 _STATE_UNDEFINED = frozenset({"InternalClientError", "OutdatedSchemaCacheError"})
+
+_SHARED = "the connection was closed while a statement ran on it: give each task a session of its own"
 
 _logger = logging.getLogger(__name__)
 
@@ -170,8 +172,11 @@ def _connect_errors(dialect: Dialect) -> tuple[type[Exception], ...]:
     return (OSError, dialect.loaded_dbapi.Error, *untranslated)  # a TimeoutError is an OSError
 
 
-def _handle_error(context: ExceptionContext) -> DBAPIError | None:
+def _handle_error(context: ExceptionContext) -> SQLAlchemyError | None:
     error = context.original_exception
+    if _is_closed_by_another_task(context):
+        context.invalidate_pool_on_disconnect = False
+        return InvalidRequestError(_SHARED)
     if _is_refused_by_sqlite(context):
         return DataError(context.statement, None, error, hide_parameters=True)
     if isinstance(error, OSError) or type(error).__name__ in _STATE_UNDEFINED:
@@ -181,6 +186,13 @@ def _handle_error(context: ExceptionContext) -> DBAPIError | None:
     if state in _ENDED or (state == _READ_ONLY and not _asked_to_read(context)):
         context.is_disconnect = True
     return None
+
+
+def _is_closed_by_another_task(context: ExceptionContext) -> bool:
+    """Whether a task has ended the transaction while this one executes a statement in it."""
+    cursor: Any = getattr(context.execution_context, "cursor", None)  # there is none where a transaction ends
+    driver = getattr(cursor, "_connection", None)  # not public
+    return getattr(driver, "closed_here", False)
 
 
 def _is_refused_by_sqlite(context: ExceptionContext) -> bool:
