@@ -233,6 +233,25 @@ async def test_rollback_of_the_reader_undoes_nothing(app: FastAPI, database: Dat
     assert await stored(database) == ["hammer"]
 
 
+async def test_reader_that_is_closed_early_ends_nothing(app: FastAPI, database: Database) -> None:
+    """The handler may close it; what the other session writes before and afterwards is committed."""
+
+    @app.post("/items")
+    async def create(session: SessionDep, reading: ReadSessionDep) -> None:
+        await session.execute(INSERT, {"name": "a"})
+        await reading.execute(NAMES)
+        await reading.close()
+        await session.execute(INSERT, {"name": "b"})
+
+    async with client_of(app) as client:
+        response = await client.post("/items")
+    async with database.read_session() as session:
+        stored = list(await session.scalars(NAMES))
+
+    assert response.status_code == 200
+    assert stored == ["a", "b"]
+
+
 async def test_reader_alone_has_a_transaction_of_its_own(server: Server) -> None:
     """Without a session for writing PostgreSQL itself refuses to write, and a rollback is one."""
     app = FastAPI()

@@ -256,7 +256,7 @@ async def test_session_that_would_end_after_the_response_is_refused(
 
 
 async def test_session_that_the_handler_has_closed_is_ended(app: FastAPI, database: Database) -> None:
-    """A handler may give the connection back early; what it has not committed then is an error, not a success."""
+    """A handler may give the connection back early; what it has not committed then is an error; to read needs no commit."""
 
     @app.post("/committed")
     async def committed(session: SessionDep) -> None:
@@ -268,11 +268,17 @@ async def test_session_that_the_handler_has_closed_is_ended(app: FastAPI, databa
     async def lost(session: SessionDep) -> None:
         await session.execute(INSERT, {"name": "b"})
         await session.close()
+        await session.close()
+
+    @app.post("/read")
+    async def read(session: ReadSessionDep) -> None:
+        await session.execute(text("SELECT 1"))
+        await session.close()
 
     async with client_of(app) as client:
-        statuses = [(await client.post(path)).status_code for path in ("/committed", "/lost")]
+        statuses = [(await client.post(path)).status_code for path in ("/committed", "/lost", "/read")]
 
-    assert statuses == [200, 500]
+    assert statuses == [200, 500, 200]
     assert await stored(database) == ["a"]
 
 

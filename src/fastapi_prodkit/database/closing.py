@@ -19,14 +19,16 @@ class ClosingSession(AsyncSession):
     A statement that another task is running ends with the connection; see `cancellation.CancellableConnection`.
 
     Attributes:
+        is_closed: It was closed.
         closed_idle: It was closed when nothing was left to commit.
     """
 
-    closed_idle = False
+    is_closed = closed_idle = False
 
     async def close(self) -> None:
         """Roll back, give the connection back, and refuse further work."""
-        self.closed_idle = not self.in_transaction()
+        if not self.is_closed:
+            self.is_closed, self.closed_idle = True, not self.in_transaction()
         try:
             await super().close()
         except IllegalStateChangeError:

@@ -185,7 +185,8 @@ async def get_session(connection: HTTPConnection, response: Response) -> AsyncIt
     try:
         await announce_writing(connection.scope, session)
         yield session
-        await _end(session, response)
+        if not session.closed_idle:
+            await _end(session, response)
     except BaseException as error:
         await _abandon(session, error, connection)
         raise
@@ -204,7 +205,8 @@ async def get_read_session(connection: HTTPConnection, response: Response) -> As
         announce_reading(connection.scope, session)
     try:
         yield session
-        await _end(session, response)
+        if not session.is_closed:
+            await _end(session, response)
     except BaseException as error:
         await _abandon(session, error, connection)
         raise
@@ -218,8 +220,6 @@ ReadSessionDep = Annotated[AsyncSession, Depends(get_read_session, scope="functi
 
 
 async def _end(session: ClosingSession, response: Response) -> None:
-    if session.closed_idle:
-        return
     if (response.status_code or 0) >= 400:  # noqa: PLR2004 - the handler made the response an error
         await session.rollback()
     else:
