@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,23 @@ pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-
 pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
 pytest.importorskip("aiosqlite", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
 
-from sqlalchemy import text
+import asyncpg  # type: ignore[import-untyped]  # it has no annotations for us
+from sqlalchemy import literal, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from fastapi_prodkit.database import CLIENT_ERRORS, Database, SessionDep, add_outage_handlers
 
 LOGGER = "fastapi_prodkit.database.client_errors"
 SECRET = "hunter2-7f3a"
+LONG = "".join(sha256(bytes([number])).hexdigest() for number in range(256))  # which cannot be compressed
 AWARE = datetime(2026, 1, 1, tzinfo=UTC)
 TABLES = (
     "CREATE TYPE mood AS ENUM ('calm', 'angry')",
     "CREATE TABLE owners (id int PRIMARY KEY)",
     "CREATE TABLE items (id int PRIMARY KEY, name varchar(8), mood mood, at timestamp, price numeric(4, 2), code uuid)",
     "ALTER TABLE items ADD data jsonb, ADD numbers int[], ADD times timestamp[], ADD size int CHECK (size > 0)",
+    "ALTER TABLE items ADD note text UNIQUE, ADD bits bit(3)",
+    "CREATE FUNCTION forever(i int) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN forever(i); END'",
     "ALTER TABLE items ADD owner int REFERENCES owners DEFERRABLE",
     "CREATE TABLE stays (during int4range, EXCLUDE USING gist (during WITH &&))",
     "INSERT INTO owners VALUES (1)",
@@ -81,6 +86,30 @@ REFUSED = {  # name -> statement, value, status, what the warning says
     "large cast": ("SELECT CAST(CAST(:value AS text) AS int)", "9" * 20, 422, "22003, type integer"),
     "date": ("SELECT CAST(CAST(:value AS text) AS date)", SECRET, 422, "InvalidDatetimeFormatError 22007, type date"),
     "zone name": ("SELECT now() AT TIME ZONE :value", SECRET, 422, "InvalidParameterValueError 22023"),
+    "zone offset": (
+        "SELECT CAST(CAST(:value AS text) AS timestamptz)",
+        "2026-01-01 00:00+99",
+        422,
+        "InvalidTimeZoneDisplacementValueError 22009",
+    ),
+    "interval": (
+        "SELECT CAST(CAST(:value AS text) AS interval)",
+        f"{'9' * 14} years",
+        422,
+        "IntervalFieldOverflowError 22015",
+    ),
+    "pattern": ("SELECT FROM items WHERE name ~ :value", f"{SECRET}[", 422, "InvalidRegularExpressionError 2201B"),
+    "bits": (INSERT.format(column="bits"), asyncpg.BitString("10"), 422, "StringDataLengthMismatchError 22026"),
+    "XML": ("SELECT CAST(CAST(:value AS text) AS xml)", f"<{SECRET}", 422, "InvalidXmlContentError 2200N"),
+    "XML document": (
+        "SELECT xmlparse(DOCUMENT CAST(:value AS text))",
+        f"<{SECRET}",
+        422,
+        "InvalidXmlDocumentError 2200M",
+    ),
+    "long note": (INSERT.format(column="note"), LONG, 422, "ProgramLimitExceededError 54000"),
+    "deep JSON": (INSERT.format(column="data"), "[" * 50_000, 422, "StatementTooComplexError 54001"),
+    "deep array": ("SELECT CAST(CAST(:value AS text) AS json)", "[" * 50_000, 422, "StatementTooComplexError 54001"),
     "numbers": (INSERT.format(column="numbers"), [1, 2**31], 422, "DataError 22003, type int32, argument $1"),
     "times": (INSERT.format(column="times"), [AWARE], 422, "DataError 22007, argument $1"),
     "duplicate": (
@@ -105,6 +134,7 @@ OURS = {  # name -> statement, value: errors of the program
     "division": ("SELECT 1 / CAST(:value AS int)", 0),
     "check": (INSERT.format(column="size"), -1),
     "null": ("INSERT INTO items VALUES (:value)", None),
+    "recursion": ("SELECT forever(CAST(:value AS int))", 1),
     "own code": ("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '22000'; END $$", None),
 }
 
@@ -193,6 +223,21 @@ async def test_what_the_program_does_wrong_stays_a_500(
 ) -> None:
     """A wrong type, a division by zero, and a check that the program should have made are no errors of the client's."""
     response = await executed(app_with(database), *OURS[name])
+
+    assert response.status_code == 500
+    assert not warnings(caplog)
+
+
+async def test_too_many_arguments_stay_a_500(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """The program makes the statement: it can bound the list, or give it as one array."""
+    app = app_with(database)
+
+    @app.post("/")
+    async def search(session: SessionDep) -> None:
+        await session.execute(select(literal(1).in_(list(range(32_768)))))
+
+    async with client_of(app) as client:
+        response = await client.post("/")
 
     assert response.status_code == 500
     assert not warnings(caplog)

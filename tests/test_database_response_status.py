@@ -256,7 +256,7 @@ async def test_session_that_would_end_after_the_response_is_refused(
 
 
 async def test_session_that_the_handler_has_closed_is_ended(app: FastAPI, database: Database) -> None:
-    """A handler may give the connection back early; what it has not committed then is an error; to read needs no commit."""
+    """A handler may give the connection back early; what it has not committed then is an error."""
 
     @app.post("/committed")
     async def committed(session: SessionDep) -> None:

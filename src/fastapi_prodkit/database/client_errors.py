@@ -27,20 +27,30 @@ CLIENT_ERRORS: Final[Mapping[str, int]] = MappingProxyType(
         "22003": 422,  # numeric value out of range
         "22007": 422,  # invalid datetime format
         "22008": 422,  # datetime field overflow
+        "22009": 422,  # invalid time zone displacement value
+        "2200M": 422,  # invalid XML document
+        "2200N": 422,  # invalid XML content
+        "22015": 422,  # interval field overflow
+        "2201B": 422,  # invalid regular expression
         "22021": 422,  # character not in repertoire
         "22023": 422,  # invalid parameter value
         "22025": 422,  # invalid escape sequence
+        "22026": 422,  # string data length mismatch: of bits
         "2201W": 422,  # invalid row count in limit clause
         "2201X": 422,  # invalid row count in result offset clause
+        "22030": 422,  # duplicate JSON object key value
         "22P02": 422,  # invalid text representation
         "22P05": 422,  # untranslatable character
         "23001": 409,  # restrict violation: ON DELETE RESTRICT as of PostgreSQL 18, which was 23503
         "23503": 409,  # foreign key violation
         "23505": 409,  # unique violation
         "23P01": 409,  # exclusion violation
+        "54000": 422,  # program limit exceeded: a text that is too long for its index
+        "54001": 422,  # statement too complex: JSON, or a text of another type, that is nested too deeply
     }
 )
 
+_TOO_COMPLEX = "54001"  # of a recursion without end, too, which is the program's
 _DATA_EXCEPTION = "22000"  # what asyncpg says of every argument that it cannot encode
 _REFUSED_BY_DRIVER = ((OverflowError, "22003"), (UnicodeError, "22021"), (ValueError, "22P02"))
 _SQLITE = {  # https://www.sqlite.org/rescode.html
@@ -77,7 +87,7 @@ def client_error(error: BaseException, statuses: Mapping[str, int]) -> ProblemEr
         return None
     state = _sqlstate(error)
     status = statuses.get(state)
-    if status is None:
+    if status is None or (state == _TOO_COMPLEX and _is_recursion(error)):
         return None
     _logger.warning("the database refused the request: %s", _described(error, state))
     extensions: dict[str, Any] = {"errors": [_INVALID]} if status == HTTPStatus.UNPROCESSABLE_ENTITY else {}
@@ -110,6 +120,12 @@ def _sqlstate(error: DBAPIError) -> str:
         if isinstance(root, TypeError) and "offset-naive" in str(root):  # a time with a zone, or without one
             return "22007"
     return state or _SQLITE.get(getattr(orig, "sqlite_errorname", ""), "")
+
+
+def _is_recursion(error: DBAPIError) -> bool:
+    """Whether the error has happened inside of calls of functions; the context of an argument is one line."""
+    context: str | None = getattr(getattr(error.orig, "__cause__", None), "context", None)
+    return context is not None and "\n" in context
 
 
 def _described(error: DBAPIError, state: str) -> str:
