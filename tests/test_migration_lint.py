@@ -20,6 +20,8 @@ except MissingExtraError as missing:
 DROP = 'op.drop_column("items", "name")'
 NEW_TABLE = """op.create_table("parts", sa.Column("id", sa.SmallInteger(), primary_key=True))
 op.create_index("parts_id", "parts", ["id"])"""
+OUTSIDE = """with op.get_context().autocommit_block():
+    op.execute("{}")"""
 READ = 'op.get_bind().execute(sa.text("SELECT 1")).scalar_one()'
 
 
@@ -78,6 +80,21 @@ class TestRules:
                 "ban-drop-not-null",
                 "https://squawkhq.com/",
             ),
+            (
+                'op.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")',
+                "ban-lock-table",
+                "takes the lock that it needs",
+            ),
+            ('op.execute("SELECT 1;\\n/* all */ truncate items")', "ban-truncate", "in batches"),
+            (OUTSIDE.format("VACUUM FULL items"), "ban-vacuum-full", "pg_repack"),
+            (OUTSIDE.format("VACUUM (ANALYZE, FULL) items"), "ban-vacuum-full", "pg_repack"),
+            ('op.execute("CLUSTER items USING items_pkey")', "ban-cluster", "pg_repack"),
+            ('op.execute("ALTER TABLE items SET UNLOGGED")', "ban-rewriting-table", "in batches"),
+            ('op.execute("ALTER TABLE items ADD COLUMN number bigserial")', "ban-rewriting-table", "in batches"),
+            ('op.execute("REINDEX TABLE items")', "require-concurrent-reindex", "concurrently"),
+            ('op.execute("REFRESH MATERIALIZED VIEW totals")', "require-concurrent-refresh", "unique index"),
+            ("""op.execute("SET lock_timeout = '0'")""", "ban-unlimited-lock-timeout", "Leave the time-out"),
+            ('op.execute("DO $$ BEGIN DROP TABLE items; END $$")', "unchecked-block", "into the revision"),
             ('op.execute("SELECT nothing FROM")', "syntax-error", "https://squawkhq.com/docs/syntax-error"),
         ],
     )
@@ -98,6 +115,12 @@ class TestRules:
             INDEX,
             INDEX.replace(", if_not_exists=True", ""),
             'op.execute("UPDATE items SET name = id")',
+            "pass",
+            OUTSIDE.format("REFRESH MATERIALIZED VIEW CONCURRENTLY totals"),
+            OUTSIDE.format("VACUUM items"),
+            """op.execute("SET lock_timeout = '5s'")""",
+            """op.execute("COMMENT ON TABLE items IS 'a; TRUNCATE b'")""",
+            """op.execute("CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $f$ BEGIN;\\nTRUNCATE a; END $f$")""",
         ],
     )
     def test_what_is_safe_passes(self, verdict, upgrade):
@@ -116,6 +139,12 @@ class TestRules:
 
         with pytest.raises(ConfigurationError, match="squawk failed: Configuration error"):
             verdict(DROP)
+
+    def test_the_statement_is_found_behind_other_ends_of_lines(self, verdict):
+        """SQL may have characters that Python, and not squawk, takes for the end of a line."""
+        (finding,) = verdict(f"""op.execute("COMMENT ON TABLE items IS 'a\\u2028b\\x0cc'")\n{DROP}""").findings
+
+        assert finding.statement == "ALTER TABLE items DROP COLUMN name;"
 
 
 class TestComments:
@@ -145,6 +174,24 @@ class TestComments:
 
         assert [finding.rule for finding in result.findings] == ["squawk-comment", "ban-drop-column"]
 
+    @pytest.mark.parametrize(
+        "comment",
+        ["-- squawk-ignore ban-drop-column", "-- squawk-ignore-file", "/* squawk-ignore ban-drop-column */ SELECT 1;"],
+    )
+    def test_in_the_sql_it_needs_a_reason_too(self, verdict, comment):
+        """It would let the statement pass without a word."""
+        result = verdict(f'op.execute("""{comment}\nALTER TABLE items DROP COLUMN name""")')
+
+        assert [finding.rule for finding in result.findings] == ["squawk-comment", "ban-drop-column"]
+
+    def test_in_the_sql_with_a_reason(self, verdict):
+        """It is what it is in the file."""
+        sql = "-- squawk-ignore ban-drop-column: unused since 2.3\\nALTER TABLE items DROP COLUMN name"
+
+        result = verdict(f'op.execute("{sql}")')
+
+        assert (result.findings, result.passed) == ([], ["ban-drop-column is ignored: unused since 2.3"])
+
     def test_text_is_no_comment(self, verdict):
         """Neither a docstring nor SQL."""
         quoted = """op.execute("SELECT '# squawk-skip'")"""
@@ -169,6 +216,38 @@ class TestNotChecked:
         result = verdict(READ, "# squawk-skip: it counts rows")
 
         assert (result.findings, result.passed) == ([], ["not checked: it counts rows"])
+
+    @pytest.mark.parametrize(
+        ("upgrade", "message", "others"),
+        [
+            (f"if context.is_offline_mode():\n    return\n{DROP}", "It emits nothing offline.", []),
+            (
+                f'{DROP}\nif not op.get_context().as_sql:\n    op.execute("TRUNCATE items")',
+                "It asks whether it runs offline, and may do more in a database.",
+                ["ban-drop-column"],
+            ),
+        ],
+    )
+    def test_what_does_something_else_offline_fails(self, verdict, upgrade, message, others):
+        """What it emits is checked, and what it may do besides is said; a reason lets that pass."""
+        upgrade = f"from alembic import context\n{upgrade}"
+        found = verdict(upgrade).findings
+        skipped = verdict(upgrade, "# squawk-skip: why")
+
+        assert (found[0].rule, found[0].message) == ("not checked", message)
+        assert [finding.rule for finding in found[1:]] == others
+        assert [finding.rule for finding in skipped.findings] == others
+        assert skipped.passed == ["not checked: why"]
+
+    def test_what_a_downgrade_asks_does_not_count(self, directory):
+        """The lint is about upgrades."""
+        migration(directory, "0003", '"nothing"', "op.get_context().as_sql")
+        config = configured(directory, "sqlite://")
+        scripts = ScriptDirectory.from_config(config)
+
+        (result,) = migration_lint.lint(config, scripts, [scripts.get_revision("0003")])
+
+        assert result.findings == []
 
     def test_what_can_be_rendered_is_not_skipped(self, verdict):
         """The comment lets pass what cannot be checked, and nothing else."""

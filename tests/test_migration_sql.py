@@ -58,7 +58,7 @@ def rendered(directory):
     def run(revision):
         config = configured(directory, "sqlite://")
         scripts = ScriptDirectory.from_config(config)
-        return render(config, scripts, scripts.get_revision(revision))
+        return render(config, scripts, scripts.get_revision(revision)).sql
 
     return run
 
@@ -176,7 +176,7 @@ def test_settings_that_env_py_makes_are_not_needed(tmp_path):
     del config.attributes["settings"]
     scripts = ScriptDirectory.from_config(config)
 
-    assert "ADD COLUMN name" in render(config, scripts, scripts.get_revision("0002"))
+    assert "ADD COLUMN name" in render(config, scripts, scripts.get_revision("0002")).sql
 
 
 def test_a_database_that_is_not_named_is_not_asked(directory, git):

@@ -3,8 +3,9 @@
     # squawk-ignore ban-drop-column: no release uses it since 2.3
     # squawk-skip: it reads rows and writes them back, which cannot be rendered
 
-These comments stand in the file of a revision. The first lets a rule of squawk's pass in that file; the second lets a
-revision pass that cannot be rendered offline. https://squawkhq.com/docs/rules
+These comments stand in the file of a revision. The first lets a rule pass in that file, and may stand in its SQL, after
+`--`, too; the second lets a revision pass that cannot be rendered offline. The rules are squawk's,
+https://squawkhq.com/docs/rules, and those of `migration_rules`.
 """
 
 import json
@@ -13,8 +14,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
-import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from typing import Any
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 
-from fastapi_prodkit.database.migration_sql import render
+from fastapi_prodkit.database.migration_rules import unsafe_statements
+from fastapi_prodkit.database.migration_source import asks_for_offline_mode, comments, is_empty
+from fastapi_prodkit.database.migration_sql import Rendered, render
 from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError
 
 __all__ = ["Finding", "Verdict", "lint"]
@@ -54,8 +56,11 @@ _REMEDIES = {
 _RENDERABLE = "Leave out what reads the database in offline mode, or say in the file: # squawk-skip: reason"
 _WITH_REASON = "Say which rule and why: # squawk-ignore RULE: reason, or # squawk-skip: reason"
 
-_COMMENT = re.compile(r"#\s*squawk-(?:ignore\s+([\w-]+)|(skip))\s*:\s*(\S.*)")
+_SAME = "Do offline what it does otherwise, or say in the file: # squawk-skip: reason"
+
+_COMMENT = re.compile(r"(?:#|--)\s*squawk-(?:ignore\s+([\w-]+)|(skip))\s*:\s*(\S.*)")
 _ANY_COMMENT = re.compile(r"#\s*squawk-")
+_SQL_COMMENT = re.compile(r"(?:--|/\*)\s*squawk-[^\n]*")
 
 
 @dataclass(frozen=True)
@@ -87,24 +92,25 @@ def lint(config: Config, directory: ScriptDirectory, scripts: list[Script]) -> I
     program = _program()
     for script in scripts:
         verdict = Verdict(Path(script.path))
-        allowed, skip = _comments(verdict)
+        allowed, skip = _said(verdict, filter(_ANY_COMMENT.match, comments(verdict.path)))
         try:
-            sql = render(config, directory, script)
+            rendered = render(config, directory, script)
         except Exception as error:  # noqa: BLE001 - of a revision that needs a database; it is reported, or skipped
-            _note_unrendered(verdict, error, skip)
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            _note_unchecked(verdict, f"It cannot be rendered offline: {reason}", _RENDERABLE, skip)
         else:
-            for violation in _squawk(program, sql):
-                _note(verdict, violation, sql, allowed)
+            _note_other_mode(verdict, rendered, skip)
+            allowed |= _said(verdict, _SQL_COMMENT.findall(rendered.sql))[0]
+            for violation in [*_squawk(program, rendered.sql), *unsafe_statements(rendered.sql)]:
+                _note(verdict, violation, rendered.sql, allowed)
         yield verdict
 
 
-def _comments(verdict: Verdict) -> tuple[dict[str, str], str | None]:
+def _said(verdict: Verdict, found: Iterable[str]) -> tuple[dict[str, str], str | None]:
     """Return the reasons of the rules that may be broken, and the reason to skip the file; note what is neither."""
     allowed: dict[str, str] = {}
     skip = None
-    with tokenize.open(verdict.path) as file:
-        comments = [each.string for each in tokenize.generate_tokens(file.readline) if each.type == tokenize.COMMENT]
-    for comment in filter(_ANY_COMMENT.match, comments):
+    for comment in found:
         said = _COMMENT.fullmatch(comment)
         if said is None:
             verdict.findings.append(Finding("squawk-comment", f"{comment} has no effect.", _WITH_REASON))
@@ -115,12 +121,19 @@ def _comments(verdict: Verdict) -> tuple[dict[str, str], str | None]:
     return allowed, skip
 
 
-def _note_unrendered(verdict: Verdict, error: Exception, skip: str | None) -> None:
-    if skip is not None:
+def _note_other_mode(verdict: Verdict, rendered: Rendered, skip: str | None) -> None:
+    """Note that the revision may do something else in a database than what was rendered."""
+    if not rendered.has_statements and not is_empty(verdict.path):
+        _note_unchecked(verdict, "It emits nothing offline.", _SAME, skip)
+    elif asks_for_offline_mode(verdict.path):
+        _note_unchecked(verdict, "It asks whether it runs offline, and may do more in a database.", _SAME, skip)
+
+
+def _note_unchecked(verdict: Verdict, message: str, remedy: str, skip: str | None) -> None:
+    if skip is None:
+        verdict.findings.append(Finding("not checked", message, remedy))
+    else:
         verdict.passed.append(f"not checked: {skip}")
-        return
-    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    verdict.findings.append(Finding("not checked", f"It cannot be rendered offline: {reason}", _RENDERABLE))
 
 
 def _note(verdict: Verdict, violation: dict[str, Any], sql: str, allowed: dict[str, str]) -> None:
@@ -131,7 +144,7 @@ def _note(verdict: Verdict, violation: dict[str, Any], sql: str, allowed: dict[s
         verdict.passed.append(f"{rule} is ignored: {allowed[rule]}")
         return
     remedy = violation["help"] or _REMEDIES.get(rule, f"See https://squawkhq.com/docs/{rule}")
-    statement = sql.splitlines()[violation["line"]].strip()
+    statement = sql.split("\n")[violation["line"]].strip()  # as squawk counts lines
     verdict.findings.append(Finding(rule, violation["message"], remedy, statement))
 
 
@@ -145,7 +158,8 @@ def _program() -> str:
 
 def _squawk(program: str, sql: str) -> list[dict[str, Any]]:
     command = [program, "--reporter", "json"]
-    done = subprocess.run(command, input=sql, capture_output=True, text=True, check=False)  # noqa: S603 - a list
+    code = sql.replace("squawk-", "squawk ")  # what its comments let pass is for us to say
+    done = subprocess.run(command, input=code, capture_output=True, text=True, check=False)  # noqa: S603 - a list
     try:
         violations: list[dict[str, Any]] = json.loads(done.stdout)
     except ValueError:

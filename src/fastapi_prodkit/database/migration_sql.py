@@ -1,7 +1,9 @@
 """The revisions that are new, and the SQL of each for PostgreSQL, written offline."""
 
+import functools
 import io
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError
 from fastapi_prodkit.sections import DatabaseSettings
 
-__all__ = ["new_revisions", "render"]
+__all__ = ["Rendered", "new_revisions", "render"]
 
 _MAIN = "main"
 _POSTGRESQL = DatabaseSettings(url="postgresql://")  # of which nothing but the kind of database is asked for
+
+
+@dataclass
+class Rendered:
+    """The SQL of a revision, and whether any of it is written by the revision itself."""
+
+    sql: str = ""
+    has_statements: bool = False
 
 
 def new_revisions(
@@ -50,18 +60,29 @@ def new_revisions(
     return f"not on {base}", [script for script in scripts if Path(script.path) not in old]
 
 
-def render(config: Config, directory: ScriptDirectory, script: Script) -> str:
+def render(config: Config, directory: ScriptDirectory, script: Script) -> Rendered:
     """Return the SQL of one revision, with the time-outs and the transaction in which `upgrade` runs it.
 
     What the revision and `env.py` raise is raised. From now on the configuration is for this alone.
     """
     step = MigrationStep.upgrade_from_script(directory.revision_map, script)
+    upgrade = step.migration_fn
     config.attributes["settings"] = _POSTGRESQL
     config.output_buffer = written = io.StringIO()
+    rendered = Rendered()
+
+    @functools.wraps(upgrade)
+    def write(**arguments: Any) -> None:
+        start = written.tell()
+        upgrade(**arguments)
+        rendered.has_statements = written.tell() > start
+
+    step.migration_fn = write
     options: dict[str, Any] = {"as_sql": True, "starting_rev": script.down_revision}
     with EnvironmentContext(config, directory, fn=lambda _heads, _context: [step], **options):
         directory.run_env()
-    return written.getvalue()
+    rendered.sql = written.getvalue()
+    return rendered
 
 
 def _database_heads(config: Config, directory: ScriptDirectory) -> tuple[str, ...]:
