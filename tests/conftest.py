@@ -75,6 +75,15 @@ def _no_greenlets():
     assert not switches, "list the file in IN_GREENLETS, in the Makefile"
 
 
+@pytest.fixture(scope="module")
+def server():
+    """A PostgreSQL of the module's own, which its tests may stop, fill and reconfigure."""
+    from postgres import postgres_or_skip
+
+    with postgres_or_skip() as running:
+        yield running
+
+
 def _logging_stays():
     """`create_app` configures the logging of the whole process; the next test starts with pytest's own.
 

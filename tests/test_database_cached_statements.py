@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
 import pytest
 from fastapi import FastAPI
-from postgres import Server, postgres_or_skip
+from postgres import Server
 
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -36,12 +36,6 @@ NEW_ENUM = (
     "ALTER TABLE items ADD COLUMN mood mood DEFAULT 'calm'",
 )
 NEW_ATTRIBUTE = ("ALTER TYPE pair ADD ATTRIBUTE c int",)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres_or_skip() as running:
-        yield running
 
 
 @pytest.fixture

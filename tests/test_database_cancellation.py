@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI
 from fastapi.responses import StreamingResponse
-from postgres import Server, postgres_or_skip
+from postgres import Server
 from wire import connection, read_response, request, serving
 
 from fastapi_prodkit import Settings, create_app
@@ -37,12 +37,6 @@ SLOW_TABLE = (
     "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(30); RETURN NEW; END'",
     "CREATE TRIGGER wait BEFORE INSERT ON slow FOR EACH ROW EXECUTE FUNCTION wait()",
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres_or_skip() as running:
-        yield running
 
 
 def database_on(server: Server) -> Database:

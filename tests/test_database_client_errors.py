@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from fastapi import Body, FastAPI, Request
 from fastapi.responses import PlainTextResponse
-from postgres import Server, postgres_or_skip
+from postgres import Server
 
 from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit.errors import add_problem_handlers
@@ -137,12 +137,6 @@ OURS = {  # name -> statement, value: errors of the program
     "recursion": ("SELECT forever(CAST(:value AS int))", 1),
     "own code": ("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '22000'; END $$", None),
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres_or_skip() as running:
-        yield running
 
 
 @pytest.fixture

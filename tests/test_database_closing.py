@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
-from postgres import Server, postgres_or_skip
+from postgres import Server
 
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -27,12 +27,6 @@ from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep
 SLOW = text("SELECT pg_sleep(30)")
 ONE = text("SELECT 1")
 SHARED = "the connection was closed while a statement ran on it: give each task a session of its own"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres_or_skip() as running:
-        yield running
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ pytest.importorskip("sqlalchemy", reason=REASON)
 pytest.importorskip("asyncpg", reason=REASON)
 
 from outages import Outages
-from postgres import PASSWORD, postgres_or_skip
+from postgres import PASSWORD
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
@@ -30,12 +30,6 @@ from fastapi_prodkit.database.passwords import RememberedPassword, password_prov
 from fastapi_prodkit.database.url import parameters, parse
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
-
-
-@pytest.fixture(scope="module")
-def server():
-    with postgres_or_skip() as server:
-        yield server
 
 
 def settings_of(url, **options):

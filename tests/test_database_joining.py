@@ -1,7 +1,7 @@
 """A session for writing and one for reading in one request: one connection, no deadlock, no writes by the reader."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse
-from postgres import Server, postgres_or_skip
+from postgres import Server
 
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -33,12 +33,6 @@ class Base(DeclarativeBase): ...
 class Item(Base):
     __tablename__ = "items"
     name: Mapped[str] = mapped_column(primary_key=True)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres_or_skip() as running:
-        yield running
 
 
 @asynccontextmanager

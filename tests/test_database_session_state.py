@@ -1,12 +1,12 @@
 """What a statement leaves in the server's session ends with the request that has sent it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx2
 import pytest
 from fastapi import FastAPI, HTTPException
-from postgres import Server, postgres_or_skip
+from postgres import Server
 
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -62,12 +62,6 @@ DIRECTLY: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "temporary table": lambda driver: driver.execute("SELECT 1; CREATE TEMP TABLE rows (id int)"),
 }
 BACKEND = text("SELECT pg_backend_pid()")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres_or_skip() as running:
-        yield running
 
 
 @pytest.fixture

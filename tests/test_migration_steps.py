@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 from migrating import INDEX, configured, migration, project, sql, transaction, version
-from postgres import Server, postgres_or_skip
+from postgres import Server
 
 from fastapi_prodkit.exceptions import MigrationError
 from fastapi_prodkit.sections import DatabaseSettings
@@ -24,12 +24,6 @@ from fastapi_prodkit.database import migration_steps
 READER = "SELECT * FROM items"
 TWO_STATEMENTS = 'op.create_table("parts", sa.Column("id", sa.Integer()))\nop.execute("ALTER TABLE items ADD size int")'
 UNIQUE_INDEX = INDEX.replace('"items", ["name"]', '"items", ["name"], unique=True')
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres_or_skip() as running:
-        yield running
 
 
 @pytest.fixture

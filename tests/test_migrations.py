@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 from fastapi.testclient import TestClient
 from migrating import INDEX, configured, environment, migration, project, sql, version
-from postgres import Server, postgres_or_skip
+from postgres import Server
 
 from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError, MigrationError
@@ -35,12 +35,6 @@ from fastapi_prodkit.database.readiness import migrations_check, readiness_check
 
 SECRET = "hunter2-7f3a"
 PATIENCE = 60.0  # seconds that ten processes may take on a busy machine
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres_or_skip() as running:
-        yield running
 
 
 @pytest.fixture
