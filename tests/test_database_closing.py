@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,15 @@ pytest.importorskip("aiosqlite", reason="needs the extra: pip install 'fastapi-p
 
 import asyncpg  # type: ignore[import-untyped]  # it has no annotations for us
 from sqlalchemy import event, text
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IllegalStateChangeError,
+    InterfaceError,
+    InvalidRequestError,
+    MissingGreenlet,
+    PendingRollbackError,
+    ResourceClosedError,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep
@@ -158,6 +166,62 @@ async def test_statement_whose_transaction_another_task_ends_is_no_outage(databa
     assert [str(error) for error in errors] == [SHARED, SHARED]
     assert backend in backends
     await become_free(database)
+
+
+async def go_on_after_a_loss(session: AsyncSession) -> None:
+    with suppress(DBAPIError):
+        await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    await session.execute(ONE)
+
+
+async def execute_without_a_greenlet(session: AsyncSession) -> None:
+    session.sync_session.execute(ONE)
+
+
+async def read_a_closed_result(session: AsyncSession) -> None:
+    result = await session.execute(ONE)
+    result.close()
+    result.all()
+
+
+async def end_twice_at_once(session: AsyncSession) -> None:
+    await asyncio.gather(session.commit(), session.rollback())
+
+
+async def use_the_driver_at_once(session: AsyncSession) -> None:
+    raw = await (await session.connection()).get_raw_connection()
+    driver: Any = raw.driver_connection
+    await asyncio.gather(driver.execute("SELECT 1"), session.execute(ONE))
+
+
+@pytest.mark.parametrize(
+    ("misuse", "expected"),
+    [
+        (go_on_after_a_loss, PendingRollbackError),
+        (execute_without_a_greenlet, MissingGreenlet),
+        (read_a_closed_result, ResourceClosedError),
+        (end_twice_at_once, IllegalStateChangeError),
+        (use_the_driver_at_once, InterfaceError),
+    ],
+)
+async def test_other_misuse_is_no_outage(
+    database: Database, misuse: Callable[[AsyncSession], Awaitable[None]], expected: type[Exception]
+) -> None:
+    """What the program does wrong is a 500, with the error of SQLAlchemy's that says so."""
+    app = app_with(database, [])
+
+    @app.get("/misused")
+    async def misused(session: SessionDep) -> None:
+        await session.execute(ONE)
+        with pytest.raises(expected) as raised:
+            await misuse(session)
+        raise raised.value
+
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.get("/misused")
+
+    assert response.status_code == 500
 
 
 async def leave_running(session: AsyncSession, tasks: list[asyncio.Future[Any]]) -> None:

@@ -26,7 +26,7 @@ _CHECK_INTERVAL = "1s"
 
 # Keys of what is known about a connection to SQLite.
 _WROTE = "fastapi_prodkit.wrote"  # whether a transaction was open before its latest statement
-_LOST = "fastapi_prodkit.lost"  # whether SQLite has rolled it back
+_LOST = "fastapi_prodkit.lost"  # whether a statement has ended it
 
 # A transaction after the next runs on another connection of the server, where what was prepared before is not known.
 _POOLERS: Mapping[str | None, Mapping[str, int]] = {
@@ -170,7 +170,7 @@ def _begin_before_savepoint(connection: Connection, _name: str) -> None:
 
 
 def _notice_lost_transactions(engine: AsyncEngine) -> None:
-    """Refuse to commit a transaction that SQLite has rolled back by itself, because a statement of it has failed.
+    """Refuse to commit where a statement has ended the transaction, or has failed so that SQLite has rolled it back.
 
     SQLite does so for ON CONFLICT ROLLBACK, RAISE(ROLLBACK), a full disk and the like. What is written afterwards is
     in another transaction, which SQLite would commit without the first.
@@ -178,21 +178,25 @@ def _notice_lost_transactions(engine: AsyncEngine) -> None:
 
     def in_transaction(connection: Connection) -> bool:
         driver: Any = connection.connection.driver_connection
-        return bool(driver.in_transaction)
+        return bool(driver.in_transaction) and driver.isolation_level is not None  # None is AUTOCOMMIT
 
     def before(connection: Connection, *_: object) -> None:
         connection.info[_WROTE] = in_transaction(connection)
 
-    def failed(context: ExceptionContext) -> None:
-        connection = context.connection
-        if connection is not None and connection.info.get(_WROTE) and not in_transaction(connection):
+    def after(connection: Connection, *_: object) -> None:
+        if connection.info[_WROTE] and not in_transaction(connection):
             connection.info[_LOST] = True
+
+    def failed(context: ExceptionContext) -> None:
+        if context.connection is not None and _WROTE in context.connection.info:
+            after(context.connection)
 
     def ended(connection: Connection) -> None:
         if connection.info.pop(_LOST, False):
-            raise PendingRollbackError("COMMIT would not save all: a statement has failed, and SQLite rolled back")
+            raise PendingRollbackError("COMMIT would not save all: a statement has ended the transaction")
 
     event.listen(engine.sync_engine, "before_cursor_execute", before)
+    event.listen(engine.sync_engine, "after_cursor_execute", after)
     event.listen(engine.sync_engine, "handle_error", failed)
     event.listen(engine.sync_engine, "commit", ended)
     event.listen(engine.sync_engine, "rollback", lambda connection: connection.info.pop(_LOST, None))
