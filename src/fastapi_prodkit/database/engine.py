@@ -183,13 +183,9 @@ def _notice_lost_transactions(engine: AsyncEngine) -> None:
     def before(connection: Connection, *_: object) -> None:
         connection.info[_WROTE] = in_transaction(connection)
 
-    def after(connection: Connection, *_: object) -> None:
-        if connection.info[_WROTE] and not in_transaction(connection):
+    def after(connection: Connection | None, *_: object) -> None:
+        if connection is not None and connection.info.get(_WROTE) and not in_transaction(connection):
             connection.info[_LOST] = True
-
-    def failed(context: ExceptionContext) -> None:
-        if context.connection is not None and _WROTE in context.connection.info:
-            after(context.connection)
 
     def ended(connection: Connection) -> None:
         if connection.info.pop(_LOST, False):
@@ -197,6 +193,6 @@ def _notice_lost_transactions(engine: AsyncEngine) -> None:
 
     event.listen(engine.sync_engine, "before_cursor_execute", before)
     event.listen(engine.sync_engine, "after_cursor_execute", after)
-    event.listen(engine.sync_engine, "handle_error", failed)
+    event.listen(engine.sync_engine, "handle_error", lambda context: after(context.connection))
     event.listen(engine.sync_engine, "commit", ended)
     event.listen(engine.sync_engine, "rollback", lambda connection: connection.info.pop(_LOST, None))
