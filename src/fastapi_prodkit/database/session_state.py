@@ -85,7 +85,7 @@ def reset_session_state(engine: AsyncEngine, patience: float) -> None:
         driver = connection.driver_connection
         if not driver.needs_reset or not state.asyncio_safe:
             return
-        if record.info[_CONFIGURED]:
+        if record.info.get(_CONFIGURED):
             record.invalidate()
             return
         connection.rollback()  # SQLAlchemy closes the connection if this fails, or the next
