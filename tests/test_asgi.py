@@ -365,6 +365,23 @@ def test_labelled_routes():
     assert template(app, "/docs") == UNMATCHED
 
 
+@pytest.mark.parametrize("root_path", ["", "/v1"])
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/docs/", "/docs/a", "/docs/a/b", "/docsa", "/a/docs", "/do", "/docs\n"]
+)
+@pytest.mark.parametrize("own", ["/", "/docs", "/docs/{name}", "/docs/{name}/b", "/{name:path}"])
+def test_a_labelled_route_matches_as_a_plain_one(own, path, root_path):
+    """It looks at the path before its regular expression does, which changes no answer."""
+    scope = {"type": "http", "method": "GET", "path": f"{root_path}{path}", "root_path": root_path}
+    route = LabelledRoute(own, plain)
+
+    match, found = route.matches(scope)
+
+    plain_match, plain_found = Route(own, plain).matches(scope)
+    assert match is plain_match
+    assert found == (plain_found | {"route": route} if plain_found else {})
+
+
 @pytest.mark.parametrize("routes", [5, {"/a": "b"}, list, ["a route"]])
 def test_a_mounted_app_of_another_framework(routes):
     """Its attribute `routes` may be anything; whoever walks the routes leaves it alone, and the app serves."""

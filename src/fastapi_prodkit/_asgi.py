@@ -1,6 +1,6 @@
 """The sole reader of framework scope keys, and small help with raw headers."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from fastapi.routing import RouteContext, iter_route_contexts
@@ -12,6 +12,7 @@ from starlette.types import Scope
 from fastapi_prodkit import _scope
 
 UNMATCHED = "_unmatched"
+_NO_MATCH = Match.NONE  # to look up a member of an enumeration costs as much as several calls of methods
 _MOST_TEMPLATES = 256  # of refused requests that are kept
 LONGEST_LOGGED_PATH = 2048  # characters; a path may have as many as the server reads of a request
 
@@ -190,9 +191,19 @@ def is_routed(routes: Sequence[BaseRoute], scope: Scope) -> bool:
 
 
 class LabelledRoute(Route):
-    """A plain route that notes itself in the scope when it is chosen, as FastAPI's own kind does."""
+    """A plain route that notes itself in the scope when it is chosen, as FastAPI's own kind does.
+
+    Routing asks it about every request, so it tries its regular expression for paths only that contain the part of its
+    own in front of the first parameter.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self._beginning = path.partition("{")[0]
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match as every route does."""
+        if self._beginning not in scope["path"]:
+            return _NO_MATCH, {}
         match, found = super().matches(scope)
-        return match, found if match is Match.NONE else {**found, "route": self}
+        return match, found if match is _NO_MATCH else {**found, "route": self}
