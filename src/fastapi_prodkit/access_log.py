@@ -6,7 +6,6 @@ WebSocket (when it is closed).
 
 import logging
 from collections.abc import Collection
-from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -23,6 +22,7 @@ __all__ = ["AccessLogMiddleware"]
 
 _logger = logging.getLogger("fastapi_prodkit.access")
 _EVENT = "request"
+_LOWEST_ERROR, _LOWEST_SERVER_ERROR = 400, 500  # not of HTTPStatus: a look at an enumeration costs more than the rest
 
 
 class AccessLogMiddleware(Layer):
@@ -55,7 +55,7 @@ class AccessLogMiddleware(Layer):
 
     def on_end(self, exchange: Exchange) -> None:
         """Write the line."""
-        level = logging.INFO if exchange.status < HTTPStatus.BAD_REQUEST else _level(exchange)
+        level = logging.INFO if exchange.status < _LOWEST_ERROR else _level(exchange)
         if not _logger.isEnabledFor(level):
             return
         scope = exchange.scope
@@ -85,7 +85,7 @@ def _level(exchange: Exchange) -> int:
     """Return how severe an error is: the ERROR of an exception is the record of the exception, and no second one."""
     if exchange.refusal is not None:
         return logging.WARNING
-    if exchange.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+    if exchange.status < _LOWEST_SERVER_ERROR:
         return logging.INFO
     return logging.WARNING if exchange.context.failed else logging.ERROR
 
