@@ -147,6 +147,28 @@ def test_a_queue_that_nobody_reads_does_not_hold_up_the_end(monkeypatch, writers
     assert writer.dropped == 1  # the mark that closes the queue has taken its place
 
 
+def test_queues_that_nobody_reads_are_waited_for_together(monkeypatch, writers):
+    """The time counts from the line that waits: a second queue has waited with the first one."""
+    gate = Gate()
+    monkeypatch.setattr(sys, "stdout", gate)
+    monkeypatch.setattr(_log_output, "CLOSE_TIME", 0.3)
+    both = [writers(2), writers(2)]
+    for writer in both:
+        writer.write(b"0")
+    assert gate.entered.wait(10)
+    while None in [writer._writing_since for writer in both]:
+        time.sleep(0.01)
+
+    started = time.monotonic()
+    both[0].close()
+    between = time.monotonic()
+    both[1].close()
+    gate.opened.set()
+
+    assert between - started >= 0.1
+    assert time.monotonic() - between < 0.3
+
+
 def test_a_forked_process_has_a_queue_of_its_own(monkeypatch, writers):
     """The thread of its parent is not there; lines that the parent has queued are written once."""
     stream = io.StringIO()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from io import FileIO
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any
 
 __all__ = ["LineWriter"]
@@ -35,6 +36,7 @@ class LineWriter:
         self._capacity = capacity or 0
         self._lines: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._writing_since: float | None = None  # the thread has begun a line, on the clock of `monotonic`
         self._stream: Any = None  # the standard output of the last line, and the short way to it
         self._put = _way_to(None)
         self.write: Callable[[bytes], None] = self._write if capacity is None else self._queue
@@ -48,12 +50,17 @@ class LineWriter:
             self._lines.put(line)
 
     def close(self) -> None:
-        """Wait until the queue has been written, for two seconds at most; later lines are written without a queue."""
+        """Wait until the queue has been written, for two seconds at most; later lines are written without a queue.
+
+        The time counts from the beginning of the line that is being written: queues of one process, or of workers and
+        their parent, that wait for the same reader wait at the same time, and not one after the other.
+        """
         if self._thread is not None and self._thread.is_alive():
-            written = threading.Event()
+            written, closing = threading.Event(), monotonic()
             self._lines.put(written)
-            if not written.wait(CLOSE_TIME):
-                return  # nobody reads standard output: a line without the queue would stop its thread for ever
+            while not written.wait(0.1):
+                if monotonic() >= min(closing, self._writing_since or closing) + CLOSE_TIME:
+                    return  # nobody reads standard output: a line without the queue would stop its thread for ever
         self.write = self._write
 
     def _start(self) -> None:
@@ -65,7 +72,9 @@ class LineWriter:
         while True:
             line = self._lines.get()
             if isinstance(line, bytes):
+                self._writing_since = monotonic()
                 self._write(line)
+                self._writing_since = None
             else:
                 line.set()
 
