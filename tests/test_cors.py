@@ -183,8 +183,9 @@ async def test_vary_of_the_app(lines, merged):
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"Vary", line) for line in lines]})
+        await send({"type": "http.response.body"})
 
-    [start] = await exchange(CORSMiddleware(app, LISTED))
+    start, _ = await exchange(CORSMiddleware(app, LISTED))
 
     assert [value for name, value in start["headers"] if name.lower() == b"vary"] == [merged]
 
@@ -204,10 +205,11 @@ async def test_constants_of_the_app():
 
     async def app(scope, receive, send):
         await send(constant)
+        await send({"type": "http.response.body"})
 
     wrapped = CORSMiddleware(app, LISTED)
-    [first] = await exchange(wrapped, (b"origin", APP.encode()))
-    [second] = await exchange(wrapped)
+    first, _ = await exchange(wrapped, (b"origin", APP.encode()))
+    second, _ = await exchange(wrapped)
 
     assert b"access-control-allow-origin" in dict(first["headers"])
     assert b"access-control-allow-origin" not in dict(second["headers"])

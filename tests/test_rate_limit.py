@@ -350,6 +350,7 @@ async def test_a_response_without_headers():
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
 
     async def send(message):
         sent.append(message)

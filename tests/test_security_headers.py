@@ -130,8 +130,9 @@ async def test_handler_wins_at_the_level_of_asgi():
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"X-Frame-Options", b"SAMEORIGIN")]})
+        await send({"type": "http.response.body"})
 
-    [start] = await respond(SecurityHeadersMiddleware(app))
+    start, _ = await respond(SecurityHeadersMiddleware(app))
 
     assert [value for name, value in start["headers"] if name.lower() == b"x-frame-options"] == [b"SAMEORIGIN"]
 
@@ -188,10 +189,11 @@ async def test_constants_of_the_app():
 
     async def app(scope, receive, send):
         await send(constant)
+        await send({"type": "http.response.body"})
 
     wrapped = SecurityHeadersMiddleware(app)
-    [secure] = await respond(wrapped)
-    [insecure] = await respond(wrapped, scheme="http")
+    secure, _ = await respond(wrapped)
+    insecure, _ = await respond(wrapped, scheme="http")
 
     assert b"strict-transport-security" in dict(secure["headers"])
     assert b"strict-transport-security" not in dict(insecure["headers"])
@@ -213,8 +215,9 @@ async def test_strange_headers(headers):
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body"})
 
-    [start] = await respond(SecurityHeadersMiddleware(app))
+    start, _ = await respond(SecurityHeadersMiddleware(app))
 
     assert (b"x-content-type-options", b"nosniff") in start["headers"]
 
@@ -224,8 +227,9 @@ async def test_no_headers():
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
 
-    [start] = await respond(SecurityHeadersMiddleware(app))
+    start, _ = await respond(SecurityHeadersMiddleware(app))
 
     assert (b"x-content-type-options", b"nosniff") in start["headers"]
 

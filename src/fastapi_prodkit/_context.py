@@ -30,6 +30,7 @@ Code = Literal[
     "rate_limit_unavailable",
     "rate_limited",
     "request_timeout",
+    "shutdown",
     "unauthenticated",
     "unavailable",
     "websocket_refused",
@@ -69,10 +70,12 @@ class RequestContext(dict[str, Any]):
     Attributes:
         reason: Why the request was refused, if anything has said so.
         failed: An exception has left the app, and has a record of its own.
+        end_reason: Why a stream has ended, if neither the app nor the client has ended it.
     """
 
     reason: Reason | None = None
     failed = False
+    end_reason: str | None = None
 
 
 _fields: ContextVar[dict[str, Any] | None] = ContextVar("fastapi_prodkit", default=None)

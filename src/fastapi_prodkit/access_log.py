@@ -94,11 +94,10 @@ def _stream_fields(exchange: Exchange, stream: ResponseStream) -> dict[str, Any]
     """Return what the line says of a response in several parts."""
     ended = "complete" if exchange.complete else "error"
     ended = "client_disconnected" if exchange.client_disconnected else ended
-    return {
-        "time_to_first_byte_ms": int((stream.first_byte_at - exchange.started_at) * 1e6) / 1e3,
-        "response_bytes": stream.size,
-        "end_reason": stream.end_reason or ended,
-    }
+    fields = {"response_bytes": stream.size, "end_reason": exchange.context.end_reason or ended}
+    if stream.first_byte_at is not None:
+        fields["time_to_first_byte_ms"] = int((stream.first_byte_at - exchange.started_at) * 1e6) / 1e3
+    return fields
 
 
 def _log(level: int, fields: dict[str, Any], kind: str) -> None:

@@ -19,17 +19,16 @@ from typing import Any, Literal, cast, get_args
 from starlette.requests import HTTPConnection
 
 from fastapi_prodkit import _scope
-from fastapi_prodkit._pipeline.cancellation import cancellable_exchange
+from fastapi_prodkit._pipeline.cancellation import cancellable_exchange, cut
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.interruption import Interruption
-from fastapi_prodkit._pipeline.stream import ResponseStream
 from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["Stream"]
 
 AtShutdown = Literal["finish", "end", "cut"]
 _LAST_TIME = 1.0  # seconds that a client may take to read the last chunk of a stream that is ended
-_START_TIME = 0.1  # seconds between two looks at a response that has not started
+_START_TIME = 0.05  # seconds between two looks at a response that has not started
 
 
 class Stream:
@@ -93,15 +92,16 @@ class Stream:
         """Send heartbeats, and end the stream that is idle."""
         if math.isinf(min(self._heartbeat, self._idle_timeout)):
             return
+        look = min(_START_TIME, self._heartbeat, self._idle_timeout)
+        while not exchange.status:  # noqa: ASYNC110 - every response of every route would have to set an event
+            await asyncio.sleep(look)
+        await asyncio.sleep(look)  # a response in one piece is complete by now, and is no stream
         while not exchange.complete and exchange.interruption is None:
-            now, stream = perf_counter(), exchange.stream
-            if stream is None:  # the response has not started
-                await asyncio.sleep(min(self._heartbeat, self._idle_timeout))
-                continue
+            now, stream = perf_counter(), exchange.open_stream()
             idle_at = stream.active_at + self._idle_timeout
             beat_at = (stream.sent_at if stream.open_ended else now) + self._heartbeat
             if now >= idle_at:
-                _end(exchange, stream, self._last, "idle_timeout")
+                _end(exchange, self._last, "idle_timeout")
                 return
             if now >= beat_at:
                 with suppress(OSError):  # the client has disconnected, or does not read until the stream is idle
@@ -122,15 +122,16 @@ class _Ending:
 
     def begin(self) -> None:
         """End the stream as the route wants it."""
-        exchange, stream = self._exchange, self._exchange.stream
+        exchange = self._exchange
         if self._at_shutdown == "finish" or exchange.complete or exchange.interruption is not None:
             return
-        if stream is None:
+        if not exchange.status:
             self._timer = asyncio.get_running_loop().call_later(_START_TIME, self.begin)
         elif self._at_shutdown == "cut":
-            _cut(exchange, stream, "shutdown")
-        elif stream.open_ended:
-            _end(exchange, stream, self._last, "shutdown")
+            exchange.open_stream()
+            cut(exchange, "shutdown")
+        elif exchange.open_stream().open_ended:
+            _end(exchange, self._last, "shutdown")
 
     def cancel(self) -> None:
         """Leave a stream alone that has ended."""
@@ -138,21 +139,15 @@ class _Ending:
             self._timer.cancel()
 
 
-def _end(exchange: Exchange, stream: ResponseStream, last: bytes, reason: str) -> None:
+def _end(exchange: Exchange, last: bytes, reason: str) -> None:
     """Cancel the app and complete its stream with a last chunk, where that can be done; else cut it."""
-    if not stream.open_ended:
-        _cut(exchange, stream, reason)
+    if not exchange.open_stream().open_ended:
+        cut(exchange, reason)
         return
-    stream.end_reason = reason
+    exchange.context.end_reason = reason
     task = cast("Task[Any]", exchange.task)
     exchange.interruption = Interruption(task, _complete(exchange, last), exchange.context)
     task.cancel()
-
-
-def _cut(exchange: Exchange, stream: ResponseStream, reason: str) -> None:
-    """Cancel the app, so that the server closes the connection without completing the response."""
-    stream.end_reason = reason
-    cast("Task[Any]", exchange.task).cancel()
 
 
 async def _complete(exchange: Exchange, last: bytes) -> None:

@@ -1,10 +1,13 @@
-"""Find what serves a request that is to be cancelled."""
+"""Cancel what serves a request, and tell the cancellation from an error of the app."""
+
+from asyncio import CancelledError, Task, current_task
+from typing import Any, cast
 
 from starlette.types import Scope
 
 from fastapi_prodkit._pipeline.exchange import Exchange
 
-__all__ = ["cancellable_exchange"]
+__all__ = ["cancellable_exchange", "check_complete", "cut", "is_cancelled"]
 
 
 def cancellable_exchange(scope: Scope) -> Exchange | None:
@@ -13,3 +16,34 @@ def cancellable_exchange(scope: Scope) -> Exchange | None:
     while exchange is not None and exchange.task is None:
         exchange = exchange.outer
     return exchange
+
+
+def cut(exchange: Exchange, reason: str) -> None:
+    """Cancel the task that serves the request: the server closes the connection without completing the response."""
+    exchange.context.end_reason = reason
+    cast("Task[Any]", exchange.task).cancel()
+
+
+def is_cancelled(exchange: Exchange) -> bool:
+    """Say whether the request was cancelled: by `cut`, by the server, or by a task group around it.
+
+    `Task.cancelling` alone does not tell: a task group of anyio, such as that of `@app.middleware("http")`, may take
+    back more cancellations than it has made.
+    """
+    task = current_task()
+    return exchange.context.end_reason is not None or (task is not None and task.cancelling() > 0)
+
+
+def check_complete(exchange: Exchange) -> None:
+    """Raise where an app has returned in the middle of its response.
+
+    A `StreamingResponse` does so if its body raises a CancelledError by itself: anyio's task groups drop it.
+
+    Raises:
+        CancelledError: The request was cancelled, which the app has swallowed.
+        RuntimeError: It was not.
+    """
+    unfinished = exchange.status and not exchange.client_disconnected and exchange.scope["type"] == "http"
+    if unfinished:
+        text = "the app has returned before its response was complete: has its body raised a CancelledError?"
+        raise CancelledError if is_cancelled(exchange) else RuntimeError(text)

@@ -227,12 +227,16 @@ class Exchange:
             self.client_disconnected |= isinstance(error, OSError) and not self.complete
             raise
         if streamed:
-            if self.stream is None:
-                self.stream = ResponseStream(self._start.get("headers", ()), self._send)
-            self.stream.count(message.get("body", b""))
+            self.open_stream().count(message.get("body", b""))
         if last:
             self.complete = True
             self.duration = perf_counter() - self.started_at
+
+    def open_stream(self) -> ResponseStream:
+        """Return what is known of the stream of a response that has started; by itself it is opened by a chunk."""
+        if self.stream is None:
+            self.stream = ResponseStream(self._start.get("headers", ()), self._send)
+        return self.stream
 
     def finish(self) -> None:
         """Set status, duration and route of a finished request, and call `on_end`."""

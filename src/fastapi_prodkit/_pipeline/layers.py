@@ -1,6 +1,6 @@
 """`Layer`, the base class of every middleware, and `LayerStack`, which serves an app with several of them."""
 
-from asyncio import CancelledError, current_task
+from asyncio import CancelledError
 from collections.abc import Collection, Sequence
 from copy import copy
 from functools import cached_property
@@ -9,6 +9,7 @@ from typing import Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit import _context, _scope
+from fastapi_prodkit._pipeline.cancellation import check_complete, is_cancelled
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import Hooks, OnResponseStart, RawHeaders
 from fastapi_prodkit._scope import EXCHANGE
@@ -147,6 +148,8 @@ class LayerStack:
             await exchange.call_inner(exchange.receive, exchange.send)
             if exchange.interruption is not None:
                 await exchange.finish_interruption()
+            elif not exchange.complete:
+                check_complete(exchange)
         except APP_ERRORS as error:
             exchange.context.failed = True
             interrupted = await exchange.finish_interruption() and isinstance(error, CancelledError)
@@ -195,9 +198,9 @@ class LayerStack:
 
         A cancellation of the request passes; a CancelledError while its task is not cancelled is an error.
         """
-        if isinstance(error, CancelledError) and _is_cancelled():
-            if exchange.stream is not None and not exchange.client_disconnected:
-                exchange.stream.end_reason = exchange.stream.end_reason or "cancelled"
+        if isinstance(error, CancelledError) and is_cancelled(exchange):
+            if exchange.outer is None and not exchange.complete and not exchange.client_disconnected:
+                exchange.context.end_reason = exchange.context.end_reason or "cancelled"
             # Some servers cancel the request of a client that has disconnected.
             exchange.client_disconnected |= not exchange.complete
             _scope.mark_logged(error)  # the server logs no traceback for a stream that ends at shutdown
@@ -230,12 +233,6 @@ def answers(layer: Layer) -> bool:
 def _layers_for(path: str, layers: Sequence[Layer]) -> Sequence[Layer]:
     working = (layer.where_exempt if path in layer.exempt else layer for layer in layers)
     return [layer for layer in working if layer is not None]
-
-
-def _is_cancelled() -> bool:
-    """Say whether the running task was cancelled, by a server or a task group around the request."""
-    task = current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _check_order(layers: Sequence[Layer]) -> None:

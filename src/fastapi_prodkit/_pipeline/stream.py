@@ -11,7 +11,7 @@ _FRAMING = frozenset({b"content-length", b"content-encoding"})  # with these a s
 
 
 class ResponseStream:
-    """Count what is sent of a stream whose first chunk has been sent.
+    """Count what is sent of a stream whose response has started.
 
     Args:
         headers: Those of the response.
@@ -21,13 +21,12 @@ class ResponseStream:
         open_ended: Chunks may be added, and the stream may end after any of them: it has no Content-Length and is not
             compressed.
         size: Bytes that have been sent.
-        first_byte_at: When the first chunk was sent, on the clock of `perf_counter`.
+        first_byte_at: When the first chunk was sent, on the clock of `perf_counter`; None before.
         active_at: When the app sent its last chunk that is no comment of an event stream, as a heartbeat is.
         sent_at: When anything was sent last, heartbeats included.
-        end_reason: Why it has ended, if neither the app nor the client has ended it.
     """
 
-    end_reason: str | None = None
+    first_byte_at: float | None = None
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]], send: Send) -> None:
         self._send = send
@@ -35,17 +34,20 @@ class ResponseStream:
         self.open_ended = _FRAMING.isdisjoint(names)
         self._has_comments = names.get(b"content-type", b"").startswith(b"text/event-stream")
         self.size = 0
-        self.first_byte_at = self.sent_at = self.active_at = perf_counter()
+        self.sent_at = self.active_at = perf_counter()
 
     def count(self, chunk: bytes) -> None:
         """Count a chunk that the app has sent."""
-        self.sent_at = perf_counter()
-        self.size += len(chunk)
+        self._note(chunk)
         if not (self._has_comments and bytes(chunk[:1]) == b":"):
             self.active_at = self.sent_at
 
     async def add(self, chunk: bytes) -> None:
         """Send a chunk between those of the app."""
-        self.sent_at = perf_counter()
-        self.size += len(chunk)
+        self._note(chunk)
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    def _note(self, chunk: bytes) -> None:
+        self.sent_at = perf_counter()
+        self.first_byte_at = self.first_byte_at or self.sent_at
+        self.size += len(chunk)
