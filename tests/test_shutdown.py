@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from unittest.mock import AsyncMock
 
 import pytest
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from processes import free_port, listens, running
 from wire import read_all, read_response, request
 
 from fastapi_prodkit import _context
+from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.exceptions import SettingsWarning
 from fastapi_prodkit.health import health_router
 from fastapi_prodkit.sections import ShutdownSettings
@@ -70,6 +72,20 @@ async def endless():
             yield b"x"
             await asyncio.sleep(0.05)
     return StreamingResponse(forever())
+
+@app.get("/late")
+async def late():
+    print("request begun", flush=True)
+    await asyncio.sleep(60)
+
+@app.get("/deaf")
+async def deaf():
+    print("request begun", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
 
 @app.get("/hang")
 def hang():
@@ -181,6 +197,33 @@ def test_an_endless_stream_is_cut_when_the_grace_is_over(directory):
         assert "Traceback" not in server.output()
 
 
+def test_requests_that_the_end_of_the_process_cuts_are_answered(directory):
+    """Their clients are told to try again, and the log says why, also where a handler ignores its cancellation."""
+    with uvicorn(directory, SHUTDOWN_DRAIN="0", SHUTDOWN_GRACE="0.3", LIMITS_ENABLED="false") as server:
+        clients = [socket.create_connection(("127.0.0.1", server.port), timeout=15) for _ in range(2)]
+        for client, path in zip(clients, ("/late", "/deaf"), strict=True):
+            client.sendall(request("GET", path))
+        wait_for(lambda: server.output().count("request begun") == 2)
+
+        server.terminate()
+
+        for client in clients:
+            response = read_all(client)
+            client.close()
+            assert response.startswith(b"HTTP/1.1 503 ")
+            for header in (b"retry-after: 1", b"connection: close", b"application/problem+json", b'"request_id":"'):
+                assert header in response
+        assert server.wait() == 0
+        lines = [event for event in events(server) if event["event"] == "request"]
+        assert {(line["http_path"], line["http_status"], line["level"]) for line in lines} == {
+            ("/late", 503, "warning"),
+            ("/deaf", 503, "warning"),
+        }
+        assert all("before the end of the process" in line["reason"] for line in lines)
+        assert left(server) == ["exiting with 1 task(s) left, which have not ended in time"]
+        assert "GET /deaf in sleep" in server.output()
+
+
 def test_the_grace_that_the_server_was_given_stays(directory):
     """`--timeout-graceful-shutdown` is the user's word."""
     with uvicorn(directory, "--timeout-graceful-shutdown", "0", SHUTDOWN_GRACE="15") as server:
@@ -228,16 +271,23 @@ def test_a_connection_that_was_idle_is_still_served(directory):
 
 
 def test_a_second_signal_ends_it_quickly(directory):
-    """Who presses Ctrl+C twice does not want to wait for anybody."""
-    with uvicorn(directory, SHUTDOWN_DRAIN="15") as server:
+    """Who presses Ctrl+C twice does not want to wait for anybody; requests are told, and none of it is an error."""
+    with (
+        uvicorn(directory, SHUTDOWN_DRAIN="15") as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=15) as client,
+    ):
+        client.sendall(request("GET", "/late"))
         started = time.monotonic()
         server.terminate()
         wait_for(lambda: get(server.port, "/ready")[0] == 503)
 
         server.terminate()
 
+        assert read_all(client).startswith(b"HTTP/1.1 503 ")
         assert server.wait() == 0
         assert time.monotonic() - started < 8
+        assert "Traceback" not in server.output()
+        assert "error" not in {event["level"] for event in events(server)}
 
 
 def test_a_signal_during_the_start_ends_it(directory):
@@ -541,6 +591,46 @@ async def test_a_second_signal_forces_uvicorn(uvicorn_server):
 
     assert uvicorn_server.config.timeout_graceful_shutdown == 3
     assert FakeTermination.told == [(0, 12), "start", "hurry", "lifespan ended"]
+
+
+async def test_requests_are_cancelled_when_the_grace_is_over(uvicorn_server, caplog):
+    """The client has an answer, and the log their number."""
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(30)
+
+    sent = AsyncMock()
+    async with Shutdown(ShutdownSettings(drain=0, grace=0.01)).lifespan(None):
+        for each in range(2):  # the second one comes when the first one has been cancelled
+            scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+            request = asyncio.create_task(AccessLogMiddleware(app)(scope, None, sent))
+            await asyncio.sleep(0)
+            if not each:
+                signal.raise_signal(signal.SIGTERM)
+            await asyncio.wait([request])
+
+    assert [call.args[0].get("status") for call in sent.call_args_list] == [503, None] * 2
+    assert caplog.messages.count("cancelling 1 request(s), which have not ended in time") == 2
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_server_that_was_forced_cancels_the_lifespan(uvicorn_server, signals):
+    """That is how it ends after a second signal, and no error; at another time it is one."""
+
+    async def run():
+        async with Shutdown(ShutdownSettings(drain=9)).lifespan(None):
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(30)
+
+    running = asyncio.create_task(run())
+    while not uvicorn_server.force_exit and signals == 2:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+
+    assert running.cancelled() is (signals == 1)
 
 
 async def test_a_signal_during_the_start_cancels_it(uvicorn_server):

@@ -1,14 +1,17 @@
 """The bounded end of a process, in this process; `test_shutdown.py` ends real ones."""
 
+import asyncio
 import atexit
 import os
 import threading
 from time import monotonic
+from unittest.mock import AsyncMock
 
 import pytest
 
 from fastapi_prodkit import _termination
 from fastapi_prodkit._termination import Termination
+from fastapi_prodkit.access_log import AccessLogMiddleware
 
 
 class Loop:
@@ -55,6 +58,54 @@ def test_a_deadline_ends_the_process(exits, caplog):
     [record] = caplog.records
     assert record.getMessage().startswith("exiting with")
     assert any(place.startswith("hanging in wait (") for place in record.threads)
+
+
+def test_tasks_that_are_left_are_named(exits, caplog):
+    """A task that ignores its cancellation keeps the event loop; of a request the route is said, and a line written."""
+
+    async def hang(scope=None, receive=None, send=None):
+        await asyncio.get_running_loop().create_future()
+
+    async def begin():
+        app = AccessLogMiddleware(hang)
+        scope = {"type": "http", "method": "GET", "path": "/hanging", "headers": []}
+        return [asyncio.create_task(app(scope, None, None)), asyncio.create_task(hang(), name="own")]
+
+    loop = asyncio.new_event_loop()
+    tasks = loop.run_until_complete(begin())
+    loop.run_until_complete(asyncio.sleep(0, loop))
+
+    watch(Termination(loop, exit_code=0, time=0))
+    loop.run_until_complete(cancel(tasks))
+    loop.close()
+
+    left, line, *_ = caplog.records
+    assert left.getMessage().endswith("2 task(s) left, which have not ended in time")
+    described = sorted(place.partition(" (")[0] for place in left.tasks)
+    assert described == ["GET _unmatched in hang", "own in hang"]
+    assert (line.http_path, line.http_status) == ("/hanging", 503)
+    assert exits == ["hooks", 0]
+
+
+async def cancel(tasks):
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_a_handler_that_blocks_the_event_loop_has_its_line(exits, caplog):
+    """Its task is not suspended: the frames of the main thread tell which request it serves."""
+
+    async def block(scope, receive, send):
+        watch(Termination(asyncio.get_running_loop(), exit_code=0, time=0))
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body"})
+
+    scope = {"type": "http", "method": "GET", "path": "/blocking", "headers": []}
+    await AccessLogMiddleware(block)(scope, None, AsyncMock())
+
+    line = next(record for record in caplog.records if hasattr(record, "http_path"))
+    assert (line.http_path, line.reason) == ("/blocking", "no response: the process exited while the handler ran")
 
 
 def test_the_end_of_the_lifespans_leaves_threads_the_rest_of_the_grace(exits, monkeypatch):

@@ -18,6 +18,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
+from types import FrameType
+from typing import Any
+
+from fastapi_prodkit._asgi import route_template
+from fastapi_prodkit._pipeline.in_flight import abandon, exchanges_in, frames_of
 
 __all__ = ["EXIT_TIME", "FAILED_START", "Termination"]
 
@@ -88,6 +93,7 @@ class Termination:
         self._ready_to_exit.wait()
         try:
             self._say_what_is_left()
+            self._abandon()
             if not self._in_hooks:
                 atexit.unregister(self._exiting)
                 atexit._run_exitfuncs()  # noqa: SLF001 - the interpreter's own way to call them has not begun
@@ -100,10 +106,18 @@ class Termination:
         if self._in_hooks:
             _logger.warning("exiting before all atexit hooks have ended")
             return
-        places = dict(_places())
-        left = sum(thread is not threading.main_thread() for thread in places)
-        message = "exiting with %d thread(s) left, which have not ended in time"
-        _logger.warning(message, left, extra={"threads": list(places.values())})
+        threads, tasks = dict(_places()), asyncio.all_tasks(self._loop)
+        counts = {"thread": sum(each is not threading.main_thread() for each in threads), "task": len(tasks)}
+        left = " and ".join(f"{count} {kind}(s)" for kind, count in counts.items() if count)
+        fields = {"threads": list(threads.values()), "tasks": [_describe(task) for task in tasks]}
+        _logger.warning("exiting with %s left, which have not ended in time", left, extra=fields)
+
+    def _abandon(self) -> None:
+        """Have an access line written for each request whose handler has not ended."""
+        running = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - see _places
+        for frames in (_stack(running), *map(frames_of, asyncio.all_tasks(self._loop))):
+            for exchange in exchanges_in(frames):
+                abandon(exchange)
 
 
 def _places() -> Iterator[tuple[threading.Thread, str]]:
@@ -113,3 +127,20 @@ def _places() -> Iterator[tuple[threading.Thread, str]]:
         if not thread.daemon and thread.ident in frames:
             place = traceback.extract_stack(frames[thread.ident])[-1]
             yield thread, f"{thread.name} in {place.name} ({place.filename}:{place.lineno})"
+
+
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _describe(task: "asyncio.Task[Any]") -> str:
+    """Return the name of a task, or the request that it serves, with the line of code that it is in."""
+    frames = list(frames_of(task))
+    served = next(exchanges_in(frames), None)
+    name = task.get_name()
+    if served is not None:
+        name = f"{served.scope.get('method', 'WebSocket')} {route_template(served.scope, served.root_path)}"
+    places = (f" in {frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})" for frame in frames[-1:])
+    return name + "".join(places)

@@ -19,6 +19,7 @@ from contextvars import Context
 from types import FrameType, MethodType
 from typing import Any
 
+from fastapi_prodkit._pipeline.in_flight import cut_requests
 from fastapi_prodkit._termination import FAILED_START, Termination
 from fastapi_prodkit.exceptions import SettingsWarning
 from fastapi_prodkit.sections import ShutdownSettings
@@ -26,6 +27,7 @@ from fastapi_prodkit.sections import ShutdownSettings
 __all__ = ["STOP_TIMEOUT", "Shutdown"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_CUT_TIME = 0.05  # seconds between two looks at requests that are left when the grace is over
 STOP_TIMEOUT = 30.0  # seconds; the default of `stopTimeout` in an ECS task definition
 
 _logger = logging.getLogger(__name__)
@@ -96,6 +98,9 @@ class Shutdown:
         signals.take()
         try:
             yield
+        except asyncio.CancelledError:
+            if not signals.forced:
+                raise
         finally:
             signals.give_back()
 
@@ -111,6 +116,8 @@ class _Signals:
         self._taken: dict[int, MethodType] = {}
         self._repeated = False
         self._termination: Termination | None = None
+        self._cutting: asyncio.TimerHandle | None = None
+        self.forced = False  # a second signal has ended the server, which then cancels the lifespan
 
     def take(self) -> None:
         if threading.current_thread() is not threading.main_thread():  # Python delivers signals to no other
@@ -124,13 +131,15 @@ class _Signals:
     def give_back(self) -> None:
         for number, handler in self._taken.items():
             signal.signal(number, handler)
+        if self._cutting is not None:
+            self._cutting.cancel()
         if self._termination is not None:
             self._termination.lifespan_ended()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         """Run between any two instructions of the main thread: leave the work to the event loop."""
         # In a context of its own: this one is of the request that was interrupted, and has its id.
-        self._loop.call_soon_threadsafe(self._end if self._repeated else self._begin, number, context=Context())
+        self._loop.call_soon_threadsafe(self._force if self._repeated else self._begin, number, context=Context())
         self._bound(self._server(number))
         self._repeated = True
 
@@ -165,13 +174,32 @@ class _Signals:
             return
         if server.config.timeout_graceful_shutdown is None:
             server.config.timeout_graceful_shutdown = self._settings.grace
+        # The server does it, too, a moment later, and answers nothing.
+        self._cut_in(server.config.timeout_graceful_shutdown)
         server.should_exit = True  # not through its handler, which raises the signal again in the end: exit code 143
+
+    def _force(self, number: int) -> None:
+        """End the server, and with it what still runs: called for the second signal."""
+        self.forced = getattr(self._server(number), "started", True)
+        self._end(number)
 
     def _end(self, number: int) -> None:
         """Have the server end without waiting for anybody."""
         self._stop(number)
         if hasattr(server := self._server(number), "force_exit"):
             server.force_exit = True
+            self._cut()
+
+    def _cut(self) -> None:
+        """Cancel the requests that have not ended, and those that come until the server has closed its port."""
+        if count := cut_requests(self._loop):
+            _logger.warning("cancelling %d request(s), which have not ended in time", count)
+        self._cut_in(_CUT_TIME)
+
+    def _cut_in(self, seconds: float) -> None:
+        if self._cutting is not None:
+            self._cutting.cancel()
+        self._cutting = self._loop.call_later(seconds, self._cut)
 
     def _server(self, number: int) -> Any:
         return self._taken[number].__self__

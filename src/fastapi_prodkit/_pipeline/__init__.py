@@ -49,9 +49,9 @@ the context of the log and the headers of the response.
 
 The modules: `layers` (Layer, LayerStack), `hooks` (the hooks of several layers as lists), `exchange` (the state of one
 request), `edge` (the outermost place), `management` (probes and their like, which the edge has served), `interruption`
-(answer in place of an app that is cancelled), `cancellation` (which exchange may be cancelled), `stream` (what has been
-sent of a response in parts), `listener` (notice that a client disconnects), `timers` (one timer for many equal
-time-outs).
+(answer in place of an app that is cancelled), `cancellation` (which exchange may be cancelled, and whether it was),
+`in_flight` (the requests that are left when the process ends), `stream` (what has been sent of a response in parts),
+`listener` (notice that a client disconnects), `timers` (one timer for many equal time-outs).
 
 `docs/contributing/request-path.md` says more, and ends with a layer and its test.
 """
