@@ -17,6 +17,7 @@ from typing import Any
 __all__ = ["LineWriter"]
 
 CLOSE_TIME = 2.0  # seconds that the lines of a queue may take to be written when the process ends
+_LOOK_TIME = 0.05  # seconds between two looks at a queue that is being written
 
 
 class LineWriter:
@@ -58,7 +59,7 @@ class LineWriter:
         if self._thread is not None and self._thread.is_alive():
             written, closing = threading.Event(), monotonic()
             self._lines.put(written)
-            while not written.wait(0.1):
+            while not written.wait(_LOOK_TIME):
                 if monotonic() >= min(closing, self._writing_since or closing) + CLOSE_TIME:
                     return  # nobody reads standard output: a line without the queue would stop its thread for ever
         self.write = self._write

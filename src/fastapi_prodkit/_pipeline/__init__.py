@@ -23,8 +23,9 @@ The life of one request:
    adds the headers that layers have put into `exchange.response_headers`, and passes the message to the server.
 6. A deadline that expires cancels the app's task and sends its own answer; what the app still sends is dropped.
    A client that disconnects cancels the task without an answer, where the settings or the route say so.
-7. An exception ends the call of the app. `on_error` of the innermost layer that has it decides: swallow, or raise on.
-   In an edge it is called when the exception has passed `Starlette.__call__`, and what agents have patched there.
+7. An exception ends the call of the app, and one is raised if the app returns in the middle of its response. `on_error`
+   of the innermost layer that has it decides: swallow, or raise on. In an edge it is called when the exception has
+   passed `Starlette.__call__`, and what agents have patched there.
 8. Whatever has happened, `on_end` of each layer is called, innermost first, and the request context is closed.
 
 The five hooks of a `Layer`; each docstring in `layers` says what it may return and raise:

@@ -233,7 +233,7 @@ class Exchange:
             self.duration = perf_counter() - self.started_at
 
     def open_stream(self) -> ResponseStream:
-        """Return what is known of the stream of a response that has started; by itself it is opened by a chunk."""
+        """Return the stream of a response that has started; without this call it is opened by the first chunk."""
         if self.stream is None:
             self.stream = ResponseStream(self._start.get("headers", ()), self._send)
         return self.stream
