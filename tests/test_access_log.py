@@ -968,6 +968,18 @@ def refusing() -> FastAPI:
     async def room(websocket: WebSocket):
         raise WebSocketException(1008, "no such room")
 
+    @app.websocket("/closed/{code}")
+    async def closed(websocket: WebSocket, code: int, reason: str | None = None):
+        await websocket.close(code, reason)
+
+    @app.websocket("/answered/{status}")
+    async def answered(websocket: WebSocket, status: int):
+        raise HTTPException(status, websocket.query_params.get("detail"))
+
+    @app.websocket("/denied/{status}")
+    async def denied(websocket: WebSocket, status: int):
+        await websocket.send_denial_response(Response(status_code=status))
+
     app.mount("/sub", inner)
     app.mount("/tenants/{tenant}", inner)
     app.mount("/files", PlainTextResponse("a file"))
@@ -1071,16 +1083,71 @@ def test_a_refused_websocket_says_why(refuser, records, headers, reason):
     assert (record.http_route, record.levelname, record.reason) == ("/rooms/{room}", "WARNING", reason)
 
 
+@pytest.mark.parametrize(
+    ("path", "route", "status", "level", "reason"),
+    [
+        ("/closed/1000", "/closed/{code}", 403, "WARNING", "the app has closed it: 1000, before it was open"),
+        ("/closed/4001", "/closed/{code}", 403, "WARNING", "the app has closed it: 4001, before it was open"),
+        ("/closed/1013?reason=full", "/closed/{code}", 403, "WARNING", "the app has closed it: full"),
+        ("/closed/x", "/closed/{code}", 403, "WARNING", "the app has closed it: The request is not valid."),
+        ("/nowhere", "_unmatched", 403, "WARNING", "the app has closed it: 1000, before it was open"),
+        ("/answered/403", "/answered/{status}", 403, "WARNING", "the app has answered it with 403: Forbidden"),
+        (
+            "/answered/404?detail=a%0A%20b",
+            "/answered/{status}",
+            404,
+            "WARNING",
+            "the app has answered it with 404: a b",
+        ),
+        (
+            "/answered/503",
+            "/answered/{status}",
+            503,
+            "WARNING",
+            "the app has answered it with 503: Service Unavailable",
+        ),
+        ("/answered/500", "/answered/{status}", 500, "ERROR", None),
+        ("/denied/401", "/denied/{status}", 401, "WARNING", "the app has answered it with 401"),
+        ("/denied/502", "/denied/{status}", 502, "ERROR", None),
+    ],
+)
+def test_a_handshake_that_the_app_refuses_says_why(refuser, records, path, route, status, level, reason):
+    """In whichever way the app refuses it; an error of the server is none."""
+    refused = (WebSocketDenialResponse, WebSocketDisconnect)
+
+    with pytest.raises(refused), refuser.websocket_connect(path):
+        ...
+
+    [record] = records
+    assert (record.http_route, record.http_status, record.levelname) == (route, status, level)
+    assert getattr(record, "reason", None) == reason
+
+
+def test_what_an_app_says_of_a_handshake_is_cut(refuser, records):
+    """What an app says may repeat what the client has sent."""
+    with pytest.raises(WebSocketDenialResponse), refuser.websocket_connect(f"/answered/403?detail={'x' * 1000}"):
+        ...
+
+    assert len(records[0].reason) == 200
+
+
 def test_refusals_are_counted():
     """By a code of few, WebSockets too; what was served in the end is not."""
     with TestClient(refusing(), raise_server_exceptions=False) as client:
         for path in ("/status/503", "/status/503", "/status/500", "/recovered", "/limited"):
             client.get(path)
         client.post("/items/1", content=b"x" * 11)
-        with pytest.raises(WebSocketDenialResponse), client.websocket_connect("/rooms/7", headers=FOREIGN):
-            ...
+        refused = (WebSocketDenialResponse, WebSocketDisconnect)
+        for path, headers in [
+            ("/rooms/7", FOREIGN),
+            ("/closed/1000", {}),
+            ("/answered/403", {}),
+            ("/answered/429", {}),
+        ]:
+            with pytest.raises(refused), client.websocket_connect(path, headers=headers):
+                ...
         shown = client.get("/metrics").text
 
     found = re.findall(r'http_server_refusals_total\{reason="(\w+)"\} (\d)', shown)
-    expected = {"unavailable": "2", "rate_limited": "1", "body_too_large": "1", "origin_not_allowed": "1"}
-    assert dict(found) == expected
+    expected = {"unavailable": "2", "rate_limited": "2", "body_too_large": "1"}
+    assert dict(found) == {**expected, "origin_not_allowed": "1", "websocket_refused": "2"}

@@ -50,7 +50,7 @@ class Reason(NamedTuple):
 
 
 # What is known of a refusal that nothing has given a reason for, by status.
-UNEXPLAINED: Final[Mapping[int, Reason]] = {
+_UNEXPLAINED: Final[Mapping[int, Reason]] = {
     408: Reason("request_timeout"),
     413: Reason("body_too_large"),
     429: Reason("rate_limited"),
@@ -61,7 +61,9 @@ UNEXPLAINED: Final[Mapping[int, Reason]] = {
 
 
 # What a refusal is answered with. Beside another status a reason is of a refusal that the app has caught.
-REFUSING: Final = frozenset({400, 401, 403, *UNEXPLAINED})
+_REFUSING: Final = frozenset({400, 401, 403, *_UNEXPLAINED})
+_REFUSING_HANDSHAKE: Final = _REFUSING.union(range(400, 499))  # 499 stands for a client that has disconnected
+_LONGEST_TEXT: Final = 200  # characters, of what an app says
 
 
 class RequestContext(dict[str, Any]):
@@ -76,6 +78,18 @@ class RequestContext(dict[str, Any]):
     reason: Reason | None = None
     failed = False
     end_reason: str | None = None
+
+    def explain_handshake(self, status: int, text: str) -> None:
+        """State why the app refuses a WebSocket handshake, unless something has given the reason."""
+        if self.reason is None:
+            code = _UNEXPLAINED[status].code if status in _UNEXPLAINED else "websocket_refused"
+            self.reason = Reason(code, " ".join(text.split())[:_LONGEST_TEXT])
+
+    def refusal(self, status: int, scope_type: str) -> Reason | None:
+        """Return why a request was refused that has this status, or None if it was not."""
+        if status in (_REFUSING if scope_type == "http" else _REFUSING_HANDSHAKE):
+            return self.reason or _UNEXPLAINED.get(status)
+        return None
 
 
 _fields: ContextVar[dict[str, Any] | None] = ContextVar("fastapi_prodkit", default=None)
@@ -109,6 +123,13 @@ def refuse(reason: Reason) -> None:
     context = _fields.get()
     if isinstance(context, RequestContext):
         context.reason = reason
+
+
+def refuse_handshake(status: int, text: str) -> None:
+    """State why the app refuses the WebSocket handshake of this request, unless something has given the reason."""
+    context = _fields.get()
+    if isinstance(context, RequestContext):
+        context.explain_handshake(status, text)
 
 
 def keep(error: BaseException, context: dict[str, Any]) -> None:

@@ -60,6 +60,9 @@ async def respond(connection: HTTPConnection, problem: ProblemError) -> Response
     """Return the problem as a response, for an exception handler; close an accepted WebSocket, which can have none."""
     error = raisable(connection, problem)
     if error is problem:
+        if isinstance(connection, WebSocket):
+            said = f"the app has answered it with {problem.status_code}: {problem.detail}"
+            _context.refuse_handshake(problem.status_code, said)
         return response(connection, problem)
     if isinstance(error, WebSocketException):
         await cast("WebSocket", connection).close(error.code, error.reason)

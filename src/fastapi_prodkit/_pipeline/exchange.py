@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import REPLACED_BY_LIMIT, UNMATCHED, requested_template, route_path, route_template
-from fastapi_prodkit._context import REFUSING, UNEXPLAINED, Reason, RequestContext
+from fastapi_prodkit._context import Reason, RequestContext
 from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
 from fastapi_prodkit._pipeline.interruption import Interruption
 from fastapi_prodkit._pipeline.listener import DisconnectListener
@@ -20,7 +20,8 @@ from fastapi_prodkit._pipeline.timers import Deadline
 __all__ = ["CLIENT_DISCONNECTED", "Exchange"]
 
 CLIENT_DISCONNECTED: Final = 499  # nginx's status for it; no client ever sees the status
-_POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1; what an app refuses a handshake with
+_FORBIDDEN: Final = 403  # what servers answer to a handshake that is closed before it is accepted
+_NORMAL_CLOSURE: Final = 1000  # RFC 6455 section 7.4.1; the default of ASGI
 _TO_NORMALIZE: Final = ("/", "")  # last characters of a path that `route_path` changes
 _PLAIN: Final = frozenset({b"content-length", b"content-type"})  # no layer's header replaces or depends on these
 
@@ -255,8 +256,8 @@ class Exchange:
         if self.client_disconnected:
             self.status = CLIENT_DISCONNECTED
         self.route = route_template(self.scope, self.root_path)
-        if self.status in REFUSING:
-            self.refusal = self.context.reason or UNEXPLAINED.get(self.status)
+        if self.status >= 400:  # noqa: PLR2004 - the first status of an error
+            self.refusal = self.context.refusal(self.status, self.scope["type"])
             if self.refusal is not None and self.route == UNMATCHED:  # it was refused before routing
                 self.route = requested_template(self.scope, self.root_path)
         for hook in on_end:
@@ -291,9 +292,10 @@ class Exchange:
         if kind == "websocket.accept":
             return self._start_response(101, message)
         if kind == "websocket.http.response.start" and not self.status:
+            self.context.explain_handshake(message["status"], f"the app has answered it with {message['status']}")
             return self._start_response(message["status"], message)
         if kind == "websocket.close" and not self.status:
-            self.status = 403  # what servers answer to a handshake that is closed before it is accepted
-            if self.context.reason is None and message.get("code") == _POLICY_VIOLATION:
-                self.context.reason = Reason("websocket_refused", f"the app has closed it: {message.get('reason')}")
+            self.status = _FORBIDDEN
+            said = message.get("reason") or f"{message.get('code', _NORMAL_CLOSURE)}, before it was open"
+            self.context.explain_handshake(_FORBIDDEN, f"the app has closed it: {said}")
         return message
