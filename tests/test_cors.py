@@ -3,6 +3,7 @@
 import pytest
 from fastapi import FastAPI
 from httpx2 import Headers
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -12,8 +13,10 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 from wire import connection, read_response, request, serving
 
+from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.metrics import MetricsMiddleware
 from fastapi_prodkit.sections import CorsSettings
 
 APP = "https://app.example.com"
@@ -328,13 +331,13 @@ def test_preflight():
 
 def test_preflight_settings():
     """Methods, headers and the time are settings; an empty list leaves its header out."""
-    settings = CorsSettings(origins=(APP,), allow_methods=("GET",), allow_headers=(), expose_headers=(), max_age=0)
+    settings = CorsSettings(origins=(APP,), allow_methods=("PUT",), allow_headers=(), expose_headers=(), max_age=0)
 
     response = preflight(client(settings), APP)
 
     assert policy(response) == {
         "access-control-allow-origin": APP,
-        "access-control-allow-methods": "GET",
+        "access-control-allow-methods": "PUT",
         "access-control-max-age": "0",
     }
     assert policy(client(settings).get("/", headers={"Origin": APP})) == {"access-control-allow-origin": APP}
@@ -358,6 +361,69 @@ def test_foreign_preflight(origin):
     assert response.json()["detail"] == "Requests from this origin are not allowed."
     assert policy(response) == {}
     assert response.headers["vary"] == "Origin"
+
+
+def request_headers(names):
+    return {"Access-Control-Request-Headers": names}
+
+
+METHOD = "Access-Control-Request-Method: {!r} is not one of CORS_ALLOW_METHODS"
+HEADERS = "Access-Control-Request-Headers: {!r} is not in CORS_ALLOW_HEADERS"
+WILD = CorsSettings(origins=("*",), allow_methods=("*",), allow_headers=("*",))
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers", "code", "reason"),
+    [
+        (LISTED, {"Access-Control-Request-Method": "TRACE"}, "method", METHOD.format("TRACE")),
+        (LISTED, {"Access-Control-Request-Method": "patch"}, "method", METHOD.format("patch")),
+        (LISTED, {"Access-Control-Request-Method": ""}, "method", METHOD.format("")),
+        (LISTED, {"Access-Control-Request-Method": "\x1bX" * 999}, "method", METHOD.format("\x1bX" * 150)),
+        (LISTED, request_headers("x-bad"), "header", HEADERS.format("x-bad")),
+        (LISTED, request_headers("x-bad, content-type,, X-Worse"), "header", HEADERS.format("x-bad, x-worse")),
+        (LISTED, request_headers("x," * 999), "header", HEADERS.format("x, " * 100)),
+        (WILD, request_headers("x-any, authorization"), "header", HEADERS.format("authorization")),
+        (
+            LISTED,
+            {"Access-Control-Request-Private-Network": "true"},
+            "private_network",
+            "Access-Control-Request-Private-Network: 'true' is never allowed",
+        ),
+    ],
+)
+def test_preflight_for_what_is_not_allowed(settings, headers, code, reason, caplog):
+    """It is a 403 problem without any Access-Control header, and the log names what was asked for."""
+    registry = CollectorRegistry()
+    app = FastAPI()
+    app.add_middleware(CORSMiddleware, settings)
+    app.add_middleware(MetricsMiddleware, registry=registry)
+    app.add_middleware(AccessLogMiddleware)
+
+    with caplog.at_level("INFO"):
+        response = preflight(TestClient(app), APP, **headers)
+
+    assert response.status_code == 403
+    assert response.headers["content-type"] == "application/problem+json"
+    assert policy(response) == {}
+    [record] = (each for each in caplog.records if each.name == "fastapi_prodkit.access")
+    assert (record.levelname, record.reason) == ("WARNING", reason)
+    assert registry.get_sample_value("http_server_refusals_total", {"reason": f"cors_{code}_not_allowed"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers"),
+    [
+        *((CorsSettings(origins=(APP,), allow_methods=()), {"Access-Control-Request-Method": method})
+          for method in ("GET", "HEAD", "POST")),
+        (LISTED, request_headers("")),
+        (LISTED, request_headers("AUTHORIZATION ,content-type")),
+        (LISTED, {"Access-Control-Request-Private-Network": "false"}),
+        (WILD, {"Access-Control-Request-Method": "PURGE", **request_headers("x-any")}),
+    ],
+)  # fmt: skip
+def test_preflight_for_what_is_allowed(settings, headers):
+    """Methods that need no preflight are always allowed, and case is no matter in a header's name (Fetch standard)."""
+    assert preflight(client(settings), APP, **headers).status_code == 204
 
 
 @pytest.mark.parametrize("lines", [(APP, APP), (APP, "https://evil.example"), ("https://evil.example", APP)])

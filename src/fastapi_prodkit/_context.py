@@ -17,6 +17,9 @@ NO_REQUEST: Final = "-"  # in place of the id, on records outside of any request
 Code = Literal[
     "body_timeout",
     "body_too_large",
+    "cors_header_not_allowed",
+    "cors_method_not_allowed",
+    "cors_private_network_not_allowed",
     "database_unavailable",
     "deadline_exceeded",
     "gateway_timeout",

@@ -11,7 +11,7 @@ from typing import Final, Literal, TypedDict, Unpack
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_prodkit._context import Reason
+from fastapi_prodkit._context import Code, Reason
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import RawHeaders
@@ -24,8 +24,8 @@ __all__ = ["CORSMiddleware"]
 
 # What browsers send for a page with an origin: no `null`, no path, no list, nothing that could end a header line.
 _ORIGIN = re.compile(rb"[a-z][a-z0-9+.-]*://[A-Za-z0-9._:\[\]-]{1,261}")
-_LONGEST_ORIGIN = 300  # bytes, of what is logged
-_PUBLIC = b"*"
+_LONGEST_LOGGED = 300  # bytes, of what a client has sent
+_ANY = b"*"  # any origin, any method, or any header
 _POLICY = frozenset(
     b"access-control-" + name
     for name in (
@@ -39,7 +39,11 @@ _POLICY = frozenset(
     )
 )
 _OURS = _POLICY | {b"vary"}
-_ALLOW_ORIGIN, _REQUEST_METHOD = b"access-control-allow-origin", b"access-control-request-method"
+_ALLOW_ORIGIN = b"access-control-allow-origin"
+_REQUEST_METHOD, _REQUEST_HEADERS = b"access-control-request-method", b"access-control-request-headers"
+_PRIVATE_NETWORK = b"access-control-request-private-network"
+_SAFE_METHODS = frozenset({b"GET", b"HEAD", b"POST"})  # Fetch standard: no preflight has to allow these
+_NOT_WILD = b"authorization"  # Fetch standard: `*` does not stand for it
 _NOT_USUAL = ("OPTIONS", None)  # methods: of what may be a preflight, and of a WebSocket, which has none
 _STARLETTES: Final = {"allow_origins": "origins", "allow_origin_regex": "origin_regex"}
 
@@ -131,6 +135,8 @@ class CORSMiddleware(Layer):
             **_header(b"access-control-allow-headers", values.allow_headers),
             **credentials,
         }
+        self._methods = _SAFE_METHODS.union(method.encode() for method in values.allow_methods)
+        self._headers = frozenset(name.encode().lower() for name in values.allow_headers)
 
     def inside(self, outer: Layer) -> Layer:
         """Have the policy of a layer further out end where this one begins."""
@@ -153,14 +159,35 @@ class CORSMiddleware(Layer):
             return self._handshake(exchange, origin)
         allowed = self._allowed(origin)
         preflight = origin is not None and scope["method"] == "OPTIONS" and _REQUEST_METHOD in exchange.headers
-        if allowed is not None:
-            exchange.response_headers[_ALLOW_ORIGIN] = allowed
-            exchange.response_headers |= self._preflight if preflight else self._granted
-        else:
+        refusal = self._preflight_refusal(exchange, origin, allowed) if preflight else None
+        if allowed is None or refusal is not None:
             exchange.response_headers |= self._base
-            if preflight:
-                return _refusal("Requests", origin)
+            return refusal
+        exchange.response_headers[_ALLOW_ORIGIN] = allowed
+        exchange.response_headers |= self._preflight if preflight else self._granted
         return _answer_preflight if preflight else None
+
+    def _preflight_refusal(self, exchange: Exchange, origin: bytes | None, allowed: bytes | None) -> Refusal | None:
+        """Refuse a preflight that asks for what a browser would not find in the answer."""
+        if allowed is None:
+            return _refusal("Requests", origin)
+        method = b", ".join(exchange.header_values(_REQUEST_METHOD))
+        if method not in self._methods and _ANY not in self._methods:
+            reason = _reason("cors_method_not_allowed", _REQUEST_METHOD, method, "is not one of CORS_ALLOW_METHODS")
+            return Refusal(ProblemError(403, "This method is not allowed from other origins."), reason)
+        if refused := b", ".join(self._refused_headers(exchange)):
+            reason = _reason("cors_header_not_allowed", _REQUEST_HEADERS, refused, "is not in CORS_ALLOW_HEADERS")
+            return Refusal(ProblemError(403, "These headers are not allowed from other origins."), reason)
+        if exchange.headers.get(_PRIVATE_NETWORK) == b"true":
+            reason = _reason("cors_private_network_not_allowed", _PRIVATE_NETWORK, b"true", "is never allowed")
+            return Refusal(ProblemError(403, "Requests into a private network are not allowed."), reason)
+        return None
+
+    def _refused_headers(self, exchange: Exchange) -> Iterator[bytes]:
+        for line in exchange.header_values(_REQUEST_HEADERS):
+            for name in filter(None, map(bytes.strip, line.lower().split(b","))):
+                if name not in self._headers and (_ANY not in self._headers or name == _NOT_WILD):
+                    yield name
 
     def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
         """Remove the Access-Control headers of the app, and merge its Vary with ours."""
@@ -181,7 +208,7 @@ class CORSMiddleware(Layer):
     def _allowed(self, origin: bytes | None) -> bytes | None:
         """Return the value of Access-Control-Allow-Origin, or None."""
         if self._public:
-            return _PUBLIC
+            return _ANY
         if origin is None or origin in self._listed:
             return origin
         if self._patterns and _ORIGIN.fullmatch(origin):
@@ -209,9 +236,12 @@ class _InnerPolicy(Layer):
 
 
 def _refusal(what: str, origin: bytes | None) -> Refusal:
-    shown = (origin or b"")[:_LONGEST_ORIGIN].decode("latin-1")
-    reason = Reason("origin_not_allowed", f"Origin: {shown!r} is not one of CORS_ORIGINS")
+    reason = _reason("origin_not_allowed", b"origin", origin or b"", "is not one of CORS_ORIGINS")
     return Refusal(ProblemError(403, f"{what} from this origin are not allowed."), reason)
+
+
+def _reason(code: Code, header: bytes, value: bytes, wrong: str) -> Reason:
+    return Reason(code, f"{header.decode().title()}: {value[:_LONGEST_LOGGED].decode('latin-1')!r} {wrong}")
 
 
 async def _answer_preflight(_scope: Scope, _receive: Receive, send: Send) -> None:
