@@ -1056,7 +1056,7 @@ def test_pieces_inside_a_mounted_app_share_the_context_and_the_headers(capsys):
     (line,) = access_lines(capsys.readouterr().out)
     assert response.json()["id"] == response.headers["x-request-id"] == line["request_id"]
     assert line["customer"] == "c-1"
-    assert response.headers["ratelimit-policy"] == '"default";q=100000;w=60, "default";q=5;w=60'
+    assert response.headers["ratelimit-policy"] == '"default";q=100000;w=60, "default-5-per-60s";q=5;w=60'
     assert_edge(response)
 
 

@@ -20,6 +20,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit._client import client_key
+from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware, by_header, memory
@@ -193,12 +194,12 @@ def test_several_limits(clock, store):
     over_the_second = client.get("/")
 
     assert limits(first) == (
-        '"default";q=2;w=1, "default-2";q=3;w=60',
-        '"default";r=1;t=1, "default-2";r=2;t=60',
+        '"default-2-per-1s";q=2;w=1, "default-3-per-60s";q=3;w=60',
+        '"default-2-per-1s";r=1;t=1, "default-3-per-60s";r=2;t=60',
     )
-    assert over_the_first.json()["violated-policies"] == ["default"]
+    assert over_the_first.json()["violated-policies"] == ["default-2-per-1s"]
     assert over_the_first.headers["retry-after"] == "1"
-    assert over_the_second.json()["violated-policies"] == ["default-2"]
+    assert over_the_second.json()["violated-policies"] == ["default-3-per-60s"]
     assert over_the_second.headers["retry-after"] == "59"
 
 
@@ -209,7 +210,7 @@ def test_retry_after_waits_for_all():
     client.get("/")
     response = client.get("/")
 
-    assert response.json()["violated-policies"] == ["default", "default-2"]
+    assert response.json()["violated-policies"] == ["default-1-per-60s", "default-1-per-3600s"]
     assert response.headers["retry-after"] == "3600"
 
 
@@ -226,6 +227,17 @@ def test_retry_after_waits_for_all():
 def test_notation(text, expected):
     """A limit is written as in slowapi and limits."""
     assert [(limit.amount, limit.seconds) for limit in parse_limits(text, name="default")] == expected
+
+
+def test_names_of_several_limits():
+    """Each name says how much the limit allows, and is unique, so that a shared store counts for each."""
+    names = ["a-1-per-60s", "a-2-per-3600s", "a-1-per-60s-2", "a-1-per-60s-3"]
+
+    parsed = parse_limits("1/minute; 2/hour; 1 per 60 seconds; 1/minute", name="a")
+
+    assert [limit.name for limit in parsed] == names
+    assert len({limit.id for limit in parsed}) == 4
+    assert parsed[0].beside(names).name == "a-1-per-60s-4"
 
 
 @pytest.mark.parametrize("text", ["", "100", "minute", "-1/minute", "five/minute", "5/fortnight", "5/minute; oops"])
@@ -529,6 +541,32 @@ def test_dependency(default):
     assert refused.json()["violated-policies"] == ["route"]
 
 
+@pytest.mark.parametrize("default", ["100/minute", None])
+def test_limits_of_one_name(default, caplog):
+    """Of two limits with one name the second has amount and seconds in its name, in headers, problem and log alike."""
+    router = APIRouter(dependencies=[Depends(RateLimit("9/minute"))])
+
+    @router.get("/", dependencies=[Depends(RateLimit("1/hour"))])
+    async def endpoint():
+        return {}
+
+    app = fastapi(default=default)
+    app.include_router(router)
+    app.add_middleware(AccessLogMiddleware)
+    client = TestClient(app)
+
+    client.get("/")
+    with caplog.at_level("INFO", "fastapi_prodkit.access"):
+        refused = client.get("/")
+
+    assert limits(refused)[0].endswith('"route";q=9;w=60, "route-1-per-3600s";q=1;w=3600')
+    assert limits(refused)[1].endswith('"route";r=7;t=60, "route-1-per-3600s";r=0;t=3600')
+    assert refused.json()["violated-policies"] == ["route-1-per-3600s"]
+    assert [record.reason for record in caplog.records if record.name == "fastapi_prodkit.access"] == [
+        "over the limit route-1-per-3600s (1 in 3600 s)"
+    ]
+
+
 def test_dependency_beside_the_default():
     """With the middleware both limits are items of one header, and both count."""
     client = TestClient(limited(RateLimit("2/minute"), default="100/minute"))
@@ -555,9 +593,9 @@ def test_dependencies_on_router_and_route(default):
 
     served, refused = client.get("/v1/"), client.get("/v1/")
 
-    assert limits(served)[0].endswith('"router";q=9;w=60, "strict";q=1;w=1, "strict-2";q=2;w=60')
-    assert limits(served)[1].endswith('"router";r=8;t=60, "strict";r=0;t=1, "strict-2";r=1;t=60')
-    assert refused.json()["violated-policies"] == ["strict"]
+    assert limits(served)[0].endswith('"router";q=9;w=60, "strict-1-per-1s";q=1;w=1, "strict-2-per-60s";q=2;w=60')
+    assert limits(served)[1].endswith('"router";r=8;t=60, "strict-1-per-1s";r=0;t=1, "strict-2-per-60s";r=1;t=60')
+    assert refused.json()["violated-policies"] == ["strict-1-per-1s"]
     assert '"router";r=7;t=60' in limits(refused)[1]
 
 
@@ -732,9 +770,10 @@ def test_an_app_in_an_app(inner):
 
     served, refused = client.get("/"), client.get("/")
 
-    assert limits(served)[1].startswith('"default";r=2;t=60, "default";r=0;t=60')
+    assert limits(served)[1].startswith('"default";r=2;t=60, "default-1-per-60s";r=0;t=60')
     assert (served.status_code, refused.status_code) == (200, 429)
-    assert limits(refused)[1].startswith('"default";r=1;t=60, "default";r=0;t=60')
+    assert limits(refused)[1].startswith('"default";r=1;t=60, "default-1-per-60s";r=0;t=60')
+    assert refused.json()["violated-policies"] == ["default-1-per-60s"]
 
 
 def test_two_apps_in_one_process():

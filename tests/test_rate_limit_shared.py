@@ -116,7 +116,9 @@ def test_headers(url, strategy):
     with TestClient(service(store_of(url, strategy=strategy), default="5/hour; 100/day")) as client:
         first, second = client.get("/"), client.get("/")
 
-    assert first.headers["ratelimit-policy"] == '"default";q=5;w=3600, "default-2";q=100;w=86400'
+    assert first.headers["ratelimit-policy"] == (
+        '"default-5-per-3600s";q=5;w=3600, "default-100-per-86400s";q=100;w=86400'
+    )
     left = [item.split(";")[1] for item in second.headers["ratelimit"].split(", ")]
     seconds = [int(item.split("t=")[1]) for item in second.headers["ratelimit"].split(", ")]
     assert left == ["r=3", "r=98"]

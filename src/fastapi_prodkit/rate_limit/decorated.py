@@ -265,6 +265,6 @@ def _with_headers(connection: HTTPConnection, response: Response | None, result:
     """Put the headers on the response, where no exchange sends them."""
     response = result if isinstance(result, Response) else response
     if response is not None and Exchange.innermost(connection.scope) is None:
-        headers = note(connection.scope, ())
+        headers = note(connection.scope, [])
         response.headers.update({name.decode(): value.decode() for name, value in headers.items()})
     return result

@@ -5,7 +5,8 @@ The headers are those of draft-ietf-httpapi-ratelimit-headers-10, sent with ever
 
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain, count
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -46,6 +47,12 @@ class Limit:
         self.quota = f'"{name}";r=%d;t=%d'.encode()
         self.id = f"{quote(home, safe='/:#<>')}/{name}/{amount}/{seconds}"
 
+    def beside(self, names: Collection[str]) -> "Limit":
+        """Return the limit, to be shown beside limits of these names, under a name of its own."""
+        if self.name not in names:
+            return self
+        return Limit(_full_name(self.name, self.amount, self.seconds, names), self.amount, self.seconds)
+
 
 # What a limit has left for a client after a request: requests, and seconds until there are more. Fewer than none mean
 # that this request was refused. A plain tuple, because one is made for each request.
@@ -65,7 +72,7 @@ class Store(Protocol):
 
 
 def parse_limits(text: str, *, name: str, home: str = "default") -> list[Limit]:
-    """Read `"10/second; 1000/hour"`; the second and later ones are called `<name>-2` and so on.
+    """Read `"10/second; 1000/hour"`; several are called `<name>-10-per-1s` and so on, one is called by the name.
 
     Raises:
         ConfigurationError: The text is not in the notation of the `limits` package.
@@ -78,7 +85,9 @@ def parse_limits(text: str, *, name: str, home: str = "default") -> list[Limit]:
         raise ConfigurationError(
             f"rate limit {text!r} cannot be read: write it as '100/minute', '5 per 10 seconds' or '2/second; 100/hour'"
         ) from None
-    names = [name, *(f"{name}-{number}" for number in range(2, len(items) + 1))]
+    names: list[str] = []
+    for item in items:
+        names.append(name if len(items) == 1 else _full_name(name, item.amount, item.get_expiry(), names))
     return [Limit(each, item.amount, item.get_expiry(), home=home) for each, item in zip(names, items, strict=True)]
 
 
@@ -122,14 +131,15 @@ def refusal(quotas: Sequence[Quota]) -> ProblemError:
     return ProblemError(429, "Too many requests; try again later.", type=_QUOTA_EXCEEDED, headers=wait, **names)
 
 
-def note(scope: Scope, quotas: Sequence[Quota], *, legacy: bool = False) -> dict[bytes, bytes]:
+def note(scope: Scope, quotas: list[Quota], *, legacy: bool = False) -> dict[bytes, bytes]:
     """Have the response say what is left, of these limits and of those that were noted before; return the headers.
 
     Without an exchange nobody sends them but the caller.
 
     Args:
         scope: The request.
-        quotas: What it was counted against.
+        quotas: What it was counted against. A limit whose name was noted before of another one is replaced in the list
+            by the same limit under a name of its own.
         legacy: Send `X-RateLimit-*` as well; who asks for it first decides for the request.
     """
     noted: _Noted | tuple[dict[bytes, bytes], Quota] | None = scope.get(_scope.QUOTAS)
@@ -139,15 +149,15 @@ def note(scope: Scope, quotas: Sequence[Quota], *, legacy: bool = False) -> dict
     elif isinstance(noted, tuple):
         headers, first = noted
         noted = scope[_scope.QUOTAS] = _Noted([first], headers, legacy=legacy)
-    noted.quotas += quotas
+    noted.add(quotas)
     noted.write()
     return noted.headers
 
 
 def note_first(exchange: Exchange, limit: Limit, remaining: int, reset: int) -> None:
-    """Do the same for the first and most often only limit of a request, in a fifth of the time."""
+    """Do the same for the first and most often only limit of a request that is served, in a fifth of the time."""
     scope = exchange.scope
-    if remaining < 0 or _scope.QUOTAS in scope:  # refused, or in a mounted app after others
+    if _scope.QUOTAS in scope:  # in a mounted app after others
         note(scope, [(limit, remaining, reset)])
         return
     headers = exchange.response_headers
@@ -156,11 +166,23 @@ def note_first(exchange: Exchange, limit: Limit, remaining: int, reset: int) -> 
     scope[_scope.QUOTAS] = headers, (limit, remaining, reset)
 
 
+def _full_name(name: str, amount: int, seconds: int, others: Collection[str]) -> str:
+    """Return a name that says how much the limit allows, and is none of the others."""
+    rate = f"-{amount}-per-{seconds}s"
+    full = f"{name.removesuffix(rate)}{rate}"
+    return next(each for each in chain([full], (f"{full}-{number}" for number in count(2))) if each not in others)
+
+
 class _Noted:
     def __init__(self, quotas: list[Quota], headers: dict[bytes, bytes], *, legacy: bool) -> None:
         self.quotas = quotas
         self.headers = headers
         self._legacy = legacy
+
+    def add(self, quotas: list[Quota]) -> None:
+        known = {limit.name for limit, _, _ in self.quotas}
+        quotas[:] = [(limit.beside(known), remaining, reset) for limit, remaining, reset in quotas]
+        self.quotas += quotas
 
     def write(self) -> None:
         quotas = self.quotas

@@ -98,8 +98,12 @@ class RateLimitMiddleware(Layer):
         if self._hit is None:
             return partial(self._ask, exchange)
         remaining, reset = self._hit(client_key(scope), 1, self._clock())
-        note_first(exchange, self._limits[0], remaining, reset)
-        return None if remaining >= 0 else Refusal(refusal([(self._limits[0], remaining, reset)]))
+        if remaining >= 0:
+            note_first(exchange, self._limits[0], remaining, reset)
+            return None
+        quotas = [(self._limits[0], remaining, reset)]
+        note(scope, quotas)
+        return Refusal(refusal(quotas))
 
     async def _ask(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         try:
