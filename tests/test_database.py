@@ -34,6 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fastapi_prodkit.database import Database, SessionDep, get_session
+from fastapi_prodkit.database.engine import create_engine
 
 SECRET = "hunter2-7f3a"
 TWICE = "hammer"
@@ -768,6 +769,19 @@ async def test_application_name_of_the_url_is_sent(server: Server) -> None:
         (f"postgresql://user:{SECRET}@host/name?sslmode={SECRET}", "sslmode must be one of disable"),
         (f"postgresql://user:{SECRET}@host/name?connect_timeout={SECRET}", "connect_timeout must be"),
         (f"postgresql://user:{SECRET}@host/name?connect_timeout=0", "connect_timeout must be"),
+        *(
+            (url, "names no host")
+            for url in (
+                *("postgresql://", "postgresql:///", f"postgresql://u:{SECRET}@/name", "postgresql://:5432/name"),
+                *(f"postgresql://u:{SECRET}@h,/name", f"postgresql://u:{SECRET}@,h/name"),
+            )
+        ),
+        *(
+            (f"postgresql://u:{SECRET}@{place}", "a port is a number from 1 to 65535")
+            for place in ("h:0/n", "h:65536/n", "h:-1/n", "h:1,i:99999/n", "h/n?host=i:0", "h/n?port=x")
+        ),
+        *((f"{url}", "is not a URL like") for url in (f"postgresql:{SECRET}@h/n", f" postgresql://u:{SECRET}@h/n")),
+        *((f"postgresql://u:{SECRET}@{place}", "is not a URL like") for place in ("h h/n", "h/n ", "h/n\n", "h:/n")),
         (f"sqlite://{SECRET}", "sqlite:///relative.db"),
         (f"sqlite://user:{SECRET}@/file.db", "sqlite:///relative.db"),
     ],
@@ -782,6 +796,27 @@ def test_bad_url_is_named_but_not_shown(url: str, remedy: str) -> None:
     assert remedy in str(caught.value)
     assert "DATABASE_URL" in str(caught.value)
     assert SECRET not in everything_said(caught.value)
+
+
+@pytest.mark.parametrize("name", ["url", "read_url", "migrations_url"])
+@pytest.mark.parametrize("url", [SECRET, f"postgresql://u:{SECRET}@h/n?sslmode=x", f"postgresql://u:{SECRET}@h:0/n"])
+def test_the_variable_of_a_bad_url_is_named(name: str, url: str) -> None:
+    """DATABASE_READ_URL and DATABASE_MIGRATIONS_URL are not called DATABASE_URL."""
+    settings = DatabaseSettings.model_validate({"url": "postgresql://u@h/n", "ssl": "off", name: url})
+
+    with pytest.raises(ConfigurationError, match=f"^DATABASE_{name.upper()}\\b") as caught:
+        create_engine(settings.model_copy(update={"url": getattr(settings, name)}))
+
+    assert SECRET not in everything_said(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql:///n", "postgresql://u@/n", "postgresql://u:p@/n?host=/run/postgresql", "postgresql://u:p@[::1]:1/n"],
+)
+def test_a_socket_and_an_ipv6_address_are_hosts(url: str) -> None:
+    """What libpq understands is not refused."""
+    create_engine(DatabaseSettings(url=url, ssl="off"))
 
 
 @pytest.mark.parametrize("case", ["password", "database", "down"])

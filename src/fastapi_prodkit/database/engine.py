@@ -46,8 +46,14 @@ def create_engine(settings: DatabaseSettings, *, password: PasswordProvider | No
         ConfigurationError: The URL or the CA file cannot be used. The message does not repeat the URL.
         MissingExtraError: The driver of the URL is not installed.
     """
-    url = parse(settings.url.get_secret_value())
-    return _postgresql(url, settings, password) if url.drivername in POSTGRESQL else _sqlite(url, settings)
+    try:
+        url = parse(settings.url.get_secret_value())
+        return _postgresql(url, settings, password) if url.drivername in POSTGRESQL else _sqlite(url, settings)
+    except ConfigurationError as error:
+        problem = str(error)
+    others = ("read_url", "migrations_url")
+    name = next((name for name in others if getattr(settings, name) is settings.url), "url")
+    raise ConfigurationError(problem.replace("DATABASE_URL", f"DATABASE_{name.upper()}"))
 
 
 def _postgresql(url: URL, settings: DatabaseSettings, password: PasswordProvider | None) -> AsyncEngine:

@@ -24,7 +24,8 @@ _UNDERSTOOD = (*_TRANSLATED, "host", "port")
 
 # Hosts as libpq lists them, user:password@one:5432,two:5432 - which SQLAlchemy does not read.
 _SEVERAL = re.compile(r"([^:]+://(?:[^@]*@)?)([^/?@]*,[^/?@]*)((?:/[^?]*)?)(?:\?(.*))?", re.DOTALL)
-_PORT = re.compile(r":\d+$")
+_PORT = re.compile(r":(\d+)$")
+_LAST_PORT = 65_535
 
 
 def parse(raw: str) -> URL:
@@ -36,7 +37,9 @@ def parse(raw: str) -> URL:
     url = None
     with suppress(ArgumentError, ValueError):  # not chained to ours below: they may quote a part of the password
         url = make_url(_list_hosts(raw))
-    if url is None or (url.drivername in POSTGRESQL and raw.count("@") > 1):
+    if url is None or (
+        url.drivername in POSTGRESQL and (raw.count("@") > 1 or raw != raw.strip() or " " in (url.host or ""))
+    ):
         raise ConfigurationError(
             "DATABASE_URL is not a URL like postgresql://user:password@host:5432/name; "
             "special characters in the user name and the password must be percent-encoded (an @ is %40)"
@@ -45,6 +48,8 @@ def parse(raw: str) -> URL:
         raise ConfigurationError(
             f"DATABASE_URL must begin with one of {', '.join(f'{name}://' for name in POSTGRESQL + SQLITE)}"
         )
+    if url.drivername in POSTGRESQL:
+        _check_hosts(url)
     return url
 
 
@@ -98,11 +103,28 @@ def read_seconds(value: str) -> float:
     return seconds
 
 
+def _check_hosts(url: URL) -> None:
+    listed = url.normalized_query.get("host", ())
+    local = url.database and url.password is None and url.port is None  # over the socket that libpq knows
+    if not (listed or local or all((url.host or "").split(","))):
+        raise ConfigurationError(
+            "DATABASE_URL names no host: write postgresql://user:password@host:5432/name, "
+            "or ?host=/run/postgresql for a socket"
+        )
+    ports = [found[1] for host in listed if (found := _PORT.search(host))]
+    ports += [str(url.port or 0)] if url.port is not None else []
+    ports += [port for text in url.normalized_query.get("port", ()) for port in text.split(",")]
+    if not all(port.isdecimal() and 0 < int(port) <= _LAST_PORT for port in ports):
+        raise ConfigurationError("DATABASE_URL: a port is a number from 1 to 65535")
+
+
 def _list_hosts(raw: str) -> str:
     """Write several hosts as SQLAlchemy does: ?host=one:5432&host=two:5432."""
     several = _SEVERAL.fullmatch(raw)
     if several is None or re.search(r"[?&]host=", raw):  # which wins over the hosts before it
         return raw
     before, hosts, path, query = several.groups()
+    if not all(hosts.split(",")):
+        return raw
     listed = [f"host={host}" for host in hosts.split(",")]
     return f"{before}{path}?{'&'.join(filter(None, [query, *listed]))}"

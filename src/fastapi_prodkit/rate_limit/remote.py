@@ -22,9 +22,13 @@ __all__ = ["Remote", "reason_about_key"]
 # ask a store half a millisecond away 30 000 times a second, which is more than a Python process can.
 _OPERATIONS: Final = 16
 _CLUSTER_TLS: Final = re.compile(r"^(redis|valkey)s(?=\+cluster:)")  # `limits` has no name for it
-_SCHEME: Final = re.compile(
-    r"(?:(?:redis|valkey)(?:s|\+unix|s?\+cluster|\+sentinel)?|memcached|mongodb(?:\+srv)?|memory)://"
-)
+_SCHEME: Final = re.compile(r"(?:(?:redis|valkey)(?:s|\+unix|s?\+cluster|\+sentinel)?|memcached|mongodb(?:\+srv)?)://")
+# What follows: [user:password@]host[:port][,...], or the path of a socket. `limits` and its clients put a default in
+# the place of a host that is missing, and read a password in the place of the slashes as nothing.
+_PLACE: Final = re.compile(r"(?:[^\s/?#]*@)?([^\s@/?#]*)(/\S*|\?\S*|)")
+_NUMBER: Final = re.compile(r"/?\d*(?:\?.*)?")  # of a database, where there are no names
+_HOST: Final = re.compile(r"(?:[^:\[\]]+|\[[0-9A-Fa-f:.]+\])(?::0*([1-9]\d{0,4}))?")
+_LAST_PORT: Final = 65_535
 _PROBE: Final = Limit("probe", 1_000, 1, home="outage")
 # How Redis, Valkey and Memcached say that the value of a key cannot be counted with.
 _ABOUT_KEY: Final = re.compile(
@@ -125,6 +129,8 @@ def _open(url: str) -> "Storage":
     from limits.errors import ConfigurationError as LimitsError  # noqa: PLC0415 - on first use
     from limits.storage import storage_from_string  # noqa: PLC0415
 
+    if not _is_complete(url):
+        raise _unusable(url)
     scheme = url.partition(":")[0]
     if scheme.startswith("redis"):
         _extras.require("redis", extra="redis")
@@ -140,6 +146,26 @@ def _open(url: str) -> "Storage":
         raise _unusable(url) from None
     except Exception:  # noqa: BLE001 - not chained: what is wrong with a URL is told with the URL, and its password
         raise _unusable(url) from None
+
+
+def _is_complete(url: str) -> bool:
+    """Say whether there is a scheme, and behind one that is known hosts with possible ports, or a socket."""
+    scheme = _SCHEME.match(url)
+    if scheme is None:  # `limits` may know another, which has been registered with it; it takes no capital letters
+        return url == "memory://" or ("://" in url and not _SCHEME.match(url.lower()) and not url.startswith("memory"))
+    place = _PLACE.fullmatch(url, scheme.end())
+    if place is None:
+        return False
+    hosts, path = place.groups()
+    named = len(path) > 1 and path[0] == "/"
+    if not hosts and scheme[0] in {"redis+unix://", "valkey+unix://", "memcached://"}:
+        return named
+    if "+sentinel" in scheme[0] and not named:
+        return False
+    if scheme[0] in {"redis://", "rediss://", "valkey://", "valkeys://"} and not _NUMBER.fullmatch(path):
+        return False
+    found = [_HOST.fullmatch(host) for host in hosts.split(",")]
+    return all(host is not None and int(host[1] or 1) <= _LAST_PORT for host in found)
 
 
 def _options(url: str) -> dict[str, Any]:

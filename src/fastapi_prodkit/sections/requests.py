@@ -177,4 +177,4 @@ class RateLimitSettings(Section):
     @property
     def shared(self) -> bool:
         """Whether several processes count together."""
-        return not self.storage_url.get_secret_value().startswith("memory:")
+        return self.storage_url.get_secret_value() != "memory://"
