@@ -295,7 +295,7 @@ def test_an_app_that_workers_cannot_load(directory):
 
 BROKEN = """
 import sys
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from fastapi_prodkit import create_app
 
@@ -307,7 +307,34 @@ class StripeSettings(BaseSettings):
 class Price(BaseModel):
     amount: int
     currency: str
+
+class Stripe(BaseModel):
+    api: str
+    retries: int = 3
+
+    @field_validator("api")
+    @classmethod
+    def check(cls, value):
+        raise ValueError(f"{value} is no key, {value!r}")
+
+class Account(BaseModel):
+    stripe: Stripe
+
+class NestedSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="APP_", env_nested_delimiter="__")
+    account: Account
+
+class JsonSettings(BaseSettings):
+    stripe: Stripe
+
+def start():
+    try:
+        NestedSettings()
+    except ValueError as error:
+        raise RuntimeError("no settings") from error
 """
+
+WITHHELD = "is refused; the reason is withheld because it repeats the value"
 
 
 @pytest.mark.parametrize(
@@ -329,6 +356,13 @@ class Price(BaseModel):
             ),
             1,
         ),
+        (
+            "NestedSettings()",
+            f"settings cannot be used: APP_ACCOUNT__STRIPE__API ({WITHHELD}); APP_ACCOUNT__STRIPE__R",
+            1,
+        ),
+        ("JsonSettings()", f"settings cannot be used: STRIPE.api ({WITHHELD}); STRIPE.retries (must be a valid int", 1),
+        ("start()", "RuntimeError: no settings", 1),
         ("create_app(HOSTS_ALLOWED=1)", "TypeError", 1),
         ("create_app(); raise RuntimeError('no stock')", "RuntimeError: no stock", 1),
         ("sys.exit(0)", "the process was ended while the app was loaded", 1),
@@ -345,6 +379,9 @@ def test_what_keeps_a_service_from_starting_is_said_in_full(directory, monkeypat
     monkeypatch.delitem(sys.modules, "broken", raising=False)
     monkeypatch.setenv("ENVIRONMENT", "test")
     monkeypatch.setenv("STRIPE_RETRIES", "s3cret")
+    monkeypatch.setenv("APP_ACCOUNT__STRIPE__API", "s3cret'key")
+    monkeypatch.setenv("APP_ACCOUNT__STRIPE__RETRIES", "s3cret")
+    monkeypatch.setenv("STRIPE", '{"api": "s3cret-key", "retries": "s3cret"}')
     monkeypatch.setenv("LOG_REDACT", "stock")
 
     assert main(["serve", "broken:app"]) == exit_code

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ import orjson
 from fastapi_prodkit import _context
 from fastapi_prodkit._log_output import LineWriter
 from fastapi_prodkit._redact import Redactor, may_hold_secret
+from fastapi_prodkit._repetition import inputs
 from fastapi_prodkit._terminal import coloured
 from fastapi_prodkit.sections import LogSettings
 
@@ -77,7 +78,7 @@ class EventHandler(logging.Handler):
         self._harmless: set[str] = set()  # keys that have been looked at, so that a usual event is not looked at again
         self._static: dict[str, str] = {}
         self.output = LineWriter(settings.queue)
-        self._render: Callable[[dict[str, Any], dict[str, Any]], bytes]
+        self._render: Callable[[dict[str, Any], dict[str, Any], Sequence[str]], bytes]
         if settings.format == "json":
             self._static = {"service": service, "environment": environment, "version": version}
             self._render = self._json
@@ -95,9 +96,9 @@ class EventHandler(logging.Handler):
             extras |= {"logging_error": error, "args": record.args}
         try:
             extras |= _record_fields(record)
-            line = self._render(head, extras)
+            line = self._render(head, extras, [text for error in _errors(record) for text in inputs(error)])
         except Exception as error:  # noqa: BLE001 - a logging call must not take down what logs; the line says it happened
-            line = self._render(head, {"logging_error": type(error).__name__})
+            line = self._render(head, {"logging_error": type(error).__name__}, ())
         self._write(line)
 
     def writer(self, level: str, logger: str, event: str) -> Callable[[dict[str, Any]], None]:
@@ -122,21 +123,21 @@ class EventHandler(logging.Handler):
                 if line is not None:
                     self._write(line.replace(b",", rest, 1))
                     return
-            self._write(self._render(self._head(now, level, logger) | {"event": event}, {**context, **fields}))
+            self._write(self._render(self._head(now, level, logger) | {"event": event}, {**context, **fields}, ()))
 
         return write
 
     def _head(self, timestamp: datetime, level: str, logger: str) -> dict[str, Any]:
         return {"timestamp": timestamp, "level": level, "event": "", "logger": logger, **self._static}
 
-    def _json(self, head: dict[str, Any], extras: dict[str, Any]) -> bytes:
+    def _json(self, head: dict[str, Any], extras: dict[str, Any], withheld: Sequence[str]) -> bytes:
         # Often it can be seen at a glance that there is nothing to mask, to convert or to cut.
-        if self._is_harmless(extras) and (quick := _dump(head | extras)) is not None:
+        if not withheld and self._is_harmless(extras) and (quick := _dump(head | extras)) is not None:
             return quick
         fields = _join(head, extras)
-        line = _encode(self._redactor.fields(fields, size=_SIZE))
+        line = _encode(self._redactor.fields(fields, size=_SIZE, withheld=withheld))
         if len(line) > _LIMIT:
-            line = _encode(self._redactor.fields(fields, size=_SMALL_SIZE))
+            line = _encode(self._redactor.fields(fields, size=_SMALL_SIZE, withheld=withheld))
         if len(self._harmless) < 1_000:  # noqa: PLR2004 - far more names than a program has, few enough to keep
             self._harmless |= {
                 key for key in extras if type(key) is str and key not in head and not self._redactor.is_secret(key)
@@ -168,14 +169,21 @@ class _Console:
         # The other renderers of tracebacks show local variables, and with them secrets.
         self._render = ConsoleRenderer(colors=colours, exception_formatter=plain_traceback)
 
-    def __call__(self, head: dict[str, Any], extras: dict[str, Any]) -> bytes:
+    def __call__(self, head: dict[str, Any], extras: dict[str, Any], withheld: Sequence[str]) -> bytes:
         fields: dict[str, Any] = {}
-        for key, value in self._redactor.fields(_join(head, extras), size=_SIZE).items():
+        for key, value in self._redactor.fields(_join(head, extras), size=_SIZE, withheld=withheld).items():
             control = _CONTROL_IN_BLOCK if key in ("exception", "stack") else _CONTROL
             fields[_CONTROL.sub(_escape, key)] = control.sub(_escape, value) if isinstance(value, str) else value
         fields["timestamp"] = head["timestamp"].astimezone().strftime("%H:%M:%S")
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         return f"{self._render(None, '', fields)}\n".encode(encoding, "backslashreplace")
+
+
+def _errors(record: logging.LogRecord) -> Iterator[BaseException]:
+    """Yield the exceptions that a record has, or names in its message."""
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    info = record.exc_info if isinstance(record.exc_info, tuple) else ()
+    yield from (each for each in (*info[1:2], record.msg, *arguments) if isinstance(each, BaseException))
 
 
 def _record_fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -8,13 +8,15 @@ inconvenience and masking too little an incident, so every doubt is resolved tow
 import dataclasses
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, time
 from enum import Enum
 from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
+
+from fastapi_prodkit._repetition import inputs, mask, strings
 
 __all__ = ["Redactor", "may_hold_secret"]
 
@@ -57,6 +59,7 @@ _QUOTED_DATA = re.compile(
     r"(\[parameters: |\bDETAIL: +|\binput_value=).*?(?=\n\n|\n[\[(]|\n[A-Z]{4,}:|\nTraceback|, input_type=|\Z)",
     re.DOTALL,
 )
+_INPUT = re.compile(r"(\binput_value=)(?:'(?:[^'\\\n]|\\.)*+'|\"(?:[^\"\\\n]|\\.)*+\")")
 # name=value, name: value, name:value, "name": value and "name", "value", where the name is one of the secret ones:
 # `Redactor` puts them in. A number of tokens or sessions is a count. A quoted value ends at its quote, or at the end of
 # the text if that was cut off, a collection at its bracket; another one at a space or bracket, and not at a comma or
@@ -68,6 +71,11 @@ _PAIR = (
     r"(?:[bfru]{0,2}(?:\\?\"(?:[^\"\\]|\\.)*+\"?|\\?'(?:[^'\\]|\\.)*+'?)|[\[({][^\])}\n]*+[\])}]?"
     r"|(?:basic |bearer )?(?:[^\s&,;\"'<>)\]}]++|[,;]++(?=[^\s&,;\"'<>)\]}]))++)"
 )
+
+_QUOTED = re.compile(r"[bfru]{0,2}\\?(['\"])(.*?)\\?\1", re.IGNORECASE | re.DOTALL)
+_WORD_WITH_DIGIT = re.compile(r"[^\s\"'\\,;()\[\]{}<>@\d]*+\d[^\s\"'\\,;()\[\]{}<>@]*+")
+_HEAD = frozenset({"timestamp", "level", "logger", "service", "environment", "version"})  # what each line has
+_CODE = frozenset({"exception", "stack"})
 
 # The bytes of a line of JSON that show whether there could be a secret, and the quotes and colons of JSON itself.
 _NO_MARKS = bytes(set(range(256)).difference(b"=\\@' \":"))
@@ -141,14 +149,32 @@ class Redactor:
             text = self._pair.sub(rf"\1{REDACTED}", text)
         return text
 
-    def fields(self, fields: Mapping[str, Any], *, size: int) -> dict[str, Any]:
-        """Return a copy that any JSON encoder takes.
+    def values(self, text: str) -> Iterator[str]:
+        """Yield what `text` masks and would be a secret anywhere: a quoted value, or a word with a digit in it."""
+        for pattern in (_BEARER, _QUERY, _TOKEN_IN_URL, _DSN, _INPUT, self._pair):
+            for match in pattern.finditer(text):
+                value = match.group()[len(match.group(1)) :]
+                quoted = _QUOTED.fullmatch(value)
+                yield from [quoted[2]] if quoted else _WORD_WITH_DIGIT.findall(value)
+
+    def fields(self, fields: Mapping[str, Any], *, size: int, withheld: Iterable[str] = ()) -> dict[str, Any]:
+        """Return a copy that any JSON encoder takes. What is masked in one field is masked in each, save in the head.
 
         Args:
             fields: The event. Of two values that are too large the first gets more room.
             size: Bound of the copy, in characters, before they are escaped.
+            withheld: What is masked wherever it stands.
         """
-        return _Copy(self, size).mapping(fields.items(), 0)
+        copy = _Copy(self, size)
+        plain = copy.mapping(fields.items(), 0)
+        secrets = [*withheld, *copy.hidden]
+        for name, value in fields.items():
+            # Source code has the program's own names behind those of secrets: `token = read_token()`.
+            if type(value) is str and name not in _CODE and plain.get(name) != value:
+                secrets += strings([*self.values(value[:_WINDOW])])
+        if not secrets:
+            return plain
+        return plain | mask({name: plain[name] for name in plain if name not in _HEAD}, secrets, REDACTED)
 
 
 class _Copy:
@@ -157,6 +183,7 @@ class _Copy:
     def __init__(self, redactor: Redactor, size: int) -> None:
         self._redactor = redactor
         self._left = size
+        self.hidden: list[str] = []  # the values that were masked by their keys
 
     def mapping(self, items: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any]:
         plain: dict[str, Any] = {}
@@ -165,7 +192,11 @@ class _Copy:
                 plain[CUT] = "more items"
                 break
             name = str(self.value(key, depth))
-            plain[name] = REDACTED if self._redactor.hides(name, item) else self.value(item, depth)
+            if self._redactor.hides(name, item):
+                plain[name] = REDACTED
+                self.hidden += strings(item)
+            else:
+                plain[name] = self.value(item, depth)
         return plain
 
     def value(self, value: Any, depth: int) -> Any:
@@ -212,6 +243,7 @@ class _Copy:
             case list() | tuple() | deque():
                 return self._sequence(value, depth)
             case BaseException():
+                self.hidden += inputs(value)
                 return self._string(f"{type(value).__name__}: {value}")
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             shown = (field.name for field in dataclasses.fields(value) if field.repr)
@@ -226,6 +258,7 @@ class _Copy:
                 break
             plain.append(self.value(item, depth))
         if len(plain) == 2 and isinstance(plain[0], str) and self._redactor.hides(*plain):  # noqa: PLR2004 - a pair
+            self.hidden += strings(plain[1])
             plain[1] = REDACTED  # ASGI has headers as pairs
         return plain
 

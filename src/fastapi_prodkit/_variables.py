@@ -117,10 +117,23 @@ def _locate(
     field = model.model_fields.get(head)
     if field is None:  # an alias, which takes no prefix, or an argument that does not exist
         return head.upper(), None, rest
-    inner = _model_of(field)
-    if inner is not None and rest and ((key := str(rest[0])) in inner.model_fields or issubclass(inner, Section)):
-        return variable(prefix, head, key), inner.model_fields.get(key), rest[1:]
-    return variable(prefix, head), field, rest
+    path = [head]
+    deepest: Any = model.model_config.get("env_nested_max_split") or len(rest)
+    while field is not None and rest and len(path) <= deepest:
+        inner, key = _model_of(field), str(rest[0])
+        if inner is None or not (key in inner.model_fields or issubclass(inner, Section)):
+            break
+        path.append(key)
+        field, rest = inner.model_fields.get(key), rest[1:]
+    return _nested_variable(model, prefix, path), field, rest
+
+
+def _nested_variable(model: type[BaseModel], prefix: str, path: list[str]) -> str:
+    """Return the variable of a field in a model, by the delimiter of the settings; without one, the key in its JSON."""
+    delimiter: Any = model.model_config.get("env_nested_delimiter")
+    if delimiter is None:
+        return ".".join([variable(prefix, path[0]), *path[1:]])
+    return f"{prefix}{delimiter.join(path)}".rstrip("_").upper()
 
 
 def _text(details: ErrorDetails, model: type[BaseModel], *, secret: bool) -> str:

@@ -27,9 +27,10 @@ def describe(error: BaseException) -> str:
     ours = _settings_error(error) or error
     if isinstance(ours, ProdkitError):
         return str(ours)  # our own texts hold no value
-    from fastapi_prodkit._redact import Redactor  # noqa: PLC0415 - `--help` does not need it
+    from fastapi_prodkit._redact import REDACTED, Redactor  # noqa: PLC0415 - `--help` does not need it
+    from fastapi_prodkit._repetition import inputs, mask  # noqa: PLC0415 - likewise
 
-    return Redactor().text(_text(error))
+    return mask(Redactor().text(_text(error)), inputs(error), REDACTED)
 
 
 @contextmanager

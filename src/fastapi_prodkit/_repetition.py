@@ -1,0 +1,68 @@
+"""What is masked in one place of a record and repeated in another: a password in a field, and in the traceback, too."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, TypeVar, cast
+
+from pydantic import SecretBytes, SecretStr, ValidationError
+
+__all__ = ["inputs", "mask", "strings"]
+
+Plain = TypeVar("Plain")
+
+_SHORTEST: Final = 6  # characters; a shorter value is likely to stand in a text by chance
+_MOST: Final = 100  # values of one record
+_DEPTH: Final = 8
+
+
+def inputs(error: BaseException) -> Iterator[str]:
+    """Yield what validation errors of pydantic have as input: an error, its causes, and what they are groups of.
+
+    pydantic shows the input as `input_value=`, which is masked, but a validator may repeat it in its message.
+    """
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending and len(seen) < _MOST:
+        each = pending.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        pending += [each.__cause__, each.__context__]
+        if isinstance(each, BaseExceptionGroup):
+            pending += each.exceptions
+        if isinstance(each, ValidationError):
+            for details in each.errors(include_url=False, include_context=False)[:_MOST]:
+                yield from strings(details["input"])
+
+
+def strings(value: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the strings of a value, keys left out, that are long enough to be looked for."""
+    if isinstance(value, SecretStr | SecretBytes):
+        value = value.get_secret_value()
+    if isinstance(value, bytes):
+        value = value.decode(errors="backslashreplace")
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str):
+        if len(value := value.strip()) >= _SHORTEST:
+            yield value
+    elif depth < _DEPTH and isinstance(value, Mapping | list | tuple | set | frozenset):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from strings(item, depth + 1)
+
+
+def mask(value: Plain, secrets: Iterable[str], mark: str) -> Plain:
+    """Return plain data with the mark in the place of each secret, as it is or as Python or JSON escape it."""
+    first = list(dict.fromkeys(secrets))[:_MOST]
+    spellings = {spelling for secret in first for spelling in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1])}
+    return cast("Plain", _mask(value, sorted(spellings, key=len, reverse=True), mark))
+
+
+def _mask(value: Any, spellings: list[str], mark: str) -> Any:
+    if isinstance(value, str):
+        for spelling in spellings:
+            value = value.replace(spelling, mark)
+        return value
+    if isinstance(value, dict):
+        return {key: _mask(item, spellings, mark) for key, item in value.items()}
+    return [_mask(item, spellings, mark) for item in value] if isinstance(value, list) else value
