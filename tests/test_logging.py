@@ -462,10 +462,10 @@ def test_headers_as_asgi_has_them_are_masked(lines):
         ("GET /x?api_key=abc&page=2&access-token=def", "GET /x?api_key=[redacted]&page=2&access-token=[redacted]"),
         ("login(user='ada', password='it\\'s', n=1)", "login(user='ada', password=[redacted], n=1)"),
         ('{"client_secret": "a b c", "id": 1}', '{"client_secret": [redacted], "id": 1}'),
-        ('"{\\"token\\": \\"abc\\"}"', '"{\\"token\\": [redacted]'),
+        ('"{\\"token\\": \\"abc\\"}"', '"{\\"token\\": [redacted]}"'),
         ("DB_PASSWORD = hunter2", "DB_PASSWORD = [redacted]"),
         ("authorization=Basic YTpi&token=Bearer abc", "authorization=[redacted]&token=Bearer [redacted]"),
-        ("[(b'host', b'a'), (b'cookie', b'a=b; c=d')]", "[(b'host', b'a'), (b'cookie', b[redacted])]"),
+        ("[(b'host', b'a'), (b'cookie', b'a=b; c=d')]", "[(b'host', b'a'), (b'cookie', [redacted])]"),
         ("if token == expected:", None),
         ("total_tokens=512 tokenizer: x", None),
         (

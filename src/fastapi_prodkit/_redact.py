@@ -12,18 +12,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, time
 from enum import Enum
 from functools import lru_cache
+from itertools import chain, islice
 from typing import Any
 
 from pydantic import BaseModel
 
-from fastapi_prodkit._repetition import inputs, mask, strings
+from fastapi_prodkit._repetition import MOST_VALUES, inputs, mask, strings
+from fastapi_prodkit._secret_values import SQL, pair, values
 
 __all__ = ["Redactor", "may_hold_secret"]
 
 REDACTED = "[redacted]"
 CUT = "[cut]"
 
-# A key is secret if it ends in one of these, or in the plural of one; case, `-` and `_` make no difference.
+# A key is secret if it ends in one of these, in the plural of one, or in digits behind it; case, `-` and `_` make no
+# difference.
 _NAMES = (
     *("authorization", "cookie", "credential", "session", "session_id", "jwt", "token", "dsn"),
     *("password", "passwd", "passphrase", "pwd", "secret"),
@@ -35,12 +38,12 @@ _COUNTS = ("tokens", "sessions")  # unless it is a number
 # scheme://user:password@host; a password may hold `/` and `@`, and begin like a port that is followed by a path. In a
 # URL of the web a port is one if what stands before it looks like a host.
 _DSN = re.compile(
-    r"(?!(?:(?<=http)|(?<=https)|(?<=ws)|(?<=wss))://(?:localhost|[^\s:/@]*\.[^\s:/@]*):\d{1,5}/)(://(?!\[)[^\s:/@]*+:)"
+    r"(?!(?:(?<=http)|(?<=https)|(?<=ws)|(?<=wss))://(?:localhost|[^\s:/@]*\.[^\s:/@]*):\d{1,5}/)(://(?!\[)[^\s:/@]*+(?:@[^\s:/@]++(?=:(?!\d{1,5}(?:[/\s]|\Z))))?:)"
     r"(?:(?!\d{1,5}/)[^\s/@]*+(?:/(?!/)[^\s/@]*+)*+@|\d{1,5}/[^\s/@\"']*+(?:/(?!/)[^\s/@\"']*+)*+@)"
     r"(?:[^\s/@]*+(?:/(?!/)[^\s/@]*+)*+@)*+"
 )
 # https://token@host, also with an empty password, or with that of GitHub; in other URLs a user alone is no secret.
-_TOKEN_IN_URL = re.compile(r"((?:http|ws|redis|valkey)s?://)[^\s:/@?#]++(?::(?:x-oauth-basic)?)?@", re.IGNORECASE)
+_TOKEN_IN_URL = re.compile(r"((?:http|ws|redis|valkey|nats)s?://)[^\s:/@?#]++(?::(?:x-oauth-basic)?)?@", re.IGNORECASE)
 # What signs a URL, or is exchanged for a token: by these names in a query only, elsewhere they mean other things.
 _QUERY = re.compile(
     r"((?:[?&]|&amp;|\\u0026)(?:code|sig|key|(?:[\w.-]{0,40}[-_])?signature|[\w.-]{0,40}assertion|samlresponse)=)"
@@ -53,32 +56,24 @@ _PRIVATE_KEY = re.compile(
 )
 _BEARER = re.compile(r"\b([Bb]earer|BEARER) +(?:[^\s\"',;]++|[,;]++(?=[^\s\"',;]))++")
 # A whole header line, because a cookie has several parts.
-_HEADER = re.compile(r"((?:cookie|authorization): ?)[^\r\n\"']++", re.IGNORECASE)
+_HEADER = re.compile(r"((?:cookie|authorization): ?)(?:[^\r\n\"'=]|=(?:\\*+\"[^\"\r\n]*+\"?)?)++", re.IGNORECASE)
 # What database drivers and pydantic quote from the data: up to the next part of their message, or to the end.
 _QUOTED_DATA = re.compile(
     r"(\[parameters: |\bDETAIL: +|\binput_value=).*?(?=\n\n|\n[\[(]|\n[A-Z]{4,}:|\nTraceback|, input_type=|\Z)",
     re.DOTALL,
 )
 _INPUT = re.compile(r"(\binput_value=)(?:'(?:[^'\\\n]|\\.)*+'|\"(?:[^\"\\\n]|\\.)*+\")")
-# name=value, name: value, name:value, "name": value and "name", "value", where the name is one of the secret ones:
-# `Redactor` puts them in. A number of tokens or sessions is a count. A quoted value ends at its quote, or at the end of
-# the text if that was cut off, a collection at its bracket; another one at a space or bracket, and not at a comma or
-# semicolon with more behind it.
-_PAIR = (
-    r"((?:%s)(?>((?<=token|ssion)s)|s|)"
-    r"(?:[\\\"']{1,3}(?:: ?|, )b?|[\\\"']{0,3}[ \t]*+(?::=|=>?(?!=)|:(?![:=]|//))[ \t]*+))"
-    r"(?!(?:bearer )?\[redacted\])(?(2)(?!\d{1,12}(?![\w.-])))"
-    r"(?:[bfru]{0,2}(?:\\?\"(?:[^\"\\]|\\.)*+\"?|\\?'(?:[^'\\]|\\.)*+'?)|[\[({][^\])}\n]*+[\])}]?"
-    r"|(?:basic |bearer )?(?:[^\s&,;\"'<>)\]}]++|[,;]++(?=[^\s&,;\"'<>)\]}]))++)"
-)
-
+_BARE_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:eyJ[\w-]{8,}+(?:\.[\w-]*+){2,4}|A[KS]IA[A-Z0-9]{16}\b)"
+)  # JSON web tokens, keys of AWS
 _QUOTED = re.compile(r"[bfru]{0,2}\\?(['\"])(.*?)\\?\1", re.IGNORECASE | re.DOTALL)
 _WORD_WITH_DIGIT = re.compile(r"[^\s\"'\\,;()\[\]{}<>@\d]*+\d[^\s\"'\\,;()\[\]{}<>@]*+")
 _HEAD = frozenset({"timestamp", "level", "logger", "service", "environment", "version"})  # what each line has
 _CODE = frozenset({"exception", "stack"})
 
-# The bytes of a line of JSON that show whether there could be a secret, and the quotes and colons of JSON itself.
-_NO_MARKS = bytes(set(range(256)).difference(b"=\\@' \":"))
+# The bytes of a line of JSON that show whether there could be a secret, and the quotes and colons of JSON itself; J and
+# I are in what begins a JSON web token or a key of AWS.
+_NO_MARKS = bytes(set(range(256)).difference(b"=\\@' \":JI"))
 _BEHIND_TIME = len('{"timestamp":"2026-11-23T09:41:07')
 # A colon behind a name inside of a string; no quote is before it, and not only digits of a time or of an IPv6 address.
 _COLON = re.compile(
@@ -96,8 +91,9 @@ def may_hold_secret(line: bytes) -> bool:
         b"=" in line
         or b"\\" in line
         or (b"@" in line and b"://" in line)
-        or (b"'" in line and (b"':" in line or b"', " in line))
+        or (b"'" in line and any(mark in line for mark in (b"':", b"', ", b"d '", b"D '", b"Y '")))
         or (b" " in line and (b": " in line or b"earer " in line or b"EARER " in line or b"PRIVATE KEY" in line))
+        or any(beginning in line for beginning in (b"eyJ", b"AKIA", b"ASIA"))
         or _COLON.search(line, _BEHIND_TIME) is not None
     )
 
@@ -122,12 +118,11 @@ class Redactor:
         every = [name.lower().replace("-", "_") for name in (*_NAMES, *names)]
         endings = [_squeeze(name) for name in every]
         self._endings = (*endings, *(f"{name}s" for name in endings))
-        spellings = (re.escape(name).replace("_", "[-_]?") for name in every)
-        self._pair = re.compile(_PAIR % "|".join(spellings), re.IGNORECASE | re.DOTALL)
+        self._pair = pair(every)
 
     def is_secret(self, key: str) -> bool:
         """Whether what stands under this key is masked, unless it is a count; see `hides`."""
-        return _squeeze(key).endswith(self._endings)
+        return _squeeze(key).rstrip("0123456789").endswith(self._endings)
 
     def hides(self, key: str, value: Any) -> bool:
         """Whether this value is masked under this key."""
@@ -146,16 +141,29 @@ class Redactor:
             text = _QUERY.sub(rf"\1{REDACTED}", text)
             text = _TOKEN_IN_URL.sub(rf"\1{REDACTED}@", text)
             text = _DSN.sub(rf"\1{REDACTED}@", text)
-            text = self._pair.sub(rf"\1{REDACTED}", text)
+            text = self._mask(self._pair, text)
+        if "'" in text:
+            text = self._mask(SQL, text)
+        if "eyJ" in text or "AKIA" in text or "ASIA" in text:
+            text = _BARE_TOKEN.sub(REDACTED, text)
         return text
+
+    @staticmethod
+    def _mask(names: re.Pattern[str], text: str) -> str:
+        parts, done = [], 0
+        for start, end in values(names, text):
+            parts += [text[done:start], REDACTED]
+            done = end
+        return "".join([*parts, text[done:]]) if parts else text
 
     def values(self, text: str) -> Iterator[str]:
         """Yield what `text` masks and would be a secret anywhere: a quoted value, or a word with a digit in it."""
-        for pattern in (_BEARER, _QUERY, _TOKEN_IN_URL, _DSN, _INPUT, self._pair):
-            for match in pattern.finditer(text):
-                value = match.group()[len(match.group(1)) :]
-                quoted = _QUOTED.fullmatch(value)
-                yield from [quoted[2]] if quoted else _WORD_WITH_DIGIT.findall(value)
+        patterns = (_BEARER, _QUERY, _TOKEN_IN_URL, _DSN, _INPUT)
+        places = [(match.end(1), match.end()) for pattern in patterns for match in pattern.finditer(text)]
+        for start, end in chain(places, values(self._pair, text), values(SQL, text)):
+            value = text[start:end]
+            quoted = _QUOTED.fullmatch(value)
+            yield from [quoted[2]] if quoted else _WORD_WITH_DIGIT.findall(value)
 
     def fields(self, fields: Mapping[str, Any], *, size: int, withheld: Iterable[str] = ()) -> dict[str, Any]:
         """Return a copy that any JSON encoder takes. What is masked in one field is masked in each, save in the head.
@@ -171,7 +179,7 @@ class Redactor:
         for name, value in fields.items():
             # Source code has the program's own names behind those of secrets: `token = read_token()`.
             if type(value) is str and name not in _CODE and plain.get(name) != value:
-                secrets += strings([*self.values(value[:_WINDOW])])
+                secrets += strings(list(islice(self.values(value[:_WINDOW]), MOST_VALUES)))
         if not secrets:
             return plain
         return plain | mask({name: plain[name] for name in plain if name not in _HEAD}, secrets, REDACTED)

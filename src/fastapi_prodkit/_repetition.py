@@ -6,12 +6,12 @@ from typing import Any, Final, TypeVar, cast
 
 from pydantic import SecretBytes, SecretStr, ValidationError
 
-__all__ = ["inputs", "mask", "strings"]
+__all__ = ["MOST_VALUES", "inputs", "mask", "strings"]
 
 Plain = TypeVar("Plain")
 
 _SHORTEST: Final = 6  # characters; a shorter value is likely to stand in a text by chance
-_MOST: Final = 100  # values of one record
+MOST_VALUES: Final = 100  # values of one record
 _DEPTH: Final = 8
 
 
@@ -22,7 +22,7 @@ def inputs(error: BaseException) -> Iterator[str]:
     """
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
-    while pending and len(seen) < _MOST:
+    while pending and len(seen) < MOST_VALUES:
         each = pending.pop()
         if each is None or id(each) in seen:
             continue
@@ -31,7 +31,7 @@ def inputs(error: BaseException) -> Iterator[str]:
         if isinstance(each, BaseExceptionGroup):
             pending += each.exceptions
         if isinstance(each, ValidationError):
-            for details in each.errors(include_url=False, include_context=False)[:_MOST]:
+            for details in each.errors(include_url=False, include_context=False)[:MOST_VALUES]:
                 yield from strings(details["input"])
 
 
@@ -53,7 +53,7 @@ def strings(value: Any, depth: int = 0) -> Iterator[str]:
 
 def mask(value: Plain, secrets: Iterable[str], mark: str) -> Plain:
     """Return plain data with the mark in the place of each secret, as it is or as Python or JSON escape it."""
-    first = list(dict.fromkeys(secrets))[:_MOST]
+    first = list(dict.fromkeys(secrets))[:MOST_VALUES]
     spellings = {spelling for secret in first for spelling in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1])}
     return cast("Plain", _mask(value, sorted(spellings, key=len, reverse=True), mark))
 

@@ -1,0 +1,109 @@
+"""Where the values of secrets stand in a text: behind a name, and up to where they end, however they are written.
+
+A quoted value ends at its quote, also if that is doubled or escaped within; a collection or a call at its bracket, with
+all that is nested in it; `<a repr>` at its end; a block of YAML with its indented lines; another value at a space, a
+quote or a bracket, and not at a comma or semicolon with more behind it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+__all__ = ["SQL", "pair", "values"]
+
+# name=value, name: value, name:value, "name": value and "name", value, name[]=value; the quotes of JSON within JSON
+# have backslashes. A number of tokens or sessions is a count.
+_PAIR: Final = (
+    r"(?:%s)(?>((?<=token|ssion)s)|s|\d{1,2}|)"
+    r"(?:\\*+[\"'], |(?:\\*+[\"'])?(?:\[\d*\]|\]|%%5B\d*%%5D|%%5D)?(?:[ \t]|\\t)*+(?::=|=>?(?!=)|:(?![:=]|//))"
+    r"(?:[ \t]|\\t)*+)(?!(?:bearer )?\[redacted\])(?(1)(?!(?:\d{1,12}(?:[._]\d{1,12})?|none|null)(?![\w.-])))"
+)
+SQL: Final = re.compile(r"\b(?:[Pp]assword|PASSWORD|IDENTIFIED BY) (?=\\?')")
+
+_MOST_BACKSLASHES: Final = 63  # of a quote that is looked at
+_MOST_UNCLOSED: Final = 4  # brackets for whose other one the whole text is searched, so that the time stays linear
+
+_QUOTE: Final = re.compile(r"[befnru]{0,2}(\\*)([\"'])", re.IGNORECASE)
+_BRACKET: Final = re.compile(r"(?:[a-z_][\w.]*+)?[\[({]", re.IGNORECASE)
+_INSIDE: Final = re.compile(r"[\[({]|[\])}]|(?<!\w)[befnru]{0,2}(\\*)([\"'])", re.IGNORECASE)
+_LINE: Final = r"(?:[^\r\n\\]|\\(?!n))*+"
+_BLOCK_OR_REPR: Final = re.compile(
+    rf"[|>][+-]?\d?[ \t]*+(?:(?:\r?\n|\\n)[ \t]++{_LINE})++|(?:(?:\r?\n|\\n)[ \t]*+- {_LINE})++|<[^<>\n]*+>"
+)
+_MORE: Final = re.compile(r"\.?\w|[\[({]")  # of the value, behind a quote or a bracket
+_BARE: Final = re.compile(r"(?:basic |bearer )?(?:[^\s&,;\"'<>)\]}]++|[,;]++(?=[^\s&,;\"'<>)\]}]))++", re.IGNORECASE)
+
+
+def pair(names: Iterable[str]) -> re.Pattern[str]:
+    """Return an expression for such a name and what stands between it and its value; `_` in a name is `-` as well."""
+    spellings = (re.escape(name).replace("_", "[-_]?") for name in names)
+    return re.compile(_PAIR % "|".join(spellings), re.IGNORECASE)
+
+
+def values(names: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    """Yield where the values begin and end that stand behind what an expression finds."""
+    scanner, place = _ValueScanner(text), 0
+    while match := names.search(text, place):
+        place = scanner.end(match.end())
+        if place > match.end():
+            yield match.end(), place
+
+
+class _ValueScanner:
+    """Find ends of values in one text, in time that is proportional to its length."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._unclosed = 0
+
+    def end(self, start: int) -> int:
+        """Return where the value ends that begins at `start`; `start` itself if there is none."""
+        text = self._text
+        while True:
+            if quote := _QUOTE.match(text, start):
+                start = self._quoted_end(quote) or len(text)
+            elif bracket := _BRACKET.match(text, start):
+                start = self._bracket_end(bracket.end()) or self._line_end(start)
+            else:
+                found = _BLOCK_OR_REPR.match(text, start) or _BARE.match(text, start)
+                return found.end() if found else start
+            if not _MORE.match(text, start):
+                return start
+
+    def _line_end(self, start: int) -> int:
+        found = self._text.find("\n", start)
+        return found if found >= 0 else len(self._text)
+
+    def _quoted_end(self, opening: re.Match[str]) -> int | None:
+        """Return where a quoted string ends, or None if it does not.
+
+        The quotes of JSON within JSON have as many backslashes as the string is deep; a quote within has more.
+        """
+        text, (escape, quote) = self._text, opening.groups()
+        period = 2 * len(escape) + 2
+        place = opening.end()
+        while (found := text.find(quote, place)) >= 0:
+            place = found + 1
+            before = text[max(opening.end(), found - _MOST_BACKSLASHES) : found]
+            backslashes = len(before) - len(before.rstrip("\\"))
+            if backslashes % period == len(escape):
+                if not text.startswith(opening[0][-len(escape) - 1 :], place):
+                    return place
+                place += len(escape) + 1  # doubled, as in SQL
+        return None
+
+    def _bracket_end(self, place: int) -> int | None:
+        """Return where the bracket closes behind which `place` is, or None if it does not."""
+        text, depth = self._text, 1
+        if self._unclosed >= _MOST_UNCLOSED:
+            return None
+        while found := _INSIDE.search(text, place):
+            place = found.end()
+            if found[2]:
+                place = self._quoted_end(found) or place
+            else:
+                depth += 1 if found[0] in "[({" else -1
+            if not depth:
+                return place
+        self._unclosed += 1
+        return None
