@@ -172,6 +172,7 @@ class TestProgram:
 
         assert err.startswith(f"{label} there is no command")
 
+    @pytest.mark.system
     def test_sigterm_ends_a_command_in_order(self, shop, tmp_path):
         """A container that is stopped lets go of the database and undoes the migration at hand; the code is 143."""
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")

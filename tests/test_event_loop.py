@@ -273,6 +273,7 @@ def logged(server, word):
     return [event for event in events if f"event loop {word} blocked" in event["event"]]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_a_process_that_hangs_for_ever_says_where(tmp_path, loop):
     """Liveness gets no answer, which is the sign to restart; and the log has the stack of what hangs."""
@@ -292,6 +293,7 @@ def test_a_process_that_hangs_for_ever_says_where(tmp_path, loop):
         assert "run_until_complete" not in event["stack"]
 
 
+@pytest.mark.system
 def test_a_service_tells_that_it_was_blocked(tmp_path):
     """After a block the process answers: liveness warns with 200, and the metrics count it."""
     with service(tmp_path, EVENT_LOOP_LIMIT="0.3") as server:
@@ -310,6 +312,7 @@ def test_a_service_tells_that_it_was_blocked(tmp_path):
         assert float(lag.split()[1]) > 0.3
 
 
+@pytest.mark.system
 def test_a_process_that_was_paused_was_not_blocked(tmp_path):
     """SIGSTOP, a suspended machine, or no processor: the process is late, and nothing of it was in the way."""
     with service(tmp_path, EVENT_LOOP_LIMIT="0.4") as server:

@@ -824,6 +824,7 @@ def status_of(port, path):
         return None
 
 
+@pytest.mark.system
 def test_a_start_that_is_slower_than_the_probe(tmp_path):
     """No probe is answered before the lifespan has started; then liveness passes while `/startup` and `/ready` wait."""
     pytest.importorskip("uvicorn")

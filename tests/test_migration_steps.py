@@ -367,6 +367,7 @@ class TestTimeouts:
         assert seen == [("2s", "0"), ("0", "0")]
 
 
+@pytest.mark.system
 def test_traffic_goes_on_beside_a_migration_that_waits(directory, url, upgrade, monkeypatch, begin):
     """No reader waits for the transaction that the migration waits for."""
     upgrade()

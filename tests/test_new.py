@@ -484,12 +484,14 @@ class TestRepository:
 
 
 class TestTemplate:
+    @pytest.mark.system
     def test_the_wheel_holds_the_template_and_nothing_that_was_made_in_it(self, wheel):
         """The source distribution makes the wheel that has the example, without anybody's .env or database."""
         held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("fastapi_prodkit/_template/")}
 
         assert held == {f"fastapi_prodkit/_template/{path}" for path in template_files()}
 
+    @pytest.mark.system
     def test_from_the_wheel_it_makes_the_same(self, wheel, tmp_path, services):
         """An installation makes what the source tree makes, and what pip has compiled in it stays behind."""
         zipfile.ZipFile(wheel).extractall(tmp_path / "site")

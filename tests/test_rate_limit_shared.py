@@ -907,6 +907,7 @@ def test_two_workers_share_a_limit(url, tmp_path, path, allowed):
     assert sorted(statuses) == [200] * allowed + [429] * (50 - allowed)
 
 
+@pytest.mark.system
 def test_redis_goes_and_comes_in_mid_traffic(server, url):
     """Stopped, killed and started again under load: no error, and requests are quick all the time."""
     store = failing("memory", CollectorRegistry(), url, timeout=0.5)

@@ -275,40 +275,28 @@ def test_a_line_of_a_megabyte(capsys):
     "piece",
     [
         *(
-            "https://a",
-            "https://a@",
-            "://a:1/",
-            "http://a.b:1/",
-            "://a:1/b@",
-            "postgres://u:1/a@b@",
-            "?code=",
-            "&signature",
-        ),
-        *(
-            "&a-",
-            "-----BEGIN ",
-            "-----BEGIN PRIVATE KEY-----",
-            "PRIVATE KEY",
-            "password:",
-            "password=,",
+            "a",
+            " ",
+            "=",
+            "'",
+            "\\",
             ",;",
-            "tokens ",
+            "\n[",
+            "secret_",
+            "Bearer ",
+            "cookie: ",
+            'cookie: ="',
+            "DETAIL: ",
+            "[parameters: ",
         ),
-        *("://a@b:", "://a@b:1", "token=<"),
-        *("tokens=1", "passwords   ", "session:,;a"),
-        *("password=[\n", "token=read(\n", "passwords=['\n", "password=(]\n"),
-        *("password=[", "password=['", "tokens=(", "password=a(", "password=a('", "password:\n- ", "password: |\n a"),
-        *(
-            "password='a''",
-            'password=\\\\"',
-            "password='\\\\",
-            "[(\"'",
-            "password=[]",
-            "password=x[",
-            "eyJ",
-            "eyJaaaaaaaa.",
-        ),
-        *("AKIA", "password%5B", "password\\\\", "PASSWORD '", 'cookie: ="', "input_value='", "{'token': b'"),
+        *("://a:", "://a:b/", "://a:@", "://a:1/", "://a:1/b@", "://a@b:", "://a@b:1", "postgres://u:1/a@b@"),
+        *("https://a", "https://a@", "http://a.b:1/", "?code=", "&signature", "&a-", "input_value=", "input_value='"),
+        *("-----BEGIN ", "-----BEGIN PRIVATE KEY-----", "PRIVATE KEY", "eyJ", "eyJaaaaaaaa.", "AKIA", "PASSWORD '"),
+        *("token: ", "tokens ", "tokens=1", "tokens=(", "token=<", "{'token': b'", "session:,;a", "[(\"'"),
+        *("password=", "password:", "password=,", "passwords   ", "password%5B", "password\\", "password:\n- "),
+        *("password: |\n a", 'password="', "password='\\", "password='a''", 'password=\\\\"', "password='\\\\"),
+        *("password=[", "password=[]", "password=x[", "password=['", "password=a(", "password=a('", "password=[\n"),
+        *("password=(]\n", "passwords=['\n", "token=read(\n"),
     ],
 )
 def test_masking_takes_time_in_proportion_to_the_text(piece):
@@ -318,9 +306,9 @@ def test_masking_takes_time_in_proportion_to_the_text(piece):
     def seconds(length: int) -> float:
         text = piece * (length // len(piece))
         started = time.process_time()
-        redactor.text(text)
+        redactor.fields({"event": text, "exception": text}, size=200_000)
         return time.process_time() - started
 
-    small = max(min(seconds(10_000) for _ in range(3)), 0.001)
+    small = max(min(seconds(2_000) for _ in range(3)), 0.001)
 
-    assert min(seconds(80_000) for _ in range(3)) < 32 * small
+    assert min(seconds(16_000) for _ in range(3)) < 32 * small

@@ -143,9 +143,8 @@ def wait_for(condition, timeout=15.0):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    "workers", [(), pytest.param(("--workers", "2"), marks=pytest.mark.system)], ids=["one", "two-workers"]
-)
+@pytest.mark.system
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "two-workers"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_begins_the_drain(directory, number, workers):
     """Readiness fails within half a second, the port still answers and says that it closes, and the end is 0."""
@@ -164,6 +163,7 @@ def test_a_signal_begins_the_drain(directory, number, workers):
     assert server.process.returncode == 0
 
 
+@pytest.mark.system
 def test_requests_in_flight_and_their_background_tasks_finish(directory):
     """Nothing that was accepted is lost, and the app's own lifespan ends after it."""
     with uvicorn(directory) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
@@ -178,6 +178,7 @@ def test_requests_in_flight_and_their_background_tasks_finish(directory):
         assert lines.index("background task finished") < lines.index("disposed")
 
 
+@pytest.mark.system
 def test_an_endless_stream_is_cut_when_the_grace_is_over(directory):
     """Without a limit one open stream keeps the process until it is killed; that it is cut is no error to be traced."""
     with uvicorn(directory, SHUTDOWN_GRACE="0.5") as server:
@@ -197,6 +198,7 @@ def test_an_endless_stream_is_cut_when_the_grace_is_over(directory):
         assert "Traceback" not in server.output()
 
 
+@pytest.mark.system
 def test_requests_that_the_end_of_the_process_cuts_are_answered(directory):
     """Their clients are told to try again, and the log says why, also where a handler ignores its cancellation."""
     with uvicorn(directory, SHUTDOWN_DRAIN="0", SHUTDOWN_GRACE="0.3", LIMITS_ENABLED="false") as server:
@@ -224,6 +226,7 @@ def test_requests_that_the_end_of_the_process_cuts_are_answered(directory):
         assert "GET /deaf in sleep" in server.output()
 
 
+@pytest.mark.system
 def test_the_grace_that_the_server_was_given_stays(directory):
     """`--timeout-graceful-shutdown` is the user's word."""
     with uvicorn(directory, "--timeout-graceful-shutdown", "0", SHUTDOWN_GRACE="15") as server:
@@ -238,6 +241,7 @@ def test_the_grace_that_the_server_was_given_stays(directory):
         assert time.monotonic() - started < 6
 
 
+@pytest.mark.system
 def test_a_websocket_is_closed_with_1012(directory):
     """The client is told to come back: service restart (RFC 6455, IANA registry)."""
     websockets = pytest.importorskip("websockets.sync.client", reason="needs websockets")
@@ -253,6 +257,7 @@ def test_a_websocket_is_closed_with_1012(directory):
         assert server.wait() == 0
 
 
+@pytest.mark.system
 def test_a_connection_that_was_idle_is_still_served(directory):
     """A balancer's pooled connection carries a request in the drain, and is told that it was the last."""
     with uvicorn(directory) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
@@ -270,6 +275,7 @@ def test_a_connection_that_was_idle_is_still_served(directory):
         assert server.wait() == 0
 
 
+@pytest.mark.system
 def test_a_second_signal_ends_it_quickly(directory):
     """Who presses Ctrl+C twice does not want to wait for anybody; requests are told, and none of it is an error."""
     with (
@@ -290,6 +296,7 @@ def test_a_second_signal_ends_it_quickly(directory):
         assert "error" not in {event["level"] for event in events(server)}
 
 
+@pytest.mark.system
 def test_a_signal_during_the_start_ends_it(directory):
     """A task that is stopped before it is up does not first come up."""
     port = free_port()
@@ -310,6 +317,7 @@ def left(server):
     return [event["event"] for event in events(server) if event["event"].startswith("exiting")]
 
 
+@pytest.mark.system
 def test_a_handler_that_hangs_is_left_when_the_grace_is_over(directory):
     """A thread cannot be cancelled, and neither the event loop nor the interpreter would end without it."""
     with uvicorn(directory, SHUTDOWN_GRACE="0.3") as server:
@@ -326,6 +334,7 @@ def test_a_handler_that_hangs_is_left_when_the_grace_is_over(directory):
         assert "atexit hook called" in server.output()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("path", ["/hang", "/block"])
 def test_a_second_signal_leaves_a_handler_that_hangs(directory, path):
     """It is at once, also where the event loop is blocked."""
@@ -344,6 +353,7 @@ def test_a_second_signal_leaves_a_handler_that_hangs(directory, path):
         assert len(left(server)) == 1
 
 
+@pytest.mark.system
 def test_a_lifespan_that_hangs_at_its_end_is_left(directory):
     """It has two seconds more than requests have."""
     with uvicorn(directory, SHUTDOWN_DRAIN="0", SHUTDOWN_GRACE="0.1", END="60") as server:

@@ -80,6 +80,7 @@ def access_line(output, path):
     return next(line for line in lines if line.get("http_path") == path)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("path", "rest", "status"),
     [
@@ -104,6 +105,7 @@ def test_a_deployment_does_not_wait_for_streams(directory, path, rest, status):
         assert "without completing" not in server.output()
 
 
+@pytest.mark.system
 def test_a_stream_that_is_to_finish_has_the_grace(directory):
     """It is cut when the grace is over."""
     with serving(directory, SHUTDOWN_GRACE="0.5") as server, opened(server, "/finish") as client:
@@ -114,6 +116,7 @@ def test_a_stream_that_is_to_finish_has_the_grace(directory):
         assert access_line(server.output(), "/finish")["end_reason"] == "cancelled"
 
 
+@pytest.mark.system
 def test_a_client_that_leaves_stops_the_generator(directory):
     """It is noticed within a second, and said on the access line."""
     with serving(directory) as server:

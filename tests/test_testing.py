@@ -107,6 +107,7 @@ def test_each_test_has_a_database_of_its_own(project, mark, arguments):
     result.assert_outcomes(passed=4)
 
 
+@pytest.mark.system
 def test_each_test_has_empty_counts(pytester):
     """One client for all tests of a module is not refused because of an earlier test."""
     pytester.makeconftest(CONFTEST)
@@ -134,6 +135,7 @@ def test_each_test_has_empty_counts(pytester):
     result.assert_outcomes(passed=3)
 
 
+@pytest.mark.system
 def test_a_server_of_its_own(pytester, monkeypatch):
     """Without a server that is named one is started, and is gone with the run."""
     monkeypatch.delenv("FASTAPI_PRODKIT_TEST_POSTGRESQL_URL", raising=False)
@@ -145,6 +147,7 @@ def test_a_server_of_its_own(pytester, monkeypatch):
     result.assert_outcomes(passed=4)
 
 
+@pytest.mark.system
 def test_a_conftest_may_import_what_it_loads(pytester):
     """The import comes first then; pytest warns of plugins that it cannot rewrite any more, and warnings are errors."""
     pytester.makeconftest("from fastapi_prodkit.testing import client_of\n" + CONFTEST)

@@ -67,6 +67,7 @@ _UNEXPLAINED: Final[Mapping[int, Reason]] = {
 _REFUSING: Final = frozenset({400, 401, 403, *_UNEXPLAINED})
 _REFUSING_HANDSHAKE: Final = _REFUSING.union(range(400, 499))  # 499 stands for a client that has disconnected
 _LONGEST_TEXT: Final = 200  # characters, of what an app says
+_NORMAL_CLOSURE: Final = 1000  # RFC 6455 section 7.4.1; the default of ASGI
 
 
 class RequestContext(dict[str, Any]):
@@ -87,6 +88,11 @@ class RequestContext(dict[str, Any]):
         if self.reason is None:
             code = _UNEXPLAINED[status].code if status in _UNEXPLAINED else "websocket_refused"
             self.reason = Reason(code, " ".join(text.split())[:_LONGEST_TEXT])
+
+    def explain_closed_handshake(self, status: int, message: Mapping[str, Any]) -> None:
+        """State why the app refuses a WebSocket handshake by closing it with this message."""
+        said = message.get("reason") or f"{message.get('code', _NORMAL_CLOSURE)}, before it was open"
+        self.explain_handshake(status, f"the app has closed it: {said}")
 
     def refusal(self, status: int, scope_type: str) -> Reason | None:
         """Return why a request was refused that has this status, or None if it was not."""

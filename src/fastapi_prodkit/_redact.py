@@ -67,7 +67,8 @@ _BARE_TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:eyJ[\w-]{8,}+(?:\.[\w-]*+){2,4}|A[KS]IA[A-Z0-9]{16}\b)"
 )  # JSON web tokens, keys of AWS
 _QUOTED = re.compile(r"[bfru]{0,2}\\?(['\"])(.*?)\\?\1", re.IGNORECASE | re.DOTALL)
-_WORD_WITH_DIGIT = re.compile(r"[^\s\"'\\,;()\[\]{}<>@\d]*+\d[^\s\"'\\,;()\[\]{}<>@]*+")
+# Only from the beginning of a word on, or a long word without a digit would be read once for each of its letters.
+_WORD_WITH_DIGIT = re.compile(r"(?<![^\s\"'\\,;()\[\]{}<>@])[^\s\"'\\,;()\[\]{}<>@\d]*+\d[^\s\"'\\,;()\[\]{}<>@]*+")
 _HEAD = frozenset({"timestamp", "level", "logger", "service", "environment", "version"})  # what each line has
 _CODE = frozenset({"exception", "stack"})
 
@@ -176,10 +177,8 @@ class Redactor:
         copy = _Copy(self, size)
         plain = copy.mapping(fields.items(), 0)
         secrets = [*withheld, *copy.hidden]
-        for name, value in fields.items():
-            # Source code has the program's own names behind those of secrets: `token = read_token()`.
-            if type(value) is str and name not in _CODE and plain.get(name) != value:
-                secrets += strings(list(islice(self.values(value[:_WINDOW]), MOST_VALUES)))
+        for text in copy.masked:
+            secrets += strings(list(islice(self.values(text), MOST_VALUES)))
         if not secrets:
             return plain
         return plain | mask({name: plain[name] for name in plain if name not in _HEAD}, secrets, REDACTED)
@@ -192,6 +191,7 @@ class _Copy:
         self._redactor = redactor
         self._left = size
         self.hidden: list[str] = []  # the values that were masked by their keys
+        self.masked: list[str] = []  # the texts in which something was masked
 
     def mapping(self, items: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any]:
         plain: dict[str, Any] = {}
@@ -204,7 +204,11 @@ class _Copy:
                 plain[name] = REDACTED
                 self.hidden += strings(item)
             else:
+                known = len(self.masked)
                 plain[name] = self.value(item, depth)
+                if name in _CODE:
+                    # Source code has the program's own names behind those of secrets: `token = read_token()`.
+                    del self.masked[known:]
         return plain
 
     def value(self, value: Any, depth: int) -> Any:
@@ -274,7 +278,10 @@ class _Copy:
         text = value[:_WINDOW]
         if not text.isascii():
             text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates are not UTF-8
-        text = self._redactor.text(text)
+        masked = self._redactor.text(text)
+        if masked != text:
+            self.masked.append(text)
+            text = masked
         if len(value) > _WINDOW:
             text = text[:-_MARGIN]
         if len(text) > self._left:

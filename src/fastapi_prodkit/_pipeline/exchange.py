@@ -21,7 +21,6 @@ __all__ = ["CLIENT_DISCONNECTED", "Exchange"]
 
 CLIENT_DISCONNECTED: Final = 499  # nginx's status for it; no client ever sees the status
 _FORBIDDEN: Final = 403  # what servers answer to a handshake that is closed before it is accepted
-_NORMAL_CLOSURE: Final = 1000  # RFC 6455 section 7.4.1; the default of ASGI
 _TO_NORMALIZE: Final = ("/", "")  # last characters of a path that `route_path` changes
 _PLAIN: Final = frozenset({b"content-length", b"content-type"})  # no layer's header replaces or depends on these
 
@@ -296,6 +295,5 @@ class Exchange:
             return self._start_response(message["status"], message)
         if kind == "websocket.close" and not self.status:
             self.status = _FORBIDDEN
-            said = message.get("reason") or f"{message.get('code', _NORMAL_CLOSURE)}, before it was open"
-            self.context.explain_handshake(_FORBIDDEN, f"the app has closed it: {said}")
+            self.context.explain_closed_handshake(_FORBIDDEN, message)
         return message
