@@ -24,10 +24,10 @@ demo: $(VENV)/.demo ## run the example service on http://127.0.0.1:8000 (PORT=..
 demo-postgres: $(VENV)/.test ## run the example service on a real PostgreSQL
 	@cd examples/service && exec ../../$(RUN) -m service.demo postgresql
 
-# Four processes on two cores, because many tests wait. Those of whole systems wait less, and each of their classes, or files
-# without one, stays in one process, which makes its image or its environments once.
+# Four processes on two cores, because many tests wait. Of whole systems each class, or file without one, stays in one process,
+# which makes its image or its environments once.
 PYTEST := -m pytest --numprocesses 4 --dist worksteal
-SYSTEMS := -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
+SYSTEMS := -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder
 
 test: $(VENV)/.test ## run all tests but those of whole systems, such as images and deployments
 	@$(RUN) $(PYTEST) -m 'not system'

@@ -33,7 +33,6 @@ COMBINATIONS = [
     ("postgresql", True, "ecs"),
 ]
 RULE = "lower-case letters, digits and single hyphens, at most 40"
-ON_POSTGRESQL = [f"tests/test_service_{each}.py" for each in ("app", "postgresql", "reports")]
 EVERYTHING, LITTLE = ("postgresql", True, "ecs"), ("sqlite", False, "docker")
 every_combination = pytest.mark.parametrize("made", COMBINATIONS, indirect=True, ids=str)
 
@@ -648,7 +647,7 @@ class TestOthers(Making):
         ("combination", "tests"),
         [
             (("sqlite", True, "docker"), "tests/test_service_app.py tests/test_service_reports.py"),
-            (("postgresql", False, "docker"), f"-k postgresql {' '.join(ON_POSTGRESQL)}"),
+            (("postgresql", False, "docker"), "-k postgresql tests/test_service_app.py tests/test_service_reports.py"),
         ],
         ids=("sqlite, redis", "postgresql, no redis"),
     )
