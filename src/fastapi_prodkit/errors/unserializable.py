@@ -11,32 +11,32 @@ from typing import Any, Final, NamedTuple
 
 from starlette.requests import Request
 
-__all__ = ["inexpressible"]
+__all__ = ["unserializable_input"]
 
 _DEEPEST: Final = 100  # levels; pydantic writes 255 of them, json some 900
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
-class _Flaw(NamedTuple):
+class _Defect(NamedTuple):
     symptom: re.Pattern[str]  # in the text of the exception that rendering raises
     type: str
     msg: str
-    shows: Callable[[Any, int], bool]
+    found_in: Callable[[Any, int], bool]
 
 
-async def inexpressible(request: Request, error: Exception) -> list[dict[str, Any]]:
+async def unserializable_input(request: Request, error: Exception) -> list[dict[str, Any]]:
     """Return where the request carries what the error is about, as pydantic reports errors; nothing else is read of it.
 
     Empty if the error is another one, or the request has nothing to do with it.
     """
     text = str(error)
-    flaw = next((flaw for flaw in _FLAWS if flaw.symptom.search(text)), None)
-    if flaw is None:
+    defect = next((defect for defect in _DEFECTS if defect.symptom.search(text)), None)
+    if defect is None:
         return []
     return [
-        {"loc": loc, "msg": flaw.msg, "type": flaw.type}
+        {"loc": loc, "msg": defect.msg, "type": defect.type}
         for loc, value in await _parts(request)
-        if any(flaw.shows(each, depth) for each, depth in _walk(value))
+        if any(defect.found_in(each, depth) for each, depth in _walk(value))
     ]
 
 
@@ -87,12 +87,12 @@ def _is_deep(_value: Any, depth: int) -> bool:
     return depth > _DEEPEST
 
 
-_FLAWS: Final = (
-    _Flaw(re.compile("Out of range float"), "finite_number", "Input should be a finite number", _is_infinite),
-    _Flaw(
+_DEFECTS: Final = (
+    _Defect(re.compile("Out of range float"), "finite_number", "Input should be a finite number", _is_infinite),
+    _Defect(
         re.compile("surrogates not allowed"), "string_unicode", "Input should not have lone surrogates", _has_surrogate
     ),
-    _Flaw(
+    _Defect(
         re.compile("depth exceeded|Stack overflow"),
         "nesting",
         f"Input should have at most {_DEEPEST} levels of nesting",

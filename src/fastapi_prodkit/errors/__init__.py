@@ -31,10 +31,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from fastapi_prodkit import _problem, _scope
 from fastapi_prodkit._asgi import LONGEST_LOGGED_PATH
-from fastapi_prodkit._inexpressible import inexpressible
 from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
+from fastapi_prodkit.errors.unserializable import unserializable_input
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import ErrorsSettings
 
@@ -187,7 +187,7 @@ async def _websocket_validation_error(websocket: WebSocket, error: WebSocketRequ
 
 
 async def _not_rendered(request: HTTPConnection, error: Exception) -> Response:
-    found = await inexpressible(request, error) if isinstance(request, Request) else []
+    found = await unserializable_input(request, error) if isinstance(request, Request) else []
     if found:
         return await _validation_error(request, RequestValidationError(found))
     try:
