@@ -158,8 +158,8 @@ def _announce(config: Any, processes: int) -> None:
 def _run(config: Any, processes: int) -> int:
     from uvicorn import Server  # noqa: PLC0415 - an extra
 
-    from fastapi_prodkit._termination import FAILED_START  # noqa: PLC0415 - `--help` does not need it
     from fastapi_prodkit.cli.supervisor import Supervisor, bound_exit  # noqa: PLC0415 - an extra
+    from fastapi_prodkit.shutdown.termination import FAILED_START  # noqa: PLC0415 - `--help` does not need it
 
     if processes > 1:
         supervisor = Supervisor(config, [config.bind_socket()])

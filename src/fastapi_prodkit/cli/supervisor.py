@@ -14,8 +14,8 @@ _extras.require("uvicorn", extra="standard")
 from uvicorn import Config  # noqa: E402 - a hint, not a traceback
 from uvicorn.supervisors import Multiprocess  # noqa: E402 - likewise
 
-from fastapi_prodkit._termination import EXIT_TIME, FAILED_START  # noqa: E402
 from fastapi_prodkit.sections import LimitsSettings  # noqa: E402
+from fastapi_prodkit.shutdown.termination import EXIT_TIME, FAILED_START  # noqa: E402
 
 __all__ = ["ServeConfig", "Supervisor", "bound_exit"]
 

@@ -20,9 +20,9 @@ from types import FrameType, MethodType
 from typing import Any
 
 from fastapi_prodkit._pipeline.in_flight import cut_requests
-from fastapi_prodkit._termination import FAILED_START, Termination
 from fastapi_prodkit.exceptions import SettingsWarning
 from fastapi_prodkit.sections import ShutdownSettings
+from fastapi_prodkit.shutdown.termination import FAILED_START, Termination
 
 __all__ = ["STOP_TIMEOUT", "Shutdown"]
 

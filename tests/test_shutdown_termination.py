@@ -9,9 +9,9 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from fastapi_prodkit import _termination
-from fastapi_prodkit._termination import Termination
 from fastapi_prodkit.access_log import AccessLogMiddleware
+from fastapi_prodkit.shutdown import termination as module
+from fastapi_prodkit.shutdown.termination import Termination
 
 
 class Loop:
@@ -31,8 +31,8 @@ def exits(monkeypatch):
     monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: codes.append("hooks"))
     for name in ("LIFESPAN_TIME", "_SETTLE_TIME", "_SECOND_SIGNAL_TIME"):
-        monkeypatch.setattr(_termination, name, 0.0)
-    monkeypatch.setattr(_termination, "EXIT_TIME", 5.0)
+        monkeypatch.setattr(module, name, 0.0)
+    monkeypatch.setattr(module, "EXIT_TIME", 5.0)
     return codes
 
 
@@ -110,7 +110,7 @@ async def test_a_handler_that_blocks_the_event_loop_has_its_line(exits, caplog):
 
 def test_the_end_of_the_lifespans_leaves_threads_the_rest_of_the_grace(exits, monkeypatch):
     """Without requests the lifespans end at once, and what a thread does then is not cut short."""
-    monkeypatch.setattr(_termination, "LIFESPAN_TIME", 30.0)
+    monkeypatch.setattr(module, "LIFESPAN_TIME", 30.0)
     termination = Termination(Loop(closed=False), exit_code=0, time=0.2)
     before = monotonic()
     termination.lifespan_ended()
@@ -141,9 +141,9 @@ def test_a_program_that_goes_on_without_its_server_is_left_alone(exits):
 def test_hooks_that_have_begun_are_not_called_again(exits, caplog):
     """The interpreter calls them by itself; what has not ended by the deadline is left."""
     termination = Termination(Loop(closed=False), exit_code=0, time=60)
-    _termination.EXIT_TIME = 0.01
+    module.EXIT_TIME = 0.01
     termination._exiting()
-    _termination.EXIT_TIME = 5.0
+    module.EXIT_TIME = 5.0
 
     watch(termination)
 
