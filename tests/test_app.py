@@ -1150,7 +1150,7 @@ def test_production_refuses_a_limit_in_each_of_several_workers(tmp_path):
 def test_a_worker_is_refused_in_production_only(monkeypatch, capsys):
     """Elsewhere a child process is warned about; without a limit there is nothing to say."""
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: "a parent")
-    monkeypatch.setattr("fastapi_prodkit._workers.shared_directory", lambda: None)
+    monkeypatch.setattr("fastapi_prodkit.metrics.multiprocess.shared_directory", lambda: None)
 
     warnings.simplefilter("always", SettingsWarning)
     create_app(settings_of(rate_limit=None))
@@ -1493,7 +1493,7 @@ def test_a_store_counts_for_routes_where_no_default_limit_is_wanted():
 def test_a_store_that_is_given_may_be_shared_by_workers(monkeypatch):
     """Only a store in memory counts in each worker for itself, also where it is given."""
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: "a parent")
-    monkeypatch.setattr("fastapi_prodkit._workers.shared_directory", lambda: None)
+    monkeypatch.setattr("fastapi_prodkit.metrics.multiprocess.shared_directory", lambda: None)
 
     create_app(settings_of(), store=Bounded(1))
 

@@ -24,7 +24,6 @@ from fastapi_prodkit._pieces import Given, make_management, make_pieces, make_pr
 from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
 from fastapi_prodkit._refusals import refuse_worker
-from fastapi_prodkit._workers import make_directory
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit
@@ -39,6 +38,7 @@ from fastapi_prodkit.health import Check
 from fastapi_prodkit.log_level import log_level_router
 from fastapi_prodkit.logging import configure_logging
 from fastapi_prodkit.metrics import MetricsMiddleware
+from fastapi_prodkit.metrics.multiprocess import make_directory
 from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware, Store

@@ -18,10 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from fastapi_prodkit import _samples, _scope
-from fastapi_prodkit._samples import Collectors, Families
+from fastapi_prodkit import _scope
 from fastapi_prodkit._servers import several_workers
 from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.metrics import aggregation
+from fastapi_prodkit.metrics.aggregation import Collectors, Families
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -120,7 +121,7 @@ class Workers:
         """Yield the metrics of all workers: what a registry is asked for."""
         if self._alive is not None:
             try:
-                return _samples.merged(self._gather(), self._registry)
+                return aggregation.merged(self._gather(), self._registry)
             except OSError as error:
                 self._log_once("these metrics are of one worker only", error)
         return self._collectors.collect()
@@ -192,7 +193,7 @@ class Workers:
         for path in self._directory.glob("*.alive"):
             if not _is_held(path):
                 left, ended = path.with_suffix(".json"), self._directory / _ENDED
-                self._replace(_ENDED, _samples.counted([self._read(ended), self._read(left)]))
+                self._replace(_ENDED, aggregation.counted([self._read(ended), self._read(left)]))
                 left.unlink(missing_ok=True)
                 path.unlink()
 
@@ -203,13 +204,13 @@ class Workers:
 
     def _replace(self, name: str, content: Families) -> None:
         new = self._directory / f"{name}.{self._name}.new"
-        new.write_bytes(_samples.dump(content))
+        new.write_bytes(aggregation.dump(content))
         new.replace(self._directory / name)
 
     def _read(self, path: Path) -> Families:
         """Return what a worker has written, and nothing if that cannot be read."""
         try:
-            return _samples.load(path.read_bytes())
+            return aggregation.load(path.read_bytes())
         except FileNotFoundError:
             return []
         except Exception as error:  # noqa: BLE001 - half of a file may be anything

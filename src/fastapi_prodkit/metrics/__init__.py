@@ -127,8 +127,8 @@ def metrics_router(
     from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use: an app without metrics does not load it
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
 
-    from fastapi_prodkit._samples import Collectors  # noqa: PLC0415
-    from fastapi_prodkit._workers import Workers  # noqa: PLC0415
+    from fastapi_prodkit.metrics.aggregation import Collectors  # noqa: PLC0415
+    from fastapi_prodkit.metrics.multiprocess import Workers  # noqa: PLC0415
 
     settings = settings or MetricsSettings()
     own = registry or REGISTRY

@@ -18,11 +18,12 @@ from prometheus_client.core import CounterMetricFamily, Exemplar, GaugeMetricFam
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from fastapi_prodkit import Settings, _samples, _scope, _workers, create_app
-from fastapi_prodkit._samples import Collectors
+from fastapi_prodkit import Settings, _scope, create_app
 from fastapi_prodkit._servers import several_workers
-from fastapi_prodkit._workers import Workers, shared_directory
 from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.metrics import aggregation, multiprocess
+from fastapi_prodkit.metrics.aggregation import Collectors
+from fastapi_prodkit.metrics.multiprocess import Workers, shared_directory
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers meet under POSIX only")
 
@@ -63,10 +64,11 @@ NO_PLACE = """
 import tempfile
 from pathlib import Path
 
-from fastapi_prodkit import _scope, _workers
+from fastapi_prodkit import _scope
+from fastapi_prodkit.metrics import multiprocess
 
 tempfile.tempdir = {!r}
-_workers._MEMORY = Path("/proc/nowhere")
+multiprocess._MEMORY = Path("/proc/nowhere")
 """
 
 
@@ -236,7 +238,7 @@ def test_a_place_that_vanishes(tmp_path, caplog):
             path.unlink()
         (tmp_path / "metrics").rmdir()
         process.orders.inc()
-        time.sleep(_workers.INTERVAL * 1.2)
+        time.sleep(multiprocess.INTERVAL * 1.2)
         shown = process.shown()
         assert process.workers._thread.is_alive()
 
@@ -245,10 +247,10 @@ def test_a_place_that_vanishes(tmp_path, caplog):
 
 
 def joined(*registries: CollectorRegistry) -> dict[str, float]:
-    several = [_samples.load(_samples.dump(list(Collectors(registry).collect()))) for registry in registries]
+    several = [aggregation.load(aggregation.dump(list(Collectors(registry).collect()))) for registry in registries]
     return {
         sample.name + "".join(sample.labels.values()): sample.value
-        for family in _samples.merged(several, registries[0])
+        for family in aggregation.merged(several, registries[0])
         for sample in family.samples
     }
 
@@ -431,7 +433,7 @@ def test_what_can_be_shown(scrape, caplog):
 
 def test_a_writer_that_fails_goes_on(tmp_path, monkeypatch, caplog):
     """Whatever it was, it is logged once, and the next second may be better."""
-    monkeypatch.setattr(_workers, "INTERVAL", 0.01)
+    monkeypatch.setattr(multiprocess, "INTERVAL", 0.01)
     process = Process(tmp_path)
     with process.workers.joined():
         written = threading.Event()
@@ -544,7 +546,7 @@ def test_where_workers_meet(monkeypatch, tmp_path):
 
     assert shared_directory() is None
     assert Workers.of(REGISTRY) is None
-    monkeypatch.setattr(_workers, "several_workers", lambda: True)
+    monkeypatch.setattr(multiprocess, "several_workers", lambda: True)
     assert shared_directory().name == f"fastapi-prodkit-{os.getuid()}-{os.getppid()}"
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     assert shared_directory() == tmp_path
@@ -557,17 +559,17 @@ def test_where_workers_meet(monkeypatch, tmp_path):
 
 def test_places_to_write(monkeypatch, tmp_path):
     """Memory, then where temporary files are; if there is none at all, that is for later to say."""
-    monkeypatch.setattr(_workers, "_MEMORY", tmp_path)
-    assert _workers._place() == tmp_path
-    monkeypatch.setattr(_workers, "_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(multiprocess, "_MEMORY", tmp_path)
+    assert multiprocess._place() == tmp_path
+    monkeypatch.setattr(multiprocess, "_MEMORY", tmp_path / "none")
     monkeypatch.setattr("tempfile.tempdir", "/var/tmp")
-    assert _workers._place() == Path("/var/tmp")
+    assert multiprocess._place() == Path("/var/tmp")
 
     def none():
         raise FileNotFoundError
 
     monkeypatch.setattr("tempfile.gettempdir", none)
-    assert _workers._place() == tmp_path / "none"
+    assert multiprocess._place() == tmp_path / "none"
 
 
 @pytest.fixture
@@ -644,7 +646,7 @@ def test_two_workers_one_killed(server, directory):
 
         process.terminate()
         process.wait()
-        assert not (_workers._place() / f"fastapi-prodkit-{os.getuid()}-{process.pid}").exists()
+        assert not (multiprocess._place() / f"fastapi-prodkit-{os.getuid()}-{process.pid}").exists()
 
 
 def test_the_call_that_began_a_worker_says_how_many_there_are():
