@@ -13,7 +13,7 @@ pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodk
 
 from doctoring import REMOTE, SECRET, gathered, ids, in_order, module  # noqa: F401 - a fixture
 
-from fastapi_prodkit._servers import asked_workers
+from fastapi_prodkit._config.worker_count import asked_workers
 from fastapi_prodkit.cli.doctor import surroundings
 from fastapi_prodkit.cli.doctor.advisories import ADVISORIES, AS_OF, UNFIXED, is_older
 from fastapi_prodkit.cli.doctor.examination import examine, gather

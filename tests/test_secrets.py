@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fastapi_prodkit import _variables
+from fastapi_prodkit._config import variables
 from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError, SettingsError
 from fastapi_prodkit.secrets import mounted_files, parameter_store, secrets_manager
 from fastapi_prodkit.settings import Settings
@@ -20,7 +20,7 @@ def clean(monkeypatch, tmp_path):
     """Start each test in an empty directory, without any of our variables."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
-        if name.upper() in _variables.variables(Settings):
+        if name.upper() in variables.variables(Settings):
             monkeypatch.delenv(name)
 
 

@@ -12,7 +12,8 @@ import pytest
 from pydantic import AliasChoices, BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import InitSettingsSource, NoDecode, SettingsConfigDict
 
-from fastapi_prodkit import _variables, sections
+from fastapi_prodkit import sections
+from fastapi_prodkit._config import variables
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError, SettingsWarning
 from fastapi_prodkit.settings import PROFILES, Settings
 
@@ -20,7 +21,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "pieces" / "settings.md"
 SECRET = "hunter2-correct-horse"
 WITHHELD = "is refused; the reason is withheld because it repeats the value"
 SAFE = {"ENVIRONMENT": "prod", "HOSTS_ALLOWED": "api.example.com"}
-VARIABLES = _variables.variables(Settings)
+VARIABLES = variables.variables(Settings)
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +118,7 @@ class TestNames:
 
     def test_no_section_is_a_prefix_of_another(self):
         """A variable belongs to one section only."""
-        names = [name for name, field in Settings.model_fields.items() if _variables.section_of(field)]
+        names = [name for name, field in Settings.model_fields.items() if variables.section_of(field)]
 
         clashes = [(a, b) for a in names for b in names if a != b and b.startswith(f"{a}_")]
 
@@ -125,7 +126,7 @@ class TestNames:
 
     def test_a_section_model_is_named_after_its_section(self):
         """The model of `rate_limit` is RateLimitSettings."""
-        models = {name: _variables.section_of(field) for name, field in Settings.model_fields.items()}
+        models = {name: variables.section_of(field) for name, field in Settings.model_fields.items()}
 
         misnamed = {
             name: model.__name__
@@ -153,7 +154,7 @@ class TestNames:
 
 class TestSections:
     @pytest.mark.parametrize(
-        "section", [name for name, field in Settings.model_fields.items() if _variables.has_switch(field)]
+        "section", [name for name, field in Settings.model_fields.items() if variables.has_switch(field)]
     )
     def test_a_section_that_is_switched_off_is_none(self, section, load):
         """<SECTION>_ENABLED=false in the environment is the same as None in code."""

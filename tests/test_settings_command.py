@@ -15,7 +15,8 @@ from dotenv import dotenv_values
 
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 
-from fastapi_prodkit import Settings, _variables
+from fastapi_prodkit import Settings
+from fastapi_prodkit._config import variables
 from fastapi_prodkit.cli import main, terminal
 from fastapi_prodkit.exceptions import SettingsError
 
@@ -89,7 +90,7 @@ def __getattr__(name):
 def project(tmp_path, monkeypatch):
     """An empty environment, and a module of settings in the current directory."""
     for name in list(os.environ):
-        if name in _variables.variables(Settings) or name.startswith(("DATABASE_", "STRIPE_")):
+        if name in variables.variables(Settings) or name.startswith(("DATABASE_", "STRIPE_")):
             monkeypatch.delenv(name)
     (tmp_path / "shop.py").write_text(SHOP)
     (tmp_path / "broken.py").write_text(BROKEN)
@@ -127,7 +128,7 @@ def test_every_variable_has_type_default_and_meaning(listed):
     """Those of the service too, and the switch of each section that can be left out."""
     found = listed()
 
-    assert set(_variables.variables(Settings)) - {"DATABASE_ENABLED"} < set(found)
+    assert set(variables.variables(Settings)) - {"DATABASE_ENABLED"} < set(found)
     assert found["RATE_LIMIT_DEFAULT"] == {
         **found["RATE_LIMIT_DEFAULT"],
         "type": "str | none",

@@ -11,8 +11,8 @@ from typing import Final, Literal, TypedDict, Unpack
 
 from starlette.types import ASGIApp
 
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._context import Reason
-from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._problem import Refusal

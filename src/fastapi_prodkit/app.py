@@ -19,11 +19,11 @@ from starlette.types import Lifespan
 
 from fastapi_prodkit import _lifespan, _scope, _telemetry
 from fastapi_prodkit._asgi import LabelledRoute
+from fastapi_prodkit._config.production_rules import refuse_worker
 from fastapi_prodkit._fastapi_keywords import FastAPIKeywords
 from fastapi_prodkit._pieces import Given, make_management, make_pieces, make_probes
 from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
-from fastapi_prodkit._refusals import refuse_worker
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.body_limit import BodyLimitMiddleware, largest_limit

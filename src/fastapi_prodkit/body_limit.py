@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit import _context
 from fastapi_prodkit._asgi import exceeded_body_limit, header, walk_routes
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._context import Reason
-from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._pipeline.timers import SharedTimer

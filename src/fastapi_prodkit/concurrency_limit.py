@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._context import Reason
 from fastapi_prodkit._instruments import instrument
-from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._problem import Refusal

@@ -11,8 +11,8 @@ from typing import Final, Literal, TypedDict, Unpack
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._context import Code, Reason
-from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import RawHeaders
 from fastapi_prodkit._pipeline.layers import Layer

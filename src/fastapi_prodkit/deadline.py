@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Scope
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_dependencies
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._context import Reason
-from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._pipeline.timers import SharedTimer

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_dependencies
-from fastapi_prodkit._keywords import with_keywords
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._pipeline.cancellation import cancellable_exchange
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt

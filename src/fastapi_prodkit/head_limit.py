@@ -8,8 +8,8 @@ from typing import TypedDict, Unpack
 
 from starlette.types import ASGIApp
 
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._context import Reason
-from fastapi_prodkit._keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit._problem import Refusal

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypedDict, Unpack
 
 from starlette.types import ASGIApp
 
-from fastapi_prodkit._keywords import with_keywords
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.exceptions import ConfigurationError

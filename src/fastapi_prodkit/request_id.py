@@ -19,7 +19,7 @@ from typing import TypedDict, Unpack
 from starlette.types import ASGIApp
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._keywords import with_keywords
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.exceptions import ConfigurationError

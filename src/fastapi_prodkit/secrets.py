@@ -15,8 +15,9 @@ from typing import Any, Final
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode
 
-from fastapi_prodkit import _extras, _variables
-from fastapi_prodkit._variables import Unusable
+from fastapi_prodkit import _extras
+from fastapi_prodkit._config import variables
+from fastapi_prodkit._config.variables import Unusable
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import SecretsSettings
 
@@ -109,17 +110,17 @@ class VariablesSource(EnvSettingsSource):
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Pass over a variable that is named exactly like a section."""
-        if _variables.section_of(field) is not None:
+        if variables.section_of(field) is not None:
             return None, field_name, False
         return super().get_field_value(field, field_name)
 
     def explode_env_vars(self, field_name: str, field: FieldInfo, env_vars: Mapping[str, str | None]) -> dict[str, Any]:
         """Return the fields of a section, and its switch, without the foreign variables that share its prefix."""
-        section = _variables.section_of(field)
+        section = variables.section_of(field)
         if section is None:
             return super().explode_env_vars(field_name, field, env_vars)
         found: dict[str, Any] = {}
-        if _variables.has_switch(field) and (switch := env_vars.get(self._name(field_name, "enabled"))) is not None:
+        if variables.has_switch(field) and (switch := env_vars.get(self._name(field_name, "enabled"))) is not None:
             found["enabled"] = switch
         for key, inner in section.model_fields.items():
             value = env_vars.get(self._name(field_name, key))
@@ -140,7 +141,7 @@ class VariablesSource(EnvSettingsSource):
         return [item for item in (part.strip() for part in value.split(",")) if item]
 
     def _name(self, field_name: str, key: str) -> str:
-        return _variables.variable(self.env_prefix, field_name, key).lower()
+        return variables.variable(self.env_prefix, field_name, key).lower()
 
 
 _STORES: Final[Mapping[str, tuple[str, Callable[[str], dict[str, str]]]]] = {  # in order of precedence

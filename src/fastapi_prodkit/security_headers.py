@@ -12,7 +12,7 @@ from typing import Final, TypedDict, Unpack
 from starlette.types import ASGIApp
 
 from fastapi_prodkit._asgi import UNMATCHED, route_template
-from fastapi_prodkit._keywords import with_keywords
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import RawHeaders
 from fastapi_prodkit._pipeline.layers import Layer

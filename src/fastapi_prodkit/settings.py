@@ -23,7 +23,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from fastapi_prodkit import _refusals, _variables, sections
+from fastapi_prodkit import sections
+from fastapi_prodkit._config import production_rules, variables
 from fastapi_prodkit.exceptions import SettingsError, SettingsWarning
 from fastapi_prodkit.secrets import VariablesSource, read_stores
 from fastapi_prodkit.sections.process import SHORTEST_TOKEN
@@ -107,7 +108,7 @@ class Settings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problems = _variables.problems(error, type(self), _prefix(type(self)))
+            problems = variables.problems(error, type(self), _prefix(type(self)))
         except UnicodeDecodeError:
             problems = {".env": "is not text in UTF-8: save it as such"}
         if problems:  # raised out here, so that the error does not keep the one above, which knows the values
@@ -118,14 +119,14 @@ class Settings(BaseSettings):
     def _switch(cls, value: Any, info: ValidationInfo) -> Any:
         """Read `<SECTION>_ENABLED`: a section that is switched off is None."""
         name = str(info.field_name)
-        if not isinstance(value, dict) or "enabled" not in value or not _variables.has_switch(cls.model_fields[name]):
+        if not isinstance(value, dict) or "enabled" not in value or not variables.has_switch(cls.model_fields[name]):
             return value
         try:
             enabled = TypeAdapter(bool).validate_python(value["enabled"])
         except ValidationError:
             enabled = None
         if enabled is None:
-            raise SettingsError({_variables.variable(_prefix(cls), name, "enabled"): "must be true or false"})
+            raise SettingsError({variables.variable(_prefix(cls), name, "enabled"): "must be true or false"})
         return {key: inner for key, inner in value.items() if key != "enabled"} if enabled else None
 
     @field_validator("debug", "log", "proxy", "hosts", "cors", "rate_limit", "health", "metrics", "database")
@@ -133,10 +134,10 @@ class Settings(BaseSettings):
     def _refuse_unsafe(cls, value: Any, info: ValidationInfo) -> Any:
         if info.data.get("environment") in ("staging", "prod"):
             name = str(info.field_name)
-            unsafe = {**dict(_refusals.refusals(name, value, info.data)), **_short_tokens(name, value)}
+            unsafe = {**dict(production_rules.refusals(name, value, info.data)), **_short_tokens(name, value)}
             if unsafe:
-                problems = {_variables.variable(_prefix(cls), key): text for key, text in unsafe.items()}
-                return _refusals.refuse(name, value, problems)
+                problems = {variables.variable(_prefix(cls), key): text for key, text in unsafe.items()}
+                return production_rules.refuse(name, value, problems)
         return value
 
     @classmethod
@@ -156,7 +157,7 @@ class Settings(BaseSettings):
         overlay = VariablesSource(settings_cls, _overlay(dotenv_settings, profile), f".env.{profile}")
         stores, problems = read_stores(settings_cls, [chosen[0], chosen[1], overlay(), chosen[2]])
         if any(source().get("environment", profile) != profile for source in (overlay, *stores)):
-            problems["environment"] = _variables.Unusable(_ANOTHER_ENVIRONMENT)
+            problems["environment"] = variables.Unusable(_ANOTHER_ENVIRONMENT)
         _warn_of_near_misses(settings_cls, [environment, overlay, dotenv, *stores])
         return (
             InitSettingsSource(settings_cls, problems),
@@ -177,7 +178,7 @@ class _Profile(VariablesSource):
         return {name: found[name] for name in found if name in self.current_state or not self._needs_more(name)}
 
     def _needs_more(self, name: str) -> bool:
-        section = _variables.section_of(self.settings_cls.model_fields[name])
+        section = variables.section_of(self.settings_cls.model_fields[name])
         return section is not None and any(field.is_required() for field in section.model_fields.values())
 
 
@@ -211,9 +212,9 @@ def _relaxed(profile: str) -> Mapping[str, str]:
 
 def _warn_of_near_misses(settings_cls: type[BaseSettings], sources: Iterable[VariablesSource]) -> None:
     prefix = _prefix(settings_cls)
-    ours, known = _variables.variables(Settings, prefix), _variables.variables(settings_cls, prefix)
+    ours, known = variables.variables(Settings, prefix), variables.variables(settings_cls, prefix)
     for source in sources:
-        for name, near in _variables.near_misses(source.env_vars, ours, known):
+        for name, near in variables.near_misses(source.env_vars, ours, known):
             warnings.warn(
                 f"{name} in {source.origin} is not a setting; did you mean {near}?",
                 SettingsWarning,

@@ -75,12 +75,12 @@ def _settings_error(error: BaseException) -> SettingsError | None:
     from pydantic import ValidationError  # noqa: PLC0415 - `--help` does not need it
     from pydantic_settings import BaseSettings  # noqa: PLC0415 - likewise
 
-    from fastapi_prodkit import _variables  # noqa: PLC0415 - likewise
+    from fastapi_prodkit._config import variables  # noqa: PLC0415 - likewise
 
     if isinstance(error, ValidationError):
         for model in _subclasses(BaseSettings):
             if model.__name__ == error.title:
-                return SettingsError(_variables.problems(error, model, str(model.model_config.get("env_prefix", ""))))
+                return SettingsError(variables.problems(error, model, str(model.model_config.get("env_prefix", ""))))
     return error if isinstance(error, SettingsError) else None
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastapi_prodkit import _extras
-from fastapi_prodkit._refusals import COUNTS_ALONE, counts_alone
+from fastapi_prodkit._config.production_rules import COUNTS_ALONE, counts_alone
 from fastapi_prodkit.cli.failure import logged_failure
 from fastapi_prodkit.cli.target import resolve
 from fastapi_prodkit.exceptions import SettingsError

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from fastapi_prodkit._servers import asked_workers
+from fastapi_prodkit._config.worker_count import asked_workers
 from fastapi_prodkit.sections import DatabaseSettings
 
 __all__ = ["ALLOWED", "check_room", "wanted"]

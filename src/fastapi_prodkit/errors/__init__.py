@@ -31,7 +31,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from fastapi_prodkit import _problem, _scope
 from fastapi_prodkit._asgi import LONGEST_LOGGED_PATH
-from fastapi_prodkit._keywords import with_keywords
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.errors.unserializable import unserializable_input

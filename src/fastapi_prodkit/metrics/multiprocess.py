@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from fastapi_prodkit import _scope
-from fastapi_prodkit._servers import several_workers
+from fastapi_prodkit._config.worker_count import several_workers
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.metrics import aggregation
 from fastapi_prodkit.metrics.aggregation import Collectors, Families

@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from fastapi_prodkit._keywords import unknown
+from fastapi_prodkit._config.keywords import unknown
 
 __all__ = ["MaybeSeconds", "OrNone", "Section"]
 

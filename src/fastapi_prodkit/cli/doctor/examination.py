@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastapi_prodkit._servers import asked_workers
+from fastapi_prodkit._config.worker_count import asked_workers
 from fastapi_prodkit.cli.doctor import surroundings
 from fastapi_prodkit.cli.doctor.asking import ask
 from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Finding

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi_prodkit import _refusals
+from fastapi_prodkit._config import production_rules
 from fastapi_prodkit.cli.failure import describe
 from fastapi_prodkit.cli.target import UnknownAppError, as_in, resolve
 from fastapi_prodkit.exceptions import ProdkitError, SettingsError, SettingsWarning
@@ -40,7 +40,7 @@ def load(target: str | None, *, environment: str, factory: bool = False) -> Load
         UnknownAppError: There is no such module, or nothing of the name in it.
     """
     loaded = Loaded()
-    with as_in(environment), _refusals.deferred() as loaded.refused, _heard() as warned:
+    with as_in(environment), production_rules.deferred() as loaded.refused, _heard() as warned:
         if target is None or not _load_app(loaded, target, factory=factory):
             _read_settings(loaded)
     loaded.warned = tuple(dict.fromkeys(warned))

@@ -14,7 +14,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Host, Mount, Router
 
-from fastapi_prodkit import _refusals, _scope
+from fastapi_prodkit import _scope
+from fastapi_prodkit._config import production_rules
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
 from fastapi_prodkit.cli.doctor.loading import unwrap
 from fastapi_prodkit.cli.doctor.subject import Subject
@@ -138,7 +139,7 @@ def cors(subject: Subject) -> Iterator[Fault]:
     """Tell of CORS middleware that was added by hand and lets strangers in."""
     for prefix, each in _middleware(subject):
         if getattr(each.cls, "__name__", "") == "CORSMiddleware":
-            for _, text in _refusals.refusals("cors", _cors_settings(each), {}):
+            for _, text in production_rules.refusals("cors", _cors_settings(each), {}):
                 reason, _, remedy = text.partition(": ")
                 yield Fault(f"CORSMiddleware{_below(prefix)}: {reason}.", f"Here: {remedy}.")
 

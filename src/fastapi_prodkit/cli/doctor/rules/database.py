@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from fastapi_prodkit._refusals import stays_here
+from fastapi_prodkit._config.production_rules import stays_here
 from fastapi_prodkit.cli.doctor.asking import migration_scripts
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
 from fastapi_prodkit.cli.doctor.subject import Subject

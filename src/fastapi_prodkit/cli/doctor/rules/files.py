@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
-from fastapi_prodkit import _variables
+from fastapi_prodkit._config import variables
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
 from fastapi_prodkit.cli.doctor.placeholders import is_placeholder
 from fastapi_prodkit.cli.doctor.subject import Subject
@@ -72,9 +72,9 @@ def _own_variables(settings: Any) -> tuple[list[str], set[str]]:
 
     model = Settings if settings is None else type(settings)
     prefix = model.model_config.get("env_prefix", "")
-    fields = _variables.variables(model, prefix)
+    fields = variables.variables(model, prefix)
     secrets = [name for name, field in fields.items() if field is not None and _holds_secret(field.annotation)]
-    return secrets, set(_variables.variables(Settings, prefix)).difference(secrets)
+    return secrets, set(variables.variables(Settings, prefix)).difference(secrets)
 
 
 def _holds_secret(annotation: Any) -> bool:

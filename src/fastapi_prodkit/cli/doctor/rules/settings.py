@@ -6,8 +6,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, SecretStr
 
-from fastapi_prodkit import _refusals, _variables
-from fastapi_prodkit._refusals import stays_here
+from fastapi_prodkit._config import production_rules, variables
+from fastapi_prodkit._config.production_rules import stays_here
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
 from fastapi_prodkit.cli.doctor.placeholders import is_placeholder
 from fastapi_prodkit.cli.doctor.subject import Subject
@@ -34,8 +34,8 @@ def unsafe(subject: Subject) -> Iterator[Fault]:
         prefix = type(subject.settings).model_config.get("env_prefix", "")
         values = {name: getattr(subject.settings, name) for name in fields}
         for section, value in values.items():
-            found = _refusals.refusals(section, value, values)
-            refused |= {_variables.variable(prefix, key): text for key, text in found}
+            found = production_rules.refusals(section, value, values)
+            refused |= {variables.variable(prefix, key): text for key, text in found}
     for name, text in refused.items():
         yield _split(name, text, f"Change {name}.")
 
@@ -111,9 +111,9 @@ def _secrets(settings: Any) -> Iterator[tuple[str, str]]:
     prefix = type(settings).model_config.get("env_prefix", "")
     for name, declared in type(settings).model_fields.items():
         value = getattr(settings, name)
-        found = {_variables.own_names(name, declared, prefix)[0]: value}
+        found = {variables.own_names(name, declared, prefix)[0]: value}
         if isinstance(value, BaseModel):
-            found = {_variables.variable(prefix, name, key): inner for key, inner in value}
+            found = {variables.variable(prefix, name, key): inner for key, inner in value}
         for variable, each in found.items():
             if isinstance(each, SecretStr) and each.get_secret_value():
                 yield variable, each.get_secret_value()

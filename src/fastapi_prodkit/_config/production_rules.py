@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs
 
-from fastapi_prodkit._servers import asked_workers, several_workers
+from fastapi_prodkit._config.worker_count import asked_workers, several_workers
 from fastapi_prodkit.exceptions import SettingsError, SettingsWarning
 from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettings, ProxySettings, RateLimitSettings
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from fastapi_prodkit import sections
-from fastapi_prodkit._keywords import with_keywords
+from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._pipeline.layers import Layer
 from fastapi_prodkit.allowed_hosts import AllowedHostsKeywords, AllowedHostsMiddleware
 from fastapi_prodkit.body_limit import BodyLimitKeywords, BodyLimitMiddleware

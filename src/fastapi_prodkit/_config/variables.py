@@ -15,7 +15,7 @@ from pydantic import AliasChoices, BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, core_schema
 
-from fastapi_prodkit._keywords import unknown
+from fastapi_prodkit._config.keywords import unknown
 from fastapi_prodkit.exceptions import SettingsError
 from fastapi_prodkit.sections import Section
 
