@@ -17,11 +17,12 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import Lifespan
 
-from fastapi_prodkit import _lifespan, _scope, _telemetry
+from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import LabelledRoute
+from fastapi_prodkit._assembly import telemetry
+from fastapi_prodkit._assembly.fastapi_keywords import FastAPIKeywords
+from fastapi_prodkit._assembly.pieces import Given, make_management, make_pieces, make_probes
 from fastapi_prodkit._config.production_rules import refuse_worker
-from fastapi_prodkit._fastapi_keywords import FastAPIKeywords
-from fastapi_prodkit._pieces import Given, make_management, make_pieces, make_probes
 from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
 from fastapi_prodkit.access_log import AccessLogMiddleware
@@ -210,8 +211,8 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)
     lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
     lifespans += [router.lifespan_context for router in routers]
-    _lifespan.compose(app, lifespans, mounted=given.mounted_lifespans)
-    _telemetry.switch_off_if_unused(app)
+    lifespans.compose(app, lifespans, mounted=given.mounted_lifespans)
+    telemetry.switch_off_if_unused(app)
 
     exempt = frozenset(probe.path.rstrip("/") or "/" for probe in probes)
     management = make_management([*probes, *levels])

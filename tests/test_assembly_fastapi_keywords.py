@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
 
 from fastapi_prodkit import Settings, create_app
-from fastapi_prodkit._fastapi_keywords import FastAPIKeywords
+from fastapi_prodkit._assembly.fastapi_keywords import FastAPIKeywords
 
 OWN = {"lifespan", "middleware"}  # parameters of create_app
 SINCE_0_165 = {"form_limits"}

@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
 
 from fastapi_prodkit import Settings, create_app, install
-from fastapi_prodkit._lifespan import compose
+from fastapi_prodkit._assembly.lifespans import compose
 from fastapi_prodkit.exceptions import ConfigurationError
 
 
