@@ -31,8 +31,8 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel, SecretStr
 
 from fastapi_prodkit import _context, _scope
-from fastapi_prodkit._redact import Redactor
 from fastapi_prodkit.logging import EventHandler, LostLines, RequestIDFilter, bind, configure_logging
+from fastapi_prodkit.logging.redaction import Redactor
 from fastapi_prodkit.sections import LogSettings
 
 SERVERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "hypercorn.error", "gunicorn.error")

@@ -12,11 +12,11 @@ from starlette.types import ASGIApp
 
 from fastapi_prodkit import _context
 from fastapi_prodkit._asgi import LONGEST_LOGGED_PATH
-from fastapi_prodkit._direct_log import DirectWriter
-from fastapi_prodkit._log_handler import EVENT_NAME
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._pipeline.stream import ResponseStream
+from fastapi_prodkit.logging.direct import DirectWriter
+from fastapi_prodkit.logging.handler import EVENT_NAME
 
 __all__ = ["AccessLogMiddleware"]
 

@@ -27,8 +27,8 @@ def describe(error: BaseException) -> str:
     ours = _settings_error(error) or error
     if isinstance(ours, ProdkitError):
         return str(ours)  # our own texts hold no value
-    from fastapi_prodkit._redact import REDACTED, Redactor  # noqa: PLC0415 - `--help` does not need it
-    from fastapi_prodkit._repetition import inputs, mask  # noqa: PLC0415 - likewise
+    from fastapi_prodkit.logging.redaction import REDACTED, Redactor  # noqa: PLC0415 - `--help` does not need it
+    from fastapi_prodkit.logging.repetition import inputs, mask  # noqa: PLC0415 - likewise
 
     return mask(Redactor().text(_text(error)), inputs(error), REDACTED)
 

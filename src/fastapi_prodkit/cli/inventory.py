@@ -11,8 +11,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from fastapi_prodkit._config import variables
-from fastapi_prodkit._redact import Redactor
 from fastapi_prodkit.cli.schema import lower_case, text_schema
+from fastapi_prodkit.logging.redaction import Redactor
 from fastapi_prodkit.sections.section import OrNone
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fastapi_prodkit._redact import REDACTED
 from fastapi_prodkit.cli.inventory import Variable, variables
 from fastapi_prodkit.cli.target import Environment, as_in, resolve
 from fastapi_prodkit.cli.terminal import patience
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
+from fastapi_prodkit.logging.redaction import REDACTED
 
 __all__ = ["app"]
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import pytest
 from processes import free_port, listens
 
-from fastapi_prodkit import _log_output
-from fastapi_prodkit._log_output import LineWriter
+from fastapi_prodkit.logging import output
+from fastapi_prodkit.logging.output import LineWriter
 
 LINE = b"x" * 9_000 + b"\n"
 
@@ -135,7 +135,7 @@ def test_a_queue_that_nobody_reads_does_not_hold_up_the_end(monkeypatch, writers
     """It is waited for within a bound, and later lines still do not wait."""
     gate = Gate()
     monkeypatch.setattr(sys, "stdout", gate)
-    monkeypatch.setattr(_log_output, "CLOSE_TIME", 0.01)
+    monkeypatch.setattr(output, "CLOSE_TIME", 0.01)
     writer = writers(1)
     writer.write(b"0")
     assert gate.entered.wait(10)
@@ -151,7 +151,7 @@ def test_queues_that_nobody_reads_are_waited_for_together(monkeypatch, writers):
     """The time counts from the line that waits: a second queue has waited with the first one."""
     gate = Gate()
     monkeypatch.setattr(sys, "stdout", gate)
-    monkeypatch.setattr(_log_output, "CLOSE_TIME", 0.3)
+    monkeypatch.setattr(output, "CLOSE_TIME", 0.3)
     both = [writers(2), writers(2)]
     for writer in both:
         writer.write(b"0")

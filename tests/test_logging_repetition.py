@@ -6,9 +6,9 @@ import logging
 import pytest
 from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError, field_validator
 
-from fastapi_prodkit._redact import Redactor
-from fastapi_prodkit._repetition import inputs, mask, strings
 from fastapi_prodkit.logging import configure_logging
+from fastapi_prodkit.logging.redaction import Redactor
+from fastapi_prodkit.logging.repetition import inputs, mask, strings
 from fastapi_prodkit.sections import LogSettings
 
 SECRET = "s3cret'key"

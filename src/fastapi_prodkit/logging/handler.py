@@ -13,10 +13,10 @@ from typing import Any
 import orjson
 
 from fastapi_prodkit import _context
-from fastapi_prodkit._log_output import LineWriter
-from fastapi_prodkit._redact import Redactor, may_hold_secret
-from fastapi_prodkit._repetition import inputs
 from fastapi_prodkit._terminal import coloured
+from fastapi_prodkit.logging.output import LineWriter
+from fastapi_prodkit.logging.redaction import Redactor, may_hold_secret
+from fastapi_prodkit.logging.repetition import inputs
 from fastapi_prodkit.sections import LogSettings
 
 __all__ = ["EVENT_DICT", "EVENT_NAME", "EventHandler"]

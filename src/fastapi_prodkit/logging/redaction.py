@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fastapi_prodkit._repetition import MOST_VALUES, inputs, mask, strings
-from fastapi_prodkit._secret_values import SQL, pair, values
+from fastapi_prodkit.logging.repetition import MOST_VALUES, inputs, mask, strings
+from fastapi_prodkit.logging.secret_values import SQL, pair, values
 
 __all__ = ["Redactor", "may_hold_secret"]
 

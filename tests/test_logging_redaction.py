@@ -7,8 +7,8 @@ import time
 import orjson
 import pytest
 
-from fastapi_prodkit._redact import Redactor, may_hold_secret
 from fastapi_prodkit.logging import EventHandler, configure_logging
+from fastapi_prodkit.logging.redaction import Redactor, may_hold_secret
 
 PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEs3cret\n+s3cret/s3cret==\n-----END RSA PRIVATE KEY-----"
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from fastapi_prodkit._direct_log import DirectWriter
-from fastapi_prodkit._log_handler import EventHandler
+from fastapi_prodkit.logging.direct import DirectWriter
+from fastapi_prodkit.logging.handler import EventHandler
 
 LOGGER = "test_direct_log.child"
 
@@ -179,8 +179,8 @@ def test_a_logger_class_of_its_own_closes_the_direct_way(direct, monkeypatch):
 PATCHED_BEFORE = """
 import functools, logging
 {patch}
-from fastapi_prodkit._direct_log import DirectWriter
-from fastapi_prodkit._log_handler import EventHandler
+from fastapi_prodkit.logging.direct import DirectWriter
+from fastapi_prodkit.logging.handler import EventHandler
 logging.root.handlers = [EventHandler()]
 print(DirectWriter(logging.getLogger("a"), "request").find() is not None)
 """

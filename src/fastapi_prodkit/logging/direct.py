@@ -11,7 +11,7 @@ from logging import Handler, Logger, LogRecord
 from types import FunctionType
 from typing import Any, Final
 
-from fastapi_prodkit._log_handler import EventHandler
+from fastapi_prodkit.logging.handler import EventHandler
 
 __all__ = ["DirectWriter"]
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._context import bind
-from fastapi_prodkit._log_handler import EVENT_DICT, EventHandler
+from fastapi_prodkit.logging.handler import EVENT_DICT, EventHandler
 from fastapi_prodkit.sections import LogSettings
 
 if TYPE_CHECKING:
