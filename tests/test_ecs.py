@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from fastapi_prodkit import Settings, create_app
-from fastapi_prodkit._config import variables
+from fastapi_prodkit._config.variables import variables as variables_of
 
 pytest.importorskip("cfnlint", reason="cfn-lint is not installed")
 pytest.importorskip("moto", reason="moto is not installed")
@@ -83,7 +83,7 @@ def environment(monkeypatch, tmp_path):
     """Return a function that makes the process's environment that of a container, and nothing else of ours."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
-        if name.upper() in {*variables.variables(Settings), *NOT_OURS}:
+        if name.upper() in {*variables_of(Settings), *NOT_OURS}:
             monkeypatch.delenv(name)
 
     def enter(variables):
@@ -171,7 +171,7 @@ class TestEnvironment:
     @pytest.mark.parametrize("container", ["service", "migrate"])
     def test_every_variable_is_one_that_is_read(self, variables, container):
         """No variable is there for nothing, or is misspelt."""
-        assert not variables[container].keys() - {*variables.variables(Settings), *NOT_OURS}
+        assert not variables[container].keys() - {*variables_of(Settings), *NOT_OURS}
 
     def test_the_app_starts_with_it_and_answers_behind_the_load_balancer(self, variables, environment, tmp_path):
         """Probes answer to any host, others to the domain alone, and the client is whom the load balancer names."""

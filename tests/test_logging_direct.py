@@ -10,7 +10,7 @@ import pytest
 from fastapi_prodkit.logging.direct import DirectWriter
 from fastapi_prodkit.logging.handler import EventHandler
 
-LOGGER = "test_direct_log.child"
+LOGGER = "test_logging_direct.child"
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_the_direct_way_gives_the_line_of_the_contract(direct, capsys):
     direct().find()({"number": 7})
 
     out = capsys.readouterr().out
-    assert '"level":"info","event":"request","logger":"test_direct_log.child"' in out
+    assert '"level":"info","event":"request","logger":"test_logging_direct.child"' in out
     assert out.endswith('"number":7}\n')
 
 
@@ -47,7 +47,7 @@ def test_the_direct_way_leads_to_the_handler_that_is_there(direct, monkeypatch, 
 @functools.cache
 def loggers():
     """Return the logger, the one above it, and the root."""
-    return logging.getLogger(LOGGER), logging.getLogger("test_direct_log"), logging.root
+    return logging.getLogger(LOGGER), logging.getLogger("test_logging_direct"), logging.root
 
 
 @pytest.mark.parametrize("logger", loggers(), ids=lambda logger: logger.name)

@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from fastapi_prodkit import Settings, create_app
-from fastapi_prodkit._client import client_key
+from fastapi_prodkit._counting import client_key
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.exceptions import ConfigurationError

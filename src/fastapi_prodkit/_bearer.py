@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
-from fastapi_prodkit import _context, _counts
+from fastapi_prodkit import _context, _counting
 from fastapi_prodkit._asgi import route_template
-from fastapi_prodkit._client import client_key
 from fastapi_prodkit._context import Reason
+from fastapi_prodkit._counting import client_key
 from fastapi_prodkit._instruments import instrument
 from fastapi_prodkit.exceptions import ProblemError
 
@@ -110,7 +110,7 @@ class _Guesses:
         self._clock = clock
         self._counts: Counter[str] = Counter()
         self._end = -math.inf
-        _counts.register(self)
+        _counting.register(self)
 
     def clear(self) -> None:
         self._counts.clear()

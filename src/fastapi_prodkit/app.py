@@ -19,7 +19,7 @@ from starlette.types import Lifespan
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import LabelledRoute
-from fastapi_prodkit._assembly import telemetry
+from fastapi_prodkit._assembly import lifespans, telemetry
 from fastapi_prodkit._assembly.fastapi_keywords import FastAPIKeywords
 from fastapi_prodkit._assembly.pieces import Given, make_management, make_pieces, make_probes
 from fastapi_prodkit._config.production_rules import refuse_worker
@@ -188,6 +188,15 @@ def _constructor_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
+    pieces = _make_objects(app, settings, given)
+    _add_handlers_and_docs(app, settings, pieces)
+    probes = make_probes(settings, pieces, given)
+    _compose_lifespans(app, pieces, probes, given)
+    _put_edge_around(app, settings, pieces, probes, given)
+
+
+def _make_objects(app: FastAPI, settings: Settings, given: Given) -> dict[str, Any]:
+    """Make what is not given, and put it where dependencies look: on `app.state`, and into the edge."""
     make_directory()
     pieces = make_pieces(settings, given)
     taken = next((name for name, piece in pieces.items() if getattr(app.state, name, piece) is not piece), None)
@@ -196,7 +205,10 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     for name, piece in {"settings": settings, **pieces, _scope.INSTALLED: pieces}.items():
         if not hasattr(app.state, name):
             setattr(app.state, name, piece)
+    return pieces
 
+
+def _add_handlers_and_docs(app: FastAPI, settings: Settings, pieces: Mapping[str, Any]) -> None:
     add_problem_handlers(app)
     if "database" in pieces:
         from fastapi_prodkit.database import add_outage_handlers  # noqa: PLC0415 - needs an extra
@@ -204,19 +216,25 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
         add_outage_handlers(app, client_errors=pieces["database"].client_errors)
     add_problem_schemas(app)
     _put_docs_first(app, settings)
-    routers = make_probes(settings, pieces, given)
-    probes = [cast("Route", route) for router in routers for route in router.routes]
-    levels = log_level_router(settings.log, registry=given.registry).routes if settings.log else []
+
+
+def _compose_lifespans(app: FastAPI, pieces: Mapping[str, Any], probes: Sequence[APIRouter], given: Given) -> None:
     # The signals first, so that one that comes while the others start is noticed.
     living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)
-    lifespans = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
-    lifespans += [router.lifespan_context for router in routers]
-    lifespans.compose(app, lifespans, mounted=given.mounted_lifespans)
+    ours = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
+    ours += [router.lifespan_context for router in probes]
+    lifespans.compose(app, ours, mounted=given.mounted_lifespans)
     telemetry.switch_off_if_unused(app)
 
-    exempt = frozenset(probe.path.rstrip("/") or "/" for probe in probes)
-    management = make_management([*probes, *levels])
-    edge = Edge(_layers(app, settings, pieces, exempt, given), management=management, installed=pieces)
+
+def _put_edge_around(
+    app: FastAPI, settings: Settings, pieces: Mapping[str, Any], probes: Sequence[APIRouter], given: Given
+) -> None:
+    probed = [cast("Route", route) for router in probes for route in router.routes]
+    levels = log_level_router(settings.log, registry=given.registry).routes if settings.log else []
+    exempt = frozenset(route.path.rstrip("/") or "/" for route in probed)
+    layers = _layers(app, settings, pieces, exempt, given)
+    edge = Edge(layers, management=make_management([*probed, *levels]), installed=pieces)
     edge.put_around(app)
     if "shutdown" in pieces:
         pieces["shutdown"].on_drain(edge.close_connections)

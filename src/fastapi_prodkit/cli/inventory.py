@@ -10,7 +10,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from fastapi_prodkit._config import variables
+from fastapi_prodkit._config.variables import has_switch, members, own_names, section_of, variable
 from fastapi_prodkit.cli.schema import lower_case, text_schema
 from fastapi_prodkit.logging.redaction import Redactor
 from fastapi_prodkit.sections.section import OrNone
@@ -104,18 +104,18 @@ def _sources(settings_cls: "type[BaseSettings]") -> "list[VariablesSource]":
 def _declared(settings_cls: "type[BaseSettings]", prefix: str) -> Iterator[Variable]:
     schema = settings_cls.model_json_schema(by_alias=False)
     for name, own in settings_cls.model_fields.items():
-        section = variables.section_of(own)
+        section = section_of(own)
         if section is None:
-            for each in variables.own_names(name, own, prefix):
+            for each in own_names(name, own, prefix):
                 yield _variable(each, "", own, _schema(schema, name, own), always=True)
             continue
-        if variables.has_switch(own):
-            yield _switch(variables.variable(prefix, name, "enabled"), name, own, section)
+        if has_switch(own):
+            yield _switch(variable(prefix, name, "enabled"), name, own, section)
         inside = section.model_json_schema(by_alias=False)
         for key, inner in section.model_fields.items():
-            label = variables.variable(prefix, name, key)
+            label = variable(prefix, name, key)
             text = _schema(inside, key, inner, section)
-            yield _variable(label, name, inner, text, always=not variables.has_switch(own))
+            yield _variable(label, name, inner, text, always=not has_switch(own))
 
 
 def _schema(
@@ -152,14 +152,14 @@ def _variable(name: str, section: str, declared: FieldInfo, schema: Mapping[str,
         required=declared.is_required() and always,
         begins=declared.is_required() and not always,
         description=declared.description or "",
-        secret=SecretStr in variables.members(declared),
+        secret=SecretStr in members(declared),
         schema=schema,
     )
 
 
 def _type(declared: FieldInfo) -> str:
     names = []
-    for member in variables.members(declared):
+    for member in members(declared):
         if member is NoneType:
             names.append("none")
         elif get_origin(member) is Literal:

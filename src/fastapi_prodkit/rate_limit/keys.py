@@ -7,7 +7,7 @@ from uuid import UUID
 
 from starlette.requests import HTTPConnection
 
-from fastapi_prodkit._client import client_key
+from fastapi_prodkit._counting import client_key
 from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["Key", "by_address", "by_header"]

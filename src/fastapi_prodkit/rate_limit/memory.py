@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
-from fastapi_prodkit import _counts
+from fastapi_prodkit import _counting
 from fastapi_prodkit.rate_limit.limits import Limit, Quota
 
 __all__ = ["MAX_CLIENTS", "MemoryStore", "Strategy"]
@@ -49,7 +49,7 @@ class MemoryStore:
         self.clock = clock
         self._make: Callable[[Limit], Window] = _WINDOWS[strategy]
         self._windows: dict[Limit, Window] = {}
-        _counts.register(self)
+        _counting.register(self)
 
     def window(self, limit: Limit) -> Window:
         """Return the counters of a limit, for those who ask for the same one with every request."""

@@ -6,8 +6,8 @@ from typing import TypedDict, Unpack
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_prodkit._client import client_key
 from fastapi_prodkit._config.keywords import with_keywords
+from fastapi_prodkit._counting import client_key
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._problem import Refusal, send_problem

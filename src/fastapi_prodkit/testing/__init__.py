@@ -13,7 +13,7 @@ PYTEST_DONT_REWRITE: there is no assertion here to explain, and a conftest.py th
 import os
 from collections.abc import Callable, Iterator
 
-from fastapi_prodkit import _counts, _extras
+from fastapi_prodkit import _counting, _extras
 
 _extras.require("pytest", extra="testing")
 
@@ -33,7 +33,7 @@ URL = "FASTAPI_PRODKIT_TEST_POSTGRESQL_URL"
 @pytest.fixture(autouse=True)
 def _empty_counts() -> None:
     """Forget what earlier tests have used up of rate limits that are counted in memory."""
-    _counts.clear_counts()
+    _counting.clear_counts()
 
 
 @pytest.fixture(scope="session")

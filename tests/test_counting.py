@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from starlette.requests import Request
 
-from fastapi_prodkit import Settings, _counts, create_app
+from fastapi_prodkit import Settings, _counting, create_app
 from fastapi_prodkit._bearer import BearerToken
 from fastapi_prodkit.rate_limit import Limiter, MemoryStore, RateLimit
 
@@ -32,7 +32,7 @@ def test_every_limit_starts_anew():
         return first + [other.get(path).status_code for path in ("/limited", "/decorated") for _ in range(2)]
 
     before = statuses()
-    _counts.clear_counts()
+    _counting.clear_counts()
 
     assert statuses() == before == [200, 429, 404, 429, 200, 429, 200, 429]
 
@@ -48,7 +48,7 @@ def test_guesses_start_anew():
     for _ in range(10):
         sent("wrong")
     locked = sent("a-token-of-operators")
-    _counts.clear_counts()
+    _counting.clear_counts()
 
     assert not locked
     assert sent("a-token-of-operators")
@@ -57,9 +57,9 @@ def test_guesses_start_anew():
 def test_what_is_gone_is_not_kept():
     """A store lives as long as its app."""
     store = MemoryStore()
-    before = len(_counts._every)
+    before = len(_counting._every)
 
     del store
     gc.collect()
 
-    assert len(_counts._every) < before
+    assert len(_counting._every) < before

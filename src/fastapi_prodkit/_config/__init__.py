@@ -1,0 +1,1 @@
+"""What settings are made from and checked with, beside the sections."""
