@@ -15,7 +15,7 @@ from wire import read_all, read_response, request
 
 from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit.cli import protocol
-from fastapi_prodkit.cli.protocol import PatientProtocol
+from fastapi_prodkit.cli.protocol import HeadLimitProtocol
 from fastapi_prodkit.sections import LimitsSettings
 
 LIMITS = LimitsSettings(max_head_size=10_000, max_headers=20)
@@ -30,7 +30,7 @@ async def hello(scope, receive, send):
 
 def test_a_head_that_does_not_come_is_not_waited_for():
     """A client that sends a byte now and then holds a connection for ten seconds, not for ever; so does an idle one."""
-    with wire.serving(hello, http=PatientProtocol, header_timeout=0.2) as port:
+    with wire.serving(hello, http=HeadLimitProtocol, header_timeout=0.2) as port:
         with wire.connection(port) as client:
             idle = read_all(client)
         begun = ask(port, b"GET / HTTP/1.1\r\nHost: a\r\n")
@@ -42,7 +42,7 @@ def test_a_head_that_does_not_come_is_not_waited_for():
 def test_a_kept_connection_is_not_cut():
     """Between requests it is the keep-alive that counts; a later head has its time again."""
     with (
-        wire.serving(hello, http=PatientProtocol, header_timeout=0.5) as port,
+        wire.serving(hello, http=HeadLimitProtocol, header_timeout=0.5) as port,
         socket.create_connection(("127.0.0.1", port), timeout=10) as client,
     ):
         for _ in range(2):
@@ -55,7 +55,7 @@ def test_a_kept_connection_is_not_cut():
 
 def test_a_client_that_leaves_after_its_request():
     """There is no head to wait for any more."""
-    with wire.serving(hello, http=PatientProtocol, header_timeout=0.5) as port, wire.connection(port) as client:
+    with wire.serving(hello, http=HeadLimitProtocol, header_timeout=0.5) as port, wire.connection(port) as client:
         client.sendall(request("GET", "/"))
         assert b"200 OK" in read_response(client)
 
@@ -79,7 +79,7 @@ async def echo(scope, receive, send):
 
 @pytest.fixture(scope="module")
 def port():
-    with wire.serving(echo, http=PatientProtocol, limits=LIMITS) as port:
+    with wire.serving(echo, http=HeadLimitProtocol, limits=LIMITS) as port:
         yield port
 
 
@@ -168,7 +168,7 @@ def test_a_body_that_brings_nothing(port, start):
 
 def test_a_head_that_is_too_large_behind_an_unanswered_request():
     """The client would take a 431 for the answer of the earlier one, so there is none."""
-    with wire.serving(echo, http=PatientProtocol, limits=LIMITS) as port, wire.connection(port) as client:
+    with wire.serving(echo, http=HeadLimitProtocol, limits=LIMITS) as port, wire.connection(port) as client:
         client.sendall(CHUNKED + b"1\r\nx\r\n")
         client.sendall(b"0\r\n" + b"X: y\r\n" * 10_000)
 
@@ -218,7 +218,7 @@ def test_an_endless_line_does_not_stop_the_event_loop(port):
 def test_without_limits():
     """What the settings switch off is off."""
     limits = LimitsSettings(max_head_size=None, max_headers=None)
-    with wire.serving(echo, http=PatientProtocol, limits=limits) as port:
+    with wire.serving(echo, http=HeadLimitProtocol, limits=limits) as port:
         assert ask(port, request("GET", "/", *["a: b"] * 200, "c: " + "d" * 100_000)).endswith(b"202 0")
 
 
@@ -235,7 +235,7 @@ def test_websockets_pass():
         await websocket.send_text("hello")
         await websocket.close()
 
-    with wire.serving(app, http=PatientProtocol, limits=LIMITS) as port:
+    with wire.serving(app, http=HeadLimitProtocol, limits=LIMITS) as port:
         with connect(f"ws://127.0.0.1:{port}/ws") as websocket:
             greeting = websocket.recv()
         other = ask(port, request("GET", "/health", "Connection: upgrade", "Upgrade: other"))
@@ -262,7 +262,7 @@ def test_trailers_are_no_headers(in_pieces):
 
     trailers = b"0\r\nAuthorization: Bearer t\r\nX-Forwarded-For: 192.0.2.1\r\nExpect: 100-continue\r\n\r\n"
     first = CHUNKED + b"1\r\nx\r\n" + trailers
-    with wire.serving(collect, http=PatientProtocol, limits=LIMITS) as port, wire.connection(port) as client:
+    with wire.serving(collect, http=HeadLimitProtocol, limits=LIMITS) as port, wire.connection(port) as client:
         for piece in [bytes([byte]) for byte in first] if in_pieces else [first]:
             client.sendall(piece)
         answers = [read_response(client)]
@@ -305,7 +305,7 @@ def service(registry):
 
         return StreamingResponse(parts(), headers={"content-length": "5000"})
 
-    with wire.serving(app, http=PatientProtocol, limits=LIMITS, header_timeout=0.3) as port:
+    with wire.serving(app, http=HeadLimitProtocol, limits=LIMITS, header_timeout=0.3) as port:
         yield port
 
 

@@ -1,4 +1,4 @@
-"""`fastapi-prodkit`: what a service needs beside its requests, from a terminal or as a step of a deployment."""
+"""`fastapi-prodkit`: create, run, check and migrate a FastAPI service, from a terminal or in a deployment."""
 
 from fastapi_prodkit import _extras
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Variable", "variables"]
 
 _MASK: Final = "********"
-_SWITCH: Final = "Whether the piece is there."
+_SWITCH: Final = "Turn this feature on or off."
 
 
 @dataclass(frozen=True)

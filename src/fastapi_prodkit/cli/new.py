@@ -1,4 +1,4 @@
-"""`fastapi-prodkit new NAME`: a service of one's own, made from the example."""
+"""`fastapi-prodkit new NAME`: create a service from the example."""
 
 import keyword
 import os
@@ -43,9 +43,9 @@ def new(  # noqa: PLR0913 - an option each
     git: Annotated[bool, typer.Option("--git/--no-git", help="Make a repository and its first commit.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: PostgreSQL, Redis and docker.")] = False,
 ) -> None:
-    """Make a service of one's own, with tests, lint and types in order, from fastapi-prodkit's example.
+    """Create a service from the example, with tests, linting and type checks passing.
 
-    On a terminal it asks what the options do not say.
+    Prompts for missing options.
     """
     folder = directory or Path(name)
     _check(name, folder)

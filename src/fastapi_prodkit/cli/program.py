@@ -97,7 +97,7 @@ def _command(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """What a service needs beside its requests: from a terminal, or as a step of a deployment."""
+    """Create, run, check and migrate a FastAPI service."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

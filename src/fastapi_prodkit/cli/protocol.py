@@ -29,7 +29,7 @@ from fastapi_prodkit.access_log import AccessLogMiddleware  # noqa: E402
 from fastapi_prodkit.exceptions import ProblemError  # noqa: E402
 from fastapi_prodkit.sections import LimitsSettings  # noqa: E402
 
-__all__ = ["PatientProtocol"]
+__all__ = ["HeadLimitProtocol"]
 
 _LINGER: Final = 1.0  # seconds in which a client that is refused can read why, while what it still sends is dropped
 _MOST_DROPPED: Final = 1_048_576  # bytes of it
@@ -44,7 +44,7 @@ class _TooManyLinesError(Exception):
     """The head has too many lines; raised through the parser, which stops."""
 
 
-class PatientProtocol(HttpToolsProtocol):
+class HeadLimitProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which limits the head of a request.
 
     `config.header_timeout`, in seconds, runs from the connection, and again from the first byte of each later request;
@@ -71,11 +71,11 @@ class PatientProtocol(HttpToolsProtocol):
         self._max_lines = (limits and limits.max_headers) or sys.maxsize
         self._left = self._max_size  # bytes that may come without progress
         self._max_time: float = config.header_timeout
-        self._expect_head()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Expect no more."""
-        self._have_head()
+        self._cancel_head_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -98,7 +98,7 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._reading = "head"
         if self._head is None:
-            self._expect_head()
+            self._start_head_timer()
 
     def on_headers_complete(self) -> None:
         """Expect no more of the head: what follows is the body, which the app waits for."""
@@ -107,7 +107,7 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if not self.parser.should_upgrade():  # then there are no trailers, and uvicorn looks through the headers again
             self.headers = []  # for trailers, which uvicorn would add to the headers that the app has
-        self._have_head()
+        self._cancel_head_timer()
         self._progress = True
         self._reading = "body"
 
@@ -142,7 +142,7 @@ class PatientProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, code: Code, text: str) -> None:
         """Answer in place of the app, and read no more of the connection."""
         self._refused = True
-        self._have_head()
+        self._cancel_head_timer()
         refusal = Refusal(ProblemError(status, _DETAILS[status]), Reason(code, text))
         if self._reading == "body":
             self.loop.call_soon(self._refuse_body, refusal)  # when the app's task has begun
@@ -210,7 +210,7 @@ class PatientProtocol(HttpToolsProtocol):
         if self._dropped > _MOST_DROPPED:
             self.transport.close()
 
-    def _expect_head(self) -> None:
+    def _start_head_timer(self) -> None:
         self._head = self.loop.call_later(self._max_time, self._miss_head)
 
     def _miss_head(self) -> None:
@@ -220,7 +220,7 @@ class PatientProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _have_head(self) -> None:
+    def _cancel_head_timer(self) -> None:
         if self._head is not None:
             self._head.cancel()
         self._head = None

@@ -121,10 +121,10 @@ def _limits(settings: Any) -> Any:
 def _protocol() -> Any:
     """Return uvicorn's protocol with a time for the head; what uvicorn finds by itself where httptools is missing."""
     try:
-        from fastapi_prodkit.cli.protocol import PatientProtocol  # noqa: PLC0415 - an extra
+        from fastapi_prodkit.cli.protocol import HeadLimitProtocol  # noqa: PLC0415 - an extra
     except ImportError:
         return "auto"
-    return PatientProtocol
+    return HeadLimitProtocol
 
 
 def _parent_log(settings: Any) -> dict[str, Any]:
@@ -142,13 +142,11 @@ def _parent_log(settings: Any) -> dict[str, Any]:
 
 
 def _announce(config: Any, processes: int) -> None:
-    loop = config.get_loop_factory()
     logging.getLogger("fastapi_prodkit.serve").info(
-        "serving %s with %d process(es), loop %s, protocol %s, keep-alive %d s, head %g s, grace %g s",
+        "serving %s: %d worker%s, keep-alive %d s, header timeout %g s, shutdown grace %g s",
         config.app,
         processes,
-        "asyncio" if loop is None else loop.__module__.partition(".")[0],
-        getattr(config.http, "__name__", config.http),
+        "s" * (processes > 1),
         config.timeout_keep_alive,
         config.header_timeout,
         config.timeout_graceful_shutdown,

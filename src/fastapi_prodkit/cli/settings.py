@@ -144,7 +144,7 @@ def _default(each: Variable) -> str:
 
 def _env(every: Sequence[Variable], _secret: str) -> str:
     """Write a file to copy: what is required stands there to be filled in, everything else with its default."""
-    lines = ["# Copy to .env or .env.{ENVIRONMENT}, and take the # away from what is to differ from the default."]
+    lines = ["# Copy to .env or .env.{ENVIRONMENT}, and uncomment the lines you want to change."]
     for section, members in _sections(every):
         lines += ["", f"# --- {section or 'service-wide'}"]
         for each in members:

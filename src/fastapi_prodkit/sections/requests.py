@@ -166,7 +166,7 @@ class RateLimitSettings(Section):
         SecretStr("memory://"), min_length=1, description="Where to count; redis://... is shared by all processes."
     )
     strategy: Literal["fixed-window", "moving-window", "sliding-window"] = Field(
-        "fixed-window", description="What the seconds of a limit mean."
+        "fixed-window", description="How the window of a limit is counted: fixed, moving or sliding."
     )
     on_storage_error: Literal["memory", "allow", "deny"] = Field(
         "memory", description="While the store fails: count in this process, let all pass, or refuse with 503."

@@ -83,7 +83,9 @@ class Shutdown:
         """Begin to drain without a signal; the process goes on until it is told to end."""
         if not self._draining:
             self._draining = True
-            _logger.info("draining for %g s: /ready says 503, the port still answers", self._settings.drain)
+            _logger.info(
+                "shutting down: /ready returns 503, accepting requests for %g more seconds", self._settings.drain
+            )
             for callback in self._callbacks:
                 callback()
 

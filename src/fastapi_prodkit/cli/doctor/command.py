@@ -33,7 +33,7 @@ def doctor(  # noqa: PLR0913 - an option each
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Leave a rule out; may be given several times.")
     ] = None,
-    fail_on: Annotated[Severity, typer.Option(help="The least that makes the exit code 1.")] = "error",
+    fail_on: Annotated[Severity, typer.Option(help="Lowest severity that fails the command.")] = "error",
     json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
     github: Annotated[bool, typer.Option("--github", help="Write annotations for GitHub Actions.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Leave the database alone.")] = False,

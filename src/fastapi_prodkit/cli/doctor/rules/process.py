@@ -19,7 +19,7 @@ def proxy_untrusted(subject: Subject) -> Iterator[Fault]:
         yield Fault(
             "Rate limits are on and no proxy is trusted: behind a load balancer all clients have its address, and so "
             "share one quota.",
-            "Set PROXY_TRUSTED to the load balancer's addresses or networks; without one there is nothing to do.",
+            "Set PROXY_TRUSTED to the load balancer's addresses or networks. If no load balancer is in front, ignore this.",
         )
 
 
