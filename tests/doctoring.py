@@ -36,13 +36,13 @@ def in_order(tmp_path, monkeypatch):
 
 def gathered(target=None):
     """Return the facts about the current directory, without those of this machine."""
-    subject = gather(target, environment="prod", factory=False, timeout=None)
-    return replace(subject, container=None, installed={}, tracked=())
+    facts = gather(target, environment="prod", factory=False, timeout=None)
+    return replace(facts, container=None, installed={}, tracked=())
 
 
-def ids(subject):
+def ids(facts):
     """Return the ids of what is found."""
-    return {finding.id for finding in examine(subject).findings}
+    return {finding.id for finding in examine(facts).findings}
 
 
 def module(source):

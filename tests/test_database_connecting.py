@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError
 
 from fastapi_prodkit.database import Database, is_unavailable
 from fastapi_prodkit.database.engine import create_engine
-from fastapi_prodkit.database.passwords import RememberedPassword, password_provider, rds_token, secret_password
+from fastapi_prodkit.database.passwords import CachedPassword, password_provider, rds_token, secret_password
 from fastapi_prodkit.database.url import parameters, parse
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
@@ -318,7 +318,7 @@ async def test_a_wrong_password_is_refused_and_the_store_not_flooded(server):
         asked.append(True)
         return "wrong"
 
-    provider = RememberedPassword(ask_store, 60)
+    provider = CachedPassword(ask_store, 60)
     url = f"postgresql://postgres@127.0.0.1:{server.port}/postgres"
     database = Database(settings_of(url), password=provider)
 
@@ -369,7 +369,7 @@ async def test_who_gives_up_waiting_does_not_ask_again():
         go.wait(10)
         return "secret"
 
-    provider = RememberedPassword(ask_store, 60)
+    provider = CachedPassword(ask_store, 60)
     for _ in range(3):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(provider(), 0.01)
@@ -449,7 +449,7 @@ async def test_connections_that_open_together_ask_once():
         asked.append(threading.current_thread())
         return "secret"
 
-    provider = RememberedPassword(ask_once, 60)
+    provider = CachedPassword(ask_once, 60)
 
     assert await asyncio.gather(*[provider() for _ in range(5)]) == ["secret"] * 5
     assert len(asked) == 1
@@ -463,7 +463,7 @@ async def test_the_last_password_is_tried_where_a_new_one_cannot_be_had(caplog):
     def ask():
         return answers.pop()
 
-    provider = RememberedPassword(ask, 0)
+    provider = CachedPassword(ask, 0)
 
     assert [await provider(), await provider()] == ["first", "first"]
     assert "IndexError" in caplog.text
@@ -477,7 +477,7 @@ async def test_without_any_password_the_error_is_told():
         raise LookupError
 
     with pytest.raises(LookupError):
-        await RememberedPassword(ask, 0)()
+        await CachedPassword(ask, 0)()
 
 
 # Room

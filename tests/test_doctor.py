@@ -12,14 +12,14 @@ import pytest
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 
 from doctoring import REMOTE, SECRET, gathered, ids, in_order, module  # noqa: F401 - a fixture
+from fastapi_prodkit.cli.doctor.facts import Container, Facts
 
-from fastapi_prodkit._config.worker_count import asked_workers
-from fastapi_prodkit.cli.doctor import surroundings
+from fastapi_prodkit._config.worker_count import configured_workers
+from fastapi_prodkit.cli.doctor import environment_facts
 from fastapi_prodkit.cli.doctor.advisories import ADVISORIES, AS_OF, UNFIXED, is_older
 from fastapi_prodkit.cli.doctor.examination import examine, gather
 from fastapi_prodkit.cli.doctor.placeholders import is_placeholder
 from fastapi_prodkit.cli.doctor.rules import RULES
-from fastapi_prodkit.cli.doctor.subject import Container, Subject
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "pieces" / "doctor.md"
@@ -48,7 +48,7 @@ class TestRules:
 
     def test_nothing_at_all_has_no_findings(self):
         """No rule takes a fact for granted that could not be gathered."""
-        assert ids(Subject()) == set()
+        assert ids(Facts()) == set()
 
 
 class TestSettings:
@@ -172,9 +172,9 @@ class TestSettings:
 
     def test_a_problem_without_a_remedy_gets_one(self):
         """Whatever is wrong, something can be done."""
-        subject = Subject(unusable={"DEBUG": "must be true or false"})
+        facts = Facts(unusable={"DEBUG": "must be true or false"})
 
-        (found,) = examine(subject).findings
+        (found,) = examine(facts).findings
 
         assert (found.reason, found.remedy) == (
             "DEBUG must be true or false.",
@@ -183,7 +183,7 @@ class TestSettings:
 
     def test_other_warnings_are_no_misspelt_names(self):
         """What else reading the settings warns about has rules of its own."""
-        assert ids(Subject(warned=("SHUTDOWN_DRAIN and SHUTDOWN_GRACE are 45 s together",))) == set()
+        assert ids(Facts(warned=("SHUTDOWN_DRAIN and SHUTDOWN_GRACE are 45 s together",))) == set()
 
     def test_a_url_that_cannot_be_read_has_no_password(self, monkeypatch):
         """The rule about passwords leaves a broken URL to those about the database."""
@@ -322,20 +322,20 @@ class TestFiles:
         )
         Path(".env.prod").write_text(f"SHOP_KEY={SECRET}\n")
 
-        subject = replace(gathered(f"{name}:app"), tracked=(".env.prod",))
+        facts = replace(gathered(f"{name}:app"), tracked=(".env.prod",))
 
-        assert ids(subject) == {"files-secret"}
+        assert ids(facts) == {"files-secret"}
 
     def test_a_file_that_is_gone(self):
         """What is in the index only has nothing to read."""
-        assert examine(Subject(tracked=(".env",))).findings == ()
+        assert examine(Facts(tracked=(".env",))).findings == ()
 
     @staticmethod
     def examined(name, text):
         path = Path(name)
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-        return examine(Subject(tracked=(name,))).findings
+        return examine(Facts(tracked=(name,))).findings
 
     @pytest.mark.parametrize(
         ("value", "known"),
@@ -363,13 +363,13 @@ class TestSurroundings:
         subprocess.run([*git, "init", "-q"], cwd=tmp_path, check=True)
         subprocess.run([*git, "add", "."], cwd=tmp_path, check=True)
 
-        assert surroundings.tracked(tmp_path / "service") == ((".env",), None)
+        assert environment_facts.tracked(tmp_path / "service") == ((".env",), None)
 
     def test_no_repository(self, tmp_path, monkeypatch):
         """Why there are no files is told, in git's own words."""
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
 
-        files, reason = surroundings.tracked(tmp_path)
+        files, reason = environment_facts.tracked(tmp_path)
 
         assert files == ()
         assert "not a git repository" in reason
@@ -378,7 +378,7 @@ class TestSurroundings:
         """A container has none."""
         monkeypatch.setenv("PATH", str(tmp_path))
 
-        assert surroundings.tracked(tmp_path) == ((), "git is not installed")
+        assert environment_facts.tracked(tmp_path) == ((), "git is not installed")
 
     @pytest.mark.parametrize(
         ("script", "reason"), [("exec sleep 60", "git took longer than 0.2 s"), ("exit 1", "git failed")]
@@ -388,24 +388,24 @@ class TestSurroundings:
         (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "git").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-        monkeypatch.setattr(surroundings, "_PATIENCE", 0.2 if "sleep" in script else 20)
+        monkeypatch.setattr(environment_facts, "_PATIENCE", 0.2 if "sleep" in script else 20)
 
-        assert surroundings.tracked(tmp_path) == ((), reason)
+        assert environment_facts.tracked(tmp_path) == ((), reason)
 
     def test_installed_packages(self):
         """Names are normalized, as advisories write them."""
-        assert {"fastapi-prodkit", "pydantic-settings"} <= surroundings.installed().keys()
+        assert {"fastapi-prodkit", "pydantic-settings"} <= environment_facts.installed().keys()
 
     @pytest.mark.parametrize(("variable", "count"), [("4", 4), ("0", None), ("many", None)])
     def test_workers(self, monkeypatch, variable, count):
         """WEB_CONCURRENCY says how many there are, if it says anything."""
         monkeypatch.setenv("WEB_CONCURRENCY", variable)
 
-        assert asked_workers() == count
+        assert configured_workers() == count
 
     def test_outside_of_a_container(self, tmp_path):
         """There is nothing to say of a container that is not there."""
-        assert surroundings.container(tmp_path, {}) is None
+        assert environment_facts.container(tmp_path, {}) is None
 
     def test_inside_of_a_container(self, tmp_path):
         """Its limits are those of its control group."""
@@ -415,13 +415,13 @@ class TestSurroundings:
             path.write_text(text)
         (tmp_path / ".dockerenv").touch()
 
-        found = surroundings.container(tmp_path, {})
+        found = environment_facts.container(tmp_path, {})
 
         assert found == Container(root=os.geteuid() == 0, first="sh", cores=1.5, memory=2**28)
 
     def test_inside_of_a_container_without_limits(self, tmp_path):
         """ECS and Kubernetes say by a variable where we are; without a limit there is none."""
-        found = surroundings.container(tmp_path, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
+        found = environment_facts.container(tmp_path, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
 
         assert found == Container(root=os.geteuid() == 0, first="", cores=None, memory=None)
 
@@ -440,28 +440,28 @@ class TestContainer:
     )
     def test_one_fault(self, expected, fault, workers):
         """A container with a fault is found out under its id, and nothing else is found."""
-        subject = Subject(container=replace(IN_A_CONTAINER, **fault), workers=workers)
+        facts = Facts(container=replace(IN_A_CONTAINER, **fault), workers=workers)
 
-        assert ids(subject) == {expected}
+        assert ids(facts) == {expected}
 
     @pytest.mark.parametrize("workers", [None, 1, 2])
     def test_no_fault(self, workers):
         """A container with room for its workers has no findings, and none without limits."""
         unlimited = replace(IN_A_CONTAINER, cores=None, memory=None)
 
-        assert ids(Subject(container=IN_A_CONTAINER, workers=workers)) == set()
-        assert ids(Subject(container=unlimited, workers=workers)) == set()
+        assert ids(Facts(container=IN_A_CONTAINER, workers=workers)) == set()
+        assert ids(Facts(container=unlimited, workers=workers)) == set()
 
     def test_a_file_with_secrets_in_the_image(self, tmp_path):
         """A .env file that was copied is found, an example is not, and neither is one outside."""
         (tmp_path / ".env.example").touch()
-        before = ids(Subject(container=IN_A_CONTAINER, directory=tmp_path))
+        before = ids(Facts(container=IN_A_CONTAINER, directory=tmp_path))
         (tmp_path / ".env.prod").touch()
 
-        found = ids(Subject(container=IN_A_CONTAINER, directory=tmp_path))
+        found = ids(Facts(container=IN_A_CONTAINER, directory=tmp_path))
 
         assert (before, found) == (set(), {"container-env-file"})
-        assert ids(Subject(directory=tmp_path)) == set()
+        assert ids(Facts(directory=tmp_path)) == set()
 
 
 class TestDependencies:
@@ -469,8 +469,8 @@ class TestDependencies:
     def test_an_advisory(self, advisory):
         """The version before the fix is found with the ids of what is wrong, and the fixed one is not."""
         newest = max((each for each in ADVISORIES if each.package == advisory.package), key=lambda each: each.fixed)
-        old = Subject(installed={advisory.package: "0.0.1"})
-        new = Subject(installed={advisory.package: newest.fixed})
+        old = Facts(installed={advisory.package: "0.0.1"})
+        new = Facts(installed={advisory.package: newest.fixed})
 
         reasons = [found.reason for found in examine(old).findings if found.id == "dependency-advisory"]
 
@@ -480,20 +480,20 @@ class TestDependencies:
     @pytest.mark.parametrize("package", UNFIXED)
     def test_what_no_version_fixes(self, package):
         """It is found in any version, with what to take instead."""
-        assert ids(Subject(installed={package: "99"})) == {"dependency-unfixed"}
+        assert ids(Facts(installed={package: "99"})) == {"dependency-unfixed"}
 
     def test_no_version_that_we_admit_has_one(self):
         """Who installs the lowest versions that pyproject.toml admits gets none that is complained of."""
         lock = (ROOT / "requirements" / "lowest.txt").read_text()
         lowest = dict(re.findall(r"^([a-z0-9-]+)(?:\[.*\])?==(\S+)", lock, re.MULTILINE))
 
-        assert ids(Subject(installed=lowest, today=AS_OF)) == set()
+        assert ids(Facts(installed=lowest, today=AS_OF)) == set()
         assert {each.package for each in ADVISORIES} & lowest.keys() >= {"starlette", "orjson", "python-multipart"}
 
     @pytest.mark.parametrize(("days", "expected"), [(180, set()), (181, {"dependency-table-old"})])
     def test_an_old_table(self, days, expected):
         """After half a year the report says that it may miss something."""
-        assert ids(Subject(installed={"fastapi": "1"}, today=AS_OF + timedelta(days=days))) == expected
+        assert ids(Facts(installed={"fastapi": "1"}, today=AS_OF + timedelta(days=days))) == expected
 
     @pytest.mark.parametrize(
         ("installed", "expected"),
@@ -506,9 +506,9 @@ class TestDependencies:
     )
     def test_a_slow_server(self, installed, expected):
         """uvicorn without what makes it fast is found; another server is not."""
-        subject = Subject(installed=dict.fromkeys(installed, "1"), today=AS_OF)
+        facts = Facts(installed=dict.fromkeys(installed, "1"), today=AS_OF)
 
-        assert ids(subject) == expected
+        assert ids(facts) == expected
 
     @pytest.mark.parametrize(
         ("version", "than", "older"),

@@ -105,10 +105,10 @@ class TestApp:
         """`create_app` alone has no findings."""
         name = module("from fastapi_prodkit import create_app\napp = create_app()\n")
 
-        subject = gathered(f"{name}:app")
+        facts = gathered(f"{name}:app")
 
-        assert ids(subject) == set()
-        assert hasattr(subject.app.state, _scope.INSTALLED)
+        assert ids(facts) == set()
+        assert hasattr(facts.app.state, _scope.INSTALLED)
 
     @pytest.mark.parametrize(("expected", "code"), FAULTS)
     def test_one_fault(self, expected, code):
@@ -161,21 +161,21 @@ class TestApp:
             "app = create_app(Own())\n"
         )
 
-        subject = gathered(f"{name}:app")
+        facts = gathered(f"{name}:app")
 
-        assert ids(subject) == {"settings-invalid", "settings-unsafe"}
-        assert subject.skipped["app"] == "its settings cannot be used"
+        assert ids(facts) == {"settings-invalid", "settings-unsafe"}
+        assert facts.skipped["app"] == "its settings cannot be used"
 
     def test_an_app_without_our_settings_is_judged_without_them(self, monkeypatch):
         """Variables that mean nothing to an app are not held against it, and the report says so."""
         monkeypatch.setenv("HOSTS_ALLOWED", "")
         name = module("from fastapi import FastAPI\napp = FastAPI(openapi_url=None)\n")
 
-        subject = gathered(f"{name}:app")
+        facts = gathered(f"{name}:app")
 
-        assert ids(subject) == set()
-        assert subject.skipped["settings"].startswith("the app has no settings of fastapi-prodkit's")
-        assert "database" in subject.skipped
+        assert ids(facts) == set()
+        assert facts.skipped["settings"].startswith("the app has no settings of fastapi-prodkit's")
+        assert "database" in facts.skipped
 
     @pytest.mark.parametrize("times", [1, 2])
     def test_a_name_that_is_misspelt(self, monkeypatch, times):
@@ -192,17 +192,17 @@ class TestApp:
         """Something else than an app is named for what it is."""
         name = module("app = 'hello'\n")
 
-        subject = gathered(f"{name}:app")
+        facts = gathered(f"{name}:app")
 
-        assert subject.skipped["app"] == f"{name}:app is a str, and neither FastAPI nor Starlette"
+        assert facts.skipped["app"] == f"{name}:app is a str, and neither FastAPI nor Starlette"
 
     def test_a_factory(self):
         """A function that returns the app is called."""
         name = module("from fastapi import FastAPI\ndef make():\n    return FastAPI(debug=True, openapi_url=None)\n")
 
-        subject = gather(f"{name}:make", environment="prod", factory=True, timeout=None)
+        facts = gather(f"{name}:make", environment="prod", factory=True, timeout=None)
 
-        assert "app-debug" in ids(subject)
+        assert "app-debug" in ids(facts)
 
     def test_sigterm_ends_the_doctor(self):
         """A doctor that is stopped while the app is loading ends, and does not call it the app's fault."""

@@ -12,13 +12,13 @@ import pytest
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 
 from doctoring import REMOTE, SECRET, SOUND, in_order, module  # noqa: F401 - a fixture
+from fastapi_prodkit.cli.doctor.facts import Facts
 
 from fastapi_prodkit.cli import main, terminal
 from fastapi_prodkit.cli.doctor import examination as examinations
 from fastapi_prodkit.cli.doctor import report
 from fastapi_prodkit.cli.doctor.examination import Examination
 from fastapi_prodkit.cli.doctor.finding import Finding
-from fastapi_prodkit.cli.doctor.subject import Subject
 
 pytestmark = pytest.mark.usefixtures("in_order")
 
@@ -75,8 +75,8 @@ class TestCommand:
     @pytest.fixture(autouse=True)
     def elsewhere(self, tmp_path, monkeypatch):
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-        monkeypatch.setattr(examinations.surroundings, "container", lambda: None)
-        monkeypatch.setattr(examinations.surroundings, "installed", dict)
+        monkeypatch.setattr(examinations.environment_facts, "container", lambda: None)
+        monkeypatch.setattr(examinations.environment_facts, "installed", dict)
 
     def test_text_reads_well_in_80_columns(self, monkeypatch, capsys):
         """The worst comes first, each with its id, its reason and its remedy; no line is longer."""
@@ -174,7 +174,7 @@ class TestCommand:
         """Nothing that a message holds ends it early, or begins another command."""
         finding = Finding("a-b", "error", "One, two: 100 %", "First\r\n::error::second", "50 %.")
 
-        line = report.as_github(Examination(Subject(), (finding,))).splitlines()[0]
+        line = report.as_github(Examination(Facts(), (finding,))).splitlines()[0]
 
         assert line == (
             "::error title=a-b%3A One%2C two%3A 100 %25::First%0D%0A::error::second 50 %25. " + finding.docs

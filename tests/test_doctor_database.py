@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 
 from doctoring import REMOTE, SECRET, gathered, ids, in_order  # noqa: F401 - a fixture
+from fastapi_prodkit.cli.doctor.facts import Server
 from migrating import project, sql
 from postgres import postgres_or_skip
 
-from fastapi_prodkit.cli.doctor.asking import ask
+from fastapi_prodkit.cli.doctor.database_probe import ask
 from fastapi_prodkit.cli.doctor.examination import gather
-from fastapi_prodkit.cli.doctor.subject import Server
 from fastapi_prodkit.sections import DatabaseSettings
 
 REASON = "needs the extra: pip install 'fastapi-prodkit[database]'"
@@ -101,10 +101,10 @@ class TestSettings:
         for name in [name for name in sys.modules if name.startswith("fastapi_prodkit.database")]:
             monkeypatch.delitem(sys.modules, name)
 
-        subject = gather(None, environment="prod", factory=False, timeout=1)
+        facts = gather(None, environment="prod", factory=False, timeout=1)
 
-        assert "fastapi-prodkit[database]" in subject.server.failure
-        assert ids(replace(subject, container=None, installed={}, tracked=())) == {"database-unreachable"}
+        assert "fastapi-prodkit[database]" in facts.server.failure
+        assert ids(replace(facts, container=None, installed={}, tracked=())) == {"database-unreachable"}
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +199,6 @@ class TestAsking:
         monkeypatch.setenv("DATABASE_POOL_SIZE", "98")
         monkeypatch.setenv("DATABASE_SSL", "off")
 
-        subject = gather(None, environment="prod", factory=False, timeout=20)
+        facts = gather(None, environment="prod", factory=False, timeout=20)
 
-        assert {"database-pool", "database-superuser"} <= ids(subject)
+        assert {"database-pool", "database-superuser"} <= ids(facts)

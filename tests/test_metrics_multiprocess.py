@@ -19,7 +19,6 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_prodkit import Settings, _scope, create_app
-from fastapi_prodkit._config.worker_count import several_workers
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.metrics import aggregation, multiprocess
 from fastapi_prodkit.metrics.aggregation import Collectors
@@ -88,8 +87,8 @@ class Process:
         """Give up the lock as the system does for a process that is killed: without another word."""
         self.workers._ending.set()
         self.workers._thread.join()
-        self.workers._alive.close()
-        self.workers._alive = None  # nothing is left to do for its end
+        self.workers._lock_file.close()
+        self.workers._lock_file = None  # nothing is left to do for its end
 
 
 def values(text: str) -> dict[str, float]:
@@ -250,7 +249,7 @@ def joined(*registries: CollectorRegistry) -> dict[str, float]:
     several = [aggregation.load(aggregation.dump(list(Collectors(registry).collect()))) for registry in registries]
     return {
         sample.name + "".join(sample.labels.values()): sample.value
-        for family in aggregation.merged(several, registries[0])
+        for family in aggregation.merge(several, registries[0])
         for sample in family.samples
     }
 
@@ -546,7 +545,7 @@ def test_where_workers_meet(monkeypatch, tmp_path):
 
     assert shared_directory() is None
     assert Workers.of(REGISTRY) is None
-    monkeypatch.setattr(multiprocess, "several_workers", lambda: True)
+    monkeypatch.setattr(multiprocess, "is_one_of_several_workers", lambda: True)
     assert shared_directory().name == f"fastapi-prodkit-{os.getuid()}-{os.getppid()}"
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     assert shared_directory() == tmp_path
@@ -651,8 +650,8 @@ def test_two_workers_one_killed(server, directory):
 
 def test_the_call_that_began_a_worker_says_how_many_there_are():
     """No variable does; a call of a server's module that has no such number is passed over."""
-    module = {"__name__": "uvicorn._subprocess", "several_workers": several_workers}
-    exec("def begin(config): return several_workers()", module)
+    module = {"__name__": "uvicorn._subprocess", "is_one_of_several_workers": is_one_of_several_workers}
+    exec("def begin(config): return is_one_of_several_workers()", module)
 
     assert module["begin"](SimpleNamespace(workers=2)) is True
     assert module["begin"](SimpleNamespace(workers=1)) is False

@@ -955,7 +955,7 @@ def test_long_keys_are_kept_as_their_hash():
     assert bounded("x" * 65) == hashed("x" * 65)
     assert bounded("ü") == hashed("ü")
     assert bounded("a b\r\n") == hashed("a b\r\n")
-    assert Limit("name", 1, 60, home="a b").id == "a%20b/name/1/60"
+    assert Limit("name", 1, 60, owner="a b").id == "a%20b/name/1/60"
     assert len(hashed("\ud800" * 10_000)) == 33
 
 

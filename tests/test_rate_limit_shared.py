@@ -267,7 +267,7 @@ async def test_connections_are_few(url):
 
     clients = await store._remote().storage.bridge.storage.info("clients")
     assert clients["connected_clients"] <= 16
-    assert not store._outage.on
+    assert not store._outage.active
     assert [left for _, left, _ in await store.hit(limits, "a")] == [9699, 9699]
     async with store.lifespan(None):
         pass
@@ -276,26 +276,26 @@ async def test_connections_are_few(url):
 async def test_a_turn_that_does_not_come(url):
     """A request that would wait for others longer than the time-out is decided without the store, which works."""
     store = store_of(url, storage_timeout=0.01)
-    store._remote().turns = asyncio.Semaphore(0)
+    store._remote().connections = asyncio.Semaphore(0)
 
     quotas = await store.hit([Limit("default", 5, 60)], "a")
 
     assert [left for _, left, _ in quotas] == [4]
-    assert not store._outage.on
+    assert not store._outage.active
 
 
 async def test_a_turn_that_comes_too_late(url):
     """Who waited while the store began to fail does not ask it."""
     store = store_of(url, on_storage_error="allow")
-    turns = store._remote().turns = asyncio.Semaphore(0)
+    connections = store._remote().connections = asyncio.Semaphore(0)
     waiting = asyncio.create_task(store.hit([Limit("default", 5, 60)], "a"))
     await asyncio.sleep(0)
     store._outage.report(TimeoutError())
 
-    turns.release()
+    connections.release()
 
     assert await waiting == []
-    assert turns._value == 1
+    assert connections._value == 1
 
 
 # Outages
@@ -378,7 +378,7 @@ def test_an_outage_outlives_its_event_loop(server, url):
     asyncio.run(hit_until_back())
 
     assert first.cancelled()
-    assert not store._outage.on
+    assert not store._outage.active
 
 
 # Answers about one key
@@ -435,7 +435,7 @@ async def test_a_value_that_cannot_be_counted_with_is_no_outage(server, url, str
     spoil(server, value)
 
     assert await store.hit([limit], "a") == []
-    assert not store._outage.on
+    assert not store._outage.active
     assert [left for _, left, _ in await store.hit([limit], "b")] == [2]
     async with store.lifespan(None):
         pass
@@ -449,7 +449,7 @@ async def test_a_value_that_the_client_cannot_read_is_no_outage(server, url):
     commands(server.port, f"SET {key}/-1 text PX 3600000")
 
     assert await store.hit([limit], "a") == []
-    assert not store._outage.on
+    assert not store._outage.active
     async with store.lifespan(None):
         pass
 
@@ -473,12 +473,12 @@ async def test_a_store_that_answers_and_cannot_count_is_an_outage(server, url, s
 
     assert await store.hit([limit], "a") == []
     await store._outage._ask(partial(store._remote().answers, [limit], "a"))
-    assert store._outage.on
+    assert store._outage.active
     assert f"({failure})" in caplog.text
 
     commands(server.port, mend_it)
     await store._outage._ask(partial(store._remote().answers, [limit], "a"))
-    assert not store._outage.on
+    assert not store._outage.active
     assert [left for _, left, _ in await store.hit([limit], "a")] == [1]
     async with store.lifespan(None):
         pass
@@ -519,7 +519,7 @@ async def test_a_key_of_another_type_ends_an_outage(server, url):
 
     await store._outage._ask(partial(store._remote().answers, [limit], "a"))
 
-    assert not store._outage.on
+    assert not store._outage.active
     async with store.lifespan(None):
         pass
 
@@ -535,7 +535,7 @@ async def test_a_cost_beyond_all_numbers_is_refused(url, strategy):
     refusals = [refused(await store.hit([limit], "a", cost)) for cost in (4, 2**31, 2**63, 10**30)]
 
     assert refusals == [True] * 4
-    assert not store._outage.on
+    assert not store._outage.active
     assert [left for _, left, _ in await store.hit([limit], "a", 3)] == [0]
     async with store.lifespan(None):
         pass
@@ -631,9 +631,9 @@ async def test_a_store_that_raises_anything(caplog):
     await store._outage._ask(partial(store._remote().answers, [], "a"))
 
     assert quotas == []
-    assert store._outage.on
+    assert store._outage.active
     assert "(LookupError)" in caplog.text
-    store._outage.stop()
+    store._outage.close()
 
 
 class Distant(Plain):
@@ -656,7 +656,7 @@ async def test_a_store_is_back_although_connecting_takes_longer_than_an_operatio
 
     await store._outage._ask(partial(store._remote().answers, [], "a"))
 
-    assert not store._outage.on
+    assert not store._outage.active
 
 
 async def test_a_question_ends_with_the_app(url, server):

@@ -97,7 +97,7 @@ def docs_router(app: FastAPI) -> APIRouter:
         raise ConfigurationError("openapi_url is None, so there is no schema to show; leave out docs_router as well")
     if app.docs_url == _PATH:
         raise ConfigurationError("docs_url is set, so FastAPI's page answers /docs first; pass FastAPI(docs_url=None)")
-    pages = _Pages(app)
+    pages = _SwaggerUI(app)
     for page in (pages.docs, pages.oauth2_redirect, pages.asset):
         vars(page)[_scope.ENDPOINT_NO_DEFAULT_LIMIT] = True  # a page is one click, and several requests
     return APIRouter(
@@ -135,7 +135,7 @@ def add_problem_schemas(app: FastAPI) -> None:
         app.openapi = _ProblemSchema(app.openapi, app)  # type: ignore[method-assign] # FastAPI's documented way
 
 
-class _Pages:
+class _SwaggerUI:
     """Serve the page, what it loads, and where an OAuth2 login comes back to."""
 
     def __init__(self, app: FastAPI) -> None:

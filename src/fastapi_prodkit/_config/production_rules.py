@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs
 
-from fastapi_prodkit._config.worker_count import asked_workers, several_workers
+from fastapi_prodkit._config.worker_count import configured_workers, is_one_of_several_workers
 from fastapi_prodkit.exceptions import SettingsError, SettingsWarning
 from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettings, ProxySettings, RateLimitSettings
 
@@ -41,7 +41,7 @@ def refuse_worker(rate_limit: RateLimitSettings | None, environment: str) -> Non
     Raises:
         SettingsError: In staging or prod this process is one of several workers, and each would count for itself.
     """
-    if not (counts_alone(rate_limit) and several_workers()):
+    if not (counts_alone(rate_limit) and is_one_of_several_workers()):
         return
     reason = f"this is a worker process, and each {COUNTS_ALONE}"
     if environment in ("staging", "prod"):
@@ -130,7 +130,7 @@ def _cors(cors: CorsSettings, hosts: HostsSettings | None) -> Iterator[tuple[str
 
 
 def _rate_limit(rate_limit: RateLimitSettings) -> Iterator[tuple[str, str]]:
-    if (asked_workers() or 1) > 1 and counts_alone(rate_limit):
+    if (configured_workers() or 1) > 1 and counts_alone(rate_limit):
         yield "rate_limit_enabled", f"each of the WEB_CONCURRENCY workers {COUNTS_ALONE}"
 
 

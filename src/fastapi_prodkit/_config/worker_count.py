@@ -4,7 +4,7 @@ import inspect
 import multiprocessing
 import os
 
-__all__ = ["asked_workers", "several_workers"]
+__all__ = ["configured_workers", "is_one_of_several_workers"]
 
 # Where a server's workers begin: the module, a variable there, and its attribute that says how many they are.
 _SAYS = {
@@ -15,13 +15,13 @@ _SAYS = {
 }
 
 
-def asked_workers() -> int | None:
+def configured_workers() -> int | None:
     """Return how many processes WEB_CONCURRENCY, which servers read, asks for; None if it does not."""
     asked = os.environ.get("WEB_CONCURRENCY", "")
     return int(asked) if asked.isdigit() and int(asked) else None
 
 
-def several_workers() -> bool:
+def is_one_of_several_workers() -> bool:
     """Say whether the server runs several workers, of which this process is one.
 
     Environment variables do not tell: `--workers 2` sets none. The server's own call that began this worker is still

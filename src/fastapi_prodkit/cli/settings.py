@@ -13,7 +13,7 @@ import typer
 
 from fastapi_prodkit.cli.inventory import Variable, variables
 from fastapi_prodkit.cli.target import Environment, as_in, resolve
-from fastapi_prodkit.cli.terminal import patience
+from fastapi_prodkit.cli.terminal import show_progress
 from fastapi_prodkit.exceptions import ConfigurationError, SettingsError
 from fastapi_prodkit.logging.redaction import REDACTED
 
@@ -72,7 +72,7 @@ def settings(  # noqa: PLR0913 - an option each
     if output is not None and output.exists() and not force:
         again = _typed(target, {"format": form, "environment": environment, "secret": secret, "output": output})
         raise ConfigurationError(f"{output} exists already; try: {again} --force")
-    with as_in(environment), patience(f"reading {target}"):
+    with as_in(environment), show_progress(f"reading {target}"):
         settings_cls = _class(target)
         every = _read(settings_cls)
         problem = _problem(settings_cls) if form in _JUDGED else None

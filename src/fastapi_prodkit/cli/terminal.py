@@ -7,13 +7,13 @@ from typing import Final
 
 import typer
 
-__all__ = ["patience"]
+__all__ = ["show_progress"]
 
 _SOON: Final = 1.0  # seconds after which it is said what takes so long
 
 
 @contextmanager
-def patience(what: str) -> Iterator[None]:
+def show_progress(what: str) -> Iterator[None]:
     """Say on standard error what is going on, if it takes longer than a second."""
     timer = Timer(_SOON, typer.echo, [f"{what} ..."], {"err": True})
     timer.start()

@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from fastapi_prodkit.database.session_state import RESET, leaves_state
 
-__all__ = ["CancellableConnection", "set_patience"]
+__all__ = ["CancellableConnection", "set_close_timeout"]
 
 # PostgreSQL answers these at once, whatever the tables are like and whoever locks them; not COMMIT, which may check
 # deferred constraints and wait for a replica.
@@ -41,13 +41,13 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
     """Let a close that has begun end by itself, within its own time; pass it to asyncpg as `connection_class`.
 
     Attributes:
-        patience: Longest wait for the answer to BEGIN and ROLLBACK and for a close, seconds.
+        close_timeout: Longest wait for the answer to BEGIN and ROLLBACK and for a close, seconds.
         has_session_state: Whether a statement that leaves something in the server's session was prepared or executed.
         closed_here: Whether this process has begun to close it; what then goes wrong on it is no fault of the server's.
         needs_reset: Whether something may have been left in the server's session since the connection was obtained.
     """
 
-    patience = 2.0  # what SQLAlchemy gives a close
+    close_timeout = 2.0  # what SQLAlchemy gives a close
     has_session_state = False
     closed_here = False
     needs_reset = False
@@ -57,7 +57,7 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
         """Cancel what is running and take leave of the server; drop the connection if that takes too long."""
         self._closing = self.closed_here = True
         try:
-            await super().close(timeout=min(timeout or self.patience, self.patience))
+            await super().close(timeout=min(timeout or self.close_timeout, self.close_timeout))
         finally:
             self._closing = False
 
@@ -82,7 +82,7 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
             asyncpg.NoActiveSQLTransactionError: There is no transaction to commit.
         """
         if query.startswith(_ANSWERED_AT_ONCE):
-            timeout = self.patience if timeout is None else timeout
+            timeout = self.close_timeout if timeout is None else timeout
         elif query != _COMMIT:
             self.has_session_state = self.has_session_state or leaves_state(query) or ";" in query
         elif not (self.is_in_transaction() or self.is_closed()):
@@ -127,10 +127,10 @@ def _ignore_outcome(executing: "Future[None]") -> None:
         executing.exception()
 
 
-def set_patience(engine: AsyncEngine, seconds: float) -> None:
-    """Set the patience of each connection that the engine makes."""
+def set_close_timeout(engine: AsyncEngine, seconds: float) -> None:
+    """Set the close time-out of each connection that the engine makes."""
 
     def connected(connection: Any, _record: object) -> None:
-        connection.driver_connection.patience = seconds
+        connection.driver_connection.close_timeout = seconds
 
     event.listen(engine.sync_engine, "connect", connected)

@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it has no annotations for us
 
-from fastapi_prodkit.database.passwords import PasswordProvider, RememberedPassword, told
+from fastapi_prodkit.database.passwords import CachedPassword, PasswordProvider, get_password
 
 __all__ = ["CHECK_INTERVAL", "Connector"]
 
@@ -36,13 +36,13 @@ class Connector:
         """Return a connection; the options are those of `asyncpg.connect`."""
         if self._password is None:
             return await self._reach(options)
-        password = await told(self._password)
+        password = await get_password(self._password)
         try:
             return await self._reach({**options, "password": password})
         except asyncpg.InvalidAuthorizationSpecificationError:
-            if not isinstance(self._password, RememberedPassword):
+            if not isinstance(self._password, CachedPassword):
                 raise
-            renewed = await self._password.instead_of(password)
+            renewed = await self._password.refresh_if(password)
             if renewed == password:
                 raise
         return await self._reach({**options, "password": renewed})

@@ -13,7 +13,7 @@ from fastapi_prodkit.database.cached_statements import retry_outdated_statements
 from fastapi_prodkit.database.passwords import PasswordProvider, password_provider
 from fastapi_prodkit.database.pool import BoundedPool, check_idle_connections
 from fastapi_prodkit.database.session_state import reset_session_state
-from fastapi_prodkit.database.sizing import check_room
+from fastapi_prodkit.database.sizing import warn_if_pools_exceed_server
 from fastapi_prodkit.database.tls import ssl_context, stricter
 from fastapi_prodkit.database.url import POSTGRESQL, is_in_memory, parameters, parse, read_options, read_seconds
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -74,16 +74,16 @@ def _postgresql(url: URL, settings: DatabaseSettings, password: PasswordProvider
     retry_outdated_statements(engine)
     _watch_the_server(engine, settings)
     if settings.pooler is None:  # whose connections are not the server's
-        check_room(engine, settings)
+        warn_if_pools_exceed_server(engine, settings)
         reset_session_state(engine, settings.pool_timeout / 2)
     return engine
 
 
 def _watch_the_server(engine: AsyncEngine, settings: DatabaseSettings) -> None:
     """Notice a server that is gone or silent, at half the pool time-out: the rest is for a new connection."""
-    from fastapi_prodkit.database.cancellation import set_patience  # noqa: PLC0415 - it needs asyncpg
+    from fastapi_prodkit.database.cancellation import set_close_timeout  # noqa: PLC0415 - it needs asyncpg
 
-    set_patience(engine, settings.pool_timeout / 2)
+    set_close_timeout(engine, settings.pool_timeout / 2)
     check_idle_connections(engine, settings.pool_timeout / 2)
 
 

@@ -1,7 +1,7 @@
 """What of a database error is the database's fault, and what a client is told of it.
 
 A server that is down, silent, restarting, failing over or out of connections makes asyncpg raise `OSError`,
-`TimeoutError` and errors of three hierarchies. `classify` makes all of them what other drivers raise, so that
+`TimeoutError` and errors of three hierarchies. `translate_errors` makes all of them what other drivers raise, so that
 `except DBAPIError` and `except sqlalchemy.exc.TimeoutError` (no connection in time) are enough.
 """
 
@@ -25,7 +25,7 @@ from fastapi_prodkit.database.cached_statements import is_outdated
 from fastapi_prodkit.database.client_errors import CLIENT_ERRORS, checked_statuses, client_error
 from fastapi_prodkit.exceptions import ProblemError
 
-__all__ = ["add_outage_handlers", "classify", "is_transient", "is_unavailable", "raise_problem"]
+__all__ = ["add_outage_handlers", "is_transient", "is_unavailable", "raise_problem", "translate_errors"]
 
 _RETRY_AFTER = "1"  # seconds; what a client that honours it at all is willing to wait, and a fail-over's granularity
 
@@ -52,7 +52,7 @@ class CannotConnectError(OperationalError):
     """No connection could be made, whatever the reason; nothing has been sent."""
 
 
-def classify(engine: AsyncEngine) -> None:
+def translate_errors(engine: AsyncEngine) -> None:
     """Make the engine raise `DBAPIError` for whatever goes wrong between here and the server.
 
     `connection_invalidated` is True where the connection is lost, was never made, or leads to a server that no longer

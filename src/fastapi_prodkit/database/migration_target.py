@@ -9,7 +9,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from fastapi_prodkit.database.engine import create_engine
-from fastapi_prodkit.database.failure import classify
+from fastapi_prodkit.database.failure import translate_errors
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -126,7 +126,7 @@ def _rebuildable(engine: AsyncEngine) -> AsyncEngine:
 
     https://www.sqlite.org/lang_altertable.html section 7; it cannot be switched inside a transaction.
     """
-    classify(engine)
+    translate_errors(engine)
     if engine.dialect.name == "sqlite":
         event.listen(engine.sync_engine, "connect", _ignore_foreign_keys)
     return engine

@@ -19,7 +19,7 @@ from fastapi_prodkit import _extras
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import DatabaseSettings
 
-__all__ = ["PasswordProvider", "RememberedPassword", "password_provider", "rds_token", "secret_password", "told"]
+__all__ = ["CachedPassword", "PasswordProvider", "get_password", "password_provider", "rds_token", "secret_password"]
 
 # Asked for each connection; it may be a coroutine function, or not.
 PasswordProvider = Callable[[], str | Awaitable[str]]
@@ -50,7 +50,7 @@ def password_provider(url: URL, settings: DatabaseSettings) -> PasswordProvider 
     return None
 
 
-async def told(provider: PasswordProvider) -> str:
+async def get_password(provider: PasswordProvider) -> str:
     """Return what the provider says.
 
     Raises:
@@ -63,7 +63,7 @@ async def told(provider: PasswordProvider) -> str:
         raise ConnectionError(f"the password could not be read: {type(error).__name__}") from error
 
 
-def rds_token(host: str, port: int, user: str) -> "RememberedPassword":
+def rds_token(host: str, port: int, user: str) -> "CachedPassword":
     """Return a provider of tokens for IAM database authentication, in place of a password.
 
     Needs the permission `rds-db:connect`. Region and credentials are boto3's own. RDS takes a token over TLS only.
@@ -76,10 +76,10 @@ def rds_token(host: str, port: int, user: str) -> "RememberedPassword":
     def sign() -> str:
         return str(connect().generate_db_auth_token(DBHostname=host, Port=port, DBUsername=user))
 
-    return RememberedPassword(sign, _TOKEN_FRESH)
+    return CachedPassword(sign, _TOKEN_FRESH)
 
 
-def secret_password(secret_id: str) -> "RememberedPassword":
+def secret_password(secret_id: str) -> "CachedPassword":
     """Return a provider that reads an AWS Secrets Manager secret: `password` of a JSON object, or its whole text.
 
     Needs the permission `secretsmanager:GetSecretValue`. That is the form of the secrets that RDS manages and rotates.
@@ -97,10 +97,10 @@ def secret_password(secret_id: str) -> "RememberedPassword":
             return text
         return str(value["password"]) if isinstance(value, dict) and "password" in value else text
 
-    return RememberedPassword(read, _SECRET_FRESH)
+    return CachedPassword(read, _SECRET_FRESH)
 
 
-class RememberedPassword:
+class CachedPassword:
     """Ask in a thread, once for all who want to know at a time; an answer holds for a while.
 
     Where the asking fails the last answer is given once more: it may still be right, and nothing else could be.
@@ -121,7 +121,7 @@ class RememberedPassword:
             return await self._fresh()
         return self._answer
 
-    async def instead_of(self, refused: str) -> str:
+    async def refresh_if(self, refused: str) -> str:
         """Return another password, because the server has refused this one; the same one if there is no other."""
         if self._answer == refused and time.monotonic() >= self._asked + _PAUSE:
             return await self._fresh()

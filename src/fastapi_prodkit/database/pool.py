@@ -77,7 +77,7 @@ async def _close(connections: Sequence[Any]) -> None:
         _logger.warning("%d connections were dropped: the server does not answer", len(failed))
 
 
-def check_idle_connections(engine: AsyncEngine, patience: float) -> None:
+def check_idle_connections(engine: AsyncEngine, timeout: float) -> None:
     """Replace a connection that has died in the pool before anybody works with it.
 
     The event loop already knows when the other end has closed it. Whether the server still answers is asked of a
@@ -86,7 +86,7 @@ def check_idle_connections(engine: AsyncEngine, patience: float) -> None:
 
     Args:
         engine: An engine of asyncpg's.
-        patience: How long the answer may take, seconds.
+        timeout: How long the answer may take, seconds.
     """
 
     def returned(connection: Any, record: ConnectionPoolEntry) -> None:
@@ -99,14 +99,14 @@ def check_idle_connections(engine: AsyncEngine, patience: float) -> None:
         if driver.is_closed():
             raise InvalidatePoolError
         if time.monotonic() - record.info.get(_RETURNED_AT, math.inf) > _FRESH:
-            _ask(connection, patience)
+            _ask(connection, timeout)
 
     event.listen(engine.sync_engine, "checkin", returned)
     event.listen(engine.sync_engine, "checkout", taken)
 
 
-def _ask(connection: Any, patience: float) -> None:
+def _ask(connection: Any, timeout: float) -> None:
     try:
-        connection.run_async(lambda driver: driver.execute("SELECT", timeout=patience))  # asyncpg fails on an empty one
+        connection.run_async(lambda driver: driver.execute("SELECT", timeout=timeout))  # asyncpg fails on an empty one
     except Exception as error:  # whatever is wrong with this connection, a new one is the answer
         raise InvalidatePoolError from error

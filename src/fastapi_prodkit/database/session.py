@@ -17,7 +17,7 @@ from fastapi_prodkit import _extras, _scope
 from fastapi_prodkit.database.client_errors import CLIENT_ERRORS, checked_statuses
 from fastapi_prodkit.database.closing import ClosingSession
 from fastapi_prodkit.database.engine import create_engine
-from fastapi_prodkit.database.failure import classify, is_transient, is_unavailable, raise_problem
+from fastapi_prodkit.database.failure import is_transient, is_unavailable, raise_problem, translate_errors
 from fastapi_prodkit.database.joining import JoiningSession, announce_reading, announce_writing
 from fastapi_prodkit.database.observation import observe, observe_waits
 from fastapi_prodkit.database.passwords import PasswordProvider
@@ -74,7 +74,7 @@ class Database:
     ) -> None:
         self.client_errors = checked_statuses(client_errors)
         self.engine = create_engine(settings, password=password)
-        classify(self.engine)
+        translate_errors(self.engine)
         observe(self.engine.sync_engine, settings, pool="primary", registry=registry)
         replica, pool = self.engine, "primary"
         if settings.read_url is not None:
@@ -82,7 +82,7 @@ class Database:
                 create_engine(settings.model_copy(update={"url": settings.read_url}), password=password),
                 "replica",
             )
-            classify(replica)
+            translate_errors(replica)
             observe(replica.sync_engine, settings, pool=pool, registry=registry)
         self.read_engine = replica.execution_options(postgresql_readonly=True)
         observe_waits(self.read_engine.sync_engine, pool=pool, registry=registry)

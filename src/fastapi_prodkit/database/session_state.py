@@ -53,7 +53,7 @@ _LOCAL = re.compile(rf"{_SET_CONFIG.pattern}\s*\({_ARGUMENT},{_ARGUMENT},\s*(?:t
 _CONFIGURED = "fastapi_prodkit.configured"  # of a connection: whether a connect listener has left a state to be kept
 
 
-def reset_session_state(engine: AsyncEngine, patience: float) -> None:
+def reset_session_state(engine: AsyncEngine, timeout: float) -> None:
     """Reset a connection that comes back to the pool with what a request may have left behind, and no other.
 
     A connection on which a `connect` listener has left something is closed instead: a reset would remove that, too, and
@@ -61,7 +61,7 @@ def reset_session_state(engine: AsyncEngine, patience: float) -> None:
 
     Args:
         engine: An engine whose connections are `CancellableConnection`, and the server's own, not a pooler's.
-        patience: How long the reset may take, seconds; a connection that takes longer is closed.
+        timeout: How long the reset may take, seconds; a connection that takes longer is closed.
     """
     dialect: Any = engine.dialect
     hand_out = dialect.get_driver_connection
@@ -89,7 +89,7 @@ def reset_session_state(engine: AsyncEngine, patience: float) -> None:
             record.invalidate()
             return
         connection.rollback()  # SQLAlchemy closes the connection if this fails, or the next
-        connection.run_async(lambda driver: driver.reset(timeout=patience))
+        connection.run_async(lambda driver: driver.reset(timeout=timeout))
         driver.needs_reset = False
 
     dialect.get_driver_connection = handed_out

@@ -6,15 +6,15 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from fastapi_prodkit._config.worker_count import asked_workers
+from fastapi_prodkit._config.worker_count import configured_workers
 from fastapi_prodkit.sections import DatabaseSettings
 
-__all__ = ["ALLOWED", "check_room", "wanted"]
+__all__ = ["ALLOWED_CONNECTIONS_SQL", "max_connections", "warn_if_pools_exceed_server"]
 
 _logger = logging.getLogger("fastapi_prodkit.database")
 
 # Names that older servers do not know are null, and least() passes over null.
-ALLOWED = """
+ALLOWED_CONNECTIONS_SQL = """
 SELECT least(
   current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
     - coalesce(current_setting('reserved_connections', true)::int, 0),
@@ -23,23 +23,23 @@ SELECT least(
 )"""
 
 
-def wanted(settings: DatabaseSettings) -> int:
+def max_connections(settings: DatabaseSettings) -> int:
     """Return how many connections the pools of all workers of one container may open."""
-    return (settings.pool_size + settings.max_overflow) * (asked_workers() or 1)
+    return (settings.pool_size + settings.max_overflow) * (configured_workers() or 1)
 
 
-def check_room(engine: AsyncEngine, settings: DatabaseSettings) -> None:
+def warn_if_pools_exceed_server(engine: AsyncEngine, settings: DatabaseSettings) -> None:
     """Warn with the first connection if the pools of all workers together are larger than the server allows.
 
     It allows what its configuration, the role and the database do. What other machines open is not known here: leave
     room for as many containers as there may be.
     """
-    most = wanted(settings)
+    most = max_connections(settings)
 
     def compare(connection: Any, _record: object) -> None:
         try:
             # Past SQLAlchemy, which would begin a transaction and leave it to the first session.
-            allowed = connection.run_async(lambda driver: driver.fetchval(ALLOWED))
+            allowed = connection.run_async(lambda driver: driver.fetchval(ALLOWED_CONNECTIONS_SQL))
         except Exception as error:  # noqa: BLE001 - whatever it is, a service does not fail for want of a warning
             _logger.warning("how many connections the server allows is not known: %s", type(error).__name__)
             return

@@ -75,7 +75,7 @@ class EventHandler(logging.Handler):
         settings = settings or LogSettings()
         self._contextvars = get_contextvars
         self._redactor = Redactor(settings.redact)
-        self._harmless: set[str] = set()  # keys that have been looked at, so that a usual event is not looked at again
+        self._known_safe_keys: set[str] = set()  # those that events have had before: they are not looked at again
         self._static: dict[str, str] = {}
         self.output = LineWriter(settings.queue)
         self._render: Callable[[dict[str, Any], dict[str, Any], Sequence[str]], bytes]
@@ -118,7 +118,7 @@ class EventHandler(logging.Handler):
         def write(fields: dict[str, Any]) -> None:
             now = datetime.now(UTC)
             context = {**self._contextvars(), **(_context.current() or {})}
-            if structured and fields and ((len(context) == 1 and _OURS in context) or self._is_harmless(context)):
+            if structured and fields and ((len(context) == 1 and _OURS in context) or self._is_plain(context)):
                 line = _dump({"timestamp": now, **context, **fields})
                 if line is not None:
                     self._write(line.replace(b",", rest, 1))
@@ -132,20 +132,20 @@ class EventHandler(logging.Handler):
 
     def _json(self, head: dict[str, Any], extras: dict[str, Any], withheld: Sequence[str]) -> bytes:
         # Often it can be seen at a glance that there is nothing to mask, to convert or to cut.
-        if not withheld and self._is_harmless(extras) and (quick := _dump(head | extras)) is not None:
+        if not withheld and self._is_plain(extras) and (quick := _dump(head | extras)) is not None:
             return quick
         fields = _join(head, extras)
         line = _encode(self._redactor.fields(fields, size=_SIZE, withheld=withheld))
         if len(line) > _LIMIT:
             line = _encode(self._redactor.fields(fields, size=_SMALL_SIZE, withheld=withheld))
-        if len(self._harmless) < 1_000:  # noqa: PLR2004 - far more names than a program has, few enough to keep
-            self._harmless |= {
+        if len(self._known_safe_keys) < 1_000:  # noqa: PLR2004 - far more names than a program has, few enough to keep
+            self._known_safe_keys |= {
                 key for key in extras if type(key) is str and key not in head and not self._redactor.is_secret(key)
             }
         return line
 
-    def _is_harmless(self, extras: dict[str, Any]) -> bool:
-        return self._harmless.issuperset(extras) and _PLAIN.issuperset(map(type, extras.values()))
+    def _is_plain(self, extras: dict[str, Any]) -> bool:
+        return self._known_safe_keys.issuperset(extras) and _PLAIN.issuperset(map(type, extras.values()))
 
     def close(self) -> None:
         """Wait until the queue has been written, if there is one, for two seconds at most."""

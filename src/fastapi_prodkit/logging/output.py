@@ -39,7 +39,7 @@ class LineWriter:
         self._thread: threading.Thread | None = None
         self._writing_since: float | None = None  # the thread has begun a line, on the clock of `monotonic`
         self._stream: Any = None  # the standard output of the last line, and the short way to it
-        self._put = _way_to(None)
+        self._write_bytes = _raw_writer(None)
         self.write: Callable[[bytes], None] = self._write if capacity is None else self._queue
 
     def _queue(self, line: bytes) -> None:
@@ -82,15 +82,15 @@ class LineWriter:
     def _write(self, line: bytes) -> None:
         if sys.stdout is not self._stream:
             self._stream = sys.stdout
-            self._put = _way_to(sys.stdout)
+            self._write_bytes = _raw_writer(sys.stdout)
         try:
-            if (count := self._put(line)) != len(line):
+            if (count := self._write_bytes(line)) != len(line):
                 _write_rest(sys.stdout.buffer, line, count)
         except Exception:  # noqa: BLE001 - closed, or gone, or a full disk: there is no place to say so
             self.failed += 1
 
 
-def _way_to(stream: Any) -> Callable[[bytes], int | None]:
+def _raw_writer(stream: Any) -> Callable[[bytes], int | None]:
     """Return what writes to a stream, at once, and says how much of a line it has written."""
     buffer = getattr(stream, "buffer", None)
     raw = getattr(buffer, "raw", buffer)  # with PYTHONUNBUFFERED there is no buffer in between

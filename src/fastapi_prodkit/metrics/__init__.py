@@ -4,7 +4,7 @@ Series are bounded by the code, never by the client: the route is its template, 
 an unknown method is `_OTHER`, a client that left is status 499.
 
 The numbers are plain integers and floats that a custom collector reads when it is scraped. A child of
-prometheus_client costs about 4 us per request, these cells less than 1.
+prometheus_client costs about 4 us per request, these recorded less than 1.
 """
 
 from bisect import bisect_left
@@ -36,7 +36,7 @@ __all__ = ["MetricsMiddleware", "metrics_router"]
 
 # Seconds; OpenTelemetry semantic conventions, HTTP metrics, http.server.request.duration.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-_MOST_WAITING = 100  # durations of a series that wait to be counted together, in some 10 us
+_MOST_PENDING = 100  # durations of a series that wait to be counted together, in some 10 us
 _THREADS = 2  # that render at a time, beside the 40 of the app
 # RFC 9110 section 9, and PATCH (RFC 5789).
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
@@ -70,18 +70,18 @@ class MetricsMiddleware(Layer):
     ) -> None:
         self.app = app
         self.exempt = checked_exempt(exempt)
-        self._cells = collector(_Cells, registry)
+        self._metrics = collector(_HttpMetrics, registry)
         self._refusals = _Refusals(registry)
         self.where_exempt = self._refusals
 
     def inside(self, outer: Layer) -> Layer | None:
         """Leave the request to a layer further out that measures into the same registry."""
-        return None if isinstance(outer, MetricsMiddleware) and outer._cells is self._cells else self  # noqa: SLF001 - of the class
+        return None if isinstance(outer, MetricsMiddleware) and outer._metrics is self._metrics else self  # noqa: SLF001 - of the class
 
     def on_request(self, exchange: Exchange) -> None:
         """Count the request as active."""
         if exchange.scope["type"] == "http":
-            self._cells.active.append(None)
+            self._metrics.active.append(None)
 
     def on_end(self, exchange: Exchange) -> None:
         """Measure the request, and count its refusal."""
@@ -89,12 +89,12 @@ class MetricsMiddleware(Layer):
             self._refusals.count(exchange.refusal)
         if exchange.scope["type"] == "websocket":
             return
-        cells, key = self._cells, (exchange.scope["method"], exchange.route, exchange.status)
-        histogram = cells.durations.get(key)
-        if histogram is None or len(histogram.waiting) >= _MOST_WAITING:
-            histogram = cells.count(*key)
-        histogram.waiting.append(exchange.duration)
-        cells.active.pop()
+        recorded, key = self._metrics, (exchange.scope["method"], exchange.route, exchange.status)
+        histogram = recorded.durations.get(key)
+        if histogram is None or len(histogram.pending) >= _MOST_PENDING:
+            histogram = recorded.count(*key)
+        histogram.pending.append(exchange.duration)
+        recorded.active.pop()
 
 
 class _Refusals(Layer):
@@ -160,7 +160,7 @@ def metrics_router(
     return router
 
 
-class _Cells:
+class _HttpMetrics:
     """The numbers behind the two metrics, and the collector that shows them."""
 
     def __init__(self) -> None:
@@ -199,16 +199,16 @@ class _Cells:
 class _Histogram:
     """Counts by bucket, and the durations that wait to be counted: a deque takes them without a lock."""
 
-    __slots__ = ("counts", "sum", "waiting")
+    __slots__ = ("counts", "pending", "sum")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BUCKETS) + 1)
         self.sum = 0.0
-        self.waiting: deque[float] = deque()
+        self.pending: deque[float] = deque()
 
     def count(self) -> None:
-        for _ in range(len(self.waiting)):
-            duration = self.waiting.popleft()
+        for _ in range(len(self.pending)):
+            duration = self.pending.popleft()
             self.counts[bisect_left(BUCKETS, duration)] += 1
             self.sum += duration
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric, Sample
 
-__all__ = ["Collectors", "Families", "counted", "dump", "load", "merged"]
+__all__ = ["Collectors", "Families", "counters_only", "dump", "load", "merge"]
 
 Families = Sequence["Metric"]
 _Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -100,12 +100,12 @@ def load(content: bytes) -> Families:
     return [_checked(_metric(name, text, kind, samples)) for name, text, kind, samples in orjson.loads(content)]
 
 
-def counted(several: Iterable[Families]) -> Families:
+def counters_only(several: Iterable[Families]) -> Families:
     """Return what processes have counted that are gone; what they measured went with them."""
     return [each for each in _joined(several, {}) if each.type in _COUNTED]
 
 
-def merged(several: Iterable[Families], registry: "CollectorRegistry") -> "Iterator[Metric]":
+def merge(several: Iterable[Families], registry: "CollectorRegistry") -> "Iterator[Metric]":
     """Yield the metrics of several processes, each once; how their gauges are joined is the registry's to say."""
     return _joined(several, _modes(registry))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from fastapi_prodkit import _scope
-from fastapi_prodkit._config.worker_count import several_workers
+from fastapi_prodkit._config.worker_count import is_one_of_several_workers
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.metrics import aggregation
 from fastapi_prodkit.metrics.aggregation import Collectors, Families
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Workers", "make_directory", "shared_directory"]
 
 INTERVAL = 1.0  # seconds between two writings
-_LOCK, _ENDED = "lock", "ended.json"  # who writes now; and what those had counted that are gone
+_LOCK, _DEAD_WORKERS = "lock", "ended.json"  # who writes now; and what those had counted that are gone
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of our own in it, for this user only
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -48,7 +48,7 @@ def shared_directory() -> Path | None:
     named = os.environ.get(_VARIABLE)
     if named:
         return Path(named)
-    if os.name != "posix" or not several_workers():
+    if os.name != "posix" or not is_one_of_several_workers():
         return None
     return _place() / f"fastapi-prodkit-{os.getuid()}-{os.getppid()}"
 
@@ -91,7 +91,7 @@ class Workers:
         self._directory = directory
         self._apps = 0  # of this process that show the registry
         self._writing = threading.Lock()
-        self._alive: IO[bytes] | None = None
+        self._lock_file: IO[bytes] | None = None
 
     @classmethod
     def of(cls, registry: "CollectorRegistry") -> "Workers | None":
@@ -114,14 +114,14 @@ class Workers:
             yield
         finally:
             self._apps -= 1
-            if self._apps == 0 and self._alive is not None:
-                self._leave(self._alive)
+            if self._apps == 0 and self._lock_file is not None:
+                self._leave(self._lock_file)
 
     def collect(self) -> "Iterator[Metric]":
         """Yield the metrics of all workers: what a registry is asked for."""
-        if self._alive is not None:
+        if self._lock_file is not None:
             try:
-                return aggregation.merged(self._gather(), self._registry)
+                return aggregation.merge(self._gather(), self._registry)
             except OSError as error:
                 self._log_once("these metrics are of one worker only", error)
         return self._collectors.collect()
@@ -129,7 +129,7 @@ class Workers:
     def _gather(self) -> list[Families]:
         with self._locked():
             own = self._write()
-            self._bury()
+            self._absorb_dead_workers()
             others = [path for path in self._directory.glob("*.json") if path.name != self._file]
             return [own, *map(self._read, others)]
 
@@ -147,7 +147,7 @@ class Workers:
         except OSError as error:
             _logger.warning("metrics are of one worker only, because there is no place to share them: %s", error)
             return
-        self._alive = alive
+        self._lock_file = alive
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._write_often, name="fastapi_prodkit.metrics", daemon=True)
         self._thread.start()
@@ -165,11 +165,11 @@ class Workers:
     def _leave(self, alive: IO[bytes]) -> None:
         self._ending.set()
         self._thread.join()
-        self._alive = None
+        self._lock_file = None
         with suppress(OSError), alive, self._locked():
             self._write()
             alive.close()
-            self._bury()
+            self._absorb_dead_workers()
             if not any(self._directory.glob("*.alive")):
                 self._clear()
                 (self._directory / _LOCK).unlink()
@@ -188,12 +188,12 @@ class Workers:
             self._replace(self._file, own)
             return own
 
-    def _bury(self) -> None:
+    def _absorb_dead_workers(self) -> None:
         """Add what the dead have counted to what those had before them."""
         for path in self._directory.glob("*.alive"):
             if not _is_held(path):
-                left, ended = path.with_suffix(".json"), self._directory / _ENDED
-                self._replace(_ENDED, aggregation.counted([self._read(ended), self._read(left)]))
+                left, ended = path.with_suffix(".json"), self._directory / _DEAD_WORKERS
+                self._replace(_DEAD_WORKERS, aggregation.counters_only([self._read(ended), self._read(left)]))
                 left.unlink(missing_ok=True)
                 path.unlink()
 

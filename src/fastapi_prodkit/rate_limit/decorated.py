@@ -16,19 +16,19 @@ from fastapi_prodkit import _scope
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.rate_limit.endpoints import is_limited, limited_elsewhere
 from fastapi_prodkit.rate_limit.keys import bounded
-from fastapi_prodkit.rate_limit.limits import Limit, checked_cost, cost_of, note, parse_limits
+from fastapi_prodkit.rate_limit.limits import Limit, add_quota_headers, checked_cost, cost_of, parse_limits
 
-__all__ = ["Claim", "Rule", "decorate"]
+__all__ = ["DecoratedLimit", "Hit", "decorate"]
 
 # What an endpoint does not ask for itself is asked for in its name.
 _CONNECTION, _RESPONSE, _CHECK = "prodkit_connection", "prodkit_response", "prodkit_check"
 _COUNT = _scope.ENDPOINT_LIMITS
 
-Count = Callable[[HTTPConnection, "Claim"], Coroutine[Any, Any, None]]
-Ask = Callable[[HTTPConnection | None], "Claim | None"]
+CountHit = Callable[[HTTPConnection, "Hit"], Coroutine[Any, Any, None]]
+AskForHit = Callable[[HTTPConnection | None], "Hit | None"]
 
 
-class Claim(NamedTuple):
+class Hit(NamedTuple):
     """What a request counts against, as whom and for how much."""
 
     limits: list[Limit]
@@ -37,13 +37,13 @@ class Claim(NamedTuple):
     text: str
 
 
-class Rule:
+class DecoratedLimit:
     """What one decorator says.
 
     Args:
         options: The decorator's arguments by slowapi's names; those that are not given are missing. The limit is a
             text, or a function that returns it, of the key if it has a parameter of that name.
-        home: What the limit belongs to: an endpoint, or what several endpoints share.
+        owner: What the limit belongs to: an endpoint, or what several endpoints share.
         name: What headers and problems call it, if they can.
         endpoint: The endpoint.
         known: The limits there are, by id.
@@ -56,13 +56,13 @@ class Rule:
         self,
         options: Mapping[str, Any],
         *,
-        home: str,
+        owner: str,
         name: str | None,
         endpoint: Any,
         known: dict[str, Limit],
     ) -> None:
         before = getattr(endpoint, _COUNT, 0)
-        self.home = home
+        self.owner = owner
         self.options = options
         self._name = name if name and re.fullmatch(r"[A-Za-z0-9_.:-]+", name) else f"route-{before + 1}"
         self._name = "route" if self._name == "route-1" else self._name
@@ -75,9 +75,9 @@ class Rule:
         self._exempt_takes = self._exempt_when is not None and len(inspect.signature(self._exempt_when).parameters) == 1
         self._cost = checked_cost(options.get("cost", 1))
         self._methods = {method.upper() for method in options["methods"]} if options.get("methods") else None
-        self.count = before + (1 if callable(value) else len(self._limits(value, home)))
+        self.count = before + (1 if callable(value) else len(self._limits(value, owner)))
 
-    def claim(self, connection: HTTPConnection) -> Claim | None:
+    def hit(self, connection: HTTPConnection) -> Hit | None:
         """Return what a request counts against; None if this limit does not apply to it."""
         method = connection.scope.get("method", "WEBSOCKET")
         if self._methods is not None and method not in self._methods:
@@ -88,9 +88,9 @@ class Rule:
         if not key:
             return None
         text = self._value if isinstance(self._value, str) else self._value(*[key] * self._by_key)
-        home = f"{self.home}:{method}" if self.options.get("per_method") else self.home
+        owner = f"{self.owner}:{method}" if self.options.get("per_method") else self.owner
         cost = cost_of(self._cost(connection)) if callable(self._cost) else self._cost
-        return Claim(self._limits(text, home), bounded(key), cost, text)
+        return Hit(self._limits(text, owner), bounded(key), cost, text)
 
     def message(self) -> str | None:
         """Return what the decorator says to who is refused."""
@@ -103,7 +103,7 @@ class Rule:
         return kind(
             item,
             given("key_func"),
-            self.home,
+            self.owner,
             given("per_method", False),
             given("methods"),
             given("error_message"),
@@ -112,15 +112,15 @@ class Rule:
             given("override_defaults", False),
         )
 
-    def _limits(self, text: str, home: str) -> list[Limit]:
-        limits = self._read.get((text, home))
+    def _limits(self, text: str, owner: str) -> list[Limit]:
+        limits = self._read.get((text, owner))
         if limits is None:
-            made = parse_limits(text, name=self._name, home=home)
-            limits = self._read[text, home] = [self._known.setdefault(limit.id, limit) for limit in made]
+            made = parse_limits(text, name=self._name, owner=owner)
+            limits = self._read[text, owner] = [self._known.setdefault(limit.id, limit) for limit in made]
         return limits
 
 
-def decorate(endpoint: Any, rule: Rule, count: Count, enabled: Callable[[], bool]) -> Any:
+def decorate(endpoint: Any, rule: DecoratedLimit, count: CountHit, enabled: Callable[[], bool]) -> Any:
     """Return the endpoint with a look at its limit before it runs.
 
     Args:
@@ -130,28 +130,28 @@ def decorate(endpoint: Any, rule: Rule, count: Count, enabled: Callable[[], bool
         enabled: Whether to look.
     """
 
-    def claim(connection: HTTPConnection | None) -> Claim | None:
-        return rule.claim(connection) if connection is not None and enabled() and is_limited(limited) else None
+    def hit(connection: HTTPConnection | None) -> Hit | None:
+        return rule.hit(connection) if connection is not None and enabled() and is_limited(limited) else None
 
     inner = inspect.unwrap(endpoint)
     if inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner):
-        limited = _yielding(endpoint, claim, count)
+        limited = _yielding(endpoint, hit, count)
     elif inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(inner):
-        limited = _async(endpoint, claim, count)
+        limited = _async(endpoint, hit, count)
     else:
-        limited = _in_thread(endpoint, claim, count)
+        limited = _in_thread(endpoint, hit, count)
     vars(limited).update({_COUNT: rule.count, "statuses": (429,)})  # the schema shows the statuses
     limited_elsewhere(endpoint, limited)
     return limited
 
 
-def _async(endpoint: Any, claim: Ask, count: Count) -> Any:
+def _async(endpoint: Any, hit: AskForHit, count: CountHit) -> Any:
     parameters = _Parameters(endpoint)
 
     @functools.wraps(endpoint)
     async def limited(*args: Any, **kwargs: Any) -> Any:
         connection, response = parameters.take(args, kwargs)
-        claimed = claim(connection)
+        claimed = hit(connection)
         if connection is None or claimed is None:
             return await endpoint(*args, **kwargs)
         await count(connection, claimed)
@@ -160,13 +160,13 @@ def _async(endpoint: Any, claim: Ask, count: Count) -> Any:
     return parameters.show(limited)
 
 
-def _in_thread(endpoint: Any, claim: Ask, count: Count) -> Any:
+def _in_thread(endpoint: Any, hit: AskForHit, count: CountHit) -> Any:
     parameters = _Parameters(endpoint)
 
     @functools.wraps(endpoint)
     def limited(*args: Any, **kwargs: Any) -> Any:
         connection, response = parameters.take(args, kwargs)
-        claimed = claim(connection)  # here, in the thread: the functions of the decorator may block
+        claimed = hit(connection)  # here, in the thread: the functions of the decorator may block
         if connection is None or claimed is None:
             return endpoint(*args, **kwargs)
         from_thread.run(count, connection, claimed)
@@ -175,11 +175,11 @@ def _in_thread(endpoint: Any, claim: Ask, count: Count) -> Any:
     return parameters.show(limited)
 
 
-def _yielding(endpoint: Any, claim: Ask, count: Count) -> Any:
+def _yielding(endpoint: Any, hit: AskForHit, count: CountHit) -> Any:
     """Limit an endpoint that yields with a dependency: when it begins to run, its response has begun as well."""
 
     async def check(connection: HTTPConnection, response: Response) -> None:
-        claimed = claim(connection)
+        claimed = hit(connection)
         if claimed is not None:
             await count(connection, claimed)
             _with_headers(connection, response, None)
@@ -265,6 +265,6 @@ def _with_headers(connection: HTTPConnection, response: Response | None, result:
     """Put the headers on the response, where no exchange sends them."""
     response = result if isinstance(result, Response) else response
     if response is not None and Exchange.innermost(connection.scope) is None:
-        headers = note(connection.scope, [])
+        headers = add_quota_headers(connection.scope, [])
         response.headers.update({name.decode(): value.decode() for name, value in headers.items()})
     return result

@@ -14,12 +14,20 @@ from fastapi_prodkit import _scope
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.rate_limit.keys import Key, bounded, by_address
-from fastapi_prodkit.rate_limit.limits import Store, checked_cost, cost_of, note, parse_limits, refusal, refused
+from fastapi_prodkit.rate_limit.limits import (
+    Store,
+    add_quota_headers,
+    checked_cost,
+    cost_of,
+    parse_limits,
+    refusal,
+    refused,
+)
 from fastapi_prodkit.rate_limit.memory import MemoryStore
 
 __all__ = ["RateLimit"]
 
-_homes: Counter[str] = Counter()  # how many limits each line of the program has made
+_owners: Counter[str] = Counter()  # how many limits each line of the program has made
 
 
 class RateLimit:
@@ -55,7 +63,7 @@ class RateLimit:
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.:-]+", name):
             raise ConfigurationError(f"the name {name!r} cannot stand in a header: use letters, digits and any of _.:-")
-        self._limits = parse_limits(limit, name=name, home=_home())
+        self._limits = parse_limits(limit, name=name, owner=_owner())
         self._key = key
         self._cost = checked_cost(cost)
         self._store = MemoryStore()
@@ -70,7 +78,7 @@ class RateLimit:
         cost = cost_of(self._cost(connection)) if callable(self._cost) else self._cost
         scope = connection.scope
         quotas = await (installed_store(scope) or self._store).hit(self._limits, bounded(key), cost)
-        headers = note(scope, quotas)
+        headers = add_quota_headers(scope, quotas)
         own = {}
         if Exchange.innermost(scope) is None:  # an exchange sends them with every kind of response
             own = {name.decode(): value.decode() for name, value in headers.items()}
@@ -90,9 +98,9 @@ def installed_store(scope: Scope) -> Store | None:
     return store if hasattr(store, "hit") else None
 
 
-def _home() -> str:
+def _owner() -> str:
     """Name the line that makes a limit, and which one of those it makes."""
     caller = sys._getframe(2)  # noqa: SLF001 - Python's own way to the caller; __init__ is in between
     line = f"{caller.f_globals.get('__name__')}:{caller.f_lineno}"
-    _homes[line] += 1
-    return f"{line}#{_homes[line]}"
+    _owners[line] += 1
+    return f"{line}#{_owners[line]}"

@@ -17,7 +17,7 @@ from fastapi_prodkit._context import Reason
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 
-__all__ = ["Limit", "Quota", "Store", "checked_cost", "cost_of", "note", "parse_limits", "refusal"]
+__all__ = ["Limit", "Quota", "Store", "add_quota_headers", "checked_cost", "cost_of", "parse_limits", "refusal"]
 
 _Cost = TypeVar("_Cost")
 _QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
@@ -38,14 +38,14 @@ class Limit:
 
     __slots__ = ("amount", "header", "id", "name", "policy", "quota", "seconds")
 
-    def __init__(self, name: str, amount: int, seconds: int, *, home: str = "default") -> None:
+    def __init__(self, name: str, amount: int, seconds: int, *, owner: str = "default") -> None:
         self.name = name
         self.amount = amount
         self.seconds = seconds
         self.policy = f'"{name}";q={amount};w={seconds}'
         self.header = self.policy.encode()
         self.quota = f'"{name}";r=%d;t=%d'.encode()
-        self.id = f"{quote(home, safe='/:#<>')}/{name}/{amount}/{seconds}"
+        self.id = f"{quote(owner, safe='/:#<>')}/{name}/{amount}/{seconds}"
 
     def beside(self, names: Collection[str]) -> "Limit":
         """Return the limit, to be shown beside limits of these names, under a name of its own."""
@@ -71,7 +71,7 @@ class Store(Protocol):
         ...
 
 
-def parse_limits(text: str, *, name: str, home: str = "default") -> list[Limit]:
+def parse_limits(text: str, *, name: str, owner: str = "default") -> list[Limit]:
     """Read `"10/second; 1000/hour"`; several are called `<name>-10-per-1s` and so on, one is called by the name.
 
     Raises:
@@ -88,7 +88,7 @@ def parse_limits(text: str, *, name: str, home: str = "default") -> list[Limit]:
     names: list[str] = []
     for item in items:
         names.append(name if len(items) == 1 else _full_name(name, item.amount, item.get_expiry(), names))
-    return [Limit(each, item.amount, item.get_expiry(), home=home) for each, item in zip(names, items, strict=True)]
+    return [Limit(each, item.amount, item.get_expiry(), owner=owner) for each, item in zip(names, items, strict=True)]
 
 
 def checked_cost(cost: _Cost) -> _Cost:
@@ -131,7 +131,7 @@ def refusal(quotas: Sequence[Quota]) -> ProblemError:
     return ProblemError(429, "Too many requests; try again later.", type=_QUOTA_EXCEEDED, headers=wait, **names)
 
 
-def note(scope: Scope, quotas: list[Quota], *, legacy: bool = False) -> dict[bytes, bytes]:
+def add_quota_headers(scope: Scope, quotas: list[Quota], *, legacy: bool = False) -> dict[bytes, bytes]:
     """Have the response say what is left, of these limits and of those that were noted before; return the headers.
 
     Without an exchange nobody sends them but the caller.
@@ -142,23 +142,25 @@ def note(scope: Scope, quotas: list[Quota], *, legacy: bool = False) -> dict[byt
             by the same limit under a name of its own.
         legacy: Send `X-RateLimit-*` as well; who asks for it first decides for the request.
     """
-    noted: _Noted | tuple[dict[bytes, bytes], Quota] | None = scope.get(_scope.QUOTAS)
+    noted: _QuotaHeaders | tuple[dict[bytes, bytes], Quota] | None = scope.get(_scope.QUOTAS)
     if noted is None:
         exchange = Exchange.innermost(scope)
-        noted = scope[_scope.QUOTAS] = _Noted([], {} if exchange is None else exchange.response_headers, legacy=legacy)
+        noted = scope[_scope.QUOTAS] = _QuotaHeaders(
+            [], {} if exchange is None else exchange.response_headers, legacy=legacy
+        )
     elif isinstance(noted, tuple):
         headers, first = noted
-        noted = scope[_scope.QUOTAS] = _Noted([first], headers, legacy=legacy)
+        noted = scope[_scope.QUOTAS] = _QuotaHeaders([first], headers, legacy=legacy)
     noted.add(quotas)
     noted.write()
     return noted.headers
 
 
-def note_first(exchange: Exchange, limit: Limit, remaining: int, reset: int) -> None:
+def add_first_quota_header(exchange: Exchange, limit: Limit, remaining: int, reset: int) -> None:
     """Do the same for the first and most often only limit of a request that is served, in a fifth of the time."""
     scope = exchange.scope
     if _scope.QUOTAS in scope:  # in a mounted app after others
-        note(scope, [(limit, remaining, reset)])
+        add_quota_headers(scope, [(limit, remaining, reset)])
         return
     headers = exchange.response_headers
     headers[b"ratelimit-policy"] = limit.header
@@ -173,7 +175,7 @@ def _full_name(name: str, amount: int, seconds: int, others: Collection[str]) ->
     return next(each for each in chain([full], (f"{full}-{number}" for number in count(2))) if each not in others)
 
 
-class _Noted:
+class _QuotaHeaders:
     def __init__(self, quotas: list[Quota], headers: dict[bytes, bytes], *, legacy: bool) -> None:
         self.quotas = quotas
         self.headers = headers

@@ -12,7 +12,14 @@ from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._problem import Refusal, send_problem
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
-from fastapi_prodkit.rate_limit.limits import Store, note, note_first, parse_limits, refusal, refused
+from fastapi_prodkit.rate_limit.limits import (
+    Store,
+    add_first_quota_header,
+    add_quota_headers,
+    parse_limits,
+    refusal,
+    refused,
+)
 from fastapi_prodkit.rate_limit.memory import MemoryStore, Strategy
 from fastapi_prodkit.sections import RateLimitSettings
 
@@ -99,16 +106,16 @@ class RateLimitMiddleware(Layer):
             return partial(self._ask, exchange)
         remaining, reset = self._hit(client_key(scope), 1, self._clock())
         if remaining >= 0:
-            note_first(exchange, self._limits[0], remaining, reset)
+            add_first_quota_header(exchange, self._limits[0], remaining, reset)
             return None
         quotas = [(self._limits[0], remaining, reset)]
-        note(scope, quotas)
+        add_quota_headers(scope, quotas)
         return Refusal(refusal(quotas))
 
     async def _ask(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             quotas = await self._store.hit(self._limits, client_key(scope))
-            note(scope, quotas, legacy=self._legacy)
+            add_quota_headers(scope, quotas, legacy=self._legacy)
             if refused(quotas):
                 raise refusal(quotas)
         except ProblemError as problem:

@@ -17,7 +17,7 @@ from fastapi_prodkit.rate_limit.time_limit import TimeLimit
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ["Outage"]
+__all__ = ["StoreOutage"]
 
 _logger = logging.getLogger("fastapi_prodkit.rate_limit")
 
@@ -27,7 +27,7 @@ _BETWEEN_LINES: Final = 60.0  # seconds between two log lines about keys that th
 Ask = Callable[[], Awaitable[None]]
 
 
-class Outage:
+class StoreOutage:
     """Know whether the store fails, and tell of each change once: a log line and the metric `rate_limit_storage_up`.
 
     Args:
@@ -36,7 +36,7 @@ class Outage:
         registry: Where the metrics are shown.
 
     Attributes:
-        on: The store fails.
+        active: The store fails.
     """
 
     def __init__(self, policy: str, *, timeout: float, registry: "CollectorRegistry | None" = None) -> None:
@@ -59,7 +59,7 @@ class Outage:
             ["policy"],
             registry=registry,
         ).labels(policy)
-        self.on = False
+        self.active = False
         self._ask_at = 0.0
         self._told_of_key_at = -_BETWEEN_LINES
         self._question: asyncio.Task[None] | None = None
@@ -69,8 +69,8 @@ class Outage:
         reason = reason_about_key(error)
         if reason is not None:
             self._tell_of_key(reason)
-        elif not self.on:
-            self.on = True
+        elif not self.active:
+            self.active = True
             self._ask_at = time.monotonic() + INTERVAL
             self._up.set(0)
             reason = str(error) if isinstance(error, OSError) and error.errno else type(error).__name__
@@ -82,21 +82,21 @@ class Outage:
         Args:
             ask: Asks the store, and raises if it fails.
         """
-        if self.on and (self._question is None or self._question.done()):  # it ends with its event loop
+        if self.active and (self._question is None or self._question.done()):  # it ends with its event loop
             self._question = asyncio.create_task(self._ask_until_back(ask))
 
-    def decided(self) -> None:
+    def count_fallback(self) -> None:
         """Count a request that was decided upon without the store."""
         self._decisions.inc()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Ask no more."""
         if self._question is not None:
             self._question.cancel()
             self._question = None
 
     async def _ask_until_back(self, ask: Ask) -> None:
-        while self.on:
+        while self.active:
             await asyncio.sleep(self._ask_at - time.monotonic())
             self._ask_at = time.monotonic() + INTERVAL
             await self._ask(ask)
@@ -111,7 +111,7 @@ class Outage:
         except Exception as error:  # noqa: BLE001 - whatever it is, the store is not back unless it answers about a key
             if reason_about_key(error) is None:
                 return
-        self.on = False
+        self.active = False
         self._up.set(1)
         _logger.info("the rate limit's store is back")
 

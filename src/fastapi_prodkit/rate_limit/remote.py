@@ -29,7 +29,7 @@ _PLACE: Final = re.compile(r"(?:[^\s/?#]*@)?([^\s@/?#]*)(/\S*|\?\S*|)")
 _NUMBER: Final = re.compile(r"/?\d*(?:\?.*)?")  # of a database, where there are no names
 _HOST: Final = re.compile(r"(?:[^:\[\]]+|\[[0-9A-Fa-f:.]+\])(?::0*([1-9]\d{0,4}))?")
 _LAST_PORT: Final = 65_535
-_PROBE: Final = Limit("probe", 1_000, 1, home="outage")
+_PROBE: Final = Limit("probe", 1_000, 1, owner="outage")
 # How Redis, Valkey and Memcached say that the value of a key cannot be counted with.
 _ABOUT_KEY: Final = re.compile(
     "WRONGTYPE|not an integer|not a valid float|would overflow|non-numeric|attempt to compare"
@@ -48,7 +48,7 @@ class Remote:
 
     Attributes:
         storage: What speaks with the store.
-        turns: To be held during an operation; there are as many as connections.
+        connections: To be held during an operation; there are as many as connections.
 
     Raises:
         ConfigurationError: The URL cannot be used, or the store cannot do the strategy. It does not repeat the URL.
@@ -57,7 +57,7 @@ class Remote:
 
     def __init__(self, url: str, strategy: Strategy, *, prefix: str, clock: Callable[[], float]) -> None:
         self.storage = _open(url)
-        self.turns = asyncio.Semaphore(_OPERATIONS)
+        self.connections = asyncio.Semaphore(_OPERATIONS)
         self.count = self._fixed
         self._prefix = quote(prefix)  # some stores take no spaces
         self._clock = clock

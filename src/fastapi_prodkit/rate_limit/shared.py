@@ -16,7 +16,7 @@ from fastapi_prodkit._context import Reason
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.rate_limit.limits import Limit, Quota
 from fastapi_prodkit.rate_limit.memory import MemoryStore
-from fastapi_prodkit.rate_limit.outage import Outage
+from fastapi_prodkit.rate_limit.outage import StoreOutage
 from fastapi_prodkit.rate_limit.remote import Remote
 from fastapi_prodkit.rate_limit.time_limit import TimeLimit
 from fastapi_prodkit.sections import RateLimitSettings
@@ -68,7 +68,7 @@ class SharedStore:
         self._policy = settings.on_storage_error
         self._timeout = settings.storage_timeout
         self._memory = MemoryStore(settings.strategy)
-        self._outage = Outage(self._policy, timeout=self._timeout, registry=registry)
+        self._outage = StoreOutage(self._policy, timeout=self._timeout, registry=registry)
         # A client's connections belong to the event loop that opened them, and tests have many.
         self._remotes: WeakKeyDictionary[asyncio.AbstractEventLoop, Remote] = WeakKeyDictionary()
         self._open()  # what is wrong with the settings is an error here, and not in the first request
@@ -81,12 +81,12 @@ class SharedStore:
         """
         remote = self._remote()
         try:
-            if self._outage.on:
-                raise _NotAskedError
+            if self._outage.active:
+                raise _StoreBusyError
             if len(limits) == 1:
                 return [await self._count(remote, limits[0], key, cost)]
             return list(await asyncio.gather(*[self._count(remote, limit, key, cost) for limit in limits]))
-        except _NotAskedError:
+        except _StoreBusyError:
             pass
         except Exception as error:  # noqa: BLE001 - each store's client has errors of its own; the policy answers to all
             self._outage.report(error)
@@ -99,7 +99,7 @@ class SharedStore:
         try:
             yield
         finally:
-            self._outage.stop()
+            self._outage.close()
             remote = self._remotes.pop(asyncio.get_running_loop(), None)
             if remote is not None:
                 await remote.aclose()
@@ -125,26 +125,26 @@ class SharedStore:
         return remote
 
     async def _count(self, remote: Remote, limit: Limit, key: str, cost: int) -> Quota:
-        turns = remote.turns
-        await (self._wait(turns) if turns.locked() else turns.acquire())
+        connections = remote.connections
+        await (self._wait(connections) if connections.locked() else connections.acquire())
         try:
-            if self._outage.on:  # since it began to wait
-                raise _NotAskedError
+            if self._outage.active:  # since it began to wait
+                raise _StoreBusyError
             with TimeLimit(self._timeout):
                 return await remote.count(limit, key, cost)
         finally:
-            turns.release()
+            connections.release()
 
-    async def _wait(self, turns: asyncio.Semaphore) -> None:
+    async def _wait(self, connections: asyncio.Semaphore) -> None:
         """Wait for a turn, which is not the store's fault: it begins no outage."""
         try:
             with TimeLimit(self._timeout):
-                await turns.acquire()
+                await connections.acquire()
         except TimeoutError:
-            raise _NotAskedError from None
+            raise _StoreBusyError from None
 
     def _without(self, limits: Sequence[Limit], key: str, cost: int) -> list[Quota]:
-        self._outage.decided()
+        self._outage.count_fallback()
         if self._policy == "memory":
             return self._memory.count(limits, key, cost)
         if self._policy == "deny":
@@ -153,5 +153,5 @@ class SharedStore:
         return []
 
 
-class _NotAskedError(Exception):
+class _StoreBusyError(Exception):
     """The store was not asked, because others that were before were too slow."""

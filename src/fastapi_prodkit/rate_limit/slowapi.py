@@ -24,11 +24,11 @@ from starlette.responses import Response
 
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
-from fastapi_prodkit.rate_limit.decorated import Claim, Rule, decorate
+from fastapi_prodkit.rate_limit.decorated import DecoratedLimit, Hit, decorate
 from fastapi_prodkit.rate_limit.dependency import installed_store
 from fastapi_prodkit.rate_limit.endpoints import exempt_from_all, exempt_from_default
 from fastapi_prodkit.rate_limit.keys import by_address
-from fastapi_prodkit.rate_limit.limits import Limit, Quota, Store, note, refusal, refused
+from fastapi_prodkit.rate_limit.limits import Limit, Quota, Store, add_quota_headers, refusal, refused
 from fastapi_prodkit.rate_limit.memory import MemoryStore
 
 __all__ = ["Limiter"]
@@ -100,7 +100,7 @@ class Limiter(slowapi.Limiter):
         self._own = MemoryStore()
         self._used: WeakSet[Any] = WeakSet()
         self._limits: dict[str, Limit] = {}  # by their ids: equal limits of one scope are one quota
-        self._homes: Counter[str] = Counter()
+        self._owners: Counter[str] = Counter()
 
     def limit(self, limit_value: Value, *args: Any, **options: Any) -> Callable[[Endpoint], Endpoint]:
         """Limit an endpoint, with the arguments of slowapi's own decorator.
@@ -154,11 +154,11 @@ class Limiter(slowapi.Limiter):
 
         def decorator(endpoint: Any) -> Any:
             shared = _called(scope, endpoint.__name__) if callable(scope) else scope
-            home = self._home(endpoint) if shared is None else f"scope:{shared}"
-            rule = Rule(options, home=home, name=shared, endpoint=endpoint, known=self._limits)
+            owner = self._owner(endpoint) if shared is None else f"scope:{shared}"
+            rule = DecoratedLimit(options, owner=owner, name=shared, endpoint=endpoint, known=self._limits)
 
-            async def count(connection: HTTPConnection, claim: Claim) -> None:
-                await self._count(connection, rule, claim)
+            async def count(connection: HTTPConnection, hit: Hit) -> None:
+                await self._count(connection, rule, hit)
 
             limited = decorate(endpoint, rule, count, lambda: self.enabled)
             if options.get("override_defaults"):
@@ -167,19 +167,19 @@ class Limiter(slowapi.Limiter):
 
         return decorator
 
-    def _home(self, endpoint: Any) -> str:
+    def _owner(self, endpoint: Any) -> str:
         """Name an endpoint, and which one of those of this name it is."""
         name = f"{endpoint.__module__}.{endpoint.__qualname__}"
-        self._homes[name] += 1
-        return f"{name}#{self._homes[name]}"
+        self._owners[name] += 1
+        return f"{name}#{self._owners[name]}"
 
-    async def _count(self, connection: HTTPConnection, rule: Rule, claim: Claim) -> None:
+    async def _count(self, connection: HTTPConnection, rule: DecoratedLimit, hit: Hit) -> None:
         store: Store = installed_store(connection.scope) or self._own
         self._used.add(store)
-        quotas = await store.hit(claim.limits, claim.key, claim.cost)
-        headers = note(connection.scope, quotas)
+        quotas = await store.hit(hit.limits, hit.key, hit.cost)
+        headers = add_quota_headers(connection.scope, quotas)
         if refused(quotas):
-            raise _refusal(connection, rule, claim, quotas, headers)
+            raise _refusal(connection, rule, hit, quotas, headers)
 
 
 class _Exceeded(ProblemError, RateLimitExceeded):  # noqa: N818 - by the name of slowapi's
@@ -198,7 +198,7 @@ class _Told(tuple[RateLimitItem, list[str]]):  # noqa: SLOT001 - slots and a tup
 
 
 def _refusal(
-    connection: HTTPConnection, rule: Rule, claim: Claim, quotas: list[Quota], noted: dict[bytes, bytes]
+    connection: HTTPConnection, rule: DecoratedLimit, hit: Hit, quotas: list[Quota], noted: dict[bytes, bytes]
 ) -> ProblemError:
     problem = refusal(quotas)
     headers = {name.decode(): value.decode() for name, value in noted.items() if name.startswith(b"ratelimit")}
@@ -210,11 +210,11 @@ def _refusal(
     handler = getattr(connection.scope.get("app"), "exception_handlers", {}).get(RateLimitExceeded)
     if handler is slowapi._rate_limit_exceeded_handler:  # noqa: SLF001 - its documented name
         return problem  # which nobody has written: an app of slowapi's tutorial gets our problem
-    item = parse_many(claim.text)[next(place for place, quota in enumerate(quotas) if quota[1] < 0)]
+    item = parse_many(hit.text)[next(place for place, quota in enumerate(quotas) if quota[1] < 0)]
     if handler is not None:  # a handler of the user's own stays in charge, and finds what it knows
         problem.detail = message or str(item)
         noted[b"retry-after"] = headers["Retry-After"].encode()
-        told = connection.state.view_rate_limit = _Told((item, [claim.key, rule.home]))
+        told = connection.state.view_rate_limit = _Told((item, [hit.key, rule.owner]))
         told.headers = headers
     return _Exceeded(problem, rule.as_slowapi_has_it(SlowapiLimit, item))
 

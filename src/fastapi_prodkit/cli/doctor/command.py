@@ -50,13 +50,13 @@ def doctor(  # noqa: PLR0913 - an option each
     if json and github:
         raise typer.BadParameter("--json and --github exclude each other: choose one")
     ignored = _known(ignore or [])
-    subject = gather(
+    facts = gather(
         application,
         environment=environment or ("staging" if os.environ.get("ENVIRONMENT") == "staging" else "prod"),
         factory=factory,
         timeout=None if offline else timeout,
     )
-    examination = examine(subject, ignored=ignored)
+    examination = examine(facts, ignored=ignored)
     if json:
         typer.echo(as_json(examination, application))
     else:

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastapi_prodkit._config.worker_count import asked_workers
-from fastapi_prodkit.cli.doctor import surroundings
-from fastapi_prodkit.cli.doctor.asking import ask
+from fastapi_prodkit._config.worker_count import configured_workers
+from fastapi_prodkit.cli.doctor import environment_facts
+from fastapi_prodkit.cli.doctor.database_probe import ask
+from fastapi_prodkit.cli.doctor.facts import Facts, Server
 from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Finding
 from fastapi_prodkit.cli.doctor.loading import Loaded, load
-from fastapi_prodkit.cli.doctor.subject import Server, Subject
-from fastapi_prodkit.cli.terminal import patience
+from fastapi_prodkit.cli.terminal import show_progress
 
 __all__ = ["Examination", "examine", "gather"]
 
@@ -27,19 +27,19 @@ _UNUSED = "the app has no settings of fastapi-prodkit's: HOSTS_ALLOWED, DATABASE
 class Examination:
     """What was found, the worst first, and what was not looked at."""
 
-    subject: Subject
+    facts: Facts
     findings: tuple[Finding, ...]
 
 
-def examine(subject: Subject, *, ignored: Collection[str] = ()) -> Examination:
+def examine(facts: Facts, *, ignored: Collection[str] = ()) -> Examination:
     """Have every rule look at the facts, but for those whose id is ignored."""
     from fastapi_prodkit.cli.doctor.rules import RULES  # noqa: PLC0415 - `--help` does not need them
 
-    found = [finding for rule in RULES if rule.id not in ignored for finding in rule.findings(subject)]
-    return Examination(subject, tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))))
+    found = [finding for rule in RULES if rule.id not in ignored for finding in rule.findings(facts)]
+    return Examination(facts, tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))))
 
 
-def gather(target: str | None, *, environment: str, factory: bool, timeout: float | None) -> Subject:
+def gather(target: str | None, *, environment: str, factory: bool, timeout: float | None) -> Facts:
     """Load the app, read its settings, ask its database, and look around.
 
     Args:
@@ -53,7 +53,7 @@ def gather(target: str | None, *, environment: str, factory: bool, timeout: floa
     """
     skipped: dict[str, str] = {}
     with _quiet():
-        with patience(f"loading {target or 'the settings'}"):
+        with show_progress(f"loading {target or 'the settings'}"):
             loaded = load(target, environment=environment, factory=factory)
         server = _server(loaded, timeout, skipped)
     return replace(
@@ -70,18 +70,18 @@ def gather(target: str | None, *, environment: str, factory: bool, timeout: floa
     )
 
 
-def _around(skipped: dict[str, str]) -> Subject:
+def _around(skipped: dict[str, str]) -> Facts:
     """Return what stands around the service."""
-    container = surroundings.container()
-    files, untracked = surroundings.tracked(Path.cwd())
+    container = environment_facts.container()
+    files, untracked = environment_facts.tracked(Path.cwd())
     skipped |= {"files": untracked} if untracked else {}
     skipped |= {} if container else {"container": "this process runs in none"}
-    return Subject(
+    return Facts(
         directory=Path.cwd(),
         container=container,
         tracked=files,
-        installed=surroundings.installed(),
-        workers=asked_workers(),
+        installed=environment_facts.installed(),
+        workers=configured_workers(),
         today=datetime.now(UTC).date(),
     )
 
@@ -96,7 +96,7 @@ def _server(loaded: Loaded, timeout: float | None, skipped: dict[str, str]) -> S
     elif timeout is None:
         skipped["database"] = "--offline"
     else:
-        with patience(f"asking the database, for {timeout:g} s at most"):
+        with show_progress(f"asking the database, for {timeout:g} s at most"):
             return ask(database, timeout)
     return None
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from fastapi_prodkit.cli.doctor.subject import Subject
+from fastapi_prodkit.cli.doctor.facts import Facts
 
 __all__ = ["DOCS", "SEVERITIES", "Check", "Fault", "Finding", "Rule", "Severity", "rule"]
 
@@ -21,7 +21,7 @@ class Fault(NamedTuple):
     remedy: str
 
 
-Check: TypeAlias = Callable[[Subject], Iterator[Fault]]
+Check: TypeAlias = Callable[[Facts], Iterator[Fault]]
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Rule:
     title: str
     check: Check
 
-    def findings(self, subject: Subject) -> Iterator[Finding]:
+    def findings(self, facts: Facts) -> Iterator[Finding]:
         """Yield what the check finds."""
-        for reason, remedy in self.check(subject):
+        for reason, remedy in self.check(facts):
             yield Finding(self.id, self.severity, self.title, reason, remedy)
 
 

@@ -21,7 +21,7 @@ _TERMINATED = 128 + signal.SIGTERM
 
 @dataclass
 class Loaded:
-    """What came of loading; see `Subject`."""
+    """What came of loading; see `Facts`."""
 
     app: Any = None
     settings: Any = None
@@ -40,7 +40,7 @@ def load(target: str | None, *, environment: str, factory: bool = False) -> Load
         UnknownAppError: There is no such module, or nothing of the name in it.
     """
     loaded = Loaded()
-    with as_in(environment), production_rules.deferred() as loaded.refused, _heard() as warned:
+    with as_in(environment), production_rules.deferred() as loaded.refused, _collected_warnings() as warned:
         if target is None or not _load_app(loaded, target, factory=factory):
             _read_settings(loaded)
     loaded.warned = tuple(dict.fromkeys(warned))
@@ -104,7 +104,7 @@ def _build(app: Any) -> None:
 
 
 @contextmanager
-def _heard() -> Iterator[list[str]]:
+def _collected_warnings() -> Iterator[list[str]]:
     """Collect what is warned about settings, and pass over other warnings."""
     texts: list[str] = []
 

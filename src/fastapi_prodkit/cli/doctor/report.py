@@ -29,16 +29,16 @@ def as_text(examination: Examination) -> str:
 
 def as_json(examination: Examination, target: str | None) -> str:
     """Return one JSON object; the page of the doctor says what stands in it."""
-    subject = examination.subject
+    facts = examination.facts
     fields = ("id", "severity", "title", "reason", "remedy", "docs")
     report = {
         "schema": 1,
-        "environment": subject.environment,
+        "environment": facts.environment,
         "app": target,
         "advisories": AS_OF.isoformat(),
         "summary": _counts(examination),
         "findings": [{name: getattr(finding, name) for name in fields} for finding in examination.findings],
-        "skipped": [{"what": what, "reason": reason} for what, reason in subject.skipped.items()],
+        "skipped": [{"what": what, "reason": reason} for what, reason in facts.skipped.items()],
     }
     return json.dumps(report, indent=2)
 
@@ -79,14 +79,14 @@ def _wrapped(text: str, mark: str) -> list[str]:
 
 
 def _summary(examination: Examination) -> Iterator[str]:
-    subject = examination.subject
-    for what, reason in subject.skipped.items():
+    facts = examination.facts
+    for what, reason in facts.skipped.items():
         yield from textwrap.wrap(f"Not examined: {what} ({reason}).", _WIDTH, subsequent_indent="  ")
     counts = _counts(examination)
     found = ", ".join(
         f"{count} {name if count == 1 or name == 'info' else f'{name}s'}" for name, count in counts.items()
     )
-    yield f"{found}; judged as {subject.environment}, advisories as of {AS_OF.isoformat()}."
+    yield f"{found}; judged as {facts.environment}, advisories as of {AS_OF.isoformat()}."
 
 
 def _counts(examination: Examination) -> dict[Severity, int]:

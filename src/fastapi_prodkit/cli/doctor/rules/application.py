@@ -16,9 +16,9 @@ from starlette.routing import Host, Mount, Router
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._config import production_rules
+from fastapi_prodkit.cli.doctor.facts import Facts
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
 from fastapi_prodkit.cli.doctor.loading import unwrap
-from fastapi_prodkit.cli.doctor.subject import Subject
 from fastapi_prodkit.sections import CorsSettings
 
 __all__ = ["ORDER", "RULES"]
@@ -44,20 +44,20 @@ _PLACES = {name: place for place, names in enumerate(ORDER) for name in names}
 
 
 @rule("app-not-loaded", "error", "The app cannot be loaded")
-def not_loaded(subject: Subject) -> Iterator[Fault]:
+def not_loaded(facts: Facts) -> Iterator[Fault]:
     """Tell what the app raised when it was made; a server would end with the same."""
-    if subject.failure is not None:
+    if facts.failure is not None:
         yield Fault(
-            f"{subject.failure.rstrip('.')}.",
+            f"{facts.failure.rstrip('.')}.",
             "FASTAPI_PRODKIT_TRACEBACK=1 fastapi-prodkit serve MODULE:APP shows where it comes from.",
         )
 
 
 @rule("app-debug", "error", "Debug mode is on")
-def debug(subject: Subject) -> Iterator[Fault]:
+def debug(facts: Facts) -> Iterator[Fault]:
     """Tell of an app that shows its source to whoever provokes an error."""
-    for prefix, app in _apps(subject):
-        if app.debug and not (app is subject.app and getattr(subject.settings, "debug", False)):
+    for prefix, app in _apps(facts):
+        if app.debug and not (app is facts.app and getattr(facts.settings, "debug", False)):
             yield Fault(
                 f"Errors{_below(prefix)} show tracebacks and source to every client.",
                 "Leave debug=True out of FastAPI(...).",
@@ -65,11 +65,11 @@ def debug(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("app-base-http-middleware", "warning", "BaseHTTPMiddleware is in use")
-def base_http(subject: Subject) -> Iterator[Fault]:
+def base_http(facts: Facts) -> Iterator[Fault]:
     """Tell of middleware that costs more than all pieces together, and breaks context variables."""
     names = [
         getattr(each.kwargs.get("dispatch"), "__name__", each.cls.__name__) + _below(prefix)
-        for prefix, each in _middleware(subject)
+        for prefix, each in _middleware(facts)
         if isinstance(each.cls, type) and issubclass(each.cls, BaseHTTPMiddleware) and not _is_slowapi(each.cls)
     ]
     if names:
@@ -81,9 +81,9 @@ def base_http(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("app-slowapi-middleware", "error", "slowapi's middleware is in use")
-def slowapi_middleware(subject: Subject) -> Iterator[Fault]:
+def slowapi_middleware(facts: Facts) -> Iterator[Fault]:
     """Tell of limits that are not applied, and of streams that break."""
-    for prefix, each in _middleware(subject):
+    for prefix, each in _middleware(facts):
         if _is_slowapi(each.cls):
             yield Fault(
                 f"{each.cls.__name__}{_below(prefix)} applies no default limit to routes of included routers, to "
@@ -93,9 +93,9 @@ def slowapi_middleware(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("app-slowapi-limiter", "warning", "slowapi's own limiter is in use")
-def slowapi_limiter(subject: Subject) -> Iterator[Fault]:
+def slowapi_limiter(facts: Facts) -> Iterator[Fault]:
     """Tell of a limiter that stops the event loop while its store is slow."""
-    if any(_is_slowapi(type(getattr(app.state, "limiter", None))) for _, app in _apps(subject)):
+    if any(_is_slowapi(type(getattr(app.state, "limiter", None))) for _, app in _apps(facts)):
         yield Fault(
             "Its client is synchronous: while the store is slow every request waits, and an outage is a 500.",
             "Take Limiter from fastapi_prodkit.rate_limit.slowapi; the decorators stay.",
@@ -103,11 +103,11 @@ def slowapi_limiter(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("app-docs-public", "warning", "The documentation is public")
-def docs_public(subject: Subject) -> Iterator[Fault]:
+def docs_public(facts: Facts) -> Iterator[Fault]:
     """Tell where everybody can read which operations there are."""
-    for prefix, app in _apps(subject):
+    for prefix, app in _apps(facts):
         if isinstance(app, FastAPI) and app.openapi_url is not None:
-            ours = "/docs" if getattr(_settings(subject, app), "docs", None) is not None else None
+            ours = "/docs" if getattr(_settings(facts, app), "docs", None) is not None else None
             pages = [path for path in (app.docs_url or ours, app.redoc_url, app.openapi_url) if path]
             yield Fault(
                 f"{', '.join(prefix + path for path in pages)}: everybody can read which operations there are.",
@@ -116,16 +116,16 @@ def docs_public(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("app-metrics-public", "warning", "The metrics are public")
-def metrics_public(subject: Subject) -> Iterator[Fault]:
+def metrics_public(facts: Facts) -> Iterator[Fault]:
     """Tell where everybody can read routes, load and errors."""
-    of_mounted = [(prefix, _settings(subject, app)) for prefix, app in _apps(subject) if app is not subject.app]
-    for prefix, settings in [("", subject.settings), *of_mounted]:
+    of_mounted = [(prefix, _settings(facts, app)) for prefix, app in _apps(facts) if app is not facts.app]
+    for prefix, settings in [("", facts.settings), *of_mounted]:
         if getattr(getattr(settings, "metrics", None), "public", False):
             yield Fault(
                 f"METRICS_PUBLIC opens {prefix}/metrics to everybody.",
                 "Set METRICS_TOKEN instead, and tell it to Prometheus.",
             )
-    for prefix, app in _apps(subject):
+    for prefix, app in _apps(facts):
         for path, endpoint in _endpoints(app):
             if path.rstrip("/") == "/metrics" and not _module(endpoint).startswith("fastapi_prodkit."):
                 yield Fault(
@@ -135,9 +135,9 @@ def metrics_public(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("app-cors", "error", "Any web site may act for its visitors")
-def cors(subject: Subject) -> Iterator[Fault]:
+def cors(facts: Facts) -> Iterator[Fault]:
     """Tell of CORS middleware that was added by hand and lets strangers in."""
-    for prefix, each in _middleware(subject):
+    for prefix, each in _middleware(facts):
         if getattr(each.cls, "__name__", "") == "CORSMiddleware":
             for _, text in production_rules.refusals("cors", _cors_settings(each), {}):
                 reason, _, remedy = text.partition(": ")
@@ -145,10 +145,10 @@ def cors(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("app-duplicate-middleware", "warning", "A middleware runs twice")
-def duplicate(subject: Subject) -> Iterator[Fault]:
+def duplicate(facts: Facts) -> Iterator[Fault]:
     """Tell what was added twice, or by hand to an app that has it already."""
-    names = Counter(name for name in _names(subject) if name != "BaseHTTPMiddleware")
-    edge = _edge_names(subject)
+    names = Counter(name for name in _names(facts) if name != "BaseHTTPMiddleware")
+    edge = _edge_names(facts)
     for name, count in names.items():
         if count > 1:
             yield Fault(f"{name} was added {count} times.", "Add it once.")
@@ -160,9 +160,9 @@ def duplicate(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("app-middleware-order", "warning", "Middleware is in the wrong order")
-def order(subject: Subject) -> Iterator[Fault]:
+def order(facts: Facts) -> Iterator[Fault]:
     """Tell which middleware stands outside one that it needs around it."""
-    placed = [name for name in _names(subject) if name in _PLACES]
+    placed = [name for name in _names(facts) if name in _PLACES]
     for outer, inner in pairwise(placed):
         if _PLACES[outer] > _PLACES[inner]:
             yield Fault(
@@ -172,11 +172,11 @@ def order(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("app-mounted-lifespan", "warning", "The lifespan of a mounted app does not run")
-def mounted_lifespan(subject: Subject) -> Iterator[Fault]:
+def mounted_lifespan(facts: Facts) -> Iterator[Fault]:
     """Tell which mounted apps are never started; Starlette starts the outermost one only."""
-    if subject.app is None or hasattr(subject.app.state, _scope.INSTALLED):  # ours starts them
+    if facts.app is None or hasattr(facts.app.state, _scope.INSTALLED):  # ours starts them
         return
-    for prefix, app in list(_apps(subject))[1:]:
+    for prefix, app in list(_apps(facts))[1:]:
         if _is_own(app.router.lifespan_context):
             yield Fault(
                 f"{prefix}: Starlette starts the outermost app only.",
@@ -184,32 +184,32 @@ def mounted_lifespan(subject: Subject) -> Iterator[Fault]:
             )
 
 
-def _middleware(subject: Subject) -> Iterator[tuple[str, Any]]:
+def _middleware(facts: Facts) -> Iterator[tuple[str, Any]]:
     """Yield what was added to the app, outermost first, and to those that are mounted in it, with their paths."""
-    for prefix, app in _apps(subject):
+    for prefix, app in _apps(facts):
         yield from ((prefix, each) for each in app.user_middleware)
 
 
-def _names(subject: Subject) -> list[str]:
-    return [getattr(each.cls, "__name__", "") for each in getattr(subject.app, "user_middleware", ())]
+def _names(facts: Facts) -> list[str]:
+    return [getattr(each.cls, "__name__", "") for each in getattr(facts.app, "user_middleware", ())]
 
 
 def _below(prefix: str) -> str:
     return prefix and f" below {prefix}"
 
 
-def _settings(subject: Subject, app: Starlette) -> Any:
+def _settings(facts: Facts, app: Starlette) -> Any:
     """Return our settings of the app, or of the one mounted in it; None if it was not made with them."""
-    if app is subject.app:
-        return subject.settings
+    if app is facts.app:
+        return facts.settings
     return app.state.settings if hasattr(app.state, _scope.INSTALLED) else None
 
 
-def _edge_names(subject: Subject) -> list[str]:
+def _edge_names(facts: Facts) -> list[str]:
     """Return the names of what stands around an app of ours."""
-    if subject.app is None or not hasattr(subject.app.state, _scope.INSTALLED):
+    if facts.app is None or not hasattr(facts.app.state, _scope.INSTALLED):
         return []
-    layers = getattr(subject.app.middleware_stack, "layers", ())
+    layers = getattr(facts.app.middleware_stack, "layers", ())
     return [name for layer in layers if (name := type(layer).__name__) in _PLACES]
 
 
@@ -221,10 +221,10 @@ def _module(thing: Any) -> str:
     return getattr(thing, "__module__", None) or ""
 
 
-def _apps(subject: Subject) -> Iterator[tuple[str, Starlette]]:
+def _apps(facts: Facts) -> Iterator[tuple[str, Starlette]]:
     """Yield the app and those that are mounted in it, with their paths."""
-    if subject.app is not None:
-        yield from _walk(subject.app, "")
+    if facts.app is not None:
+        yield from _walk(facts.app, "")
 
 
 def _walk(app: Starlette, prefix: str) -> Iterator[tuple[str, Starlette]]:

@@ -6,9 +6,9 @@ from contextlib import suppress
 from typing import Any
 
 from fastapi_prodkit._config.production_rules import stays_here
-from fastapi_prodkit.cli.doctor.asking import migration_scripts
+from fastapi_prodkit.cli.doctor.database_probe import migration_scripts
+from fastapi_prodkit.cli.doctor.facts import Facts
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
-from fastapi_prodkit.cli.doctor.subject import Subject
 from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -18,25 +18,25 @@ _PGBOUNCER_PORT = 6432
 
 
 @rule("database-unreachable", "warning", "The database could not be asked")
-def unreachable(subject: Subject) -> Iterator[Fault]:
+def unreachable(facts: Facts) -> Iterator[Fault]:
     """Tell why nothing is known of connections, privileges and migrations."""
-    if subject.server is not None and subject.server.failure is not None:
+    if facts.server is not None and facts.server.failure is not None:
         yield Fault(
-            f"{subject.server.failure}. Pool, role and migrations were not examined.",
+            f"{facts.server.failure}. Pool, role and migrations were not examined.",
             "Run the doctor where the database can be reached; or leave it out with --offline.",
         )
 
 
 @rule("database-tls", "warning", "The database's certificate is not verified")
-def tls(subject: Subject) -> Iterator[Fault]:
+def tls(facts: Facts) -> Iterator[Fault]:
     """Tell of encryption to whoever answers; none at all to another host is `settings-unsafe`."""
-    for variable, raw, _, asked in _urls(subject.database):
-        if subject.database is None or stays_here(raw):
+    for variable, raw, _, asked in _urls(facts.database):
+        if facts.database is None or stays_here(raw):
             continue
         from fastapi_prodkit.database.tls import stricter  # noqa: PLC0415 - it needs an extra, which is there
 
         modes = [asked[name] for name in ("sslmode", "ssl") if name in asked]
-        if stricter(subject.database.ssl, *modes) == "require":
+        if stricter(facts.database.ssl, *modes) == "require":
             yield Fault(
                 f"{variable}: the connection is encrypted to whoever answers, and that may be somebody in between.",
                 "Set DATABASE_SSL=verify-full, and DATABASE_SSL_ROOT_CERT to the CA file of the provider.",
@@ -44,9 +44,9 @@ def tls(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("database-pool", "error", "The pool is larger than what the server allows")
-def pool(subject: Subject) -> Iterator[Fault]:
+def pool(facts: Facts) -> Iterator[Fault]:
     """Tell of connections that will be refused under load."""
-    most, allowed = _connections(subject)
+    most, allowed = _connections(facts)
     if most > allowed:
         yield Fault(
             f"One container may open {most} connections (DATABASE_POOL_SIZE and DATABASE_MAX_OVERFLOW, for each "
@@ -56,9 +56,9 @@ def pool(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("database-pool-rollout", "warning", "Two containers have no room at the database")
-def pool_rollout(subject: Subject) -> Iterator[Fault]:
+def pool_rollout(facts: Facts) -> Iterator[Fault]:
     """Tell of a deployment, in which old and new run at the same time, that runs out of connections."""
-    most, allowed = _connections(subject)
+    most, allowed = _connections(facts)
     if most <= allowed < 2 * most:
         yield Fault(
             f"One container may open {most} connections of {allowed}, and during a deployment there are two.",
@@ -67,9 +67,9 @@ def pool_rollout(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("database-superuser", "warning", "The service may do anything in the database")
-def superuser(subject: Subject) -> Iterator[Fault]:
+def superuser(facts: Facts) -> Iterator[Fault]:
     """Tell of a role that an injected statement could take the server over with."""
-    if subject.server is not None and subject.server.superuser:
+    if facts.server is not None and facts.server.superuser:
         yield Fault(
             "Its role is a superuser: a single injected statement reaches all databases, and the server's files.",
             "Give it a role of its own that owns its tables, or less, and DATABASE_MIGRATIONS_URL the owner's.",
@@ -77,16 +77,16 @@ def superuser(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("database-migrations-pending", "error", "The database lacks migrations")
-def migrations_pending(subject: Subject) -> Iterator[Fault]:
+def migrations_pending(facts: Facts) -> Iterator[Fault]:
     """Tell what the schema is behind: /ready would say 503."""
-    if subject.server is not None and subject.server.pending is not None:
-        yield Fault(f"{subject.server.pending}.", "Run fastapi-prodkit db upgrade before the release.")
+    if facts.server is not None and facts.server.pending is not None:
+        yield Fault(f"{facts.server.pending}.", "Run fastapi-prodkit db upgrade before the release.")
 
 
 @rule("database-migrations-unwatched", "warning", "/ready does not look for pending migrations")
-def migrations_unwatched(subject: Subject) -> Iterator[Fault]:
+def migrations_unwatched(facts: Facts) -> Iterator[Fault]:
     """Tell of migrations that the service does not know of."""
-    database = subject.database
+    database = facts.database
     if database is None or database.migrations_config is not None:
         return
     if scripts := migration_scripts(database):
@@ -97,9 +97,9 @@ def migrations_unwatched(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("database-timeout-off", "warning", "A time-out of the database is off")
-def timeout_off(subject: Subject) -> Iterator[Fault]:
+def timeout_off(facts: Facts) -> Iterator[Fault]:
     """Tell what the server does without end; behind a pooler the role says how long, and is not asked."""
-    database = subject.database
+    database = facts.database
     if database is None or database.pooler is not None:
         return
     for name, what in (
@@ -112,9 +112,9 @@ def timeout_off(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("database-pool-timeout", "warning", "A request may wait for a connection to its end")
-def pool_timeout(subject: Subject) -> Iterator[Fault]:
+def pool_timeout(facts: Facts) -> Iterator[Fault]:
     """Tell of a wait for a connection that is longer than a request."""
-    database, limits = subject.database, getattr(subject.settings, "limits", None)
+    database, limits = facts.database, getattr(facts.settings, "limits", None)
     request = None if limits is None else limits.request_timeout
     if database is not None and request is not None and database.pool_timeout >= request:
         yield Fault(
@@ -125,10 +125,10 @@ def pool_timeout(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("database-pooler", "warning", "A pooler is not named as one")
-def pooler(subject: Subject) -> Iterator[Fault]:
+def pooler(facts: Facts) -> Iterator[Fault]:
     """Tell of PgBouncer's port: prepared statements fail behind it once several processes share it."""
-    for variable, _, url, _ in _urls(subject.database):
-        if url.port == _PGBOUNCER_PORT and subject.database is not None and subject.database.pooler is None:
+    for variable, _, url, _ in _urls(facts.database):
+        if url.port == _PGBOUNCER_PORT and facts.database is not None and facts.database.pooler is None:
             yield Fault(
                 f"{variable} has PgBouncer's port {_PGBOUNCER_PORT}: in transaction mode prepared statements fail.",
                 "Set DATABASE_POOLER=pgbouncer.",
@@ -136,9 +136,9 @@ def pooler(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("database-sqlite", "warning", "The database is a file of one container")
-def sqlite(subject: Subject) -> Iterator[Fault]:
+def sqlite(facts: Facts) -> Iterator[Fault]:
     """Tell of data that goes with the container, and that no second one sees."""
-    if subject.database is not None and subject.database.url.get_secret_value().startswith("sqlite"):
+    if facts.database is not None and facts.database.url.get_secret_value().startswith("sqlite"):
         yield Fault(
             "SQLite: the next deployment starts without the data unless the file is on a volume, and there can be one "
             "writer only.",
@@ -164,13 +164,13 @@ def _urls(database: DatabaseSettings | None) -> Iterator[tuple[str, str, Any, Ma
                     yield variable, raw, *parameters(url)
 
 
-def _connections(subject: Subject) -> tuple[int, float]:
+def _connections(facts: Facts) -> tuple[int, float]:
     """Return how many connections one container may open, and how many the server allows; without end if unknown."""
-    if subject.database is None or subject.server is None or subject.server.allowed is None:
+    if facts.database is None or facts.server is None or facts.server.allowed is None:
         return 0, math.inf
-    from fastapi_prodkit.database.sizing import wanted  # noqa: PLC0415 - it needs an extra, which is there
+    from fastapi_prodkit.database.sizing import max_connections  # noqa: PLC0415 - it needs an extra, which is there
 
-    return wanted(subject.database), subject.server.allowed
+    return max_connections(facts.database), facts.server.allowed
 
 
 RULES = (

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from fastapi_prodkit.cli.doctor.advisories import ADVISORIES, AS_OF, UNFIXED, is_older
+from fastapi_prodkit.cli.doctor.facts import Facts
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
-from fastapi_prodkit.cli.doctor.subject import Subject
 
 __all__ = ["RULES"]
 
@@ -14,10 +14,10 @@ _STALE = timedelta(days=180)
 
 
 @rule("dependency-advisory", "error", "A package has a known vulnerability")
-def advisory(subject: Subject) -> Iterator[Fault]:
+def advisory(facts: Facts) -> Iterator[Fault]:
     """Tell which packages are older than the fix of what is known about them."""
     for each in ADVISORIES:
-        version = subject.installed.get(each.package)
+        version = facts.installed.get(each.package)
         if version is not None and is_older(version, each.fixed):
             yield Fault(
                 f"{each.package} {version}: {each.effect} ({', '.join(each.ids)}).",
@@ -26,17 +26,17 @@ def advisory(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("dependency-unfixed", "warning", "A package has a vulnerability that is not fixed")
-def unfixed(subject: Subject) -> Iterator[Fault]:
+def unfixed(facts: Facts) -> Iterator[Fault]:
     """Tell which packages no upgrade helps with."""
     for package, (effect, instead) in UNFIXED.items():
-        if package in subject.installed:
+        if package in facts.installed:
             yield Fault(f"{package} {effect}.", f"Remove it; {instead}.")
 
 
 @rule("dependency-table-old", "info", "The table of vulnerabilities is old")
-def table_old(subject: Subject) -> Iterator[Fault]:
+def table_old(facts: Facts) -> Iterator[Fault]:
     """Tell when this release of the library is too old to know."""
-    if subject.installed and subject.today - AS_OF > _STALE:
+    if facts.installed and facts.today - AS_OF > _STALE:
         yield Fault(
             f"It is as of {AS_OF.isoformat()}, and what was found since is not in it.",
             "Upgrade fastapi-prodkit, and run pip-audit in CI.",
@@ -44,11 +44,11 @@ def table_old(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("dependency-slow-server", "info", "uvicorn could be faster")
-def slow_server(subject: Subject) -> Iterator[Fault]:
+def slow_server(facts: Facts) -> Iterator[Fault]:
     """Tell of uvicorn without the event loop and the parser in C; a slow head is not bounded without the latter."""
-    if "uvicorn" not in subject.installed or sys.implementation.name != "cpython" or sys.platform == "win32":
+    if "uvicorn" not in facts.installed or sys.implementation.name != "cpython" or sys.platform == "win32":
         return
-    missing = [name for name in ("uvloop", "httptools") if name not in subject.installed]
+    missing = [name for name in ("uvloop", "httptools") if name not in facts.installed]
     if missing:
         yield Fault(f"{' and '.join(missing)} not installed.", "pip install 'fastapi-prodkit[standard]'")
 

@@ -9,9 +9,9 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 from fastapi_prodkit._config import variables
+from fastapi_prodkit.cli.doctor.facts import Facts
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
 from fastapi_prodkit.cli.doctor.placeholders import is_placeholder
-from fastapi_prodkit.cli.doctor.subject import Subject
 
 __all__ = ["RULES"]
 
@@ -35,15 +35,15 @@ _REMEDY = "Change the secret, for git keeps it; take the file out (git rm --cach
 
 
 @rule("files-secret", "error", "A secret is under git")
-def secret(subject: Subject) -> Iterator[Fault]:
+def secret(facts: Facts) -> Iterator[Fault]:
     """Tell which tracked files hold a private key, or give a secret variable a value."""
-    if not subject.tracked:
+    if not facts.tracked:
         return
-    secrets, others = _own_variables(subject.settings)
+    secrets, others = _own_variables(facts.settings)
     names = "|".join(map(re.escape, secrets))
     configuration, dotenv = _assignment(names), _assignment(f"{names}|{_ENDINGS}")
-    for name in subject.tracked:
-        text = _read(subject, name)
+    for name in facts.tracked:
+        text = _read(facts, name)
         if _IS_KEY.match(text):
             yield Fault(f"{name} is a private key.", _REMEDY)
         elif _HOLDS_KEY.search(text):
@@ -56,10 +56,10 @@ def secret(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("files-uvicorn", "warning", "A head of any size is read")
-def uvicorn(subject: Subject) -> Iterator[Fault]:
+def uvicorn(facts: Facts) -> Iterator[Fault]:
     """Tell which tracked files start a server that does not limit the head of a request."""
-    for name in subject.tracked:
-        if _is_command(name) and _UVICORN.search(text := _read(subject, name)) and "h11" not in text.lower():
+    for name in facts.tracked:
+        if _is_command(name) and _UVICORN.search(text := _read(facts, name)) and "h11" not in text.lower():
             yield Fault(
                 f"{name} starts uvicorn, which reads a head of any size: one endless header line stops it for seconds.",
                 "Start fastapi-prodkit serve, or uvicorn --http h11; a load balancer that limits heads does as well.",
@@ -102,8 +102,8 @@ def _is_command(name: str) -> bool:
     return _is_configuration(name) or path.name == "Procfile" or path.suffix == ".service"
 
 
-def _read(subject: Subject, name: str) -> str:
-    file = subject.directory / name
+def _read(facts: Facts, name: str) -> str:
+    file = facts.directory / name
     largest = _LARGEST if _is_configuration(name) else _LARGEST_KEY
     try:
         return file.read_text(errors="replace") if file.stat().st_size <= largest else ""

@@ -2,31 +2,32 @@
 
 from collections.abc import Iterator
 
+from fastapi_prodkit.cli.doctor.facts import Facts
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
-from fastapi_prodkit.cli.doctor.subject import Subject
 from fastapi_prodkit.shutdown import STOP_TIMEOUT
 
 __all__ = ["RULES"]
 
 
 @rule("proxy-untrusted", "warning", "Limits count the load balancer, not its clients")
-def proxy_untrusted(subject: Subject) -> Iterator[Fault]:
+def proxy_untrusted(facts: Facts) -> Iterator[Fault]:
     """Tell of rate limits behind a proxy that is not believed: all clients share one quota, and logs name the proxy."""
-    settings = subject.settings
-    if settings is None or settings.rate_limit is None or "PROXY_TRUSTED" in subject.refused:
+    settings = facts.settings
+    if settings is None or settings.rate_limit is None or "PROXY_TRUSTED" in facts.refused:
         return
     if settings.proxy is None or not settings.proxy.trusted:
         yield Fault(
             "Rate limits are on and no proxy is trusted: behind a load balancer all clients have its address, and so "
             "share one quota.",
-            "Set PROXY_TRUSTED to the load balancer's addresses or networks. If no load balancer is in front, ignore this.",
+            "Set PROXY_TRUSTED to the load balancer's addresses or networks. "
+            "If no load balancer is in front, ignore this.",
         )
 
 
 @rule("shutdown-too-long", "warning", "The platform kills the process before it has ended")
-def shutdown_too_long(subject: Subject) -> Iterator[Fault]:
+def shutdown_too_long(facts: Facts) -> Iterator[Fault]:
     """Tell of a shutdown that takes longer than platforms wait by default."""
-    shutdown = getattr(subject.settings, "shutdown", None)
+    shutdown = getattr(facts.settings, "shutdown", None)
     if shutdown is not None and shutdown.drain + shutdown.grace > STOP_TIMEOUT:
         yield Fault(
             f"SHUTDOWN_DRAIN and SHUTDOWN_GRACE are {shutdown.drain + shutdown.grace:g} s together; ECS and Kubernetes "
@@ -36,11 +37,11 @@ def shutdown_too_long(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("shutdown-no-drain", "warning", "A deployment loses requests")
-def shutdown_no_drain(subject: Subject) -> Iterator[Fault]:
+def shutdown_no_drain(facts: Facts) -> Iterator[Fault]:
     """Tell of a port that closes before load balancers have noticed."""
-    if subject.settings is None:
+    if facts.settings is None:
         return
-    shutdown = subject.settings.shutdown
+    shutdown = facts.settings.shutdown
     if shutdown is None or not shutdown.drain:
         what = "SHUTDOWN_ENABLED is false" if shutdown is None else "SHUTDOWN_DRAIN is 0"
         yield Fault(
@@ -49,10 +50,10 @@ def shutdown_no_drain(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("shutdown-cuts-requests", "info", "A shutdown cuts the longest requests")
-def shutdown_cuts(subject: Subject) -> Iterator[Fault]:
+def shutdown_cuts(facts: Facts) -> Iterator[Fault]:
     """Tell of requests that may take longer than a shutdown leaves them."""
-    shutdown = getattr(subject.settings, "shutdown", None)
-    limits = getattr(subject.settings, "limits", None)
+    shutdown = getattr(facts.settings, "shutdown", None)
+    limits = getattr(facts.settings, "limits", None)
     if shutdown is None or limits is None or limits.request_timeout is None:
         return
     left = shutdown.drain + shutdown.grace

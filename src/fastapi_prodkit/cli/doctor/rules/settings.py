@@ -8,9 +8,9 @@ from pydantic import BaseModel, SecretStr
 
 from fastapi_prodkit._config import production_rules, variables
 from fastapi_prodkit._config.production_rules import stays_here
+from fastapi_prodkit.cli.doctor.facts import Facts
 from fastapi_prodkit.cli.doctor.finding import Fault, rule
 from fastapi_prodkit.cli.doctor.placeholders import is_placeholder
-from fastapi_prodkit.cli.doctor.subject import Subject
 from fastapi_prodkit.sections.process import SHORTEST_TOKEN
 
 __all__ = ["RULES"]
@@ -19,20 +19,20 @@ _SHORTEST = 8  # characters, of another secret: whoever issues a password or a k
 
 
 @rule("settings-invalid", "error", "A setting cannot be used")
-def invalid(subject: Subject) -> Iterator[Fault]:
+def invalid(facts: Facts) -> Iterator[Fault]:
     """Tell what no setting can be made of: the service would not start."""
-    for name, text in subject.unusable.items():
+    for name, text in facts.unusable.items():
         yield _split(name, text, f"Set {name} to a value of that form.")
 
 
 @rule("settings-unsafe", "error", "A setting is unsafe in production")
-def unsafe(subject: Subject) -> Iterator[Fault]:
+def unsafe(facts: Facts) -> Iterator[Fault]:
     """Tell what staging and prod refuse to start with, whichever environment the settings are of."""
-    refused = dict(subject.refused)
-    if subject.settings is not None:
-        fields = type(subject.settings).model_fields
-        prefix = type(subject.settings).model_config.get("env_prefix", "")
-        values = {name: getattr(subject.settings, name) for name in fields}
+    refused = dict(facts.refused)
+    if facts.settings is not None:
+        fields = type(facts.settings).model_fields
+        prefix = type(facts.settings).model_config.get("env_prefix", "")
+        values = {name: getattr(facts.settings, name) for name in fields}
         for section, value in values.items():
             found = production_rules.refusals(section, value, values)
             refused |= {variables.variable(prefix, key): text for key, text in found}
@@ -41,30 +41,30 @@ def unsafe(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("settings-near-miss", "warning", "A variable is probably misspelt")
-def near_miss(subject: Subject) -> Iterator[Fault]:
+def near_miss(facts: Facts) -> Iterator[Fault]:
     """Tell which names are one slip away from a setting: they set nothing."""
-    for text in subject.warned:
+    for text in facts.warned:
         what, asked, meant = text.partition("; did you mean ")
         if asked:
             yield Fault(f"{what}, so it changes nothing.", f"Write {meant.rstrip('?')}.")
 
 
 @rule("settings-environment", "warning", "The app chooses its environment itself")
-def environment(subject: Subject) -> Iterator[Fault]:
+def environment(facts: Facts) -> Iterator[Fault]:
     """Tell of an app that is of one environment wherever it runs."""
-    own = getattr(subject.settings, "environment", subject.environment)
-    if own != subject.environment:
+    own = getattr(facts.settings, "environment", facts.environment)
+    if own != facts.environment:
         yield Fault(
-            f"It runs as {own} although ENVIRONMENT is {subject.environment}, with what {own} relaxes.",
+            f"It runs as {own} although ENVIRONMENT is {facts.environment}, with what {own} relaxes.",
             "Leave environment= out of the code, and set ENVIRONMENT where the service runs.",
         )
 
 
 @rule("settings-weak-secret", "error", "A secret can be guessed")
-def weak_secret(subject: Subject) -> Iterator[Fault]:
+def weak_secret(facts: Facts) -> Iterator[Fault]:
     """Tell of tokens and passwords that are short, or that stand in every example."""
-    for name, value in _secrets(subject.settings):
-        if name in subject.refused:
+    for name, value in _secrets(facts.settings):
+        if name in facts.refused:
             continue
         if "://" in value:
             password = _password(value)
@@ -80,11 +80,11 @@ def weak_secret(subject: Subject) -> Iterator[Fault]:
 
 
 @rule("settings-limit-off", "warning", "A limit is switched off")
-def limit_off(subject: Subject) -> Iterator[Fault]:
+def limit_off(facts: Facts) -> Iterator[Fault]:
     """Tell which limits of a request are `none`."""
-    if subject.settings is None:
+    if facts.settings is None:
         return
-    limits = subject.settings.limits
+    limits = facts.settings.limits
     for name, what in (
         ("max_body_size", "A single body can fill the memory"),
         ("request_timeout", "A request that hangs holds its place, and its database connection, for ever"),

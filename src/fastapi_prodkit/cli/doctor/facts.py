@@ -11,7 +11,7 @@ from fastapi_prodkit.sections import DatabaseSettings
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-__all__ = ["Container", "Server", "Subject"]
+__all__ = ["Container", "Facts", "Server"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Container:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Facts:
     """All facts. What is None, or empty, is not known, and `skipped` says why.
 
     Attributes:

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from fastapi_prodkit.cli.doctor.subject import Server
+from fastapi_prodkit.cli.doctor.facts import Server
 from fastapi_prodkit.cli.failure import describe
 from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError, MigrationError, MissingExtraError
 from fastapi_prodkit.sections import DatabaseSettings
@@ -37,11 +37,11 @@ def migration_scripts(settings: DatabaseSettings) -> str | None:
 
 async def _ask(settings: DatabaseSettings, longest: float) -> Server:
     from fastapi_prodkit.database.engine import create_engine  # noqa: PLC0415 - it needs an extra
-    from fastapi_prodkit.database.failure import classify  # noqa: PLC0415 - likewise
+    from fastapi_prodkit.database.failure import translate_errors  # noqa: PLC0415 - likewise
 
     few = {"pool_size": 1, "max_overflow": 0, "connect_timeout": min(longest, settings.connect_timeout)}
     engine = create_engine(settings.model_copy(update=few))
-    classify(engine)
+    translate_errors(engine)
     try:
         async with asyncio.timeout(longest):
             async with engine.connect() as connection:
@@ -52,11 +52,11 @@ async def _ask(settings: DatabaseSettings, longest: float) -> Server:
 
 
 async def _limits(connection: Any) -> tuple[int | None, bool]:
-    from fastapi_prodkit.database.sizing import ALLOWED  # noqa: PLC0415 - it needs an extra
+    from fastapi_prodkit.database.sizing import ALLOWED_CONNECTIONS_SQL  # noqa: PLC0415 - it needs an extra
 
     if connection.dialect.name != "postgresql":
         return None, False
-    allowed = (await connection.exec_driver_sql(ALLOWED)).scalar_one()
+    allowed = (await connection.exec_driver_sql(ALLOWED_CONNECTIONS_SQL)).scalar_one()
     return allowed, bool((await connection.exec_driver_sql(_SUPERUSER)).scalar_one())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from fastapi_prodkit.cli.doctor.subject import Container
+from fastapi_prodkit.cli.doctor.facts import Container
 
 __all__ = ["container", "installed", "tracked"]
 
