@@ -13,6 +13,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from forks import Forks
 
+from fastapi_prodkit import Settings
+from fastapi_prodkit._config.variables import section_of
+from fastapi_prodkit.sections import LimitsSettings
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -76,6 +80,28 @@ def test_the_example_in_the_docstring_of_every_middleware_runs(module, name):
 
     assert [each.cls for each in app.user_middleware] == [middleware]
     assert TestClient(app).get("/openapi.json").status_code in {200, 400}  # 400: it is not called testserver
+
+
+def test_the_table_of_sections_is_that_of_the_code():
+    """Each row names what there is, each section has one, and each limit stands in the row of its piece alone."""
+    pytest.importorskip("sqlalchemy")
+    table = (ROOT / "docs/reference.md").read_text().partition("\n## Sections\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)`.*? \| `(\w+)` \| (.*) \|$", table, re.MULTILINE)
+    sections = {section_of(field): f"{name.upper()}_" for name, field in Settings.model_fields.items()}
+    prefixes = {section.__name__: prefix for section, prefix in sections.items() if section is not None}
+    limits = []
+
+    for module, name, section, variables in rows:
+        piece = getattr(importlib.import_module(f"fastapi_prodkit.{module}"), name)
+        named = re.findall(r"[A-Z]+_[A-Z_]*", variables)
+        assert named
+        assert all(variable.startswith(prefixes[section]) for variable in named)
+        if section == "LimitsSettings":
+            limits += named
+            assert section in str(inspect.signature(piece).parameters["settings"].annotation)
+
+    assert {section for *_, section, _ in rows} == set(prefixes)
+    assert sorted(limits) == sorted(f"LIMITS_{field.upper()}" for field in LimitsSettings.model_fields)
 
 
 def test_every_name_of_the_reference_exists():

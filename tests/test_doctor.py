@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 
 from doctoring import REMOTE, SECRET, gathered, ids, in_order, module  # noqa: F401 - a fixture
-from fastapi_prodkit.cli.doctor.facts import Container, Facts
 
 from fastapi_prodkit._config.worker_count import configured_workers
 from fastapi_prodkit.cli.doctor import environment_facts
 from fastapi_prodkit.cli.doctor.advisories import ADVISORIES, AS_OF, UNFIXED, is_older
 from fastapi_prodkit.cli.doctor.examination import examine, gather
+from fastapi_prodkit.cli.doctor.facts import Container, Facts
 from fastapi_prodkit.cli.doctor.placeholders import is_placeholder
 from fastapi_prodkit.cli.doctor.rules import RULES
 

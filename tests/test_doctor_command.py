@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 
 from doctoring import REMOTE, SECRET, SOUND, in_order, module  # noqa: F401 - a fixture
-from fastapi_prodkit.cli.doctor.facts import Facts
 
 from fastapi_prodkit.cli import main, terminal
 from fastapi_prodkit.cli.doctor import examination as examinations
 from fastapi_prodkit.cli.doctor import report
 from fastapi_prodkit.cli.doctor.examination import Examination
+from fastapi_prodkit.cli.doctor.facts import Facts
 from fastapi_prodkit.cli.doctor.finding import Finding
 
 pytestmark = pytest.mark.usefixtures("in_order")

@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 
 from doctoring import REMOTE, SECRET, gathered, ids, in_order  # noqa: F401 - a fixture
-from fastapi_prodkit.cli.doctor.facts import Server
 from migrating import project, sql
 from postgres import postgres_or_skip
 
 from fastapi_prodkit.cli.doctor.database_probe import ask
 from fastapi_prodkit.cli.doctor.examination import gather
+from fastapi_prodkit.cli.doctor.facts import Server
 from fastapi_prodkit.sections import DatabaseSettings
 
 REASON = "needs the extra: pip install 'fastapi-prodkit[database]'"

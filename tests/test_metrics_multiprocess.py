@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_prodkit import Settings, _scope, create_app
+from fastapi_prodkit._config.worker_count import is_one_of_several_workers
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.metrics import aggregation, multiprocess
 from fastapi_prodkit.metrics.aggregation import Collectors
