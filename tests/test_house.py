@@ -164,8 +164,8 @@ def tracked_files() -> list[Path]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_downwards(module):
-    """A module imports from storeys below its own, and a piece never imports a piece, save that settings read secrets
-    and the access log writes through the handler of `logging`."""
+    """A module imports from storeys below its own, and a piece never imports a piece, with two exceptions: `settings`
+    imports `secrets`, and `access_log` the handler of `logging`."""
     allowed = {other for other in MODULES if rank(other) < rank(module) or room(other) == room(module)}
     if rank(module) == 0 or room(module) in TOP:
         allowed |= {other for other in MODULES if rank(other) == rank(module)}
@@ -177,6 +177,17 @@ def test_imports_point_downwards(module):
     upwards = imports(module) - allowed
 
     assert not upwards
+
+
+def test_private_modules_at_the_top_are_few():
+    """What one piece alone needs lies in the package of that piece."""
+    private = {
+        name
+        for name in MODULES
+        if re.fullmatch(r"fastapi_prodkit\._[a-z]\w*", name) and MODULES[name].stem != "__init__"
+    }
+
+    assert len(private) <= 10
 
 
 def test_no_circle_of_imports():
