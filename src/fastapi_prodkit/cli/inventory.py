@@ -1,19 +1,17 @@
 """Every variable of a settings class: what it is, and, if anything does, what sets it."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from fastapi_prodkit._config.variables import has_switch, members, own_names, section_of, variable
-from fastapi_prodkit.cli.schema import lower_case, text_schema
 from fastapi_prodkit.logging.redaction import Redactor
-from fastapi_prodkit.sections.section import OrNone
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
@@ -41,7 +39,6 @@ class Variable:
         secret: It is never shown.
         value: What sets it, as it is written there, masked if it is a secret; None if nothing does.
         source: Where that is; empty for the default.
-        schema: Of its text, as JSON Schema has it.
     """
 
     name: str
@@ -54,7 +51,6 @@ class Variable:
     secret: bool
     value: str | None = None
     source: str = ""
-    schema: Mapping[str, Any] = field(default_factory=dict)
 
 
 def variables(settings_cls: "type[BaseSettings]") -> list[Variable]:
@@ -102,28 +98,16 @@ def _sources(settings_cls: "type[BaseSettings]") -> "list[VariablesSource]":
 
 
 def _declared(settings_cls: "type[BaseSettings]", prefix: str) -> Iterator[Variable]:
-    schema = settings_cls.model_json_schema(by_alias=False)
     for name, own in settings_cls.model_fields.items():
         section = section_of(own)
         if section is None:
             for each in own_names(name, own, prefix):
-                yield _variable(each, "", own, _schema(schema, name, own), always=True)
+                yield _variable(each, "", own, always=True)
             continue
         if has_switch(own):
             yield _switch(variable(prefix, name, "enabled"), name, own, section)
-        inside = section.model_json_schema(by_alias=False)
         for key, inner in section.model_fields.items():
-            label = variable(prefix, name, key)
-            text = _schema(inside, key, inner, section)
-            yield _variable(label, name, inner, text, always=not has_switch(own))
-
-
-def _schema(
-    of: Mapping[str, Any], key: str, declared: FieldInfo, section: type[BaseModel] | None = None
-) -> dict[str, Any]:
-    schema = of["properties"][key]
-    known = schema if section is None else lower_case(schema, section, key)
-    return text_schema(known, of.get("$defs", {}), or_none=OrNone in declared.metadata)
+            yield _variable(variable(prefix, name, key), name, inner, always=not has_switch(own))
 
 
 def _switch(name: str, section: str, own: FieldInfo, model: type[BaseModel]) -> Variable:
@@ -139,11 +123,10 @@ def _switch(name: str, section: str, own: FieldInfo, model: type[BaseModel]) -> 
         begins=False,
         description=_SWITCH,
         secret=False,
-        schema=text_schema({"type": "boolean"}, {}, or_none=False),
     )
 
 
-def _variable(name: str, section: str, declared: FieldInfo, schema: Mapping[str, Any], *, always: bool) -> Variable:
+def _variable(name: str, section: str, declared: FieldInfo, *, always: bool) -> Variable:
     return Variable(
         name=name,
         section=section,
@@ -153,7 +136,6 @@ def _variable(name: str, section: str, declared: FieldInfo, schema: Mapping[str,
         begins=declared.is_required() and not always,
         description=declared.description or "",
         secret=SecretStr in members(declared),
-        schema=schema,
     )
 
 

@@ -33,7 +33,6 @@ class Format(StrEnum):
     ENV = "env"
     MARKDOWN = "markdown"
     ECS = "ecs"
-    JSON_SCHEMA = "json-schema"
     JSON = "json"
 
 
@@ -187,23 +186,6 @@ def _hidden(each: Variable) -> bool:
     return each.secret or REDACTED in (each.value or "")
 
 
-def _json_schema(every: Sequence[Variable], _secret: str) -> str:
-    """Write a schema of the variables as one flat object of strings, as the environment is."""
-    properties: dict[str, Any] = {}
-    for each in every:
-        words = f"{each.description} {each.schema.get('description', '')}".strip()
-        known = {"description": words, "default": each.default}
-        properties[each.name] = {**each.schema, **{key: value for key, value in known.items() if value}}
-    schema = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "type": "object",
-        "properties": properties,
-        "required": [each.name for each in every if each.required],
-        "additionalProperties": {"type": "string"},
-    }
-    return json.dumps(schema, indent=2)
-
-
 def _json(every: Sequence[Variable], _secret: str) -> str:
     return json.dumps([vars(each) for each in every], indent=2)
 
@@ -218,6 +200,5 @@ _FORMATS: Final[dict[Format, Callable[[Sequence[Variable], str], str]]] = {
     Format.ENV: _env,
     Format.MARKDOWN: _markdown,
     Format.ECS: _ecs,
-    Format.JSON_SCHEMA: _json_schema,
     Format.JSON: _json,
 }
