@@ -37,7 +37,7 @@ def in_order(tmp_path, monkeypatch):
 def gathered(target=None):
     """Return the facts about the current directory, without those of this machine."""
     facts = gather(target, environment="prod", factory=False, timeout=None)
-    return replace(facts, container=None, installed={}, tracked=())
+    return replace(facts, container=None, installed=frozenset(), tracked=())
 
 
 def ids(facts):

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,6 @@ def _around(skipped: dict[str, str]) -> Facts:
         tracked=files,
         installed=environment_facts.installed(),
         workers=configured_workers(),
-        today=datetime.now(UTC).date(),
     )
 
 

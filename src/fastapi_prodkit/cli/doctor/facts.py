@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +61,7 @@ class Facts:
         warned: What reading the settings warned about.
         failure: Why the app could not be loaded.
         tracked: Files under git, relative to the directory.
-        installed: Versions of the distributions in this Python, by their normalized names.
+        installed: Which packages of the server are installed.
         workers: Processes that will serve.
         skipped: What could not be looked at, and why.
     """
@@ -78,9 +77,8 @@ class Facts:
     server: Server | None = None
     container: Container | None = None
     tracked: tuple[str, ...] = ()
-    installed: Mapping[str, str] = field(default_factory=dict)
+    installed: frozenset[str] = frozenset()
     workers: int | None = None
-    today: date = date.min
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Final
 
 from fastapi_prodkit._terminal import coloured
-from fastapi_prodkit.cli.doctor.advisories import AS_OF
 from fastapi_prodkit.cli.doctor.examination import Examination
 from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Finding, Severity
 
@@ -35,7 +34,6 @@ def as_json(examination: Examination, target: str | None) -> str:
         "schema": 1,
         "environment": facts.environment,
         "app": target,
-        "advisories": AS_OF.isoformat(),
         "summary": _counts(examination),
         "findings": [{name: getattr(finding, name) for name in fields} for finding in examination.findings],
         "skipped": [{"what": what, "reason": reason} for what, reason in facts.skipped.items()],
@@ -86,7 +84,7 @@ def _summary(examination: Examination) -> Iterator[str]:
     found = ", ".join(
         f"{count} {name if count == 1 or name == 'info' else f'{name}s'}" for name, count in counts.items()
     )
-    yield f"{found}; judged as {facts.environment}, advisories as of {AS_OF.isoformat()}."
+    yield f"{found}; judged as {facts.environment}."
 
 
 def _counts(examination: Examination) -> dict[Severity, int]:
