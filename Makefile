@@ -1,7 +1,7 @@
 # python3 (3.11 or newer) and make are enough: everything else goes into .venv, pinned and hash-checked.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-postgres test test-all coverage test-lowest test-newest test-extra test-ecosystem lint types docs build lock bench clean
+.PHONY: help demo demo-postgres test test-all coverage test-lowest test-newest test-extra test-ecosystem lint types audit docs build lock bench clean
 
 # Where it is set, each of the hundreds of processes that tests start compiles every module anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -99,6 +99,13 @@ lint: $(VENV)/.dev ## check style and formatting
 
 types: $(VENV)/.dev ## check types
 	@$(RUN) -m mypy
+
+# The packages of the image, and the lowest versions that pyproject.toml admits.
+AUDIT := $(UV) tool run --quiet pip-audit==2.10.1 --progress-spinner off --disable-pip --requirement
+
+audit: $(UV) ## find known vulnerabilities in locked packages
+	@$(AUDIT) examples/service/requirements.txt
+	@$(AUDIT) requirements/lowest.txt
 
 docs: $(VENV)/.dev ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet

@@ -122,6 +122,7 @@ def test_our_commands_are_what_is_run_here(workflow):
         'test "v$(sed -n': "is replayed below",
         "sudo apt-get update -q && sudo apt-get install -y -q redis-server": "is what `.ci/run` does as root",
         "make test-extra": "is compared below",
+        "make audit": "asks for the vulnerabilities of today, which come without a commit of ours",
     }
     here = set(re.findall(r"make ([\w-]+)", (ROOT / ".ci" / "run").read_text()))
 
@@ -199,16 +200,30 @@ def test_only_the_tag_of_the_version_is_released(tag, code):
     assert done.returncode == code
 
 
+@pytest.mark.parametrize("folder", [ROOT, EXAMPLE], ids=["ours", "a service's"])
+def test_known_vulnerabilities_are_looked_for(folder):
+    """The job `audit` makes a target that runs pip-audit, pinned, on locks that are there and have hashes."""
+    workflow, makefile = CI if folder == ROOT else SERVICE, (folder / "Makefile").read_text()
+
+    [command] = [step["run"] for step in load(workflow)["jobs"]["audit"]["steps"] if "run" in step]
+
+    locks = re.findall(r"^\t@\$\(AUDIT\) (\S+)$", makefile, re.MULTILINE)
+    assert command == "make audit"
+    assert re.search(r"^AUDIT := .* pip-audit==[\d.]+ .*--disable-pip --requirement$", makefile, re.MULTILINE)
+    assert locks
+    assert all(" --hash=sha256:" in (folder / lock).read_text() for lock in locks)
+
+
 @pytest.mark.system
 class TestServicesPipeline:
     """A service's workflow; the job `test` is replayed with a new service in test_new.py."""
 
     def test_an_image_that_failed_is_not_released(self):
         """Tests come before the image, its scan before the release, which only main has, with rights of its own."""
-        test, image, release = load(SERVICE)["jobs"].values()
+        test, audit, image, release = load(SERVICE)["jobs"].values()
         scan = next(step for step in image["steps"] if step.get("name") == "Scan")
 
-        assert "needs" not in test
+        assert "needs" not in {*test, *audit}
         assert (image["needs"], release["needs"]) == ("test", "image")
         assert release["if"] == "github.ref == 'refs/heads/main' && github.event_name == 'push'"
         assert release["environment"] == "production"
