@@ -30,7 +30,7 @@ from fastapi import BackgroundTasks, FastAPI
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, SecretStr
 
-from fastapi_prodkit import _context, _scope
+from fastapi_prodkit import Settings, _context, _scope, create_app
 from fastapi_prodkit.logging import EventHandler, LostLines, RequestIDFilter, bind, configure_logging
 from fastapi_prodkit.logging.redaction import Redactor
 from fastapi_prodkit.sections import LogSettings
@@ -716,6 +716,125 @@ def test_an_exception_that_cannot_be_printed_leaves_a_line(lines):
     [line] = lines()
     assert line["event"] == "failed"
     assert line["logging_error"] == "RuntimeError"
+
+
+# Processors
+
+
+def add_region(_logger, _method, event):
+    return {**event, "region": "eu"}
+
+
+@pytest.mark.parametrize("get_logger", [logging.getLogger, structlog.get_logger])
+def test_processors_see_and_change_each_event(lines, get_logger):
+    """One after the other, with the logger, the level and every field of the line, whoever logs."""
+    seen = []
+
+    def note(logger, method, event):
+        seen.append((logger.name, method, dict(event)))
+        event["event"] = event["event"].upper()
+        del event["version"]
+        return event
+
+    configure_logging(service="orders", processors=[note, add_region])
+    get_logger("shop").warning("paid", extra={"order": 7})
+
+    [line] = lines()
+    [(name, method, event)] = seen
+    assert (name, method, event["event"], event["service"]) == ("shop", "warning", "paid", "orders")
+    assert isinstance(event["timestamp"], datetime)
+    assert (line["event"], line["region"], line["level"], "version" in line) == ("PAID", "eu", "warning", False)
+    assert next(iter(line)) == "timestamp"
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_an_event_that_a_processor_drops_has_no_line(capsys, log_format):
+    """The others have theirs, and later processors do not see it."""
+    seen = []
+
+    def drop(_logger, _method, event):
+        if event["event"] == "noise":
+            raise structlog.DropEvent
+        return event
+
+    def note(_logger, _method, event):
+        seen.append(event["event"])
+        return event
+
+    configure_logging(LogSettings(format=log_format), processors=[drop, note])
+    logging.getLogger("shop").info("noise")
+    logging.getLogger("shop").info("signal")
+
+    out = capsys.readouterr().out
+    assert (out.count("\n"), "signal" in out, seen) == (1, True, ["signal"])
+
+
+@pytest.mark.parametrize(
+    ("added", "written"),
+    [
+        ({"password": "hunter2"}, "[redacted]"),
+        ({"deep": [{"token": "hunter2"}]}, [{"token": "[redacted]"}]),
+        ({"note": "Bearer hunter2"}, "Bearer [redacted]"),
+        ({"event": {"cookie": "hunter2"}}, {"cookie": "[redacted]"}),
+        ({"timestamp": {"secret": "hunter2"}}, {"secret": "[redacted]"}),
+        ({"level": "password=hunter2"}, "password=[redacted]"),
+        ({"value": Broken()}, "[unprintable Broken]"),
+    ],
+)
+def test_what_a_processor_adds_is_masked(lines, added, written):
+    """Masking comes last, also for the second event, whose keys are known; nothing that is added escapes it."""
+    configure_logging(processors=[lambda _logger, _method, event: event | added])
+
+    for _ in range(2):
+        logging.getLogger("shop").info("paid")
+
+    [key] = added
+    assert [line[key] for line in lines()] == [written, written]
+
+
+@pytest.mark.parametrize("returned", [None, "a line", ["timestamp"]], ids=str)
+def test_a_processor_that_fails_leaves_a_line(lines, returned):
+    """The caller gets no exception, also if the result is no dict; the line says so, and leaves the fields out."""
+
+    def broken(_logger, _method, _event):
+        if returned is None:
+            raise RuntimeError("broken")
+        return returned
+
+    configure_logging(service="orders", processors=[broken])
+    with without_pytest():
+        logging.getLogger("shop").info("paid", extra={"order": 7})
+
+    [line] = lines()
+    assert (line["event"], line["level"], line["service"], "order" in line) == ("paid", "info", "orders", False)
+    assert line["logging_error"] == ("RuntimeError" if returned is None else "ValueError")
+
+
+def test_structlogs_own_processors_fit(lines, capsys):
+    """Also one that makes a text of the time; on the console it is shown as that."""
+    stamp = structlog.processors.TimeStamper(fmt="%Y", key="timestamp")
+
+    configure_logging(processors=[stamp])
+    logging.getLogger("shop").info("paid")
+    [line] = lines()
+    configure_logging(LogSettings(format="console"), processors=[stamp])
+    logging.getLogger("shop").info("paid")
+
+    assert re.fullmatch(r"\d{4}", line["timestamp"])
+    assert re.match(r"\d{4} \[info *\] paid +\[shop\]$", capsys.readouterr().out.strip())
+
+
+def test_processors_see_access_lines(lines):
+    """The access log makes a record of each request while there are processors."""
+    settings = Settings(environment="test")
+    app = create_app(settings)
+    configure_logging(settings.log, processors=[add_region])
+
+    with TestClient(app) as client:
+        status = client.get("/nowhere").status_code
+
+    [line] = [each for each in lines() if each["logger"] == "fastapi_prodkit.access"]
+    assert (status, line["http_status"], line["region"]) == (404, 404, "eu")
 
 
 # Where lines go

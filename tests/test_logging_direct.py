@@ -73,6 +73,16 @@ def test_another_handler_closes_the_direct_way(direct, handler):
     assert direct(handler()).find() is None
 
 
+def test_processors_close_the_direct_way(direct, monkeypatch):
+    """They see the events of records; a handler without any opens it again."""
+    writer = direct(EventHandler(processors=[lambda _logger, _method, event: event]))
+    assert writer.find() is None
+
+    monkeypatch.setattr(logging.root, "handlers", [EventHandler()])
+
+    assert writer.find() is not None
+
+
 def test_no_handler_closes_the_direct_way(direct, monkeypatch):
     """`dictConfig` may have taken it away."""
     writer = direct()

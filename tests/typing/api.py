@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.requests import HTTPConnection
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
+from structlog.processors import TimeStamper
 
 from fastapi_prodkit import Settings, __version__, create_app, install
 from fastapi_prodkit.access_log import AccessLogMiddleware
@@ -55,7 +56,7 @@ assert_type(ProblemError(404, "There is no such item.", item=7).status_code, int
 assert_type(ProblemError(404).title, str)
 assert_type(ProblemError(404, item=7).extensions, dict[str, Any])
 
-configure_logging(service="shop")
+configure_logging(service="shop", processors=[TimeStamper(fmt="iso")])
 bind(customer="c-4711", attempt=2)
 
 

@@ -14,7 +14,7 @@ that nobody caught. Calling it again replaces what it did before.
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from fastapi_prodkit.sections import LogSettings
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
+    from structlog.types import Processor
 
 __all__ = ["EventHandler", "RequestIDFilter", "bind", "configure_logging"]
 
@@ -41,6 +42,7 @@ def configure_logging(
     service: str = "fastapi-service",
     version: str = "0.0.0",
     environment: str = "dev",
+    processors: "Iterable[Processor]" = (),
 ) -> None:
     """Make every line of the process one JSON object, or readable text with `LOG_FORMAT=console`.
 
@@ -51,10 +53,19 @@ def configure_logging(
         service: Name of the service, in every line.
         version: Version of the service, in every line.
         environment: Where it runs, in every line.
+        processors: Called with each event, in this order, before it is masked and rendered: with the logger, the level
+            in lower case, and the fields of the line. Each returns the fields for the next one, or raises
+            `structlog.DropEvent`, and then there is no line. If one raises anything else, the line has `logging_error`,
+            the message and what every line has.
+
+            def add_region(logger, method_name, event_dict):
+                return {**event_dict, "region": "eu-central-1"}
+
+            configure_logging(processors=[add_region])
     """
     settings = settings or LogSettings()
     root = logging.getLogger()
-    handler = EventHandler(settings, service=service, version=version, environment=environment)
+    handler = EventHandler(settings, service=service, version=version, environment=environment, processors=processors)
     for existing in root.handlers[:]:
         if isinstance(existing, EventHandler) or _writes_to_terminal(existing):
             root.removeHandler(existing)

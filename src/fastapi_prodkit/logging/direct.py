@@ -1,8 +1,8 @@
 """Write an event without making a LogRecord of it, while nothing in the process could see the record.
 
 A record and its way through the standard library cost several times what its line costs, and each request has a line.
-The direct way skips filters, the record factory, and functions of the standard library that agents patch.
-All of these may change while the service runs, so each event asks whether the direct way is open.
+The direct way skips filters, the record factory, functions of the standard library that agents patch, and processors.
+All but the last may change while the service runs, so each event asks whether the direct way is open.
 """
 
 import logging
@@ -30,7 +30,7 @@ class DirectWriter:
         self._level = level
         self._event = event
         self._handler: EventHandler | None = None  # the one that `_write` belongs to
-        self._write: Callable[[dict[str, Any]], None]
+        self._write: Callable[[dict[str, Any]], None] | None  # None where the handler has processors
 
     def find(self) -> Callable[[dict[str, Any]], None] | None:
         """Return a function that writes the fields of an event; None while a record has to be made."""
@@ -43,7 +43,8 @@ class DirectWriter:
         if not _reaches_root_alone(self._logger) or not _is_standard(type(self._logger)):
             return None
         if handler is not self._handler:
-            self._write = handler.writer(logging.getLevelName(self._level).lower(), self._logger.name, self._event)
+            level = logging.getLevelName(self._level).lower()
+            self._write = None if handler.processors else handler.writer(level, self._logger.name, self._event)
             self._handler = handler
         return self._write
 

@@ -6,9 +6,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 
@@ -18,6 +18,9 @@ from fastapi_prodkit.logging.output import LineWriter
 from fastapi_prodkit.logging.redaction import Redactor, may_hold_secret
 from fastapi_prodkit.logging.repetition import inputs
 from fastapi_prodkit.sections import LogSettings
+
+if TYPE_CHECKING:
+    from structlog.types import Processor
 
 __all__ = ["EVENT_DICT", "EVENT_NAME", "EventHandler"]
 
@@ -44,6 +47,9 @@ _UNSAFE = re.compile("[\x80-\x9f\u2028-\u202e\u2066-\u2069]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _CONTROL_IN_BLOCK = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
+# Makes a line of the fields that every line has, of those of the event, and of texts to be masked wherever they stand.
+_Render: TypeAlias = Callable[[dict[str, Any], dict[str, Any], Sequence[str]], bytes]
+
 
 class EventHandler(logging.Handler):
     """Write each record to standard output, as one line.
@@ -56,9 +62,11 @@ class EventHandler(logging.Handler):
         service: Name of the service, in every line.
         version: Version of the service, in every line.
         environment: Where it runs, in every line.
+        processors: Called with each event, in this order, before it is masked and rendered; see `configure_logging`.
 
     Attributes:
         output: Where lines go, and how many of them were lost.
+        processors: Those that were given.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class EventHandler(logging.Handler):
         service: str = "fastapi-service",
         version: str = "0.0.0",
         environment: str = "dev",
+        processors: "Iterable[Processor]" = (),
     ) -> None:
         from structlog.contextvars import get_contextvars  # noqa: PLC0415 - structlog is loaded where it is used
 
@@ -78,12 +87,14 @@ class EventHandler(logging.Handler):
         self._known_safe_keys: set[str] = set()  # those that events have had before: they are not looked at again
         self._static: dict[str, str] = {}
         self.output = LineWriter(settings.queue)
-        self._render: Callable[[dict[str, Any], dict[str, Any], Sequence[str]], bytes]
+        self.processors = tuple(processors)
+        self._render: _Render
         if settings.format == "json":
             self._static = {"service": service, "environment": environment, "version": version}
             self._render = self._json
         else:
             self._render = _Console(self._redactor)
+        self._process = _processing(self.processors, self._render) if self.processors else self._render
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record of the standard library or structlog. Never raises."""
@@ -96,15 +107,17 @@ class EventHandler(logging.Handler):
             extras |= {"logging_error": error, "args": record.args}
         try:
             extras |= _record_fields(record)
-            line = self._render(head, extras, [text for error in _errors(record) for text in inputs(error)])
+            line = self._process(head, extras, [text for error in _errors(record) for text in inputs(error)])
         except Exception as error:  # noqa: BLE001 - a logging call must not take down what logs; the line says it happened
             line = self._render(head, {"logging_error": type(error).__name__}, ())
-        self._write(line)
+        if line:
+            self._write(line)
 
     def writer(self, level: str, logger: str, event: str) -> Callable[[dict[str, Any]], None]:
         """Return what writes such an event without making a record of it: the short way for what each request has.
 
-        What it takes are the event's fields: values of plain types, under names that are not secret.
+        What it takes are the event's fields: values of plain types, under names that are not secret. It calls no
+        processors.
 
         Args:
             level: In lower case; whether it is enabled is for the caller to ask.
@@ -174,9 +187,30 @@ class _Console:
         for key, value in self._redactor.fields(_join(head, extras), size=_SIZE, withheld=withheld).items():
             control = _CONTROL_IN_BLOCK if key in ("exception", "stack") else _CONTROL
             fields[_CONTROL.sub(_escape, key)] = control.sub(_escape, value) if isinstance(value, str) else value
-        fields["timestamp"] = head["timestamp"].astimezone().strftime("%H:%M:%S")
+        if "timestamp" in head:
+            fields["timestamp"] = head["timestamp"].astimezone().strftime("%H:%M:%S")
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         return f"{self._render(None, '', fields)}\n".encode(encoding, "backslashreplace")
+
+
+def _processing(processors: "Iterable[Processor]", render: _Render) -> _Render:
+    """Return a renderer that calls the processors first; of an event that one of them drops it makes an empty line."""
+    from structlog import DropEvent  # noqa: PLC0415 - structlog is loaded where it is used
+
+    def process(head: dict[str, Any], extras: dict[str, Any], withheld: Sequence[str]) -> bytes:
+        event: Any = _join(head, extras)
+        logger = logging.getLogger(head["logger"])
+        try:
+            for each in processors:
+                event = each(logger, head["level"], event)
+        except DropEvent:
+            return b""
+        fields = dict(event)
+        # A processor may have changed any field, so all of them are masked like an event's own, but for the time.
+        time = {"timestamp": fields.pop("timestamp")} if isinstance(fields.get("timestamp"), datetime) else {}
+        return render(time, fields, withheld)
+
+    return process
 
 
 def _errors(record: logging.LogRecord) -> Iterator[BaseException]:
