@@ -9,7 +9,6 @@ import time
 from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from processes import free_port, running
@@ -19,7 +18,6 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.parser import text_string_to_metric_families
 
 from fastapi_prodkit import Settings, _scope, create_app
-from fastapi_prodkit._config.worker_count import is_one_of_several_workers
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.metrics import aggregation, multiprocess
 from fastapi_prodkit.metrics.aggregation import Collectors
@@ -647,16 +645,6 @@ def test_two_workers_one_killed(server, directory):
         process.terminate()
         process.wait()
         assert not (multiprocess._place() / f"fastapi-prodkit-{os.getuid()}-{process.pid}").exists()
-
-
-def test_the_call_that_began_a_worker_says_how_many_there_are():
-    """No variable does; a call of a server's module that has no such number is passed over."""
-    module = {"__name__": "uvicorn._subprocess", "is_one_of_several_workers": is_one_of_several_workers}
-    exec("def begin(config): return is_one_of_several_workers()", module)
-
-    assert module["begin"](SimpleNamespace(workers=2)) is True
-    assert module["begin"](SimpleNamespace(workers=1)) is False
-    assert module["begin"](None) is False
 
 
 PRODUCTION = {"ENVIRONMENT": "prod", "HOSTS_ALLOWED": "127.0.0.1", "METRICS_PUBLIC": "true"}

@@ -1,6 +1,7 @@
 """`fastapi-prodkit serve` and `fastapi-prodkit health`: real processes, as a container runs them."""
 
 import json
+import os
 import signal
 import socket
 import sys
@@ -190,6 +191,7 @@ def test_a_second_signal_reaches_the_workers(monkeypatch, number):
 def test_what_uvicorn_is_told(directory, monkeypatch, processes, starts):
     """The settings that nobody remembers, whatever the number of processes; a start that fails is exit code 3."""
     told = []
+    monkeypatch.setenv("WEB_CONCURRENCY", "1")
 
     def run(server):
         server.started = starts
@@ -210,6 +212,7 @@ def test_what_uvicorn_is_told(directory, monkeypatch, processes, starts):
     assert (config.limits.max_head_size, config.limits.max_headers) == (65_536, 100)
     assert [config.access_log, config.server_header, config.proxy_headers] == [False] * 3
     assert (config.log_config is None) == (processes == 1)
+    assert os.environ["WEB_CONCURRENCY"] == str(processes)  # which tells the workers that they are several
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,8 @@ def test_what_uvicorn_is_told(directory, monkeypatch, processes, starts):
 def test_workers_that_count_for_themselves(directory, monkeypatch, capsys, settings, refused):
     """Each worker would refuse to start, and uvicorn would start it again and again: so the first process refuses."""
     started = []
-    for name, value in {"ENVIRONMENT": "prod", "HOSTS_ALLOWED": "example.com", **settings}.items():
+    safe = {"ENVIRONMENT": "prod", "HOSTS_ALLOWED": "example.com", "WEB_CONCURRENCY": "1"}
+    for name, value in {**safe, **settings}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(directory)
     monkeypatch.delitem(sys.modules, "served_app", raising=False)
@@ -410,6 +414,7 @@ def test_settings_that_cannot_be_used_are_said_in_full(directory, monkeypatch, c
 
 def test_a_worker_that_could_not_start_is_no_end_in_order(monkeypatch):
     """uvicorn's parent of several workers returns as it does after a signal."""
+    monkeypatch.setenv("WEB_CONCURRENCY", "2")
     monkeypatch.setattr("uvicorn.supervisors.Multiprocess.__init__", lambda self, config, sockets: None)
     monkeypatch.setattr("uvicorn.supervisors.Multiprocess.keep_subprocess_alive", lambda self: self.should_exit.set())
     monkeypatch.setattr("uvicorn.supervisors.Multiprocess.run", lambda self: self.keep_subprocess_alive())

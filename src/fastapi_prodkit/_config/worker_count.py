@@ -1,37 +1,39 @@
-"""How many workers a service has: as it was asked for, and as the server has begun them, which none tells them."""
+"""Find the number of worker processes: from WEB_CONCURRENCY and from the server's command line.
 
-import inspect
+`fastapi-prodkit serve` sets WEB_CONCURRENCY for its workers. Other servers set no variable: their workers know the
+command line that started them, and that they have a parent. Not seen is a number in gunicorn.conf.py, in another file
+of the server or in a call such as `uvicorn.run(workers=4)`. A worker whose number is not seen counts as one of several;
+WEB_CONCURRENCY=1 says that it is the only one.
+"""
+
 import multiprocessing
 import os
+import re
+import sys
 
 __all__ = ["configured_workers", "is_one_of_several_workers"]
 
-# Where a server's workers begin: the module, a variable there, and its attribute that says how many they are.
-_SAYS = {
-    "uvicorn._subprocess": ("config", "workers"),
-    "gunicorn.arbiter": ("self", "num_workers"),
-    "hypercorn.asyncio.run": ("config", "workers"),
-    "granian.server.common": ("self", "workers"),
-}
+_OPTION = re.compile(r"(?<!\S)(?:--workers|-w)[= ]?(\d+)(?!\S)")  # of uvicorn, fastapi, gunicorn, hypercorn, granian
 
 
 def configured_workers() -> int | None:
-    """Return how many processes WEB_CONCURRENCY, which servers read, asks for; None if it does not."""
-    asked = os.environ.get("WEB_CONCURRENCY", "")
-    return int(asked) if asked.isdigit() and int(asked) else None
+    """Return the number of processes in WEB_CONCURRENCY, which servers read; None if there is no such number."""
+    number = os.environ.get("WEB_CONCURRENCY", "")
+    return int(number) if number.isdigit() and int(number) else None
 
 
 def is_one_of_several_workers() -> bool:
-    """Say whether the server runs several workers, of which this process is one.
+    """Say whether this process is one of several workers of a server.
 
-    Environment variables do not tell: `--workers 2` sets none. The server's own call that began this worker is still
-    on the stack while the app is made, and knows. A child process of another parent is taken for one of several.
+    A child of `multiprocessing` is a worker, and so is a process with gunicorn's SERVER_SOFTWARE.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        variable, attribute = _SAYS.get(frame.f_globals.get("__name__", ""), ("", ""))
-        number = getattr(frame.f_locals.get(variable), attribute, None)
-        if isinstance(number, int):
-            return number > 1
-        frame = frame.f_back
-    return multiprocessing.parent_process() is not None
+    if multiprocessing.parent_process() is None and "gunicorn" not in os.environ.get("SERVER_SOFTWARE", ""):
+        return False
+    options = _OPTION.findall(" ".join([os.environ.get("GUNICORN_CMD_ARGS", ""), *sys.argv[1:]]))
+    number = int(options[-1]) if options else configured_workers()
+    return number != 1 and not (number is None and _reloads())
+
+
+def _reloads() -> bool:
+    """Say whether the server starts its one worker anew whenever a file changes: `--reload`, or `fastapi dev`."""
+    return "--reload" in sys.argv or sys.argv[1:2] == ["dev"]

@@ -160,6 +160,7 @@ def _run(config: Any, processes: int) -> int:
     from fastapi_prodkit.shutdown.termination import FAILED_START  # noqa: PLC0415 - `--help` does not need it
 
     if processes > 1:
+        os.environ["WEB_CONCURRENCY"] = str(processes)  # for the workers, which inherit it
         supervisor = Supervisor(config, [config.bind_socket()])
         supervisor.run()
         code = FAILED_START if supervisor.start_failed else 0

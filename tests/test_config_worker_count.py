@@ -1,0 +1,79 @@
+"""What a process can know of the number of workers: its parent, its command line and its variables."""
+
+import multiprocessing
+import sys
+
+import pytest
+
+from fastapi_prodkit._config.worker_count import is_one_of_several_workers
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Let this process look like one that a server has started with these arguments and variables."""
+
+    def started(arguments: str, *, child: bool = True, **environment: str) -> None:
+        for name in ("WEB_CONCURRENCY", "SERVER_SOFTWARE", "GUNICORN_CMD_ARGS"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["server", *arguments.split()])
+        monkeypatch.setattr(multiprocessing, "parent_process", lambda: "a parent" if child else None)
+
+    return started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "several"),
+    [
+        ("shop:app --workers 2", True),
+        ("shop:app --workers=2 --port 80", True),
+        ("shop:app -w2 -b :80", True),
+        ("shop:app -w 1 -w 4", True),
+        ("shop:app --workers 1", False),
+        ("shop:app -w 1", False),
+        ("shop:app --reload", False),
+        ("dev shop.py", False),
+        ("shop:app --window 1", True),
+        ("shop:app -w 1x", True),
+        ("shop:app", True),
+    ],
+)
+def test_worker_count_of_a_child_process(start, arguments, several):
+    """The command line says how many workers there are; a child process that nothing says it of is one of several."""
+    start(arguments)
+
+    assert is_one_of_several_workers() is several
+
+
+def test_worker_count_from_web_concurrency(start):
+    """WEB_CONCURRENCY says it where the command line does not."""
+    start("shop:app", WEB_CONCURRENCY="1")
+    assert is_one_of_several_workers() is False
+
+    start("shop:app --reload", WEB_CONCURRENCY="2")
+    assert is_one_of_several_workers() is True
+
+    start("shop:app --workers 2", WEB_CONCURRENCY="1")
+    assert is_one_of_several_workers() is True
+
+
+def test_worker_count_of_a_process_without_a_parent(start):
+    """The parent that starts the workers is not one of them, nor is a command such as `migrate`."""
+    start("shop:app --workers 2", child=False, WEB_CONCURRENCY="2")
+
+    assert is_one_of_several_workers() is False
+
+
+def test_worker_count_under_gunicorn(start):
+    """gunicorn forks its workers, so they have no parent for multiprocessing, and has a variable for its arguments."""
+    gunicorn = {"child": False, "SERVER_SOFTWARE": "gunicorn/25.0"}
+
+    start("shop:app", **gunicorn)
+    assert is_one_of_several_workers() is True
+
+    start("shop:app", **gunicorn, GUNICORN_CMD_ARGS="--workers 1")
+    assert is_one_of_several_workers() is False
+
+    start("shop:app -w 2", **gunicorn, GUNICORN_CMD_ARGS="--workers 1")
+    assert is_one_of_several_workers() is True
