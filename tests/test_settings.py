@@ -275,6 +275,7 @@ class TestNearMisses:
             ("LOG_LEVLE", "LOG_LEVEL"),
             ("METRICS_TOKN", "METRICS_TOKEN"),
             ("METRICS_TOKENN", "METRICS_TOKEN"),
+            ("METRICS_TOK", "METRICS_TOKEN"),
             ("HOST_ALLOWED", "HOSTS_ALLOWED"),
             ("DATABASE_URI", "DATABASE_URL"),
             ("ENVIROMENT", "ENVIRONMENT"),
@@ -297,6 +298,7 @@ class TestNearMisses:
             *("DATABASE_PORT", "DATABASE_HOST", "DATABASE_USER", "DATABASE_NAME", "DATABASE_PASSWORD", "DATABASE_DB"),
             *("SERVICE_HOST", "SERVICE_PORT", "LOG_DIR", "LOG_FILE", "LOGNAME", "METRICS_PORT", "HEALTH_PORT"),
             *("SERVICE_NAMESPACE", "DATABASE_SSLMODE", "DOCS_URL", "HOSTNAME", "PROXY_URL", "HTTP_PROXY", "NO_PROXY"),
+            *("_", "BUG", "LOG_LEVEL_TOKEN_FILE", "LOG_LE"),
             *("RATE_LIMIT", "LIMITS", "CORS_HEADERS", "SECRETS_ID", "PYTHONDEVMODE", "ENV", "LANG"),
         ],
     )

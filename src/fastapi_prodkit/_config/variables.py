@@ -7,7 +7,6 @@ Names are compared in lower case and shown in upper case. Nothing in here ever s
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -22,6 +21,7 @@ from fastapi_prodkit.sections import Section
 _BUILT_IN = frozenset(get_args(core_schema.ErrorType))
 _FREE_TEXT = {"value_error", "assertion_error", "import_error", "union_tag_invalid"}  # may repeat what was given
 _SECRET_LENGTH = 6  # a shorter value is likely to stand in a message by chance
+_SHORTEST = len("DEBUG")  # of our names: a shorter one has too few letters to be near
 _SCHEME = re.compile(r"^[a-z+]+://")
 _WORD = re.compile(r"[^\s:/@?&=,;'\"]+")
 
@@ -65,18 +65,21 @@ def variable(prefix: str, *path: str) -> str:
 
 
 def near_misses(given: Collection[str], ours: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield each name given that is one slip away from one of ours: one letter wrong, missing, extra or swapped.
+    """Yield each name given that differs from one of ours by one letter wrong, extra or swapped, or by two missing.
 
     What is known is right, and so is what starts with it, because a user's own field may be a model. One of ours that
     is given as well was not misspelt.
     """
+    from difflib import get_close_matches  # noqa: PLC0415 - on first use
+
     names = {name.upper() for name in given}
     missing = [name for name in ours if name not in names]
     own = tuple(f"{name}_" for name in known)
     for name in sorted(names.difference(known)):
-        near = next((candidate for candidate in missing if _one_slip(name, candidate)), None)
-        if near is not None and not name.startswith(own):
-            yield name, near
+        length = max(len(name), _SHORTEST)
+        near = get_close_matches(name, missing, n=1, cutoff=(length - 1) / length)  # all letters but one
+        if near and not name.startswith(own):
+            yield name, near[0]
 
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: str) -> dict[str, str]:
@@ -187,13 +190,3 @@ def own_names(name: str, field: FieldInfo, prefix: str) -> list[str]:
     alias = field.validation_alias
     choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
     return [choice.upper() for choice in choices if isinstance(choice, str)] or [variable(prefix, name)]
-
-
-def _one_slip(name: str, other: str) -> bool:
-    """Say whether one letter is wrong, extra, missing, or swapped with the next; the names differ."""
-    if abs(len(name) - len(other)) > 1:
-        return False
-    start = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(name, other, strict=False))))
-    name, other = name[start:], other[start:]
-    swapped = name[1::-1] + name[2:] == other
-    return swapped or name[1:] in (other, other[1:]) or name == other[1:]
