@@ -15,7 +15,7 @@ from functools import partial
 
 import httpx2 as httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request, Response, WebSocket
 from fastapi.testclient import TestClient
 from faults import proxy
 from limits.aio.storage import Storage
@@ -25,7 +25,7 @@ from redis_servers import redis_or_skip
 
 from fastapi_prodkit import _extras, create_app
 from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError, ProblemError
-from fastapi_prodkit.rate_limit import RateLimit, RateLimitMiddleware, SharedStore
+from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware, SharedStore
 from fastapi_prodkit.rate_limit.limits import Limit, refused
 from fastapi_prodkit.rate_limit.remote import reason_about_key
 from fastapi_prodkit.rate_limit.time_limit import TimeLimit
@@ -127,13 +127,8 @@ def test_headers(url, strategy):
 
 
 def test_a_dependency_counts_in_the_shared_store(url):
-    """Two processes know a limit by the line that makes it; in the store it is one."""
+    """Two processes know a limit by the route that depends on it; in the store it is one."""
     apps = [service(store_of(url), default="100/minute") for _ in range(2)]
-    # Both were made on one line of this file, one after the other: in two processes each would be the first.
-    limits = [
-        next(route for route in app.routes if route.path == "/limited").dependencies[0].dependency for app in apps
-    ]
-    limits[1]._limits[0].id = limits[0]._limits[0].id
 
     statuses = []
     for app in apps:
@@ -141,6 +136,124 @@ def test_a_dependency_counts_in_the_shared_store(url):
             statuses += [client.get("/limited").status_code for _ in range(2)]
 
     assert statuses == [200, 200, 429, 429]
+
+
+def ids_of(*limits):
+    return [limit._limits[0].id for limit in limits]
+
+
+def app_with(store):
+    app = FastAPI()
+    app.state.rate_limit = store
+    return app
+
+
+async def nothing():
+    return "ok"
+
+
+def test_ids_of_limits_without_a_name():
+    """A limit is that of the first route that depends on it, so equal ones of two routes are counted apart."""
+    app, router = app_with(store_of("memory://")), APIRouter(prefix="/inner")
+    first, second, third, shared, outer = *(RateLimit("1/hour") for _ in range(4)), RateLimit("9/hour")
+    app.get("/a/{number}", dependencies=[Depends(first)])(nothing)
+    app.post("/a/{number}", dependencies=[Depends(second)])(nothing)
+    router.get("/b", dependencies=[Depends(shared)])(nothing)
+    router.get("/c", dependencies=[Depends(shared)])(nothing)
+    app.include_router(router, prefix="/outer", dependencies=[Depends(outer)])
+
+    @app.websocket("/socket", dependencies=[Depends(third)])
+    async def socket(websocket: WebSocket):
+        await websocket.accept()
+        await websocket.close()
+
+    paths = [("GET", "/a/1"), ("POST", "/a/1"), ("GET", "/a/2"), ("GET", "/outer/inner/c"), ("GET", "/outer/inner/b")]
+    with TestClient(app) as client:
+        statuses = [client.request(*each).status_code for each in paths]
+        with client.websocket_connect("/socket"):
+            pass
+
+    assert statuses == [200, 200, 429, 200, 429]
+    assert ids_of(first, second, third, shared, outer) == [
+        "GET:/a/%7Bnumber%7D/route/1/3600",
+        "POST:/a/%7Bnumber%7D/route/1/3600",
+        "WEBSOCKET:/socket/route/1/3600",
+        "GET:/outer/inner/b/route/1/3600",
+        "GET:/outer/inner/b/route/9/3600",
+    ]
+
+
+def test_equal_limits_of_one_route_need_a_name():
+    """Two limits that a shared store would count together are an error, which a name mends."""
+
+    def ask(**options):
+        app = app_with(store_of("memory://"))
+        limits = [
+            Depends(RateLimit("5/hour", key=key, **option))
+            for key, option in ((lambda _: "a", {}), (lambda _: "b", options))
+        ]
+        app.get("/", dependencies=limits)(nothing)
+        return TestClient(app).get("/").headers["ratelimit"]
+
+    with pytest.raises(ConfigurationError, match="count two rate limits together, both GET://route/5/3600: give one"):
+        ask()
+    assert ask(name="other").count("r=4") == 2
+
+
+def test_equal_limits_of_mounted_apps_need_a_name():
+    """Their routes have the same path within each app, and the store is one."""
+    store, outer = store_of("memory://"), FastAPI()
+    for path in ("/v1", "/v2"):
+        app = app_with(store)
+        app.get("/login", dependencies=[Depends(RateLimit("5/hour"))])(nothing)
+        outer.mount(path, app)
+    client = TestClient(outer)
+
+    assert client.get("/v1/login").status_code == 200
+    with pytest.raises(ConfigurationError, match="both GET:/login/route/5/3600"):
+        client.get("/v2/login")
+
+
+def test_a_limit_that_no_route_depends_on_needs_a_name():
+    """Called by hand, a limit is known by its name; in memory, where no other process has to know it, it needs none."""
+
+    def ask(store, limit):
+        app = app_with(store)
+
+        @app.get("/")
+        async def read(request: Request, response: Response):
+            await limit(request, response)
+
+        with TestClient(app) as client:
+            return [client.get("/").status_code for _ in range(2)]
+
+    named = RateLimit("1/hour", name="login")
+
+    assert ask(MemoryStore(), RateLimit("1/hour")) == [200, 429]
+    assert ask(store_of("memory://"), named) == [200, 429]
+    assert ids_of(named) == ["/login/1/3600"]
+    with pytest.raises(ConfigurationError, match="give it a name"):
+        ask(store_of("memory://"), RateLimit("1/hour"))
+
+
+def test_a_limit_in_two_stores():
+    """A limit keeps its id in a second store, and in a store of another kind, which knows nothing of ids."""
+
+    class Counted:
+        def __init__(self):
+            self.ids = []
+
+        async def hit(self, limits, key, cost=1):
+            self.ids += [limit.id for limit in limits]
+            return [(limit, 1, 1) for limit in limits]
+
+    limit, own = RateLimit("1/hour"), Counted()
+    for store in (own, store_of("memory://"), store_of("memory://")):
+        app = app_with(store)
+        app.get("/", dependencies=[Depends(limit)])(nothing)
+        assert TestClient(app).get("/").status_code == 200
+
+    assert own.ids == ids_of(limit) == ["GET://route/1/3600"]
 
 
 def test_services_do_not_share_by_accident(url):

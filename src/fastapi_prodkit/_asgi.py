@@ -123,7 +123,7 @@ def _template_of(routes: Sequence[BaseRoute], scope: Scope, prefix: str) -> str:
 
 def route_dependencies(scope: Scope) -> Iterator[Any]:
     """Yield what the route that was chosen depends on, in the order in which FastAPI calls it."""
-    yield from _walk_dependencies(getattr(chosen_route(scope), "dependant", None))
+    yield from walk_dependencies(getattr(chosen_route(scope), "dependant", None))
 
 
 def chosen_route(scope: Scope) -> Any:
@@ -133,9 +133,10 @@ def chosen_route(scope: Scope) -> Any:
     return context if context is not None and context.original_route is route else route
 
 
-def _walk_dependencies(dependant: Any) -> Iterator[Any]:
+def walk_dependencies(dependant: Any) -> Iterator[Any]:
+    """Yield what a route with this `dependant` depends on, in the order in which FastAPI calls it."""
     for each in getattr(dependant, "dependencies", ()):
-        yield from _walk_dependencies(each)
+        yield from walk_dependencies(each)
         yield each.call
 
 

@@ -2,15 +2,15 @@
 
 import inspect
 import re
-import sys
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import Scope
 
 from fastapi_prodkit import _scope
+from fastapi_prodkit._asgi import walk_dependencies, walk_routes
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.rate_limit.keys import Key, bounded, by_address
@@ -24,18 +24,19 @@ from fastapi_prodkit.rate_limit.limits import (
     refused,
 )
 from fastapi_prodkit.rate_limit.memory import MemoryStore
+from fastapi_prodkit.rate_limit.shared import SharedStore
 
 __all__ = ["RateLimit"]
 
-_owners: Counter[str] = Counter()  # how many limits each line of the program has made
+_UNNAMED = "route"
 
 
 class RateLimit:
     """Count the requests of a route or router against a limit of its own: `Depends(RateLimit("5/minute"))`.
 
     Routes that depend on the same object share its quota; a request counts once, however many of its dependencies
-    do. The default limit counts as well. In a shared store a limit is known by the line of the program that made it,
-    so that every process knows the same ones.
+    do. The default limit counts as well. In a shared store a limit is known by the first of the app's routes that
+    depend on it, by its name, amount and time, so that every process knows the same ones.
 
     Args:
         limit: Such as `"5/minute"`, or `"2/second; 100/hour"` for several at once.
@@ -47,8 +48,9 @@ class RateLimit:
             results count as zero. A request that costs more than the limit is refused.
 
     Raises:
-        ConfigurationError: The limit cannot be read, the name cannot stand in a header, or the cost is negative; or,
-            on a request, the key function or the cost function returns something else.
+        ConfigurationError: The limit cannot be read, the name cannot stand in a header, or the cost is negative. On a
+            request: the key function or the cost function returns something else; or the limit needs a name, because
+            a shared store has an equal one, or no route depends on it.
     """
 
     statuses = (429,)  # what the schema shows on routes that depend on it
@@ -57,16 +59,19 @@ class RateLimit:
         self,
         limit: str,
         *,
-        name: str = "route",
+        name: str = _UNNAMED,
         key: Key = by_address,
         cost: int | Callable[[HTTPConnection], int] = 1,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.:-]+", name):
             raise ConfigurationError(f"the name {name!r} cannot stand in a header: use letters, digits and any of _.:-")
-        self._limits = parse_limits(limit, name=name, owner=_owner())
+        self._limits = parse_limits(limit, name=name, owner="")
         self._key = key
         self._cost = checked_cost(cost)
         self._store = MemoryStore()
+        self._name = name
+        self._owner: str | None = None
+        self._known_to: Store = self._store
 
     async def __call__(self, connection: HTTPConnection, response: Response) -> None:
         """Count the request, or raise the 429 problem."""
@@ -77,7 +82,10 @@ class RateLimit:
             return
         cost = cost_of(self._cost(connection)) if callable(self._cost) else self._cost
         scope = connection.scope
-        quotas = await (installed_store(scope) or self._store).hit(self._limits, bounded(key), cost)
+        store = installed_store(scope) or self._store
+        if store is not self._known_to:
+            self._identify(store, scope["app"].routes)
+        quotas = await store.hit(self._limits, bounded(key), cost)
         headers = add_quota_headers(scope, quotas)
         own = {}
         if Exchange.innermost(scope) is None:  # an exchange sends them with every kind of response
@@ -87,6 +95,21 @@ class RateLimit:
             problem = refusal(quotas)
             problem.headers = {**own, **(problem.headers or {})}
             raise problem
+
+    def _identify(self, store: Store, routes: Sequence[BaseRoute]) -> None:
+        """Set the ids under which a store other than one in memory counts, the same in every process."""
+        if self._owner is None and not isinstance(store, MemoryStore):
+            self._owner = _first_route(self, routes)
+            if not self._owner and self._name == _UNNAMED:
+                raise ConfigurationError(
+                    "no route depends on a rate limit that is counted in a shared store: give it a name, "
+                    "RateLimit(..., name=...)"
+                )
+            for limit in self._limits:
+                limit.belong_to(self._owner)
+        if isinstance(store, SharedStore):
+            store.register(self._limits)
+        self._known_to = store
 
 
 def installed_store(scope: Scope) -> Store | None:
@@ -98,9 +121,9 @@ def installed_store(scope: Scope) -> Store | None:
     return store if hasattr(store, "hit") else None
 
 
-def _owner() -> str:
-    """Name the line that makes a limit, and which one of those it makes."""
-    caller = sys._getframe(2)  # noqa: SLF001 - Python's own way to the caller; __init__ is in between
-    line = f"{caller.f_globals.get('__name__')}:{caller.f_lineno}"
-    _owners[line] += 1
-    return f"{line}#{_owners[line]}"
+def _first_route(limit: RateLimit, routes: Sequence[BaseRoute]) -> str:
+    """Return methods and path of the first route that depends on the limit; an empty text if there is none."""
+    for path, route in walk_routes(routes):
+        if limit in walk_dependencies(getattr(route, "dependant", None)):
+            return f"{'+'.join(sorted(route.methods or ['WEBSOCKET']))}:{path}"
+    return ""

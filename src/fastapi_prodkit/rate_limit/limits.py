@@ -45,7 +45,11 @@ class Limit:
         self.policy = f'"{name}";q={amount};w={seconds}'
         self.header = self.policy.encode()
         self.quota = f'"{name}";r=%d;t=%d'.encode()
-        self.id = f"{quote(owner, safe='/:#<>')}/{name}/{amount}/{seconds}"
+        self.belong_to(owner)
+
+    def belong_to(self, owner: str) -> None:
+        """Set the id; limits of several owners are counted apart, whatever else they have in common."""
+        self.id = f"{quote(owner, safe='/:#<>')}/{self.name}/{self.amount}/{self.seconds}"
 
     def beside(self, names: Collection[str]) -> "Limit":
         """Return the limit, to be shown beside limits of these names, under a name of its own."""

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from fastapi_prodkit import _context
 from fastapi_prodkit._context import Reason
-from fastapi_prodkit.exceptions import ProblemError
+from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.rate_limit.limits import Limit, Quota
 from fastapi_prodkit.rate_limit.memory import MemoryStore
 from fastapi_prodkit.rate_limit.outage import StoreOutage
@@ -71,7 +71,21 @@ class SharedStore:
         self._outage = StoreOutage(self._policy, timeout=self._timeout, registry=registry)
         # A client's connections belong to the event loop that opened them, and tests have many.
         self._remotes: WeakKeyDictionary[asyncio.AbstractEventLoop, Remote] = WeakKeyDictionary()
+        self._known: dict[str, Limit] = {}  # by id
         self._open()  # what is wrong with the settings is an error here, and not in the first request
+
+    def register(self, limits: Sequence[Limit]) -> None:
+        """Take note of limits, before they are counted for the first time.
+
+        Raises:
+            ConfigurationError: Other limits have the same ids, so that the store would count both together.
+        """
+        for limit in limits:
+            if self._known.setdefault(limit.id, limit) is not limit:
+                raise ConfigurationError(
+                    f"a shared store would count two rate limits together, both {limit.id}: give one of them another "
+                    "name, RateLimit(..., name=...), or use one object"
+                )
 
     async def hit(self, limits: Sequence[Limit], key: str, cost: int = 1) -> list[Quota]:
         """Count a request against each limit, and return what is left of each.
