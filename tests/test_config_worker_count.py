@@ -12,12 +12,12 @@ from fastapi_prodkit._config.worker_count import is_one_of_several_workers
 def start(monkeypatch):
     """Let this process look like one that a server has started with these arguments and variables."""
 
-    def started(arguments: str, *, child: bool = True, **environment: str) -> None:
-        for name in ("WEB_CONCURRENCY", "SERVER_SOFTWARE", "GUNICORN_CMD_ARGS"):
+    def started(arguments: str, *, command: str = "server", child: bool = True, **environment: str) -> None:
+        for name in ("WEB_CONCURRENCY", "SERVER_SOFTWARE", "GUNICORN_CMD_ARGS", "GRANIAN_WORKERS"):
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "argv", ["server", *arguments.split()])
+        monkeypatch.setattr(sys, "argv", [command, *arguments.split()])
         monkeypatch.setattr(multiprocessing, "parent_process", lambda: "a parent" if child else None)
 
     return started
@@ -76,4 +76,22 @@ def test_worker_count_under_gunicorn(start):
     assert is_one_of_several_workers() is False
 
     start("shop:app -w 2", **gunicorn, GUNICORN_CMD_ARGS="--workers 1")
+    assert is_one_of_several_workers() is True
+
+
+@pytest.mark.parametrize("command", ["/venv/bin/gunicorn", "hypercorn", "/venv/granian/__main__.py"])
+def test_worker_count_of_a_command_without_a_number(start, command, tmp_path, monkeypatch):
+    """It starts one worker, unless a file or a variable of the server may say another number."""
+    monkeypatch.chdir(tmp_path)
+    start("shop:app", command=command)
+    assert is_one_of_several_workers() is False
+
+    start("shop:app", command=command, GRANIAN_WORKERS="2")
+    assert is_one_of_several_workers() is True
+
+    start("shop:app -c server.toml", command=command)
+    assert is_one_of_several_workers() is True
+
+    (tmp_path / "gunicorn.conf.py").touch()
+    start("shop:app", command=command)
     assert is_one_of_several_workers() is True
