@@ -89,8 +89,7 @@ def test_a_service(directory):
     assert code == 0
     announced = [event["event"] for event in map(json.loads, lines) if event["logger"] == "fastapi_prodkit.serve"]
     assert len(announced) == 1
-    assert ": 1 worker, keep-alive 75 s" in announced[0]
-    assert "keep-alive 75 s, head 10 s, grace 20 s" in announced[0]
+    assert announced[0].endswith(": 1 worker, keep-alive 75 s, header timeout 10 s, shutdown grace 20 s")
 
 
 def test_a_factory(directory):
