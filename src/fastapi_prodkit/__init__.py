@@ -4,8 +4,8 @@
 
     app = create_app()
 
-This module is a table of contents: each name is imported on first access (PEP 562), so that taking one piece,
-say `import fastapi_prodkit.request_id`, loads neither pydantic-settings nor another piece.
+Each name is imported on first access (PEP 562), so that importing one piece, such as `fastapi_prodkit.request_id`,
+loads neither pydantic-settings nor another piece.
 """
 
 import importlib

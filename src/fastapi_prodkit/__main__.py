@@ -1,4 +1,4 @@
-"""`fastapi-prodkit`, also as `python -m fastapi_prodkit`; without the extra it names what to install."""
+"""The command `fastapi-prodkit`, or `python -m fastapi_prodkit`. Without its extra, it says what to install."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The sole reader of framework scope keys, and small help with raw headers."""
+"""Read what Starlette and FastAPI put into a scope, search routes, and read raw headers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -12,23 +12,23 @@ from starlette.types import Scope
 from fastapi_prodkit import _scope
 
 UNMATCHED = "_unmatched"
-_NO_MATCH = Match.NONE  # to look up a member of an enumeration costs as much as several calls of methods
-_MOST_TEMPLATES = 256  # of refused requests that are kept
-LONGEST_LOGGED_PATH = 2048  # characters; a path may have as many as the server reads of a request
+_NO_MATCH = Match.NONE  # looking up a member of an enumeration costs as much as several calls of methods
+_MOST_TEMPLATES = 256  # templates of refused requests that are cached
+LONGEST_LOGGED_PATH = 2048  # characters; otherwise only the server limits the length of a path
 
-# What Starlette's body limit raises in `send` when it has sent its own 413 in place of the response: private, like all
-# exceptions of that module.
+# The exception that Starlette's body limit raises in `send` after it has sent its own 413 in place of the response. It
+# is private, like all exceptions of that module.
 REPLACED_BY_LIMIT: tuple[type[Exception], ...] = tuple(
     kind for name, kind in vars(body_limit).items() if name == "_RequestBodyLimitResponseSent"
 )
 
-_BODY_COUNTER = "starlette._body_limit_responder"  # private: the scope key of what counts a body that has a limit
+_BODY_COUNTER = "starlette._body_limit_responder"  # private: the scope key of the object that counts a limited body
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 
 def header(headers: Headers, name: bytes) -> bytes | None:
-    """Return the first value of the header `name`, which is in lower case as ASGI has it."""
+    """Return the first value of the header `name`, which is in lower case as ASGI requires."""
     for key, value in headers:
         if key == name:
             return value
@@ -36,7 +36,7 @@ def header(headers: Headers, name: bytes) -> bytes | None:
 
 
 def exceeded_body_limit(scope: Scope) -> int | None:
-    """Return the limit of Starlette's that the body of the request has exceeded, bytes; None if there is none."""
+    """Return the body limit of Starlette that the request has exceeded, bytes; None if it has exceeded none."""
     counter: Any = scope.get(_BODY_COUNTER)
     if counter is None or max(counter.total_size, counter.content_length or 0) <= counter.max_body_size:
         return None
@@ -56,8 +56,8 @@ def route_path(scope: Scope) -> str:
 def route_template(scope: Scope, root_path: str) -> str:
     """Return the template of the route that served the request, such as `/items/{item_id}`.
 
-    To be called after the app: routing leaves its findings in the scope. The answer comes from a bounded set, never
-    from the request's own path: `_unmatched` stands for everything without a route.
+    Called after the app, because routing stores the matched route in the scope. The result is from a bounded set, never
+    the request's own path: without a matched route it is `_unmatched`.
 
     Args:
         scope: The scope that was passed to the app.
@@ -66,8 +66,8 @@ def route_template(scope: Scope, root_path: str) -> str:
     route = scope.get("route")
     if route is None or isinstance(route, Mount):
         return UNMATCHED
-    # FastAPI keeps the full template of a route in nested included routers under a key of its own. It outlives a
-    # later match in a mounted app, so it counts only if it speaks of the route that was chosen in the end.
+    # FastAPI stores the full template of a route in nested included routers under a key of its own. The entry stays
+    # when a mounted app matches another route later, so it is used only if it is about the route matched last.
     found = scope.get("fastapi")
     if found and (context := found.get("effective_route_context")) is not None and context.original_route is route:
         route = context.starlette_route or context
@@ -79,10 +79,10 @@ def route_template(scope: Scope, root_path: str) -> str:
 
 
 def requested_template(scope: Scope, root_path: str) -> str:
-    """Return the template of the route that a request was for, which was refused before routing.
+    """Return the template of the route that would have served a request which was refused before routing.
 
-    The method matters only where several routes have the path: a preflight has another one than the request that it
-    asks for. This is routing, which a flood of refused requests must not cost: what was found last is kept on the app.
+    The method only decides between routes of the same path: a preflight has another method than the request that it
+    asks for. Results are cached on the app, so that a flood of refused requests does not cost routing each time.
 
     Args:
         scope: The scope that was passed to the app.
@@ -122,12 +122,12 @@ def _template_of(routes: Sequence[BaseRoute], scope: Scope, prefix: str) -> str:
 
 
 def route_dependencies(scope: Scope) -> Iterator[Any]:
-    """Yield what the route that was chosen depends on, in the order in which FastAPI calls it."""
+    """Yield the dependencies of the matched route, in the order in which FastAPI calls them."""
     yield from walk_dependencies(getattr(chosen_route(scope), "dependant", None))
 
 
 def chosen_route(scope: Scope) -> Any:
-    """Return the route that was chosen, or what FastAPI keeps of it for each router that includes it; None without."""
+    """Return the matched route, or FastAPI's context of it if a router includes it; None if no route has matched."""
     route = scope.get("route")
     context = scope.get("fastapi", {}).get("effective_route_context")
     return context if context is not None and context.original_route is route else route
@@ -141,9 +141,9 @@ def walk_dependencies(dependant: Any) -> Iterator[Any]:
 
 
 def _mount_prefixes(router: Router) -> frozenset[str]:
-    """Return what mounts can add to root_path, without the mounts whose path has parameters: those add raw values.
+    """Return the paths that mounts can add to root_path, except paths with parameters, which add raw values.
 
-    The answer is kept on the router itself, for as many routes as it had: routers cannot be hashed.
+    The result is cached on the router, which cannot be hashed, until the number of its routes changes.
     """
     count = len(router.routes)
     known: tuple[int, frozenset[str]] | None = vars(router).get(_scope.ROUTER_MOUNTS)
@@ -163,9 +163,9 @@ def walk_routes(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple
 
 
 def routes_inside(route: BaseRoute) -> Sequence[BaseRoute]:
-    """Return the routes of the app that a mount or host leads to.
+    """Return the routes of the app in a mount or host.
 
-    None if the app is of another framework, whose attribute `routes` may be anything.
+    Empty if the app is of another framework, whose attribute `routes` may be anything.
     """
     routes = getattr(route, "routes", None)
     return [each for each in routes if isinstance(each, BaseRoute)] if isinstance(routes, list) else ()
@@ -174,9 +174,9 @@ def routes_inside(route: BaseRoute) -> Sequence[BaseRoute]:
 def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:
     """Return the endpoint that will serve a request, before routing: that of the first route that matches, or None.
 
-    Of a mounted app without routes it is the app.
+    For a mounted app without routes, it is the app.
     """
-    scope = {**scope, "fastapi": {}}  # routing leaves findings there, and these are not for the app to see
+    scope = {**scope, "fastapi": {}}  # matching writes into this entry, which the app must not see
     for context in iter_route_contexts(routes):
         match, found = context.matches(scope)
         if match is Match.FULL:
@@ -192,10 +192,10 @@ def is_routed(routes: Sequence[BaseRoute], scope: Scope) -> bool:
 
 
 class LabelledRoute(Route):
-    """A plain route that notes itself in the scope when it is chosen, as FastAPI's own kind does.
+    """A Starlette route that stores itself in the scope when it matches, as FastAPI's routes do.
 
-    Routing asks it about every request, so it tries its regular expression for paths only that contain the part of its
-    own in front of the first parameter.
+    Routing asks it about every request. So it tries its regular expression only if the request's path contains the
+    part of its own path in front of the first parameter.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -203,7 +203,7 @@ class LabelledRoute(Route):
         self._beginning = path.partition("{")[0]
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match as every route does."""
+        """Return whether the route matches, and what `Route.matches` adds to the scope, with the route."""
         if self._beginning not in scope["path"]:
             return _NO_MATCH, {}
         match, found = super().matches(scope)

@@ -1,4 +1,4 @@
-"""Bearer tokens that open what operators read: RFC 6750, one token from the settings, few guesses for each client."""
+"""Bearer tokens (RFC 6750) for endpoints of operators: one token from the settings, few wrong tokens per client."""
 
 import hmac
 import logging
@@ -25,16 +25,16 @@ __all__ = ["BearerToken"]
 
 _MOST_GUESSES: Final = 10  # of a client in a minute
 _MINUTE: Final = 60.0  # seconds
-_MOST_CLIENTS: Final = 10_000  # that are remembered, in some 2 MB
+_MOST_CLIENTS: Final = 10_000  # that are remembered; they take about 2 MB
 
 _logger = logging.getLogger("fastapi_prodkit.tokens")
 
 
 class BearerToken:
-    """Know which requests carry a token; log, count and limit the guesses of others.
+    """Check the token of requests; log, count and limit wrong tokens.
 
-    A client, an address as rate limits count it, may guess ten times a minute in each process. After that none of its
-    tokens is looked at until the minute is over, the right one included.
+    A client, identified by address as in rate limits, may send ten wrong tokens a minute to each process. After that
+    all its tokens are refused until the minute is over, even the right one.
 
     Args:
         token: From the settings.
@@ -54,11 +54,11 @@ class BearerToken:
         self._guesses = _Guesses(clock)
 
     def is_sent(self, connection: HTTPConnection) -> bool:
-        """Say whether a request carries the token, for what answers all others as well."""
+        """Say whether a request carries the token, for endpoints that answer without it as well."""
         return self._refusal_of(connection) is None
 
     def authorize(self, connection: HTTPConnection) -> None:
-        """Let a request pass that carries the token.
+        """Refuse a request that does not carry the token.
 
         Raises:
             ProblemError: 401 without the token, as RFC 6750 section 3 has it; 429 after too many wrong ones.
@@ -72,7 +72,7 @@ class BearerToken:
         raise problem
 
     def _refusal_of(self, connection: HTTPConnection) -> tuple[ProblemError, Reason | None] | None:
-        """Return what a request without the token is refused with, and why if it was a guess, which is counted."""
+        """Return the problem of a request without the token, and the reason if it has a wrong one; count wrong ones."""
         authorization = connection.headers.get("authorization")
         if authorization is None:
             return ProblemError(401, headers={"WWW-Authenticate": "Bearer"}), None
@@ -116,7 +116,7 @@ class _Guesses:
         self._counts.clear()
 
     def seconds_to_wait(self, client: str) -> int:
-        """Return how long no token of a client is looked at; 0 if its next one is."""
+        """Return for how many seconds all tokens of a client are refused; 0 if its next token is checked."""
         now = self._clock()
         if now >= self._end or len(self._counts) > _MOST_CLIENTS:
             self._counts.clear()
@@ -129,6 +129,6 @@ class _Guesses:
 
 def _carries(authorization: str, token: bytes) -> bool:
     scheme, _, sent = authorization.partition(" ")
-    # Starlette reads headers as Latin-1; this is what was sent.
+    # Starlette decodes headers as Latin-1; encoding restores the bytes that were sent.
     same = hmac.compare_digest(sent.encode("latin-1").strip(), token)
     return scheme.lower() == "bearer" and same

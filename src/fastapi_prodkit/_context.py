@@ -1,7 +1,7 @@
 """The request context: one mutable dict per request, which every log line carries.
 
-A dict that is mutated survives sync dependencies, threadpools and tasks, where re-setting a ContextVar does not:
-they work on a copy of the context, and the copy refers to the same dict.
+Sync dependencies, thread pools and tasks run in a copy of the context. A ContextVar that is set there is lost, but a
+change of the dict is not: the copy refers to the same dict.
 """
 
 import logging
@@ -13,7 +13,7 @@ from fastapi_prodkit import _scope
 
 NO_REQUEST: Final = "-"  # in place of the id, on records outside of any request, for formats other than ours
 
-# Why a request can be refused: values of a label of metrics, so there are no others.
+# Why a request can be refused. The set is closed, because the codes are values of a metric's label.
 Code = Literal[
     "body_timeout",
     "body_too_large",
@@ -44,15 +44,15 @@ class Reason(NamedTuple):
     """Why a request was refused.
 
     Attributes:
-        code: One word of few, for metrics.
-        text: What the operator needs to know, for the access line: what was exceeded, and which setting says so.
+        code: One of a closed set, for metrics.
+        text: Text for the access line: which limit was exceeded, and which setting sets it.
     """
 
     code: Code
     text: str = ""
 
 
-# What is known of a refusal that nothing has given a reason for, by status.
+# The reason of a refusal for which none was given, by status.
 _UNEXPLAINED: Final[Mapping[int, Reason]] = {
     408: Reason("request_timeout"),
     413: Reason("body_too_large"),
@@ -63,19 +63,19 @@ _UNEXPLAINED: Final[Mapping[int, Reason]] = {
 }
 
 
-# What a refusal is answered with. Beside another status a reason is of a refusal that the app has caught.
+# The statuses of refusals. With another status, the reason is that of a refusal which the app has caught.
 _REFUSING: Final = frozenset({400, 401, 403, *_UNEXPLAINED})
 _REFUSING_HANDSHAKE: Final = _REFUSING.union(range(400, 499))  # 499 stands for a client that has disconnected
-_LONGEST_TEXT: Final = 200  # characters, of what an app says
+_LONGEST_TEXT: Final = 200  # characters of a text from the app
 _NORMAL_CLOSURE: Final = 1000  # RFC 6455 section 7.4.1; the default of ASGI
 
 
 class RequestContext(dict[str, Any]):
-    """The fields of one request, and what its access line has to know.
+    """The fields of one request's log lines, and further facts for its access line.
 
     Attributes:
-        reason: Why the request was refused, if anything has said so.
-        failed: An exception has left the app, and has a record of its own.
+        reason: Why the request was refused, if a reason was given.
+        failed: An exception has left the app; it has a log record of its own.
         end_reason: Why a stream has ended, if neither the app nor the client has ended it.
     """
 
@@ -84,18 +84,18 @@ class RequestContext(dict[str, Any]):
     end_reason: str | None = None
 
     def explain_handshake(self, status: int, text: str) -> None:
-        """State why the app refuses a WebSocket handshake, unless something has given the reason."""
+        """Record why the app refuses a WebSocket handshake, unless a reason was given before."""
         if self.reason is None:
             code = _UNEXPLAINED[status].code if status in _UNEXPLAINED else "websocket_refused"
             self.reason = Reason(code, " ".join(text.split())[:_LONGEST_TEXT])
 
     def explain_closed_handshake(self, status: int, message: Mapping[str, Any]) -> None:
-        """State why the app refuses a WebSocket handshake by closing it with this message."""
+        """Record why the app refuses a WebSocket handshake by closing it with this message."""
         said = message.get("reason") or f"{message.get('code', _NORMAL_CLOSURE)}, before it was open"
         self.explain_handshake(status, f"the app has closed it: {said}")
 
     def refusal(self, status: int, scope_type: str) -> Reason | None:
-        """Return why a request was refused that has this status, or None if it was not."""
+        """Return why a request with this status was refused, or None if it was not refused."""
         if status in (_REFUSING if scope_type == "http" else _REFUSING_HANDSHAKE):
             return self.reason or _UNEXPLAINED.get(status)
         return None
@@ -110,12 +110,12 @@ current = _fields.get  # returns the fields, live, or None outside of any contex
 
 
 def request_id() -> str | None:
-    """Return the id of the request that is being served, or None outside of any."""
+    """Return the id of the current request, or None outside of a request."""
     return (_fields.get() or {}).get("request_id")
 
 
 def bind(**fields: Any) -> None:
-    """Add fields to the current context; outside of a request, to the current task's own."""
+    """Add fields to the current context; outside of a request, to that of the current task."""
     context = _fields.get()
     if context is None:
         _fields.set(fields)
@@ -124,10 +124,10 @@ def bind(**fields: Any) -> None:
 
 
 def refuse(reason: Reason) -> None:
-    """State why the request is refused, in the task or thread that serves the request; of several the last one counts.
+    """Record why the current request is refused. If it is called several times, the last reason counts.
 
-    Whatever refuses a request says so once, here, wherever the response is made. Outside of a request, or where the
-    request is served in the end, it has no effect.
+    Everything that refuses a request calls this, in the task or thread that serves the request. The call has no effect
+    outside of a request, or if the request is served in the end.
     """
     context = _fields.get()
     if isinstance(context, RequestContext):
@@ -135,7 +135,7 @@ def refuse(reason: Reason) -> None:
 
 
 def refuse_handshake(status: int, text: str) -> None:
-    """State why the app refuses the WebSocket handshake of this request, unless something has given the reason."""
+    """Record why the app refuses the WebSocket handshake of this request, unless a reason was given before."""
     context = _fields.get()
     if isinstance(context, RequestContext):
         context.explain_handshake(status, text)
@@ -147,7 +147,7 @@ def keep(error: BaseException, context: dict[str, Any]) -> None:
 
 
 def of(record: logging.LogRecord) -> dict[str, Any]:
-    """Return the current context; outside of any, that of the request from which the record's exception came."""
+    """Return the current context; outside of a request, that of the request that raised the record's exception."""
     context = _fields.get()
     if context is None and isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
         context = vars(record.exc_info[1]).get(_scope.EXCEPTION_CONTEXT)

@@ -1,6 +1,6 @@
-"""How the requests of clients are counted: who counts as one client, and all counts of this process.
+"""Identify the client of a request, and clear all counts of requests in this process.
 
-Tests begin with empty counts; see `fastapi_prodkit.testing`.
+Tests start with empty counts; see `fastapi_prodkit.testing`.
 """
 
 from functools import lru_cache
@@ -14,7 +14,7 @@ __all__ = ["clear_counts", "client_key", "register"]
 
 
 def client_key(scope: Scope) -> str:
-    """Return what a client is counted as: its IPv4 address, or the /64 network of its IPv6 address."""
+    """Return the key by which a client is counted: its IPv4 address, or the /64 network of its IPv6 address."""
     client = scope.get("client")
     if client is None:
         return "unknown"
@@ -34,18 +34,18 @@ def _network(host: str) -> str:
 
 
 class Counts(Protocol):
-    """Whatever counts the requests of clients."""
+    """An object that counts requests by client."""
 
     def clear(self) -> None:
         """Forget every request."""
         ...
 
 
-_every: Final[WeakSet[Counts]] = WeakSet()  # of the process: limits of routes belong to no app
+_every: Final[WeakSet[Counts]] = WeakSet()  # one set for the process, because limits of routes belong to no app
 
 
 def register(counts: Counts) -> None:
-    """Have `clear_counts` clear these as well, as long as they live."""
+    """Let `clear_counts` clear these counts too. Only a weak reference is kept."""
     _every.add(counts)
 
 

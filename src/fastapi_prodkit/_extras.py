@@ -1,4 +1,4 @@
-"""The one message for a piece whose optional dependency is not installed."""
+"""Import an optional dependency, or raise an error that names the extra to install."""
 
 import importlib
 from types import ModuleType
@@ -7,7 +7,7 @@ from fastapi_prodkit.exceptions import MissingExtraError
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import and return `module`, or say which extra brings it.
+    """Import and return `module`, or raise an error that names the extra which installs it.
 
     Raises:
         MissingExtraError: `module` is not installed.

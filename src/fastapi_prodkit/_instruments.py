@@ -1,4 +1,4 @@
-"""Metrics of the pieces beside `metrics`: one of each name in a registry, however many apps share it."""
+"""Metrics of other pieces than `metrics`: each is created once in a registry, however many apps share it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,10 +28,10 @@ def instrument(
     Args:
         kind: `Counter`, `Gauge` or `Histogram` of prometheus_client.
         name: As OpenTelemetry or Prometheus name it, with its unit.
-        documentation: What it says, in a sentence.
+        documentation: Its help text, one sentence.
         labels: Names of its labels; their values come from a bounded set, never from a client.
         registry: prometheus_client's default registry unless given.
-        options: What else the kind takes, such as `buckets`.
+        options: Further keywords of the kind, such as `buckets`.
     """
     from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use: a piece without metrics does not load it
 

@@ -57,7 +57,7 @@ def response(connection: HTTPConnection, problem: ProblemError) -> Response:
 
 
 async def respond(connection: HTTPConnection, problem: ProblemError) -> Response | None:
-    """Return the problem as a response, for an exception handler; close an accepted WebSocket, which can have none."""
+    """Return the problem as a response, for an exception handler; an accepted WebSocket is closed instead."""
     error = raisable(connection, problem)
     if error is problem:
         if isinstance(connection, WebSocket):
@@ -70,10 +70,10 @@ async def respond(connection: HTTPConnection, problem: ProblemError) -> Response
 
 
 def raisable(connection: HTTPConnection, problem: ProblemError) -> Exception:
-    """Return what a dependency has to raise so that the client gets the problem, or as much of it as is possible.
+    """Return the exception with which a dependency sends the problem, or as much of it as possible, to the client.
 
-    An accepted WebSocket can be closed with a code: 1013 for 429 and 503, 1011 for other errors of the server, 1008 for
-    those of the client. One that is closed already has no client to be told.
+    An accepted WebSocket can only be closed with a code: 1013 for 429 and 503, 1011 for other errors of the server,
+    1008 for those of the client. For a WebSocket that is closed already, it is a WebSocketDisconnect.
     """
     if not isinstance(connection, WebSocket) or connection.application_state is WebSocketState.CONNECTING:
         return problem
@@ -100,7 +100,7 @@ class Refusal:
         await send_problem(scope, receive, send, self.problem)
 
 
-# The detail of every 500: nothing of what happened leaves the process.
+# The detail of every 500. It says nothing about the error, which may be confidential.
 INTERNAL_ERROR: Final = "The server could not complete the request."
 
 
@@ -111,7 +111,7 @@ async def send_problem(scope: Scope, receive: Receive, send: Send, problem: Prob
     raw.append((b"content-length", str(len(content)).encode()))
     kind = "http.response"
     if scope["type"] == "websocket":
-        await receive()  # the handshake, websocket.connect, which has to be taken before it can be answered
+        await receive()  # websocket.connect, which must be received before the handshake is answered
         if "websocket.http.response" not in scope.get("extensions", {}):
             await send({"type": "websocket.close", "code": 1008, "reason": problem.title})
             return
@@ -123,8 +123,8 @@ async def send_problem(scope: Scope, receive: Receive, send: Send, problem: Prob
 def _instance(scope: Scope) -> str:
     """Return the path as a URI reference to this service (RFC 3986), without the query, which may hold secrets.
 
-    The path as the client has sent it, where the server passes it on: only there `%2F` differs from a slash. A path
-    that starts with two slashes, or a target such as `http://host/`, would refer to another host.
+    If the server passes on the path as the client has sent it, this path is used: only there does `%2F` differ from a
+    slash. The reference starts with exactly one slash: `//host/` or `http://host/` would refer to another host.
     """
     raw: bytes | None = scope.get("raw_path")
     if raw is None:

@@ -1,4 +1,4 @@
-"""Every key that we put into an ASGI scope, and every mark that we put on objects of others."""
+"""Every key that this library puts into an ASGI scope, and every attribute that it sets on objects of others."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,15 +6,15 @@ from typing import Any, Final
 __all__ = ["EXCHANGE", "FAILURES", "INSTALLED", "QUOTAS", "installed", "is_logged", "mark_logged", "take_logged_mark"]
 
 # Scope keys.
-INSTALLED: Final = "fastapi_prodkit"  # the objects that dependencies look for; also an attribute of app.state
+INSTALLED: Final = "fastapi_prodkit"  # the objects that dependencies look up; also an attribute of app.state
 EXCHANGE: Final = "fastapi_prodkit.exchange"  # the innermost Exchange of the request; read by Exchange.innermost
 FAILURES: Final = "fastapi_prodkit.failures"  # exceptions that have left the edge; see _pipeline.edge
-QUOTAS: Final = "fastapi_prodkit.quotas"  # what the request has been counted against; see rate_limit.limits
+QUOTAS: Final = "fastapi_prodkit.quotas"  # the limits against which the request was counted; see rate_limit.limits
 SESSION: Final = "fastapi_prodkit.session"  # the session for writing of the request; see database.joining
 READ_SESSION: Final = "fastapi_prodkit.read_session"  # the session for reading of the request; see database.joining
 
 # Attributes of objects that are not ours.
-EXCEPTION_LOGGED: Final = "__prodkit_logged__"  # an exception whose record is written
+EXCEPTION_LOGGED: Final = "__prodkit_logged__"  # an exception that is logged already
 EXCEPTION_CONTEXT: Final = "__prodkit_context__"  # an exception: the context of the request that it has left
 LIFESPAN_COMPOSED: Final = "__prodkit_composed__"  # a lifespan that starts mounted apps by itself
 APP_STACK: Final = "_prodkit_middleware_stack"  # an app with an edge: its middleware stack, in the edge
@@ -24,8 +24,8 @@ REGISTRY_INSTRUMENTS: Final = "fastapi_prodkit_instruments"  # a Prometheus regi
 REGISTRY_WORKERS: Final = "fastapi_prodkit_workers"  # a Prometheus registry; see metrics.multiprocess
 ENDPOINT_STATUS: Final = "__prodkit_status__"  # an endpoint that tells the status of what it returns
 ENDPOINT_LIMITS: Final = "__prodkit_limits__"  # an endpoint: how many limits decorate it
-ENDPOINT_NO_DEFAULT_LIMIT: Final = "__prodkit_no_default_limit__"  # an endpoint that the default limit leaves alone
-ENDPOINT_NO_LIMIT: Final = "__prodkit_no_limit__"  # an endpoint that every limit leaves alone
+ENDPOINT_NO_DEFAULT_LIMIT: Final = "__prodkit_no_default_limit__"  # an endpoint without the default limit
+ENDPOINT_NO_LIMIT: Final = "__prodkit_no_limit__"  # an endpoint without any limit
 ENDPOINT_LIMIT_ELSEWHERE: Final = "__prodkit_limit_elsewhere__"  # an endpoint whose limit wraps it without effect
 
 

@@ -1,12 +1,12 @@
-"""What a terminal can show."""
+"""Detect whether a terminal shows colours."""
 
 import os
 from typing import TextIO
 
 
 def coloured(stream: TextIO) -> bool:
-    """Say whether what is written there may have colours: on a terminal that knows them, unless NO_COLOR is set.
+    """Say whether output may have colours: the stream is a terminal that shows them, and NO_COLOR is not set.
 
-    An empty NO_COLOR says nothing (https://no-color.org).
+    An empty NO_COLOR counts as not set (https://no-color.org).
     """
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,10 +1,10 @@
 """The assembly: `create_app(settings)`, `install(app, settings)`, and the edge.
 
-Starlette keeps its ServerErrorMiddleware outside all user middleware, so what user middleware adds is missing from
-exactly the responses where it matters: the 500s. The edge stands outermost, so that no response escapes it, whatever is
-added to the app later.
+Starlette puts its ServerErrorMiddleware outside all user middleware, so the headers that user middleware adds are
+missing on 500 responses, where they matter. The edge is outermost: every response passes it, whatever is added to the
+app later.
 
-This is the only module that knows order. It is a list to be read, and to be copied by whoever needs another one.
+Only this module decides the order of the layers, in `_layers`. Copy the list if you need another order.
 """
 
 import logging
@@ -86,14 +86,14 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
         database: In place of one from `settings.database`. The app's lifespan runs the database's own, which closes it.
         store: Where requests are counted, in place of one from `settings.rate_limit`. The app's lifespan runs the
             store's own, if it has one.
-        registry: Where all metrics are shown, and what /metrics shows; prometheus_client's default registry unless
-            given. A database or store that is given has the registry that it was made with.
-        csp_policies: Content-Security-Policy by path, in place of HEADERS_CSP: for a path and for all below it.
-        fastapi_kwargs: Whatever `FastAPI()` takes; they win over what the settings imply.
+        registry: The registry of all metrics, which /metrics shows; prometheus_client's default registry unless given.
+            A database or store that is given keeps the registry with which it was created.
+        csp_policies: Content-Security-Policy by path, in place of HEADERS_CSP: for a path and all paths below it.
+        fastapi_kwargs: Further keywords of `FastAPI()`; they win over values from the settings.
 
     Raises:
-        ConfigurationError: A setting or an argument cannot be used, such as a limit that cannot be read.
-        SettingsError: The environment cannot be used; all that is wrong with it.
+        ConfigurationError: A setting or an argument cannot be used, such as a limit that cannot be parsed.
+        SettingsError: The environment cannot be used; the error lists all problems.
         MissingExtraError: A piece is switched on whose optional dependency is not installed.
     """
     settings = _start(settings, store)
@@ -121,9 +121,9 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
 
         install(app, Settings())
 
-    FastAPI's own docs pages, which load their scripts from a CDN, give way to ours; without DOCS_ENABLED they are
-    removed, and the schema with them. The names of operations, which only FastAPI's constructor can set, stay as they
-    are; a log line says how to set them.
+    FastAPI's own docs pages, which load their scripts from a CDN, are replaced by ours; without DOCS_ENABLED they are
+    removed, and the schema with them. Operation ids, which only FastAPI's constructor can set, stay as they are; a log
+    line says how to set them.
 
     Args:
         app: An app that has not started.
@@ -132,13 +132,13 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
         mounted_lifespans: Run the lifespans of mounted apps, which Starlette does not; False leaves them to the app's.
         database: In place of one from the settings; run and closed by the app's lifespan.
         store: Where requests are counted, in place of one from the settings; run and closed by the app's lifespan.
-        registry: Where metrics are shown, in place of prometheus_client's default registry.
-        csp_policies: Content-Security-Policy by path, in place of HEADERS_CSP: for a path and for all below it.
+        registry: The registry of all metrics, in place of prometheus_client's default registry.
+        csp_policies: Content-Security-Policy by path, in place of HEADERS_CSP: for a path and all paths below it.
 
     Raises:
-        ConfigurationError: The app has started, or has been installed before: the edge would do nothing, or all twice.
-            Or a setting or an argument cannot be used, such as a limit that cannot be read.
-        SettingsError: The environment cannot be used; all that is wrong with it.
+        ConfigurationError: The app has started, or `install` was called on it before. Or a setting or an argument
+            cannot be used, such as a limit that cannot be parsed.
+        SettingsError: The environment cannot be used; the error lists all problems.
         MissingExtraError: A piece is switched on whose optional dependency is not installed.
     """
     settings = _start(settings, store)
@@ -153,7 +153,7 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
 
 
 def _start(settings: Settings | None, store: Store | None) -> Settings:
-    """Read the settings unless given, and configure logging before anything else has something to say."""
+    """Read the settings unless given, and configure logging before anything else is logged."""
     with warnings.catch_warnings(record=True) as caught:
         settings = settings or Settings()
         if store is None or isinstance(store, MemoryStore):
@@ -196,7 +196,7 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
 
 
 def _make_objects(app: FastAPI, settings: Settings, given: Given) -> dict[str, Any]:
-    """Make what is not given, and put it where dependencies look: on `app.state`, and into the edge."""
+    """Create the objects that are not given, and set all on `app.state`, where dependencies look them up."""
     make_directory()
     pieces = make_pieces(settings, given)
     taken = next((name for name, piece in pieces.items() if getattr(app.state, name, piece) is not piece), None)
@@ -219,7 +219,7 @@ def _add_handlers_and_docs(app: FastAPI, settings: Settings, pieces: Mapping[str
 
 
 def _compose_lifespans(app: FastAPI, pieces: Mapping[str, Any], probes: Sequence[APIRouter], given: Given) -> None:
-    # The signals first, so that one that comes while the others start is noticed.
+    # Signals first, so that a signal is handled while the other lifespans start.
     living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)
     ours = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
     ours += [router.lifespan_context for router in probes]
@@ -265,29 +265,29 @@ def _layers(
         settings.request_id and RequestIDMiddleware(app, settings.request_id),
         # Sees every response with its final status.
         settings.access_log and AccessLogMiddleware(app, exempt=exempt),
-        # Logs an unhandled exception, and ends it if the client has the whole response.
+        # Logs an unhandled exception, and swallows it if the response is complete.
         settings.errors and ErrorBoundaryMiddleware(app, settings.errors, explain=settings.environment == "dev"),
         settings.metrics and MetricsMiddleware(app, exempt=exempt, registry=given.registry),
-        # Sees the policy under which a page is sent.
+        # Outside of the security headers, to see the policy that is sent.
         settings.environment == "dev" and PagePolicyMiddleware(app),
-        # On every answer, those of the layers below included.
+        # On every response, including those of the layers below.
         settings.headers and SecurityHeadersMiddleware(app, settings.headers, policies=given.csp_policies),
         # Answers preflights: never limited, never authenticated. Its headers are on every refusal below, too.
         cors and cors.configured and CORSMiddleware(app, cors),
-        # Before anything that looks through the header lines.
+        # Before every layer that searches the header lines.
         limits and limits.max_headers and HeadLimitMiddleware(app, limits),
         hosts and AllowedHostsMiddleware(app, hosts, exempt=exempt),
-        # Before anything that costs time; what is refused here uses up no quota.
+        # Before every layer that costs time; a request that is refused here uses up no quota.
         limits
         and limits.max_concurrent
         and ConcurrencyLimitMiddleware(app, limits, exempt=exempt, registry=given.registry),
-        # Only a request that is otherwise in order uses up quota.
+        # After the other checks, so that a request that they refuse uses up no quota.
         rate_limit
         and rate_limit.default
         and RateLimitMiddleware(app, rate_limit, exempt=exempt, store=store, uncounted=ExemptEndpoints(app)),
-        # A time for what the app does; with none for all, for the routes that set their own.
+        # Limits the time of the app; without a general time-out it is there for routes with one of their own.
         limits and DeadlineMiddleware(app, limits, exempt=exempt),
-        # Cancels as the deadline does; a route that asks for it alone needs no layer but that one.
+        # Cancels the app as the deadline does; a route's own `cancel_on_disconnect` needs the deadline's layer only.
         limits and limits.cancel_on_disconnect and DisconnectMiddleware(app, limits, exempt=exempt),
         limits and BodyLimitMiddleware(app, limits, largest=lambda: largest_limit(app.routes)),
     ]

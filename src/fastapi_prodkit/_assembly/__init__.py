@@ -1,1 +1,1 @@
-"""What `app` puts together, beside the layers."""
+"""The parts of an app beside the layers: its objects, lifespans and telemetry."""

@@ -15,7 +15,7 @@ __all__ = ["FastAPIKeywords"]
 
 
 class FastAPIKeywords(TypedDict, total=False):
-    """All of FastAPI's own, apart from `lifespan` and `middleware`, which are parameters of `create_app`."""
+    """All keywords of `FastAPI(...)` except `lifespan` and `middleware`, which are parameters of `create_app`."""
 
     telemetry: TelemetryConfig | None
     debug: bool

@@ -10,16 +10,16 @@ from starlette.routing import BaseRoute, Host, Mount, Router
 from fastapi_prodkit import _scope
 from fastapi_prodkit.exceptions import ConfigurationError
 
-# Starlette's type is a union of the two cases, state or None; it is the same function that may yield either.
+# Starlette's type is a union of two kinds of lifespan, with and without state; here one function may yield either.
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
 
 def compose(app: Starlette, ours: Sequence[Lifespan], *, mounted: bool = True) -> None:
     """Make the app run `ours`, then its own lifespan, then those of the apps mounted in it; and end them in reverse.
 
-    What the lifespans yield as state is merged; the app's own wins over a mounted one's. A mounted app whose lifespan
-    the app's own lifespan already runs, which is the known workaround, is not started twice. If the app's own lifespan
-    starts what a mounted lifespan would start, and not that lifespan, `mounted=False` leaves all mounted ones to it.
+    The states that the lifespans yield are merged; the app's own wins over that of a mounted app. If the app's own
+    lifespan runs the lifespan of a mounted app, which is a known workaround, this lifespan is not run a second time.
+    With `mounted=False` no lifespan of a mounted app is run, because the app's own lifespan does the same work.
     """
     own = cast("Lifespan", app.router.lifespan_context)
 
@@ -42,7 +42,7 @@ def compose(app: Starlette, ours: Sequence[Lifespan], *, mounted: bool = True) -
 
 
 class _Watched:
-    """Notice whether the user's own lifespan starts a mounted app's."""
+    """Detect whether the app's own lifespan starts the lifespan of a mounted app."""
 
     def __init__(self, place: str, app: Any, router: Router) -> None:
         self._place = place
@@ -53,7 +53,7 @@ class _Watched:
         router.lifespan_context = self._start  # type: ignore[assignment]  # see Lifespan
 
     def release(self) -> bool:
-        """Put the app's lifespan back, and return whether it has been started."""
+        """Restore the lifespan of the mounted app, and return whether it has been started."""
         self._router.lifespan_context = self._lifespan  # type: ignore[assignment]  # see Lifespan
         return self._started
 
@@ -83,9 +83,9 @@ def _watch(routes: Sequence[BaseRoute], own: Lifespan) -> list[_Watched]:
 
 
 def _mounted(routes: Sequence[Any], prefix: str) -> Iterator[tuple[str, Any, Router]]:
-    """Yield each app below the routes with its place and its router, which has the lifespan."""
+    """Yield the path of each mounted app, the app, and its router, which has the lifespan."""
     for route in routes:
-        # Not iter_route_contexts: FastAPI keeps what it finds, and an app may change its routes until start-up is over.
+        # Not iter_route_contexts: FastAPI caches its result, and an app may change its routes until start-up is over.
         included = getattr(route, "original_router", None)
         if included is not None:
             yield from _mounted(included.routes, prefix + route.include_context.prefix)

@@ -1,4 +1,4 @@
-"""The objects behind an app: those that are given to `create_app`, and for the rest those that the settings imply."""
+"""The objects of an app: those that are passed to `create_app`, and others that are created from the settings."""
 
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ __all__ = ["Given", "make_management", "make_pieces", "make_probes"]
 
 
 class Given(NamedTuple):
-    """What is given beside the settings; the objects take the place of those that the settings imply."""
+    """The arguments of `create_app` beside the settings; the objects replace those that the settings would create."""
 
     checks: Mapping[str, Check] | None
     mounted_lifespans: bool
@@ -38,7 +38,7 @@ class Given(NamedTuple):
 
 
 def make_pieces(settings: Settings, given: Given) -> dict[str, Any]:
-    """Return the objects that dependencies look for, by name; those that are not given are made."""
+    """Return the objects that dependencies look up, by name; objects that are not given are created."""
     pieces: dict[str, Any] = {}
     if given.store is not None:
         pieces["rate_limit"] = given.store
@@ -81,9 +81,9 @@ def make_probes(settings: Settings, pieces: Mapping[str, Any], given: Given) -> 
 
 
 def make_management(routes: Sequence[BaseRoute]) -> FastAPI:
-    """Return the app that serves the management routes, without middleware, dependencies or handlers of the user's.
+    """Return the app that serves the management routes, without the user's middleware, dependencies and handlers.
 
-    So a load balancer, for instance, needs no authentication.
+    So a load balancer, for example, needs no authentication for its probes.
     """
     management = FastAPI(openapi_url=None, telemetry={"tracing": False, "metrics": False, "logs": False})
     management.router.routes.extend(routes)

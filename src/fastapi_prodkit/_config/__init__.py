@@ -1,1 +1,1 @@
-"""What settings are made from and checked with, beside the sections."""
+"""Variable names, middleware keywords and production rules: what the settings use beside the sections."""

@@ -13,7 +13,7 @@ __all__ = ["unknown", "with_keywords"]
 
 _Section = TypeVar("_Section", bound=BaseModel)
 
-_AS_THEY_ARE: Final[Mapping[str, str]] = MappingProxyType({})
+_NOT_RENAMED: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def with_keywords(
@@ -21,20 +21,21 @@ def with_keywords(
     settings: _Section,
     keywords: Mapping[str, object],
     accepted: Collection[str],
-    renamed: Mapping[str, str] = _AS_THEY_ARE,
+    renamed: Mapping[str, str] = _NOT_RENAMED,
 ) -> _Section:
-    """Return the settings with the keywords in place of their fields.
+    """Return the settings with the given keywords as values of their fields.
 
     Args:
-        layer: The middleware that is constructed; it is named in the error.
+        layer: The middleware that is constructed; the error names it.
         settings: The values of all other fields.
-        keywords: What was given.
+        keywords: The keyword arguments.
         accepted: The keywords that the middleware takes.
-        renamed: The fields of keywords that have other names than their fields.
+        renamed: Field by keyword, for keywords that have another name than their field.
 
     Raises:
-        ConfigurationError: A keyword is not accepted, cannot be used, or means the same as another one; or the settings
-            are no section, such as the list that Starlette's CORSMiddleware takes in this place, or another one.
+        ConfigurationError: A keyword is not accepted, cannot be used, or means the same as another one. Or the settings
+            are the section of another middleware, or not a section, such as the list that Starlette's CORSMiddleware
+            takes in this position.
     """
     owner = type(layer).__name__
     if not isinstance(settings, BaseModel):
@@ -63,7 +64,7 @@ def with_keywords(
 
 
 def unknown(name: str, known: Collection[str]) -> str:
-    """Say that there is no such name, and which one was probably meant."""
+    """Return the text for a name that does not exist, with the name that was probably meant."""
     from difflib import get_close_matches  # noqa: PLC0415 - on first use
 
     near = get_close_matches(name, known, n=1)
@@ -71,7 +72,7 @@ def unknown(name: str, known: Collection[str]) -> str:
 
 
 def _parameters(layer: object, accepted: Collection[str]) -> list[str]:
-    """Return the accepted keywords, and the parameters of the middleware that are no fields."""
+    """Return the accepted keywords, and the other keyword-only parameters of the middleware."""
     parameters = inspect.signature(type(layer)).parameters.values()
     return [*accepted, *(each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY)]
 

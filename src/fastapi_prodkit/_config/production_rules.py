@@ -1,7 +1,7 @@
-"""What staging and prod refuse to start with, and the remedy for each.
+"""Settings with which staging and prod refuse to start, and the remedy for each.
 
-A refusal is about one section, because sections are validated one by one: so it is told together with everything else
-that is wrong with the environment.
+Each rule is about one section, because sections are validated one by one. So refusals are reported together with all
+other errors of the environment.
 """
 
 import re
@@ -21,7 +21,7 @@ from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettin
 _HOSTS = re.compile(r"(?:[^:/@]*(?::[^@]*)?@)?([^/?]*)")
 _PORT = re.compile(r":\d*$")
 
-# What was refused, while somebody only looks; None where refusing stops the start.
+# The refusals that `deferred` collects; None outside of it, where a refusal stops the start.
 _deferred: ContextVar[dict[str, str] | None] = ContextVar("deferred_refusals", default=None)
 
 COUNTS_ALONE = (
@@ -31,12 +31,14 @@ COUNTS_ALONE = (
 
 
 def counts_alone(rate_limit: RateLimitSettings | None) -> bool:
-    """Say whether each of several workers would count for itself."""
+    """Say whether several workers would count requests separately."""
     return rate_limit is not None and not rate_limit.shared
 
 
 def refuse_worker(rate_limit: RateLimitSettings | None, environment: str) -> None:
-    """Refuse a worker that counts for itself, or warn of it: settings cannot see `--workers`, which sets no variable.
+    """Refuse to start one of several workers that count separately; in dev and test, warn.
+
+    The rules for settings do not detect such a worker if it comes from `--workers`, which sets no variable.
 
     Raises:
         SettingsError: In staging or prod this process is one of several workers, and each would count for itself.
@@ -61,7 +63,7 @@ def deferred() -> Iterator[dict[str, str]]:
 
 
 def refuse(section: str, value: Any, problems: Mapping[str, str]) -> Any:
-    """Stop the start; or, where that is deferred, return the section without what its piece would refuse itself.
+    """Raise the problems of a section; in `deferred`, collect them, and return None if its middleware would fail.
 
     Raises:
         SettingsError: The problems, by the names of their variables.
@@ -78,8 +80,8 @@ def refusals(section: str, value: Any, earlier: Mapping[str, Any]) -> Iterator[t
 
     Args:
         section: Name of the field.
-        value: The section, or the value of `debug`; a section that is None was left out knowingly.
-        earlier: The fields before it; those that could not be read are missing.
+        value: The section, or the value of `debug`; None for a section that is switched off.
+        earlier: The fields that were validated before; invalid ones are missing.
     """
     match section, value:
         case _, None:
@@ -123,9 +125,9 @@ def _cors(cors: CorsSettings, hosts: HostsSettings | None) -> Iterator[tuple[str
             text = "* together with credentials would let every web site act for its visitors, and browsers refuse it"
             yield f"cors_{key}", f"{text}: list what is allowed, or set CORS_ALLOW_CREDENTIALS=false"
     names = [*(hosts.allowed if hosts else ()), *(origin.partition("://")[2].split(":")[0] for origin in cors.origins)]
-    stranger = _stranger(cors.origin_regex, names) if cors.origin_regex else None
-    if stranger is not None:
-        text = f"also matches {stranger}, which anybody could own"
+    foreign = _foreign_origin(cors.origin_regex, names) if cors.origin_regex else None
+    if foreign is not None:
+        text = f"also matches {foreign}, which anybody could own"
         yield "cors_origin_regex", f"{text}: escape every dot, put no .* next to a name, or list CORS_ORIGINS"
 
 
@@ -142,8 +144,8 @@ def _database(database: DatabaseSettings) -> Iterator[tuple[str, str]]:
         yield "database_ssl", "sends passwords and data in plain text to another host: use verify-full"
 
 
-def _stranger(pattern: str, names: Sequence[str]) -> str | None:
-    """Return an origin that anybody could own and that the pattern allows, if there is one."""
+def _foreign_origin(pattern: str, names: Sequence[str]) -> str | None:
+    """Return an origin that the pattern allows although anybody could own it, if there is one."""
     for scheme in ("https://", "http://"):
         for host in ("probe.invalid", "probe.vercel.app", *_lookalikes(pattern, scheme, names)):
             if re.fullmatch(pattern, scheme + host):
@@ -152,23 +154,23 @@ def _stranger(pattern: str, names: Sequence[str]) -> str | None:
 
 
 def _lookalikes(pattern: str, scheme: str, names: Sequence[str]) -> Iterator[str]:
-    """Yield hosts that begin or end like one of ours: what a pattern matches that is not anchored, or lacks a dot."""
+    """Yield hosts that begin or end like one of `names`; a pattern without an anchor or a dot would match them."""
     for name in names:
         domain = name.removeprefix("*.")
         yield f"{domain}.probe.invalid"
         while "." in domain:
             parent = domain.partition(".")[2]
-            # A pattern that allows every subdomain of our own domain does so on purpose, this one included.
+            # A pattern that allows every subdomain of our own domain allows this one on purpose.
             if "." not in parent or not re.fullmatch(pattern, f"{scheme}probe.{parent}"):
                 yield f"probe{domain}"
             domain = parent
 
 
 def _encrypted(url: str) -> bool:
-    """Say whether what goes to the database is encrypted by its URL's own word, or stays on this machine."""
+    """Say whether the URL asks for an encrypted connection, or the database is on this machine."""
     query = parse_qs(url.rpartition("?")[2])
     if {"require", "verify-ca", "verify-full"}.intersection(query.get("sslmode", []) + query.get("ssl", [])):
-        return True  # a URL can tighten what the setting says
+        return True  # a URL may be stricter than the setting
     return stays_here(url)
 
 
@@ -186,7 +188,7 @@ def stays_here(url: str) -> bool:
 def _is_local(host: str) -> bool:
     if host.startswith("[") or host.count(":") == 1:
         host = _PORT.sub("", host)
-    if host in ("", "localhost") or host.startswith("/"):  # a path is a socket's
+    if host in ("", "localhost") or host.startswith("/"):  # the path of a Unix socket
         return True
     try:
         return ip_address(host.strip("[]")).is_loopback

@@ -1,7 +1,7 @@
-"""The names of variables: which there are, which one an error is about, and which one a misspelt name meant.
+"""The names of variables: list them, find the one that an error is about, and the one that a misspelt name means.
 
 The field `pool_size` of the section `database` is DATABASE_POOL_SIZE; with the prefix `APP_`, APP_DATABASE_POOL_SIZE.
-Names are compared in lower case and shown in upper case. Nothing in here ever shows a value.
+Names are compared in lower case and shown in upper case. Values are never shown.
 """
 
 import re
@@ -19,8 +19,8 @@ from fastapi_prodkit.exceptions import SettingsError
 from fastapi_prodkit.sections import Section
 
 _BUILT_IN = frozenset(get_args(core_schema.ErrorType))
-_FREE_TEXT = {"value_error", "assertion_error", "import_error", "union_tag_invalid"}  # may repeat what was given
-_SECRET_LENGTH = 6  # a shorter value is likely to stand in a message by chance
+_FREE_TEXT = {"value_error", "assertion_error", "import_error", "union_tag_invalid"}  # messages may repeat the value
+_SECRET_LENGTH = 6  # a message may contain a shorter value by chance
 _SHORTEST = len("DEBUG")  # of our names: a shorter one has too few letters to be near
 _SCHEME = re.compile(r"^[a-z+]+://")
 _WORD = re.compile(r"[^\s:/@?&=,;'\"]+")
@@ -28,7 +28,7 @@ _WORD = re.compile(r"[^\s:/@?&=,;'\"]+")
 
 @dataclass(frozen=True)
 class Unusable:
-    """Stand for a value that no source could give; it fails validation, so that the reason is told with the rest."""
+    """Replace a value that could not be read. It fails validation, so that its reason is reported with other errors."""
 
     reason: str
 
@@ -46,7 +46,7 @@ def has_switch(field: FieldInfo) -> bool:
 
 
 def variables(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo | None]:
-    """Return every variable of the settings with its field; the switch of a section has none."""
+    """Return every variable of the settings with its field; None for the switch of a section."""
     found: dict[str, FieldInfo | None] = {}
     for name, field in model.model_fields.items():
         section = section_of(field)
@@ -65,10 +65,10 @@ def variable(prefix: str, *path: str) -> str:
 
 
 def near_misses(given: Collection[str], ours: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield each name given that differs from one of ours by one letter wrong, extra or swapped, or by two missing.
+    """Yield each given name that differs from one of ours by one letter wrong, extra or swapped, or by two missing.
 
-    What is known is right, and so is what starts with it, because a user's own field may be a model. One of ours that
-    is given as well was not misspelt.
+    Known names are correct, and so are names that start with one, because a user's own field may be a model. If one of
+    ours is given as well, the other name is not taken for a misspelling of it.
     """
     from difflib import get_close_matches  # noqa: PLC0415 - on first use
 
@@ -83,7 +83,7 @@ def near_misses(given: Collection[str], ours: Iterable[str], known: Collection[s
 
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: str) -> dict[str, str]:
-    """Return what is wrong by the name of its variable; a validator that raises `SettingsError` names them itself."""
+    """Return each problem by the name of its variable; a validator that raises `SettingsError` chooses the names."""
     found: dict[str, str] = {}
     for details in error.errors(include_url=False):
         cause = details.get("ctx", {}).get("error")
@@ -102,7 +102,7 @@ def problems(error: ValidationError, model: type[BaseModel], prefix: str) -> dic
 
 
 def _locations(details: ErrorDetails, model: type[BaseModel]) -> list[tuple[int | str, ...]]:
-    """Return where the error is; a section that is missing altogether is missing each variable that it requires."""
+    """Return the locations of an error; if a whole section is missing, those of its required variables."""
     loc = details["loc"]
     section = _model_of(field) if len(loc) == 1 and (field := model.model_fields.get(str(loc[0]))) else None
     if section is None or details["type"] != "missing":
@@ -113,7 +113,7 @@ def _locations(details: ErrorDetails, model: type[BaseModel]) -> list[tuple[int 
 def _locate(
     loc: tuple[int | str, ...], model: type[BaseModel], prefix: str
 ) -> tuple[str, FieldInfo | None, tuple[int | str, ...]]:
-    """Return the variable, its field, and what is left of the location: items of a list, and keys, which are values."""
+    """Return the variable, its field, and the rest of the location: list indexes, and keys, which are part of a value."""
     if not loc:
         return model.__name__, None, ()
     head, rest = str(loc[0]), loc[1:]
@@ -132,7 +132,7 @@ def _locate(
 
 
 def _nested_variable(model: type[BaseModel], prefix: str, path: list[str]) -> str:
-    """Return the variable of a field in a model, by the delimiter of the settings; without one, the key in its JSON."""
+    """Return the variable of a nested field; without a delimiter in the settings, the variable and the key in its JSON."""
     delimiter: Any = model.model_config.get("env_nested_delimiter")
     if delimiter is None:
         return ".".join([variable(prefix, path[0]), *path[1:]])
@@ -153,7 +153,7 @@ def _text(details: ErrorDetails, model: type[BaseModel], *, secret: bool) -> str
     free = details["type"] in _FREE_TEXT or details["type"] not in _BUILT_IN
     if free and any(part in text for value in _values(given) for part in (_parts(value) if secret else [value])):
         return "is refused; the reason is withheld because it repeats the value"
-    if isinstance(given, str | SecretStr):  # pydantic counts the items of a secret
+    if isinstance(given, str | SecretStr):  # pydantic calls the characters of a secret items
         text = text.replace("items after validation", "characters").replace("item after validation", "character")
     return re.sub(r"^(Input|String|Value|Tuple|List) should", "must", text)
 
@@ -171,7 +171,7 @@ def _values(given: Any) -> Iterator[str]:
 
 
 def _parts(secret: str) -> list[str]:
-    """Return what a message must not quote of a secret: the whole, and words such as the password of a URL."""
+    """Return the parts of a secret that a message must not contain: the whole, and words such as a URL's password."""
     return [secret, *(word for word in _WORD.findall(_SCHEME.sub("", secret)) if len(word) >= _SECRET_LENGTH)]
 
 
@@ -186,7 +186,7 @@ def _model_of(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def own_names(name: str, field: FieldInfo, prefix: str) -> list[str]:
-    """Return the variables of a field that is no section: those of its alias, which takes no prefix, or its own."""
+    """Return the variables of a field that is not a section: its aliases, which take no prefix, or its own name."""
     alias = field.validation_alias
     choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
     return [choice.upper() for choice in choices if isinstance(choice, str)] or [variable(prefix, name)]

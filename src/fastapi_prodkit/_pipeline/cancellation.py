@@ -1,4 +1,4 @@
-"""Cancel what serves a request, and tell the cancellation from an error of the app."""
+"""Cancel the task that serves a request, and tell this cancellation from an error of the app."""
 
 from asyncio import CancelledError, Task, current_task
 from typing import Any, cast
@@ -27,21 +27,21 @@ def cut(exchange: Exchange, reason: str) -> None:
 def is_cancelled(exchange: Exchange) -> bool:
     """Say whether the request was cancelled: by `cut`, by the server, or by a task group around it.
 
-    `Task.cancelling` alone does not tell: a task group of anyio, such as that of `@app.middleware("http")`, may take
-    back more cancellations than it has made.
+    `Task.cancelling` alone is not reliable: a task group of anyio, such as that of `@app.middleware("http")`, may call
+    `uncancel` more often than `cancel`.
     """
     task = current_task()
     return exchange.context.end_reason is not None or (task is not None and task.cancelling() > 0)
 
 
 def check_complete(exchange: Exchange) -> None:
-    """Raise where an app has returned in the middle of its response.
+    """Raise an exception if the app has returned before its response was complete.
 
-    A `StreamingResponse` does so if its body raises a CancelledError by itself: anyio's task groups drop it.
+    A `StreamingResponse` returns early if its body raises a CancelledError, which anyio's task groups swallow.
 
     Raises:
-        CancelledError: The request was cancelled, which the app has swallowed.
-        RuntimeError: It was not.
+        CancelledError: The request was cancelled, and the app has swallowed the CancelledError.
+        RuntimeError: The request was not cancelled.
     """
     unfinished = exchange.status and not exchange.client_disconnected and exchange.scope["type"] == "http"
     if unfinished:

@@ -1,9 +1,9 @@
-"""The outermost place around an app: outside of Starlette's own layers, and of those that agents add, whenever they do.
+"""`Edge` puts layers around an app, outside of Starlette's own middleware and of whatever agents add, however late.
 
 Agents such as OpenTelemetry's, Sentry's or Elastic's hook into an app in two ways: they wrap what
-`app.build_middleware_stack()` returns, and they patch the classes of Starlette and FastAPI. The edge leaves both alone.
-It goes around whatever is set as `app.middleware_stack`; and an exception that leaves it passes `Starlette.__call__`,
-patched or not, before `on_error` decides about it one step further out.
+`app.build_middleware_stack()` returns, and they patch the classes of Starlette and FastAPI. The edge works with both.
+It wraps whatever is set as `app.middleware_stack`. An exception that leaves the edge also leaves `Starlette.__call__`,
+patched or not; after that `on_error` is called.
 """
 
 import math
@@ -29,8 +29,8 @@ from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 __all__ = ["Edge"]
 
 _KINDS: Final = ("http", "websocket")
-_MOST_DROPPED: Final = 65_536  # bytes of a body that is not read, so that its connection can be used again
-_MOST_DIGITS: Final = 18  # of a length that is looked at
+_MOST_DROPPED: Final = 65_536  # bytes of an unread body that the server may read and drop to keep the connection open
+_MOST_DIGITS: Final = 18  # of a Content-Length that are parsed
 _internal_error: Final = Refusal(ProblemError(500, INTERNAL_ERROR))
 _Failures = list[tuple[Exchange, BaseException]]
 
@@ -41,22 +41,22 @@ class Edge:
         edge = Edge([RequestIDMiddleware(app), AccessLogMiddleware(app)])
         edge.put_around(app)
 
-    A request passes one edge: if a mounted app and the app around it have an edge each, the mounted app serves without
-    the layers of its own. The management routes of its edge answer all the same.
+    Each request passes one edge only. If a mounted app and the app around it both have an edge, the layers of the
+    mounted app's edge are not used, but its management routes are.
 
     Args:
         layers: Outermost first.
-        management: An app whose routes answer behind the last layer and in front of the app inside, such as probes;
-            see `ManagementRoutes`. A route of the app inside with the same path and method wins; such a route is
-            not exempt from a layer, although its path is in the layer's `exempt`.
-        installed: Objects that dependencies look for, by name; those of a mounted app's own edge come first.
+        management: An app with routes such as probes. It serves them behind the last layer, in place of the app inside;
+            see `ManagementRoutes`. A route of the app inside with the same path and method wins. No layer exempts
+            such a route, even if the layer's `exempt` has its path.
+        installed: Objects that dependencies look up, by name. In a mounted app, those of its own edge win.
 
     Attributes:
-        app: The app inside; set in what `around` returns.
+        app: The app inside; only set on an edge that `around` has returned.
         layers: As given.
 
     Raises:
-        ConfigurationError: The layers stand in an order in which they cannot work.
+        ConfigurationError: The layers are in an order in which they cannot work.
     """
 
     app: ASGIApp
@@ -100,14 +100,14 @@ class Edge:
         return served
 
     def around_refusal(self, refusal: Refusal) -> ASGIApp:
-        """Return what answers a request that the server refuses: it is logged and counted as the refusal of a layer.
+        """Return an app that answers a request which the server refuses; it is logged and counted like any other.
 
-        The layers around it are those in front of the first layer that may answer.
+        The app has those layers around it that are in front of the first layer that may answer.
         """
         return self._refusals.around(refusal)
 
     def close_connections(self) -> None:
-        """Make every response say from now on that its connection is closed; no request pays for it before."""
+        """Send `Connection: close` with every response from now on; this costs nothing before the call."""
         self._stacks["http"].add_on_response_start(_close_connection)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,7 +127,7 @@ class Edge:
 
 
 class _Unregistered:
-    """Keep `__init_subclass__` of the base classes behind this one, which may need arguments, from being called."""
+    """Hide `__init_subclass__` of the other base classes, which may require arguments."""
 
     def __init_subclass__(cls) -> None: ...
 
@@ -138,16 +138,16 @@ class _EdgeStack(LayerStack):
         self._management = management
 
     def hooks_for(self, exchange: Exchange) -> Hooks[Exchange]:
-        """Return all hooks where a route of the app inside has taken the place of an exempt management route."""
+        """Return all hooks if a route of the app inside overrides an exempt management route."""
         if self._management.is_overridden(exchange.path, exchange.scope.get("method")):
             return self.hooks
         return super().hooks_for(exchange)
 
     async def decide(self, exchange: Exchange, error: BaseException) -> bool:
-        """Answer an error that Starlette has not answered, and leave the decision to the outermost place if any."""
+        """Send the 500 problem if no response has started; defer `on_error` until `Starlette.__call__` has ended."""
         if not exchange.status and not exchange.send_failed and exchange.scope["type"] == "http":
             with suppress(OSError):  # the client has disconnected
-                # Starlette's handlers catch Exception only, and stand inside of the layers, which may fail themselves.
+                # Starlette's handlers see no BaseException, and no exception of a layer, which is outside of them.
                 await _internal_error(exchange.scope, exchange.receive, exchange.send)
         failures: _Failures | None = exchange.scope.get(_scope.FAILURES)
         if failures is None:
@@ -158,12 +158,12 @@ class _EdgeStack(LayerStack):
 
 class _RefusalStack(LayerStack):
     def hooks_for(self, exchange: Exchange) -> Hooks[Exchange]:  # noqa: ARG002 - the signature of the method
-        """Return all hooks: nothing is exempt that the server has refused."""
+        """Return all hooks: a request that the server refuses is never exempt."""
         return self.hooks
 
 
 def _with_edge(base: type[Starlette], edge: Edge) -> type[Starlette]:
-    """Return a subclass that puts the edge around every middleware stack, and decides about exceptions last."""
+    """Return a subclass that wraps every middleware stack in the edge, and calls `on_error` around `base.__call__`."""
 
     def set_stack(app: Starlette, stack: ASGIApp | None) -> None:
         setattr(app, _scope.APP_STACK, None if stack is None else edge.around(stack))
@@ -180,18 +180,18 @@ def _with_edge(base: type[Starlette], edge: Edge) -> type[Starlette]:
         try:
             await base.__call__(app, scope, receive, send)
         except APP_ERRORS as error:
-            if not _settle(failures, error):
+            if not _call_on_error(failures, error):
                 raise
         finally:
-            failures.clear()  # it refers to the exchange, and the exchange to the scope that holds it
+            failures.clear()  # breaks the cycle of references: failures, exchange, scope, failures
 
     members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     stack = property(attrgetter(_scope.APP_STACK), set_stack, delete_stack)
     return type(base.__name__, (_Unregistered, base), {**members, "__call__": call, "middleware_stack": stack})
 
 
-def _settle(failures: _Failures, error: BaseException) -> bool:
-    """Call `on_error` for an exception that has left the edge; return True to swallow what has arrived here."""
+def _call_on_error(failures: _Failures, error: BaseException) -> bool:
+    """Call `on_error` for the exception that has left the edge; return True to swallow `error`, which was caught."""
     if not failures:
         return False
     exchange, original = failures[-1]
@@ -199,7 +199,7 @@ def _settle(failures: _Failures, error: BaseException) -> bool:
     on_error = exchange.hooks.on_error
     swallow = on_error is not None and on_error(exchange, original)
     _context.end(token)
-    # An agent may have replaced the exception. A CancelledError says that the server has cancelled the request since.
+    # An agent may have replaced the exception. But a CancelledError in its place is a cancellation by the server.
     return swallow and (error is original or isinstance(error, Exception))
 
 
@@ -207,13 +207,13 @@ async def _no_app(scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 def _close_unread(exchange: Exchange, headers: RawHeaders, present: dict[bytes, bytes]) -> None:
-    """Close a connection on which more of the request's body may still come than a server should read and drop."""
+    """Close the connection if the unread rest of the request's body may be larger than a server should drop."""
     if not exchange.request_complete and _unread(exchange) > _MOST_DROPPED:
         _close_connection(exchange, headers, present)
 
 
 def _unread(exchange: Exchange) -> float:
-    """Return how many bytes of the body the app has not received, which may have reached the server."""
+    """Return how many bytes of the request's body the app has not received; infinity if the size is not announced."""
     if b"transfer-encoding" in exchange.headers:
         return math.inf
     announced = exchange.headers.get(b"content-length", b"")
@@ -221,7 +221,7 @@ def _unread(exchange: Exchange) -> float:
 
 
 def _close_connection(exchange: Exchange, headers: RawHeaders, present: dict[bytes, bytes]) -> None:
-    """Say `Connection: close` (RFC 9112 section 9.6), which HTTP/2 forbids and does otherwise."""
+    """Add `Connection: close` (RFC 9112 section 9.6), except in HTTP/2, which forbids this header."""
     if exchange.scope["http_version"] < "2" and b"connection" not in present:
         present[b"connection"] = b"close"
         headers.append((b"connection", b"close"))

@@ -1,4 +1,4 @@
-"""The state of one request and its response, which all layers share: each message is looked at once."""
+"""The state of one request and its response, shared by all layers, so that each message is inspected once."""
 
 import asyncio
 from asyncio import Task
@@ -19,8 +19,8 @@ from fastapi_prodkit._pipeline.timers import Deadline
 
 __all__ = ["CLIENT_DISCONNECTED", "Exchange"]
 
-CLIENT_DISCONNECTED: Final = 499  # nginx's status for it; no client ever sees the status
-_FORBIDDEN: Final = 403  # what servers answer to a handshake that is closed before it is accepted
+CLIENT_DISCONNECTED: Final = 499  # nginx's status for a client that has disconnected; for logs and metrics only
+_FORBIDDEN: Final = 403  # the status that servers send if an app closes a handshake before it accepts it
 _TO_NORMALIZE: Final = ("/", "")  # last characters of a path that `route_path` changes
 _PLAIN: Final = frozenset({b"content-length", b"content-type"})  # no layer's header replaces or depends on these
 
@@ -32,27 +32,27 @@ class Exchange:
         scope: The request.
         path: Its path relative to the app, without a trailing slash; "/" for the root.
         root_path: The scope's root_path when the exchange was opened; mounts further in lengthen the scope's.
-        headers: Its headers by name; the last line of a header that has several.
+        headers: Its headers by name; of a repeated header, the last value.
         has_repeated_headers: Some header has several lines; `header_values` returns all of them.
-        context: The fields of every log line about the request, and what its access line has to know.
-        response_headers: Headers of the response, which replace headers of the same names that the app sets. Exchanges
-            of one request share them, and the outermost adds them: of two layers that set one the inner layer wins.
+        context: The fields of every log line about the request, and further facts for its access line.
+        response_headers: Headers to add to the response; they replace headers of the same names that the app sets. All
+            exchanges of a request share them, and the outermost adds them. If two layers set one, the inner layer wins.
         complete: The server has taken the last message of the response.
         client_disconnected: The client disconnected before the response was complete.
-        send_failed: The server, or a layer, has refused a message of the app.
+        send_failed: Sending a message of the app has failed, in the server or in a layer.
         body_received: Bytes of the request's body that have been received.
         request_complete: The last message of the request's body has been received.
         exempt: The hooks of some layer are not called, because its `exempt` has the path.
-        started_at: When the request came, on the clock of `perf_counter`.
-        task: The task that serves the request; set before a layer's own answer is called, and before the app if a layer
-            may cancel it.
-        hooks: What the layers do with the request.
-        app: Serves the request when the layers have let it pass; a layer may put another app in its place.
+        started_at: When the request arrived, on the clock of `perf_counter`.
+        task: The task that serves the request; set before an app that a layer has returned is called, and before the
+            app itself if a layer may cancel it.
+        hooks: The hooks of the layers that handle the request.
+        app: The app that serves the request after the layers; a layer may replace it.
         listener: Listens for the disconnect of the client, if a layer or a route asks for it.
         deadline: The time-out of the request, if a layer has started one.
         interruption: The answer that is sent in place of the app's, if the app was cancelled.
-        receive_from_server: Returns the app's next message; a layer may put itself in between.
-        stream: What has been sent of a response in several parts.
+        receive_from_server: Returns the next message of the server; a layer may wrap it.
+        stream: What has been sent so far of a response in several parts.
         outer: The exchange around this one: of an app around this app, or of a layer around a copied scope.
         status: The status of the response; 0 before it starts. From `on_end` on it is what the client saw: 499 if it
             disconnected early, 101 for an open WebSocket.
@@ -78,7 +78,7 @@ class Exchange:
     task: "Task[Any] | None" = None
     stream: ResponseStream | None = None
     _start: Message  # the first message of the response, as the app has sent it
-    _held = False  # by a layer that has returned an app of its own
+    _held = False  # a layer has returned an app of its own, which may have delayed the request
     _waited = False  # `on_wait` was called
 
     def __init__(  # noqa: PLR0913, PLR0917 - called for every request: keywords cost
@@ -128,7 +128,7 @@ class Exchange:
         return [value for key, value in self.scope["headers"] if key == name]
 
     def set_request_header(self, name: bytes, value: bytes) -> None:
-        """Have everything further in find one line of this header in the request."""
+        """Set a header of the request, in place of all its lines, for everything further in."""
         headers = self.scope["headers"]
         if name in self.headers:
             headers = [pair for pair in headers if pair[0] != name]
@@ -144,25 +144,25 @@ class Exchange:
             answer = on_request(self)
             if answer is not None:
                 self._held = True
-                self.task = asyncio.current_task()  # its answer may read a body, which has a time-out
+                self.task = asyncio.current_task()  # the app may read the body, which has a time-out
                 return answer(self.scope, receive, send)
         if self.hooks.may_cancel_app and not self._waited:
-            # Time for which a layer has held the request does not count.
+            # The time for which a layer has delayed the request does not count.
             self.start_deadlines(perf_counter() if self._held else self.started_at)
         return self.app(self.scope, receive, send)
 
     def replace_hooks(self, hooks: "Hooks[Exchange]") -> None:
-        """Serve the request with other hooks, before any was called."""
+        """Serve the request with other hooks. Called before any hook was called."""
         self.hooks = hooks
         self._remaining = iter(hooks.on_request)
 
     def add_layers(self, hooks: "Hooks[Exchange]", app: ASGIApp) -> None:
-        """Serve the request with hooks that include those of layers further in, around this app."""
+        """Add a layer found below this open exchange: `hooks` has its hooks and those of the outer layers."""
         self.replace_hooks(hooks)
         self.app = app
 
     def start_deadlines(self, started_at: float) -> None:
-        """Tell the layers that the app is called now and has had the request since `started_at`.
+        """Call `on_wait` of each layer: the app is about to be called, and deadlines count from `started_at`.
 
         Must be called from the task that serves the request: that task is the one a deadline cancels.
         """
@@ -184,7 +184,7 @@ class Exchange:
         return True
 
     async def finish_interruption(self) -> bool:
-        """Wait until the answer is sent; return True if nothing but an interruption has cancelled the request."""
+        """Wait until the answer is sent; return True if only the interruption has cancelled the request."""
         if self.interruption is None:
             return False
         alone = self.interruption.withdraw_cancellation()
@@ -192,7 +192,7 @@ class Exchange:
         return alone
 
     async def receive(self) -> Message:
-        """Pass a message to the app."""
+        """Return the next message of the server. Called by the app."""
         message = await self.receive_from_server()
         if message["type"] == "http.disconnect":
             self.client_disconnected |= not self.complete
@@ -203,7 +203,7 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass a message to the server."""
+        """Pass a message to the server. Called by the app."""
         if self.interruption is not None and not self.interruption.is_current_task():
             await asyncio.sleep(0)  # an app that was cancelled and keeps sending must not starve other requests
             return
@@ -223,7 +223,7 @@ class Exchange:
             if not isinstance(error, REPLACED_BY_LIMIT):
                 self.status = before  # the server has not taken the message, so the client does not see it
                 self.send_failed = True
-            # ASGI 2.4: OSError is how a server says that the client has disconnected.
+            # ASGI 2.4: a server raises an OSError if the client has disconnected.
             self.client_disconnected |= isinstance(error, OSError) and not self.complete
             raise
         if streamed:
@@ -233,7 +233,7 @@ class Exchange:
             self.duration = perf_counter() - self.started_at
 
     def open_stream(self) -> ResponseStream:
-        """Return the stream of a response that has started; without this call it is opened by the first chunk."""
+        """Return the `ResponseStream` of a response that has started; the first call creates it."""
         if self.stream is None:
             self.stream = ResponseStream(self._start.get("headers", ()), self._send)
         return self.stream

@@ -1,4 +1,4 @@
-"""What a set of layers does with one request, as lists of functions, ready to be called."""
+"""The hooks of a set of layers, as lists of functions that are ready to be called."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -24,15 +24,15 @@ class Hooks(Generic[_Exchange]):
         on_request: Outermost first.
         on_wait: Outermost first.
         on_response_start: Innermost first.
-        on_plain_response_start: Those of `on_response_start` that have something to do on a plain response, which has
-            no other headers than Content-Type and Content-Length.
+        on_plain_response_start: The hooks of `on_response_start` that are called for a plain response, in which the app
+            sets no headers other than Content-Type and Content-Length.
         on_end: Innermost first.
-        on_error: That of the innermost layer that has one, or None.
+        on_error: The hook of the innermost layer that has one, or None.
         may_cancel_app: Some layer may cancel the task that serves the request.
-        layers: The layers that work on the request, outermost first, those of outer exchanges included. Of type Any,
+        layers: The layers that handle the request, outermost first, those of outer exchanges included. Of type Any,
             because the module of Layer imports this one.
-        further_in: The hooks of layers that work inside of these layers, each made once. The key is the hooks of those
-            layers alone, and whether they have joined the exchange of these.
+        further_in: The hooks of layers inside of these layers, cached. The key is the hooks of the inner layers alone,
+            and whether these layers have joined the exchange of the outer ones.
     """
 
     __slots__ = (
@@ -70,7 +70,7 @@ class Hooks(Generic[_Exchange]):
         self.further_in: dict[tuple[Hooks[_Exchange], bool], Hooks[_Exchange]] = {}
 
     def joined_to(self, outer: "Hooks[_Exchange]") -> "Hooks[_Exchange]":
-        """Return these hooks and, around them, those of outer layers, which have handled `on_request` already."""
+        """Return these hooks with those of outer layers around them, whose `on_request` was called already."""
         return Hooks(
             on_request=self.on_request,
             on_wait=outer.on_wait,
@@ -83,7 +83,7 @@ class Hooks(Generic[_Exchange]):
         )
 
     def add_on_response_start(self, hook: OnResponseStart[_Exchange]) -> None:
-        """Call a function like an outermost layer's hook, for requests in progress too, whatever has joined them."""
+        """Call a function as the hook of an outermost layer, for requests in progress too, in joined hooks too."""
         self.on_response_start.append(hook)
         self.on_plain_response_start.append(hook)
         for (_, joined), inner in self.further_in.items():

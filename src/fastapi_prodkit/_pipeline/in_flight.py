@@ -1,4 +1,4 @@
-"""The requests that a process still serves when it ends, found in the frames of its tasks: no request pays for it."""
+"""Find the requests in progress when the process ends, in the frames of its tasks, so that no request is registered."""
 
 import asyncio
 from asyncio import AbstractEventLoop, Task
@@ -26,7 +26,7 @@ _ABANDONED: Final = Reason("shutdown", "no response: the process exited while th
 
 
 def frames_of(task: "Task[Any]") -> Iterator[FrameType]:
-    """Yield the frames of a task that is suspended, outermost first."""
+    """Yield the frames of a suspended task, outermost first."""
     awaited: Any = task.get_coro()
     while (frame := getattr(awaited, "cr_frame", None)) is not None:
         yield frame
@@ -34,7 +34,7 @@ def frames_of(task: "Task[Any]") -> Iterator[FrameType]:
 
 
 def exchanges_in(frames: Iterable[FrameType]) -> Iterator[Exchange]:
-    """Yield the outermost exchange of the request that is served in these frames, if one is."""
+    """Yield the outermost exchange of the request that is served in these frames, if there is one."""
     for frame in frames:
         exchange = frame.f_locals.get("exchange") if frame.f_code is _SERVE else None
         if exchange is not None and exchange.outer is None:
@@ -44,7 +44,8 @@ def exchanges_in(frames: Iterable[FrameType]) -> Iterator[Exchange]:
 def cut_requests(loop: AbstractEventLoop) -> int:
     """Cancel all requests, and answer those whose response has not started with 503; return how many were cancelled.
 
-    To be called in the event loop. What is cancelled already is left alone; WebSockets are closed by the server.
+    Called in the event loop. Requests that are cancelled already are skipped, and so are WebSockets, which the server
+    closes.
     """
     count = 0
     for task in asyncio.all_tasks(loop):
@@ -57,8 +58,8 @@ def cut_requests(loop: AbstractEventLoop) -> int:
 
 
 def _cut(exchange: Exchange, task: "Task[Any]") -> None:
-    exchange.task = task  # which is set before only where a layer may cancel it
-    if exchange.complete:  # what still runs is its background tasks
+    exchange.task = task  # so far it is set only if a layer may cancel it
+    if exchange.complete:  # only its background tasks still run
         cut(exchange, "complete")
     elif not exchange.interrupt(_stopped):
         exchange.open_stream()
@@ -66,7 +67,7 @@ def _cut(exchange: Exchange, task: "Task[Any]") -> None:
 
 
 def abandon(exchange: Exchange) -> None:
-    """Finish a request whose handler does not end, when the process is about to exit. May be called in any thread."""
+    """Finish a request whose handler does not end, just before the process exits. May be called in any thread."""
     if not exchange.status:
         exchange.status = 503
         exchange.context.reason = _ABANDONED

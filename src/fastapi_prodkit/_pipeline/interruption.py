@@ -11,7 +11,7 @@ __all__ = ["Interruption"]
 
 
 class Interruption:
-    """Send another answer than the app's, in a task of its own, while the app is being cancelled.
+    """Send an answer in place of the app's response, in a task of its own, while the app is being cancelled.
 
     Args:
         task: The task that serves the request.
@@ -29,14 +29,14 @@ class Interruption:
         return asyncio.current_task() is self._answer
 
     def withdraw_cancellation(self) -> bool:
-        """Take back the cancellation of the app's task; return False if it was cancelled elsewhere as well.
+        """Withdraw the cancellation of the app's task; return False if something else has cancelled the task as well.
 
-        Called once, when the app has ended. `asyncio.timeout` finds out in the same way who has cancelled.
+        Called once, when the app has ended. It compares the counts of cancellations, as `asyncio.timeout` does.
         """
         return self._task.uncancel() <= self._cancelled_before
 
     async def wait_closed(self) -> None:
-        """Wait until the answer is sent: servers take an app that returns earlier for a broken one."""
+        """Wait until the answer is sent: servers report an error if an app returns before its response is complete."""
         await self._answer
 
 

@@ -17,7 +17,7 @@ from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["APP_ERRORS", "Layer", "LayerStack", "checked_exempt"]
 
-# What an app may fail with. Others, such as SystemExit, end more than a request: `on_error` is not called, `on_end` is.
+# Exceptions that end one request. For others, such as SystemExit, `on_end` is called, but `on_error` is not.
 APP_ERRORS: Final = (Exception, CancelledError, BaseExceptionGroup)
 
 _TYPES: Final = frozenset({"http", "websocket"})
@@ -34,13 +34,14 @@ class Layer:
     Attributes:
         app: The app to serve, where the layer is used alone.
         exempt: Paths relative to the app, without trailing slash. No hook is called for GET and HEAD requests for them.
-        where_exempt: A layer that works in place of this one on those requests, if there is one.
-        scope_types: Types of scope for which the hooks are called; others pass.
+        where_exempt: A layer that is used in place of this one for those requests, if there is one.
+        scope_types: Types of scope for which the hooks are called; for others the app is called without them.
         may_answer: `on_request` may return an app. Set it to False where `on_request` always returns None; then layers
-            with `on_response_start` or `on_end` may stand further in.
-        may_cancel_app: The layer may cancel the task that serves the request. Alone, it opens an exchange of its own.
-        runs_on_plain_response: `on_response_start` has something to do although the app sets no other headers than
-            Content-Type and Content-Length.
+            with `on_response_start` or `on_end` may be further in.
+        may_cancel_app: The layer may cancel the task that serves the request. Outside of a stack it opens an exchange
+            of its own.
+        runs_on_plain_response: Call `on_response_start` even if the app sets no headers other than Content-Type and
+            Content-Length.
     """
 
     app: ASGIApp
@@ -55,21 +56,22 @@ class Layer:
         """Begin a request. Called once by the stack, outermost layer first, before the app is called.
 
         May return an ASGI app, which then serves the request in place of the layers further in and the app; it may call
-        `exchange.call_inner` to serve the request with them after all. May raise: the request fails.
+        `exchange.call_inner` to serve the request with them after all. If it raises, the request fails.
         """
 
     def on_wait(self, exchange: Exchange, started_at: float) -> None:
         """Start a time-out. Called once by the stack, immediately before the app is called.
 
-        `started_at` says since when the app counts as having the request, on the clock of `perf_counter`. Called in the
-        task that serves the request, `exchange.task`, and only in a stack with a layer that may cancel it.
+        The time-out counts from `started_at`, on the clock of `perf_counter`. Called in the task that serves the
+        request, `exchange.task`, and only in a stack with a layer that may cancel this task.
         """
 
     def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: dict[bytes, bytes]) -> None:
         """Change the headers of a response in place. Called once by `Exchange.send`, innermost layer first.
 
-        `headers` is what will be sent, `present` is what the app has set, `exchange.status` is the status. A layer that
-        adds to `present` tells those further out that its header stands. May raise: the app's call of `send` fails.
+        `headers` are those to send, `present` are those that the app has set, `exchange.status` is the status. Layers
+        further out treat a header in `present` as set by the app, even if this layer has added it there. If the hook
+        raises, the app's call of `send` raises.
         """
 
     def on_end(self, exchange: Exchange) -> None:
@@ -81,17 +83,17 @@ class Layer:
     def on_error(self, exchange: Exchange, error: BaseException) -> bool:  # noqa: ARG002 - for those that override it
         """Handle an exception; return True to swallow it. Only the innermost layer that overrides this is called.
 
-        Called once by the stack, or in an `Edge` by the outermost place when the exception has passed all other layers,
-        for an Exception or BaseExceptionGroup, and for a CancelledError while the request's task is not cancelled. Must
-        not raise.
+        Called once by the stack or, in an `Edge`, after the exception has left `Starlette.__call__`. Called for an
+        Exception or BaseExceptionGroup, and for a CancelledError if the request's task was not cancelled. Must not
+        raise.
         """
         return False
 
     def inside(self, outer: "Layer") -> "Layer | None":  # noqa: ARG002 - for those that override it
-        """Return what works in place of this layer where `outer` stands further out; None for nothing.
+        """Return the layer to use in place of this one if `outer` is further out; None to leave it out.
 
-        Called for each layer further out, once and not for each request. A layer that would do again what `outer` does
-        returns None; one whose settings are to win over those of `outer` may return a layer that sees to it.
+        Called for each layer further out, once and not for each request. A layer that would repeat what `outer` does
+        returns None. A layer whose settings must win over those of `outer` may return another layer that ensures this.
         """
         return self
 
@@ -114,12 +116,12 @@ class Layer:
 
 
 class LayerStack:
-    """Serve an app with these layers around it, outermost first, each for its types of scope; others pass.
+    """Serve an app with layers around it, outermost first. A layer is skipped for types of scope that it does not have.
 
         app = LayerStack([RequestIDMiddleware(app), AccessLogMiddleware(app)], app)
 
     Raises:
-        ConfigurationError: A layer with `on_response_start` or `on_end` stands behind one that may answer.
+        ConfigurationError: A layer with `on_response_start` or `on_end` is behind one that may answer.
     """
 
     def __init__(self, layers: Sequence[Layer], app: ASGIApp) -> None:
@@ -129,7 +131,7 @@ class LayerStack:
         self.hooks = _hooks_of(layers)
         paths = {path for layer in layers for path in layer.exempt}
         self._exempt = {path: _hooks_of(_layers_for(path, layers)) for path in paths}
-        # The types of scope for which all layers work; for others some do, or none.
+        # The types of scope that all layers have; for others some layers are used, or none.
         self._types = _TYPES.intersection(*(layer.scope_types for layer in layers))
         self._others: dict[str, ASGIApp] = {}
 
@@ -157,7 +159,7 @@ class LayerStack:
                 _context.keep(error, exchange.context)
                 raise
         except BaseException as error:
-            _context.keep(error, exchange.context)  # no error of the app: `on_error` is not called
+            _context.keep(error, exchange.context)  # not an error of the app: `on_error` is not called
             raise
         finally:
             exchange.finish()
@@ -170,18 +172,18 @@ class LayerStack:
         """Return the same layers around another app."""
         stack = copy(self)
         stack.app = app
-        stack._others = {}  # noqa: SLF001 - a copy's own; they are around the app
+        stack._others = {}  # noqa: SLF001 - a copy's own; the stacks in the dict have the old app inside
         return stack
 
     def _for_type(self, kind: str) -> ASGIApp:
-        """Return the app with the layers that work for a type of scope."""
+        """Return the app with the layers that have a type of scope."""
         if kind not in self._others:
             layers = [layer for layer in self.layers if kind in layer.scope_types]
             self._others[kind] = LayerStack(layers, self.app) if layers else self.app
         return self._others[kind]
 
     def hooks_for(self, exchange: Exchange) -> Hooks[Exchange]:
-        """Return the hooks of the layers from which the request is not exempt, and note whether it is from any."""
+        """Return the hooks of the layers that do not exempt the request; set `exchange.exempt` if any layer does."""
         hooks = self._exempt.get(exchange.path)
         if hooks is None or exchange.scope.get("method") not in _READING:
             return self.hooks
@@ -189,14 +191,14 @@ class LayerStack:
         return hooks
 
     def add_on_response_start(self, hook: OnResponseStart[Exchange]) -> None:
-        """Call a function like an outermost layer's hook, for requests in progress too, whatever stack serves them."""
+        """Call a function as the hook of an outermost layer: in copies of this stack too, and for current requests."""
         for hooks in (self.hooks, *self._exempt.values()):
             hooks.add_on_response_start(hook)
 
     async def handle_error(self, exchange: Exchange, error: BaseException) -> bool:
         """Call `on_error` for an exception of the app; return True to swallow it.
 
-        A cancellation of the request passes; a CancelledError while its task is not cancelled is an error.
+        A cancellation of the request is not swallowed. A CancelledError without a cancellation is an error of the app.
         """
         if isinstance(error, CancelledError) and is_cancelled(exchange):
             if exchange.outer is None and not exchange.complete and not exchange.client_disconnected:
@@ -214,10 +216,10 @@ class LayerStack:
 
 
 def checked_exempt(paths: Collection[str]) -> frozenset[str]:
-    """Return paths for `Layer.exempt`, which are compared as they are.
+    """Check the paths of `Layer.exempt`, which are compared exactly, and return them as a set.
 
     Raises:
-        ConfigurationError: It is one text, or a path does not start with a slash, or ends with one.
+        ConfigurationError: The paths are one string, or a path does not start with a slash, or ends with one.
     """
     for path in [paths] if isinstance(paths, str) else paths:
         if isinstance(paths, str) or not path.startswith("/") or (path.endswith("/") and path != "/"):
@@ -250,12 +252,12 @@ def _check_order(layers: Sequence[Layer]) -> None:
 
 
 def _inside(outer: Hooks[Exchange], hooks: Hooks[Exchange], *, joined: bool) -> Hooks[Exchange]:
-    """Return the hooks as they work where those of outer layers work on the same request.
+    """Return the hooks of inner layers for requests that outer layers handle as well.
 
     Args:
-        outer: The hooks of the exchange that the layers have found.
-        hooks: Those of the layers alone.
-        joined: The layers work in that exchange, and not in one of their own.
+        outer: The hooks of the outer exchange.
+        hooks: The hooks of the inner layers alone.
+        joined: The inner layers join the outer exchange instead of opening one of their own.
     """
     key = hooks, joined
     found = outer.further_in.get(key)

@@ -1,4 +1,4 @@
-"""Notice that a client disconnects while its request is being served."""
+"""Detect that a client disconnects while its request is being served."""
 
 import asyncio
 from asyncio import Queue, Task
@@ -12,8 +12,8 @@ __all__ = ["DisconnectListener"]
 class DisconnectListener:
     """Pass the messages of a request to its app, and listen for `http.disconnect` while the app does not receive.
 
-    Some servers give `http.disconnect` to one caller only, so the app has to receive from here. No part of a body is
-    received before the app receives it, except the first part of a body that was not announced.
+    Some servers return `http.disconnect` to one caller only, so the app must receive its messages from the listener.
+    The listener does not receive a body before the app does, except the first part of a body that was not announced.
 
     Args:
         receive: Returns the next message of the server.
@@ -48,7 +48,7 @@ class DisconnectListener:
         """Stop listening."""
         if self._listening is not None:
             self._listening.cancel()
-            self._listening = None  # its exception refers, through its traceback, to this object
+            self._listening = None  # the exception of the task refers, through its traceback, to this object
 
     async def _listen(self) -> None:
         message = await self._receive()

@@ -20,18 +20,18 @@ _logger = logging.getLogger("fastapi_prodkit")
 
 
 class ManagementRoutes(Layer):
-    """Have a management app serve the requests for its routes: the last layer of an edge.
+    """The last layer of an edge: the management app serves requests for its routes, in place of the app inside.
 
-    Middleware, dependencies, exception handlers, mounts and catch-all routes of the app inside have no part in these
-    requests. A route of the app inside wins if it has the same path, a trailing slash apart, and the method; one that
-    has GET wins for HEAD as well (RFC 9110 section 9.3.2). A route of a mounted app counts with the path of its mount.
-    A mount at exactly the path wins for every method.
+    Middleware, dependencies, exception handlers, mounts and catch-all routes of the app inside do not apply to these
+    requests. A route of the app inside wins if it has the same path, with or without a trailing slash, and the same
+    method; a GET route wins for HEAD as well (RFC 9110 section 9.3.2). The path of a route in a mounted app includes
+    the path of the mount. A mount at exactly the path wins for every method.
 
-    The routes of the app inside are read once: at the end of start-up, or at the first request for one of the paths
-    where no lifespan runs. Until then an app may change its routes.
+    The routes of the app inside are read once: at the end of start-up or, if no lifespan runs, at the first request
+    for a management path. Until then the app may change its routes.
 
     Args:
-        management: The app that serves the requests. Its routes have no path parameters; its mounts are left out.
+        management: The app that serves the requests. Its routes must have no path parameters; its mounts are ignored.
 
     Attributes:
         app_inside: The app whose routes win; None if it is not known.
@@ -52,7 +52,7 @@ class ManagementRoutes(Layer):
         self._overridden: frozenset[tuple[str, str]] | None = None  # paths and methods
 
     def on_request(self, exchange: Exchange) -> None:
-        """Have the management app serve a request for one of its routes."""
+        """Choose the management app for a request for one of its routes."""
         if exchange.path in self._methods and self.serves(exchange.scope, exchange.path):
             exchange.app = self.app
 
@@ -101,8 +101,8 @@ def _without_slash(path: str) -> str:
 
 
 def _overridden_methods(methods: set[str], own: RouteContext) -> set[str]:
-    """Return which methods of a management route a route of the same path takes over."""
-    if not isinstance(own.original_route, Route | Mount):  # a WebSocket, or a kind that is not known
+    """Return the methods of a management route that a route of the same path overrides."""
+    if not isinstance(own.original_route, Route | Mount):  # the route of a WebSocket, or of an unknown kind
         return set()
     if own.methods is None:
         return methods

@@ -1,4 +1,4 @@
-"""What has been sent of a response whose end is not announced: of a stream."""
+"""Bytes and times of a response that is sent in several parts: a stream."""
 
 from collections.abc import Iterable
 from time import perf_counter
@@ -7,14 +7,14 @@ from starlette.types import Send
 
 __all__ = ["ResponseStream"]
 
-_FRAMING = frozenset({b"content-length", b"content-encoding"})  # with these a stream ends where the app ends it only
+_FRAMING = frozenset({b"content-length", b"content-encoding"})  # with one of these, only the app can end a stream
 
 
 class ResponseStream:
-    """Count what is sent of a stream whose response has started.
+    """Record the bytes and times of a stream whose response has started.
 
     Args:
-        headers: Those of the response.
+        headers: The headers of the response.
         send: Passes a message to the server.
 
     Attributes:
@@ -22,8 +22,8 @@ class ResponseStream:
             compressed.
         size: Bytes that have been sent.
         first_byte_at: When the first chunk was sent, on the clock of `perf_counter`; None before.
-        active_at: When the app sent its last chunk that is no comment of an event stream, as a heartbeat is.
-        sent_at: When anything was sent last, heartbeats included.
+        active_at: When the app sent its last chunk, not counting comments of an event stream, such as heartbeats.
+        sent_at: When the last chunk was sent, heartbeats included.
     """
 
     first_byte_at: float | None = None
@@ -38,16 +38,16 @@ class ResponseStream:
 
     def count(self, chunk: bytes) -> None:
         """Count a chunk that the app has sent."""
-        self._note(chunk)
+        self._record(chunk)
         if not (self._has_comments and bytes(chunk[:1]) == b":"):
             self.active_at = self.sent_at
 
     async def add(self, chunk: bytes) -> None:
         """Send a chunk between those of the app."""
-        self._note(chunk)
+        self._record(chunk)
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
-    def _note(self, chunk: bytes) -> None:
+    def _record(self, chunk: bytes) -> None:
         self.sent_at = perf_counter()
         self.first_byte_at = self.first_byte_at or self.sent_at
         self.size += len(chunk)

@@ -1,7 +1,7 @@
-"""One timer for many time-outs of the same length: a timer of its own for each would cost more than the request.
+"""One timer for many time-outs of the same length: a timer for each would cost more than the request.
 
-Time-outs of one length end in the order in which they began, so the timer has to look at the oldest only. Nearly every
-request ends long before its time-out and cancels it. When the timer fires and finds no time-out, it is not set again.
+Time-outs of one length expire in the order in which they started, so the timer checks the oldest only. Nearly every
+request ends long before its time-out and cancels it. If the timer fires and there is no time-out, it is not set again.
 """
 
 from asyncio import AbstractEventLoop
@@ -21,7 +21,7 @@ class Deadline(Protocol):
     started_at: float  # on the clock of `perf_counter`
 
     def cancel(self) -> None:
-        """Let the time pass without consequence. May be called after the time-out has expired."""
+        """Cancel the time-out. May be called after the time-out has expired."""
 
 
 class TimerQueue(Generic[_Subject]):
@@ -40,7 +40,7 @@ class TimerQueue(Generic[_Subject]):
 
     def schedule(self, due: float) -> None:
         """Have the event loop call `expire_due` at that time."""
-        # In an empty context: that of the request which happens to be the first is not that of the next.
+        # In an empty context: the timer serves many requests, so the context must not be that of one of them.
         self.loop.call_later(due - perf_counter(), self.expire_due, context=Context())
         self.armed = True
 
@@ -75,7 +75,7 @@ class Timing(Generic[_Subject]):
 
 
 class SharedTimer(Generic[_Subject]):
-    """Call a function for each subject whose time is over.
+    """Call a function for each subject whose time-out has expired.
 
     Args:
         seconds: Length of every time-out.
@@ -88,11 +88,11 @@ class SharedTimer(Generic[_Subject]):
         self._queue: TimerQueue[_Subject] | None = None
 
     def start(self, subject: _Subject, started_at: float, loop: AbstractEventLoop) -> Timing[_Subject]:
-        """Start the time-out of a subject. Of any two, the one that is started first has begun first.
+        """Start the time-out of a subject. Time-outs must be started in the order of `started_at`.
 
         Args:
             subject: What `expire` is called with.
-            started_at: When its time began, on the clock of `perf_counter`.
+            started_at: When the time-out begins to count, on the clock of `perf_counter`.
             loop: The event loop in which `expire` is called; each has a queue of its own.
         """
         queue = self._queue
