@@ -2,14 +2,14 @@
 
     ProdkitError
     ├── ConfigurationError (ValueError)    a setting or an argument is wrong; raised at construction
-    │   └── SettingsError                  what `Settings()` found, all of it, without any value
+    │   └── SettingsError                  all problems that `Settings()` has found, without values
     ├── MissingExtraError (ImportError)    a piece is switched on and its extra is not installed
     ├── MigrationError                     the database's schema is not what this release needs, or stays locked
     ├── CheckWarning                       raised by a readiness check: degraded, but still able to serve
     └── ProblemError (HTTPException)       an error response, RFC 9457
 
-`except ProdkitError` catches whatever this library raises on its own account. `SettingsWarning` (UserWarning) is
-warned with: a variable whose name is one slip away from one of ours.
+`except ProdkitError` catches every exception class of this library. `SettingsWarning` (UserWarning) is issued for
+settings that are probably a mistake, such as a misspelt variable.
 """
 
 import http.client
@@ -31,18 +31,18 @@ __all__ = [
 
 
 class ProdkitError(Exception):
-    """The root of the tree."""
+    """Base class of all exceptions of this library."""
 
 
 class ConfigurationError(ProdkitError, ValueError):
-    """Name the setting or argument that is wrong, what is wrong with it, and the remedy."""
+    """A setting or an argument cannot be used. The message names it, the reason and the remedy."""
 
 
 class SettingsError(ConfigurationError):
-    """List every setting that cannot be used: by name, never by value.
+    """Settings cannot be used. The message lists all of them by name, never by value.
 
     Attributes:
-        problems: variable name -> what is wrong and how to put it right.
+        problems: variable name -> what is wrong, and the remedy.
     """
 
     def __init__(self, problems: Mapping[str, str]) -> None:
@@ -52,19 +52,19 @@ class SettingsError(ConfigurationError):
 
 
 class SettingsWarning(UserWarning):
-    """Name a variable that is probably misspelt, and the setting that it was meant for."""
+    """A setting is probably a mistake, such as a misspelt variable."""
 
 
 class MissingExtraError(ProdkitError, ImportError):
-    """Name the extra to install."""
+    """An optional dependency is not installed. The message names the extra to install."""
 
 
 class MigrationError(ProdkitError):
-    """Say that migrations are pending, were refused, or could not run: another one runs, or a lock stays taken."""
+    """Migrations are pending, were refused, or could not run: another migration runs, or a lock was not released."""
 
 
 class CheckWarning(ProdkitError):  # noqa: N818 - it is the warning level of a check, not an error
-    """Pass a readiness check with status `warn`; the message is shown where details are."""
+    """Raised by a readiness check to pass with status `warn`; the message is shown with the details of the probe."""
 
 
 class ProblemError(ProdkitError, HTTPException):

@@ -1,9 +1,9 @@
-"""Where settings come from, beside the environment and the .env files: mounted files, and AWS.
+"""Sources of settings beside the environment and .env files: mounted files, and AWS.
 
     variables = secrets_manager("prod/orders")      # {"DATABASE_URL": "postgresql://...", ...}
 
-Each function reads one place and returns its variables, by the same names that they have in the environment. AWS is
-contacted only by the two functions that say so. An error names the place and never shows a value.
+Each function reads one source and returns its variables, by the names that they have in the environment. Only
+`secrets_manager` and `parameter_store` contact AWS. An error names the source and never shows a value.
 """
 
 import json
@@ -25,10 +25,10 @@ __all__ = ["VariablesSource", "mounted_files", "parameter_store", "read_stores",
 
 
 def mounted_files(directory: str) -> dict[str, str]:
-    """Return the content of each file of the directory by the file's name, without the white space around it.
+    """Return the content of each file in the directory by the file's name, without surrounding white space.
 
     This is what Docker and Kubernetes mount. Hidden entries (names that start with a dot, such as Kubernetes' own
-    `..data`) and directories are passed over.
+    `..data`) and directories are skipped.
 
     Raises:
         ConfigurationError: The directory or one of its files cannot be read.
@@ -71,7 +71,7 @@ def secrets_manager(secret_id: str) -> dict[str, str]:
 def parameter_store(prefix: str) -> dict[str, str]:
     """Return the parameters directly under the path `prefix` in AWS Systems Manager, decrypted.
 
-    Needs the permission `ssm:GetParametersByPath`, and `kms:Decrypt` where the key is one's own.
+    Needs the permission `ssm:GetParametersByPath`, and `kms:Decrypt` if the parameters are encrypted with a key of your own.
 
     Raises:
         ConfigurationError: The parameters cannot be read, or there are none.
@@ -87,9 +87,9 @@ def parameter_store(prefix: str) -> dict[str, str]:
 
 
 class VariablesSource(EnvSettingsSource):
-    """Read the fields from names and values in the form that the environment has, wherever they come from.
+    """Read the fields from variables that have the form of environment variables, whatever their origin.
 
-    Foreign names are passed over, also one that is exactly a section's. A list is separated by commas, or JSON.
+    Unknown names are ignored, even the name of a section. A list is separated by commas, or JSON.
     """
 
     def __init__(
@@ -105,17 +105,17 @@ class VariablesSource(EnvSettingsSource):
         self.origin = origin
 
     def __call__(self) -> dict[str, Any]:
-        """Return the values that are found; a source without variables, as most are, is not searched."""
+        """Return the values that are found; a source without variables is not searched."""
         return super().__call__() if self.env_vars else {}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Pass over a variable that is named exactly like a section."""
+        """Ignore a variable that is named exactly like a section."""
         if variables.section_of(field) is not None:
             return None, field_name, False
         return super().get_field_value(field, field_name)
 
     def explode_env_vars(self, field_name: str, field: FieldInfo, env_vars: Mapping[str, str | None]) -> dict[str, Any]:
-        """Return the fields of a section, and its switch, without the foreign variables that share its prefix."""
+        """Return the fields of a section, and its switch, without other variables that share its prefix."""
         section = variables.section_of(field)
         if section is None:
             return super().explode_env_vars(field_name, field, env_vars)
@@ -129,7 +129,7 @@ class VariablesSource(EnvSettingsSource):
         return found
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: str) -> Any:  # noqa: ARG002 - the base's
-        """Read JSON if that is what it looks like, and a comma list otherwise; what fits is for validation to say."""
+        """Decode a value that looks like JSON, or split it at commas; validation checks the result."""
         if NoDecode in field.metadata:
             return value
         if value.strip().startswith(("[", "{")):
@@ -154,10 +154,10 @@ _STORES: Final[Mapping[str, tuple[str, Callable[[str], dict[str, str]]]]] = {  #
 def read_stores(
     settings_cls: type[BaseSettings], states: Sequence[Mapping[str, Any]]
 ) -> tuple[list[VariablesSource], dict[str, Any]]:
-    """Read the places that SECRETS_* names in `states`, the strongest first.
+    """Read the sources that SECRETS_* names in `states`, which are ordered by precedence.
 
     Returns:
-        The sources, and a state that makes validation tell which place cannot be used and why.
+        The sources, and a state with which validation reports each source that cannot be used, and why.
     """
     given: dict[str, Any] = {}
     try:
@@ -165,7 +165,7 @@ def read_stores(
             given |= dict(state.get("secrets", {}))
         configured = SecretsSettings.model_validate(given)
     except (TypeError, ValueError):
-        return [], {}  # validation meets the same again, and tells it with the rest
+        return [], {}  # validation will find this error again, and report it with others
     stores: list[VariablesSource] = []
     problems: dict[str, Unusable] = {}
     for key, (origin, read) in _STORES.items():
@@ -184,7 +184,7 @@ def read_stores(
 
 @contextmanager
 def _aws(service: str, permission: str) -> Iterator[Any]:
-    """Open a client, and say in one line what went wrong with it."""
+    """Open a client; raise a ConfigurationError of one line for its errors."""
     boto3 = _extras.require("boto3", extra="aws")
     config = _extras.require("botocore.config", extra="aws").Config(
         connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3}

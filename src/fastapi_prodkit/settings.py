@@ -1,4 +1,4 @@
-"""`Settings`, which joins the sections: where values come from, and what is refused.
+"""`Settings` joins all sections: it reads their values from several sources, and refuses unsafe ones.
 
     settings = Settings()
     settings.rate_limit.default     # RATE_LIMIT_DEFAULT, from the environment, a .env file, or a secret store
@@ -31,7 +31,7 @@ from fastapi_prodkit.sections.process import SHORTEST_TOKEN
 
 __all__ = ["PROFILES", "Settings"]
 
-# What an environment relaxes, by variable. LOG_FORMAT=console needs a terminal to be shown on.
+# Values that replace the defaults in an environment, by variable. LOG_FORMAT=console applies on a terminal only.
 PROFILES: Final[Mapping[str, Mapping[str, str]]] = {
     "dev": {
         "LOG_FORMAT": "console",
@@ -63,12 +63,12 @@ _ANOTHER_ENVIRONMENT = "another source names another environment: set it in the 
 
 
 class Settings(BaseSettings):
-    """All that can be set, read when it is constructed. Subclass it to add fields of your own.
+    """All settings, read when the object is constructed. Subclass it to add fields of your own.
 
     A section that is None leaves its piece out: `<SECTION>_ENABLED=false`, or in code `Settings(rate_limit=None)`.
 
     Raises:
-        SettingsError: Something cannot be used; all of it by name, with the remedy, and nothing by value.
+        SettingsError: Settings cannot be used; the error lists all of them by name, with the remedy, without values.
         MissingExtraError: A secret in AWS is configured and boto3 is not installed.
     """
 
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         env_file=".env",
         env_nested_delimiter="_",
         env_nested_max_split=1,
-        extra="forbid",  # an argument that does not exist; foreign variables are never taken up
+        extra="forbid",  # for arguments that do not exist; unknown variables are ignored
         frozen=True,
         hide_input_in_errors=True,
     )
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
             problems = variables.problems(error, type(self), _prefix(type(self)))
         except UnicodeDecodeError:
             problems = {".env": "is not text in UTF-8: save it as such"}
-        if problems:  # raised out here, so that the error does not keep the one above, which knows the values
+        if problems:  # raised outside of `except`: the ValidationError, which has the values, would be its context
             raise SettingsError(problems)
 
     @field_validator("*", mode="before")
@@ -171,19 +171,19 @@ class Settings(BaseSettings):
 
 
 class _Profile(VariablesSource):
-    """Relax what the environment's profile relaxes, but do not begin a section that needs more than that."""
+    """The values of the profile, except for a section that has required fields and no value from another source."""
 
     def __call__(self) -> dict[str, Any]:
         found = super().__call__()
-        return {name: found[name] for name in found if name in self.current_state or not self._needs_more(name)}
+        return {name: found[name] for name in found if name in self.current_state or not self._has_required(name)}
 
-    def _needs_more(self, name: str) -> bool:
+    def _has_required(self, name: str) -> bool:
         section = variables.section_of(self.settings_cls.model_fields[name])
         return section is not None and any(field.is_required() for field in section.model_fields.values())
 
 
 def _short_tokens(name: str, section: Any) -> dict[str, str]:
-    """Return the tokens of a section that can be guessed, with the remedy."""
+    """Return the keys of a section's tokens that are too short, with the remedy."""
     tokens = {key: getattr(section, key, None) for key in ("token", "level_token")}
     reason = f"has fewer than {SHORTEST_TOKEN} characters and can be guessed: make one with openssl rand -hex 16"
     return {f"{name}_{key}": reason for key, token in tokens.items() if token and len(token) < SHORTEST_TOKEN}

@@ -113,7 +113,7 @@ def _locations(details: ErrorDetails, model: type[BaseModel]) -> list[tuple[int 
 def _locate(
     loc: tuple[int | str, ...], model: type[BaseModel], prefix: str
 ) -> tuple[str, FieldInfo | None, tuple[int | str, ...]]:
-    """Return the variable, its field, and the rest of the location: list indexes, and keys, which are part of a value."""
+    """Return the variable, its field, and the rest of the location: list indexes, and keys that are part of a value."""
     if not loc:
         return model.__name__, None, ()
     head, rest = str(loc[0]), loc[1:]
@@ -132,7 +132,7 @@ def _locate(
 
 
 def _nested_variable(model: type[BaseModel], prefix: str, path: list[str]) -> str:
-    """Return the variable of a nested field; without a delimiter in the settings, the variable and the key in its JSON."""
+    """Return the variable of a nested field; if the settings have no delimiter, the variable and the key in its JSON."""
     delimiter: Any = model.model_config.get("env_nested_delimiter")
     if delimiter is None:
         return ".".join([variable(prefix, path[0]), *path[1:]])

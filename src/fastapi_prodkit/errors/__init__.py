@@ -3,10 +3,10 @@
 `add_problem_handlers(app)` replaces FastAPI's own handlers, and only those: a handler that the user registered, before
 or after, stays in charge of its exceptions.
 
-A validation error says where and what, never the submitted value: stock FastAPI echoes the input, and with it
-passwords; and input that JSON cannot express, such as NaN or a lone surrogate, turns the echo into a 500. The same
-input turns the response of any handler that repeats it into one, which is a 422 here.
-`ErrorBoundaryMiddleware` is where an exception that nothing has handled is logged, once, and where it ends.
+A validation error names the place and the problem, never the submitted value. FastAPI's own handler repeats the value,
+passwords included, and fails with a 500 if JSON cannot express the value, such as NaN or a lone surrogate. If the
+response of any handler repeats such input, it is a 422 here.
+`ErrorBoundaryMiddleware` logs an unhandled exception, once, and swallows it if the response is complete.
 """
 
 import logging
@@ -59,16 +59,16 @@ _FASTAPIS_OWN = (
 
 
 def add_problem_handlers(app: Starlette) -> None:
-    """Make problems of the app's HTTP exceptions, validation errors and unhandled exceptions.
+    """Answer the app's HTTP exceptions, validation errors and unhandled exceptions with problems.
 
-    A response that cannot be rendered, because it repeats what JSON cannot express, is the client's error if the
-    request carries it.
+    If a response cannot be rendered because it repeats input of the request that JSON cannot express, the answer is a
+    422 problem.
     """
     handlers: dict[type[Exception], ExceptionHandler] = {
         HTTPException: _http_exception,  # type: ignore[dict-item]  # Starlette types the exception too widely
-        RequestValidationError: _validation_error,  # type: ignore[dict-item]  # likewise
-        WebSocketRequestValidationError: _websocket_validation_error,  # type: ignore[dict-item]  # likewise
-        ValueError: _not_rendered,  # json's own, and the base of pydantic's and of the codecs'
+        RequestValidationError: _validation_error,  # type: ignore[dict-item]  # as for HTTPException
+        WebSocketRequestValidationError: _websocket_validation_error,  # type: ignore[dict-item]  # as for HTTPException
+        ValueError: _not_rendered,  # raised by json; the base class of errors of pydantic and of the codecs
         RecursionError: _recursion,  # type: ignore[dict-item]  # Starlette types the answer too narrowly
     }
     for kind, handler in handlers.items():
@@ -89,19 +89,19 @@ class ErrorBoundaryMiddleware(Layer):
 
         app.add_middleware(ErrorBoundaryMiddleware, raise_=True)
 
-    The response is complete if the 500 problem was sent, or if a background task failed after a 200. Then nothing is
-    wrong with the connection, but uvicorn would close it unannounced, which a load balancer turns into a sporadic 502.
-    If the response is not complete the exception is raised on, so that the client sees a broken transfer.
+    The response is complete if the 500 problem was sent, or if a background task failed after a 200. Then the
+    connection is still usable, but uvicorn would close it without notice, which causes sporadic 502s at a load
+    balancer. If the response is not complete, the exception is re-raised, so that the client sees a broken transfer.
 
-    Records go to the logger `fastapi_prodkit.error`. A client that disconnects is no error.
+    Records go to the logger `fastapi_prodkit.error`. A client that disconnects is not an error.
 
     Args:
         app: The app to serve.
         settings: Values of the keywords that are not given.
-        explain: Log, when the first exception is swallowed, what to set for a tracker around the app object.
+        explain: When the first exception is swallowed, log how to pass exceptions to an error tracker around the app.
 
     Keyword Args:
-        raise_: Raise every exception on, for `TestClient` and for trackers around the app object. Default: False.
+        raise_: Re-raise every exception, for `TestClient` and error trackers around the app object. Default: False.
 
     Raises:
         ConfigurationError: A keyword does not exist, or its value cannot be used.
@@ -127,16 +127,16 @@ class ErrorBoundaryMiddleware(Layer):
         return None if isinstance(outer, ErrorBoundaryMiddleware) else self
 
     def on_error(self, exchange: Exchange, error: BaseException) -> bool:
-        """Log the exception, and swallow it if the client has all that it will get."""
+        """Log the exception; return True to swallow it if the response is complete."""
         disconnected = exchange.client_disconnected and isinstance(error, ClientDisconnect | OSError)
         if disconnected or (isinstance(error, WebSocketDisconnect) and exchange.scope["type"] == "websocket"):
-            return True  # not a fault of the app, and there is no client to be told
+            return True  # not an error of the app, and the client has disconnected
         if _logger.isEnabledFor(logging.ERROR):
             _log(error, exchange.scope["path"][:LONGEST_LOGGED_PATH])
         if exchange.complete and not self._raise:
             self._explain()
             return True
-        _scope.mark_logged(error)  # the server gets the exception, too
+        _scope.mark_logged(error)  # the server would log the exception again
         return False
 
 
@@ -159,13 +159,13 @@ def _nothing() -> None: ...
 
 
 async def _http_exception(request: HTTPConnection, error: HTTPException) -> Response | None:
-    if error.status_code < HTTPStatus.BAD_REQUEST:  # raised to redirect or to say 304: not an error, and no body
+    if error.status_code < HTTPStatus.BAD_REQUEST:  # a redirect or a 304: not an error, and without a body
         return Response(status_code=error.status_code, headers=error.headers)
     return await _problem.respond(request, error if isinstance(error, ProblemError) else _from_http_exception(error))
 
 
 def _from_http_exception(error: HTTPException) -> ProblemError:
-    """Read `HTTPException(detail=...)`: text is the detail, the members of a mapping are extension members."""
+    """Return a problem whose detail is `HTTPException.detail`; members of a mapping become extension members."""
     detail: Any = error.detail
     if isinstance(detail, str):
         return ProblemError(error.status_code, detail, headers=error.headers)
@@ -177,7 +177,7 @@ def _from_http_exception(error: HTTPException) -> ProblemError:
 
 
 async def _validation_error(request: HTTPConnection, error: RequestValidationError) -> Response:
-    given: Any = error.errors()  # a list of pydantic's own, unless somebody raised it by hand
+    given: Any = error.errors()  # a list of pydantic's errors, unless the app has raised the exception
     errors = [_without_input(each) for each in given[:_MOST_ERRORS] if isinstance(each, Mapping)]
     return _problem.response(request, ProblemError(422, "The request is not valid.", errors=errors))
 
@@ -193,11 +193,11 @@ async def _not_rendered(request: HTTPConnection, error: Exception) -> Response:
     try:
         raise error
     finally:
-        del error  # or it refers, through its traceback, to a frame that refers to it
+        del error  # breaks a cycle of references: the error, its traceback, this frame, the error
 
 
 async def _recursion(request: HTTPConnection, error: Exception) -> Response | None:
-    """Do the same, unless the app has a handler for the base class, which this one would hide."""
+    """Handle a RecursionError as `_not_rendered` does, unless the app has a handler for its base, RuntimeError."""
     own = request.app.exception_handlers.get(RuntimeError)
     if own is None:
         return await _not_rendered(request, error)
@@ -210,14 +210,14 @@ async def _unhandled(request: Request, error: Exception) -> Response:  # noqa: A
 
 
 def _without_input(error: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep where and what of a pydantic error; `input` and `ctx` repeat what was submitted."""
+    """Return place, message and type of a pydantic error, without `input` and `ctx`, which repeat the value."""
     kind = error.get("type", "value_error")
     message = _FIXED_MESSAGES.get(kind) or error.get("msg", "Value error")
     return {"loc": _printable(error.get("loc", ())), "msg": message, "type": kind}
 
 
 def _printable(loc: Sequence[str | int]) -> list[str | int]:
-    """Escape and cut what a client may have chosen: the keys of a body are part of `loc`."""
+    """Escape and truncate the parts of `loc`: some are keys of the body, which the client has chosen."""
     return [
         each if isinstance(each, int) else str(each).encode("unicode_escape").decode("ascii")[:_LONGEST_KEY]
         for each in loc

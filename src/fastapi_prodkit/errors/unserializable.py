@@ -1,6 +1,6 @@
-"""What JSON cannot express, and Python reads from a request all the same: NaN, lone surrogates, deep nesting.
+"""Find input in a request that Python accepts and JSON cannot express: NaN, lone surrogates, deep nesting.
 
-It comes in JSON, forms, queries and headers, and a response that repeats it cannot be rendered.
+Such input may be in JSON, forms, queries and headers. A response that repeats it cannot be rendered.
 """
 
 import math
@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 __all__ = ["unserializable_input"]
 
-_DEEPEST: Final = 100  # levels; pydantic writes 255 of them, json some 900
+_DEEPEST: Final = 100  # levels of nesting; pydantic can write 255, json about 900
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -25,9 +25,9 @@ class _Defect(NamedTuple):
 
 
 async def unserializable_input(request: Request, error: Exception) -> list[dict[str, Any]]:
-    """Return where the request carries what the error is about, as pydantic reports errors; nothing else is read of it.
+    """Return the places in the request with the input that has caused the error, in the form of pydantic's errors.
 
-    Empty if the error is another one, or the request has nothing to do with it.
+    Empty if the error has another cause. Parts of the request that the app has not read are not read here, either.
     """
     text = str(error)
     defect = next((defect for defect in _DEFECTS if defect.symptom.search(text)), None)
@@ -41,8 +41,8 @@ async def unserializable_input(request: Request, error: Exception) -> list[dict[
 
 
 async def _parts(request: Request) -> list[tuple[tuple[str, ...], Any]]:
-    """Return the parts of a request that have been read: a body that has not been would have to be waited for."""
-    form = getattr(request, "_form", None)  # Starlette keeps here what has been read, and has no other way to ask
+    """Return the parts of a request that the app has read; an unread body might not arrive."""
+    form = getattr(request, "_form", None)  # Starlette keeps the parsed form here; there is no public attribute
     sources: dict[str, Iterable[tuple[str, Any]]] = {
         "path": request.path_params.items(),
         "query": request.query_params.multi_items(),
@@ -53,14 +53,14 @@ async def _parts(request: Request) -> list[tuple[tuple[str, ...], Any]]:
     parts: list[tuple[tuple[str, ...], Any]] = [
         ((source, name), [name, value]) for source, items in sources.items() for name, value in items
     ]
-    if hasattr(request, "_body"):  # likewise
-        with suppress(ValueError, RecursionError):  # it is no JSON, or none that anybody has read
+    if hasattr(request, "_body"):  # Starlette keeps the body here; there is no public attribute
+        with suppress(ValueError, RecursionError):  # the body is not JSON, or was not parsed as JSON
             parts.append((("body",), await request.json()))
     return parts
 
 
 def _walk(value: Any) -> Iterator[tuple[Any, int]]:
-    """Yield every value and key with its depth; without recursion, which is what deep nesting is about."""
+    """Yield every value and key with its depth; without recursion, because deep nesting would exceed its limit."""
     ahead = [(value, 0)]
     while ahead:
         value, depth = ahead.pop()
@@ -72,7 +72,7 @@ def _walk(value: Any) -> Iterator[tuple[Any, int]]:
 
 
 def _is_infinite(value: Any, _depth: int) -> bool:
-    """Say whether it is a number that is not finite, or a text that pydantic reads as one."""
+    """Say whether the value is a number that is not finite, or a text that pydantic reads as such a number."""
     try:
         return isinstance(value, str | float) and not math.isfinite(float(value))
     except ValueError:  # a text that is no number

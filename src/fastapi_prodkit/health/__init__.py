@@ -1,10 +1,10 @@
-"""Three probes: `/health` the process answers, `/ready` it should be sent traffic, `/startup` it has come up.
+"""Three probes: `/health` (the process responds), `/ready` (it can serve traffic), `/startup` (it has started).
 
-Liveness touches nothing else: a probe that asks the database restarts the whole fleet when the database is down.
-Readiness runs the checks, all at once, each within its time. Their results are reused for a moment, and probes that
-come at the same time share one run, so that probing costs the same however many balancers ask.
+Liveness runs no checks: a probe that asked the database would restart every process when the database is down.
+Readiness runs all checks at once, each with a time-out. Results are cached for a moment, and probes that arrive at the
+same time share one run, so that the cost does not grow with the number of load balancers.
 
-The routes are plain Starlette routes, in both spellings of the path: they are never redirected, are not part of the
+The routes are plain Starlette routes, with and without a trailing slash: they are never redirected, are not part of the
 OpenAPI schema, and dependencies of the app, such as authentication, do not run for them.
 """
 
@@ -40,12 +40,12 @@ def health_router(  # noqa: PLR0913 - keywords
     """Return a router that answers GET and HEAD on the paths of the three probes.
 
     Args:
-        settings: The paths, time for one check, how long results are reused, and who is told the details.
+        settings: The paths, the time-out of a check, how long results are cached, and who sees the details.
         checks: Name -> check, which may be a `HealthCheck` with options of its own. A check raises to fail, and raises
             `CheckWarning` to pass with status `warn`. The mapping is read at each run, so checks can be added later.
-        draining: Read first on every readiness probe; while it returns True the answer is 503.
-        warning: Read on every liveness probe: what is wrong with a process that still answers, or None. It says so
-            with status `warn`, and with 200.
+        draining: Called first on every readiness probe; while it returns True the answer is 503.
+        warning: Called on every liveness probe; returns what is wrong with the process, or None. The process still
+            responds, so the answer is 200 with the status `warn`.
         registry: Where wrong tokens are counted; prometheus_client's default registry unless given.
         clock: Seconds, as `time.monotonic` counts them; decides when a result is too old.
 
@@ -56,15 +56,15 @@ def health_router(  # noqa: PLR0913 - keywords
     watched = Checks(settings, {} if checks is None else checks, clock)
     token = None if settings.token is None else BearerToken(settings.token, registry=registry)
 
-    def is_told(request: Request) -> bool:
-        """Say whether the client may know more than the status; a wrong token is no reason to leave it unanswered."""
+    def may_see_details(request: Request) -> bool:
+        """Say whether the client may see the details; without the right token it gets the status only."""
         return settings.details or (token is not None and token.is_sent(request))
 
     async def live(request: Request) -> JSONResponse:
         wrong = warning() if warning is not None else None
         if wrong is None:
             return _response({"status": "pass"})
-        return _response({"status": "warn", "output": wrong} if is_told(request) else {"status": "warn"})
+        return _response({"status": "warn", "output": wrong} if may_see_details(request) else {"status": "warn"})
 
     async def ready(request: Request) -> JSONResponse:
         if draining is not None and draining():
@@ -75,7 +75,7 @@ def health_router(  # noqa: PLR0913 - keywords
         return await report(request, startup=True)
 
     async def report(request: Request, *, startup: bool) -> JSONResponse:
-        found = await watched.report(startup=startup, details=is_told(request))
+        found = await watched.report(startup=startup, details=may_see_details(request))
         return _response(found, retry_after=settings.cache)
 
     probes = ((settings.live_paths, live), (settings.ready_paths, ready), (settings.startup_paths, startup))

@@ -1,4 +1,4 @@
-"""What readiness and start-up look at: checks, each with its time, its cache and its weight."""
+"""The checks of readiness and start-up, each with a time-out, a cache and a severity."""
 
 import asyncio
 import inspect
@@ -25,18 +25,18 @@ _logger = logging.getLogger("fastapi_prodkit.health")
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """A check with options of its own. It can be called like the one that it holds, so it is a check itself.
+    """A check with options of its own. It can be called like the wrapped check, so it is a check itself.
 
     Args:
         call: The check.
-        timeout: Longest time for it, seconds; HEALTH_TIMEOUT unless given.
+        timeout: Longest time for the check, seconds; HEALTH_TIMEOUT unless given.
         cache: How long its result is reused, seconds; HEALTH_CACHE unless given.
-        critical: Whether the service fails with it; otherwise its failure is a warning.
-        startup: Whether it belongs to the start of the service: `/startup` and `/ready` wait until it has passed once,
-            and it is never asked again.
+        critical: Whether a failure makes the service fail; otherwise a failure is a warning.
+        startup: Whether the check is for start-up: `/startup` and `/ready` fail until it has passed once, and then it
+            is not called again.
 
     Raises:
-        ConfigurationError: A time that cannot be.
+        ConfigurationError: A time is out of range.
     """
 
     call: Check
@@ -58,7 +58,7 @@ class HealthCheck:
 
 
 class Checks:
-    """Run the checks that are due, all at once, and say what the worst of them says.
+    """Run the checks that are due, all at once, and report the worst status.
 
     Raises:
         ConfigurationError: A check has no name, or is not an async callable.
@@ -73,13 +73,13 @@ class Checks:
         self._watches: dict[str, _Watch] = {}
 
     async def report(self, *, startup: bool, details: bool) -> dict[str, Any]:
-        """Return the status of the worst check: of those of the start alone, or of all; and with details, of each."""
+        """Return the worst status of all checks, or of start-up checks only; with details, each check's result too."""
         watches = {name: self._watch(name, check) for name, check in self._checks.items()}
         if startup:
             watches = {name: watch for name, watch in watches.items() if watch.options.startup}
         runs = [watch.run() for watch in watches.values() if watch.is_due()]
         if runs:
-            await asyncio.wait(runs)  # not gather(), which cancels what it waits for when a client leaves
+            await asyncio.wait(runs)  # not gather(), which cancels the runs when a client disconnects
         results = {name: watch.result for name, watch in watches.items()}
         worst = max((result.status for result in results.values()), key=_SEVERITY.index, default="pass")
         if not details:
@@ -95,7 +95,7 @@ class Checks:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What one check came to, in the words of draft-inadarei-api-health-check-06, section 4."""
+    """The result of one check, with the terms of draft-inadarei-api-health-check-06, section 4."""
 
     status: _Status
     seconds: float
@@ -110,7 +110,7 @@ class _Result:
 
 
 class _Watch:
-    """One check over time: its last result, and the run that all who ask at the same time share."""
+    """One check with its last result, and its current run, which probes at the same time share."""
 
     def __init__(self, name: str, check: Check, settings: HealthSettings, clock: Callable[[], float]) -> None:
         self.check = check
@@ -129,16 +129,16 @@ class _Watch:
         return self._clock() >= self._expires
 
     def run(self) -> asyncio.Task[None]:
-        """Return the run that is under way, or begin one."""
+        """Return the current run, or start one."""
         if self._running is None or _is_over(self._running):
             self._running = asyncio.create_task(self._run())
         return self._running
 
     async def _run(self) -> None:
-        if self._asked is None or _is_over(self._asked):  # one that ignores its cancellation is not doubled
+        if self._asked is None or _is_over(self._asked):  # a call that ignores its cancellation is not repeated
             self._asked = asyncio.create_task(_ask(self._name, self.check))
         asked = self._asked
-        # Neither wait_for() nor timeout(): both go on waiting until what they cancelled has really ended.
+        # Neither wait_for() nor timeout(): both wait until the call that they have cancelled has ended.
         await asyncio.wait([asked], timeout=self._timeout)
         if not asked.done() and not asked.cancelling():  # once: a driver cancelled again leaves its query running
             asked.cancel()
@@ -157,7 +157,7 @@ class _Watch:
 
 
 async def _ask(name: str, check: Check) -> _Result:
-    """Run one check to its end. Messages of exceptions stay out of the result: they may carry credentials."""
+    """Run one check. The result has no message of an exception, which may contain credentials."""
     started = time.perf_counter()
     status: _Status = "pass"
     output: str | None = None
@@ -176,7 +176,7 @@ async def _ask(name: str, check: Check) -> _Result:
 
 
 def _is_over(task: asyncio.Task[Any]) -> bool:
-    """Whether the task has ended, by itself or together with its event loop."""
+    """Say whether the task has ended, by itself or together with its event loop."""
     return task.done() or task.get_loop() is not asyncio.get_running_loop()
 
 

@@ -1,9 +1,9 @@
 """End a process without losing a request: readiness fails first, the port closes last.
 
-On SIGTERM a server closes its port at once, while load balancers go on sending for as long as they have not noticed.
-So the signal is taken here first: for `drain` seconds `/ready` says 503, every response says `Connection: close`, and
-the port keeps answering. Then the server is told to end; it has `grace` seconds for the requests in flight. What has
-not ended by then, such as a `def` handler that hangs, or lifespans and `atexit` hooks two seconds later, is left.
+On SIGTERM a server closes its port at once, but load balancers keep sending requests until they notice. So `Shutdown`
+handles the signal first: for `drain` seconds `/ready` returns 503, every response has `Connection: close`, and requests
+are still accepted. Then the server is told to end, and requests in flight have `grace` seconds. Lifespans and `atexit`
+hooks have two seconds more each. Then the process exits, even if, for example, a `def` handler still runs.
 
 ECS, like Docker and Kubernetes, sends SIGKILL some time after SIGTERM: 30 seconds unless `stopTimeout` says otherwise.
 """
@@ -27,17 +27,17 @@ from fastapi_prodkit.shutdown.termination import FAILED_START, Termination
 __all__ = ["STOP_TIMEOUT", "Shutdown"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_CUT_TIME = 0.05  # seconds between two looks at requests that are left when the grace is over
+_CUT_TIME = 0.05  # seconds between two checks for requests that still run when the grace is over
 STOP_TIMEOUT = 30.0  # seconds; the default of `stopTimeout` in an ECS task definition
 
 _logger = logging.getLogger(__name__)
 
 
 class Shutdown:
-    """Take the signals that end the process, and let the server have them when the drain is over.
+    """Handle the signals that end the process, and pass them to the server when the drain is over.
 
-    It works in the main thread of a server that takes signals with Python's `signal` module, as uvicorn does, by
-    itself, in its workers, under `fastapi run` and in gunicorn's uvicorn workers. Elsewhere `drain()` begins the same.
+    It works in the main thread of a server that handles signals with Python's `signal` module: uvicorn, with or without
+    workers, `fastapi run`, and gunicorn with uvicorn's workers. Under another server, call `drain()`.
 
     Args:
         settings: How long to drain, and how long requests in flight may take after that.
@@ -58,16 +58,16 @@ class Shutdown:
             )
 
     def draining(self) -> bool:
-        """Say whether the process is about to end: `health_router(draining=shutdown.draining)`."""
+        """Say whether the drain has started: `health_router(draining=shutdown.draining)`."""
         return self._draining
 
     def on_drain(self, callback: Callable[[], None]) -> None:
-        """Have the callback called, in the event loop, when the drain begins."""
+        """Register a callback that is called, in the event loop, when the drain starts."""
         self._callbacks.append(callback)
 
     @contextmanager
     def at_stop(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Have the callback called, in the event loop, if the drain is over before the context ends."""
+        """Register a callback that is called, in the event loop, if the drain ends before this context does."""
         self._stop_callbacks[id(callback)] = callback
         try:
             yield
@@ -75,12 +75,12 @@ class Shutdown:
             del self._stop_callbacks[id(callback)]
 
     def stop(self) -> None:
-        """Say that the drain is over: streams end as their routes want it. The process goes on."""
+        """Call the callbacks of `at_stop`, such as those that end streams: the drain is over. The process continues."""
         for callback in list(self._stop_callbacks.values()):
             callback()
 
     def drain(self) -> None:
-        """Begin to drain without a signal; the process goes on until it is told to end."""
+        """Start the drain without a signal. The process continues until it is told to end."""
         if not self._draining:
             self._draining = True
             _logger.info(
@@ -91,9 +91,9 @@ class Shutdown:
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002 - the signature of a lifespan
-        """Take the signals while the app runs: `FastAPI(lifespan=shutdown.lifespan)`.
+        """Handle the signals while the app runs: `FastAPI(lifespan=shutdown.lifespan)`.
 
-        It has to be the first of several lifespans: a signal during the start of the others ends that start.
+        It must be the first of several lifespans, so that a signal during the start of the others cancels their start.
         """
         self._draining = False
         signals = _Signals(self, self._settings)
@@ -108,7 +108,7 @@ class Shutdown:
 
 
 class _Signals:
-    """The signals of one run of the app: the first begins the drain, the second ends it."""
+    """The signal handlers of one run of the app: the first signal starts the drain, the second ends the server."""
 
     def __init__(self, shutdown: Shutdown, settings: ShutdownSettings) -> None:
         self._shutdown = shutdown
@@ -122,11 +122,11 @@ class _Signals:
         self.forced = False  # a second signal has ended the server, which then cancels the lifespan
 
     def take(self) -> None:
-        if threading.current_thread() is not threading.main_thread():  # Python delivers signals to no other
+        if threading.current_thread() is not threading.main_thread():  # the only one that gets signals
             return
         for number in _SIGNALS:
             handler = signal.getsignal(number)
-            if isinstance(handler, MethodType):  # a server's, not one of Python's or of the event loop's own
+            if isinstance(handler, MethodType):  # that of a server; those of Python and the event loop are functions
                 self._taken[number] = handler
                 signal.signal(number, self._handle)
 
@@ -139,14 +139,14 @@ class _Signals:
             self._termination.lifespan_ended()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        """Run between any two instructions of the main thread: leave the work to the event loop."""
-        # In a context of its own: this one is of the request that was interrupted, and has its id.
+        """Leave the work to the event loop: a signal handler runs between any two instructions of the main thread."""
+        # In an empty context: the current one is that of an interrupted request, and has its id.
         self._loop.call_soon_threadsafe(self._force if self._repeated else self._begin, number, context=Context())
         self._bound(self._server(number))
         self._repeated = True
 
     def _bound(self, server: Any) -> None:
-        """Bound the time that uvicorn takes to end; the event loop, which may be blocked, is not needed for that."""
+        """Limit the time that uvicorn takes to end, even if the event loop is blocked."""
         if not hasattr(server, "should_exit"):
             return
         if self._termination is not None:
@@ -168,32 +168,32 @@ class _Signals:
         self._loop.call_later(self._settings.drain, self._stop, number)
 
     def _stop(self, number: int) -> None:
-        """Have the server finish: within the grace if it is uvicorn and was not told otherwise."""
+        """Tell the server to end; set uvicorn's time-out for requests to the grace, unless uvicorn has one."""
         self._shutdown.stop()
         server = self._server(number)
-        if not hasattr(server, "should_exit"):  # it is another one than uvicorn's
+        if not hasattr(server, "should_exit"):  # it is not uvicorn
             self._taken[number](number, None)
             return
         if server.config.timeout_graceful_shutdown is None:
             server.config.timeout_graceful_shutdown = self._settings.grace
-        # The server does it, too, a moment later, and answers nothing.
+        # uvicorn cancels the requests as well, a moment later and without an answer.
         self._cut_in(server.config.timeout_graceful_shutdown)
-        server.should_exit = True  # not through its handler, which raises the signal again in the end: exit code 143
+        server.should_exit = True  # not by its handler, which raises the signal again at the end: exit code 143
 
     def _force(self, number: int) -> None:
-        """End the server, and with it what still runs: called for the second signal."""
+        """End the server and all requests. Called for the second signal."""
         self.forced = getattr(self._server(number), "started", True)
         self._end(number)
 
     def _end(self, number: int) -> None:
-        """Have the server end without waiting for anybody."""
+        """Tell the server to end without waiting for requests."""
         self._stop(number)
         if hasattr(server := self._server(number), "force_exit"):
             server.force_exit = True
             self._cut()
 
     def _cut(self) -> None:
-        """Cancel the requests that have not ended, and those that come until the server has closed its port."""
+        """Cancel all requests; repeat it for those that arrive before the server has closed its port."""
         if count := cut_requests(self._loop):
             _logger.warning("cancelling %d request(s), which have not ended in time", count)
         self._cut_in(_CUT_TIME)

@@ -1,9 +1,9 @@
 """End the process within a bounded time after a signal, whatever keeps it alive.
 
-A server that has been told to end waits for more than its requests: its event loop for every thread that a `def`
-handler runs in, the lifespan for whatever it awaits, the interpreter for threads and for `atexit` hooks. None of these
-waits has a bound, and none ends with a second signal. So a thread of its own watches the end: if the process still runs
-at the deadline, the thread logs what is left, runs the `atexit` hooks, flushes the standard streams and exits.
+A server that ends waits for more than its requests: the event loop waits for the threads of `def` handlers, a lifespan
+for whatever it awaits, the interpreter for threads and `atexit` hooks. None of these waits has a time-out, and a second
+signal ends none of them. So a separate thread waits for a deadline: if the process still runs then, the thread logs
+which threads and tasks are left, runs the `atexit` hooks, flushes the standard streams and exits.
 """
 
 import _thread
@@ -27,7 +27,7 @@ from fastapi_prodkit._pipeline.in_flight import abandon, exchanges_in, frames_of
 __all__ = ["EXIT_TIME", "FAILED_START", "Termination"]
 
 LIFESPAN_TIME = 2.0  # seconds that lifespans may take to end when the grace is over
-FAILED_START = 3  # exit code of uvicorn; its parent of several workers stops, too, when a worker ends with it
+FAILED_START = 3  # uvicorn's exit code after a failed start; a parent of workers stops if one exits with this code
 EXIT_TIME = 2.0  # seconds that the `atexit` hooks may take
 _SETTLE_TIME = 0.5  # seconds that server and interpreter may take when the lifespans have ended
 _SECOND_SIGNAL_TIME = 1.0  # seconds that the server may take to end when it no longer waits for requests
@@ -36,14 +36,14 @@ _logger = logging.getLogger("fastapi_prodkit.shutdown")
 
 
 class Termination:
-    """Exit the process at a deadline, unless it has ended by itself, or goes on without its server.
+    """Exit the process at a deadline, unless it has ended by itself, or continues without its server.
 
     Its methods may be called in any thread and in a signal handler: they take no lock.
 
     Args:
         loop: The event loop of the server.
-        exit_code: What the process exits with at the deadline.
-        time: Until requests in flight have had their grace, seconds.
+        exit_code: The exit code of the process at the deadline.
+        time: Time until the grace of requests in flight is over, seconds.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, exit_code: int, time: float) -> None:
@@ -56,26 +56,26 @@ class Termination:
         self._in_hooks = False  # the interpreter has begun to call the `atexit` hooks by itself
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start the thread that waits for the deadline."""
         # Not Thread.start, which takes a lock that the interrupted code may hold.
         _thread.start_new_thread(self._watch, ())
 
     def hurry(self) -> None:
-        """Wait for no request any more: called at the second signal."""
+        """Bring the deadline forward, without the grace of requests. Called at the second signal."""
         self._grace_end = monotonic()
         self._deadlines.put(self._grace_end + _SECOND_SIGNAL_TIME)
 
     def lifespan_ended(self) -> None:
-        """Give threads the rest of the grace: called when nothing but them is left to end."""
+        """Set the deadline to the end of the grace, for threads. Called when the lifespans have ended."""
         self._deadlines.put(max(self._grace_end, monotonic() + _SETTLE_TIME))
 
     def _exiting(self) -> None:
-        """Give the `atexit` hooks their time: called as the first of them."""
+        """Set the deadline for the `atexit` hooks. Called as the first of them."""
         self._in_hooks = True
         self._deadlines.put(monotonic() + EXIT_TIME)
 
     def _watch(self) -> None:
-        # The thread is started now, because an interpreter that is about to exit starts none.
+        # Started now, because no thread can be started while the interpreter exits.
         threading.Thread(target=self._clean_up, name="fastapi_prodkit.termination", daemon=True).start()
         atexit.register(self._exiting)
         deadline = self._grace_end + LIFESPAN_TIME
@@ -84,7 +84,7 @@ class Termination:
                 deadline = self._deadlines.get(timeout=max(0.0, deadline - monotonic()))
         if self._loop.is_closed() and threading.main_thread().is_alive():
             atexit.unregister(self._exiting)
-            return  # the program goes on without its server
+            return  # the program continues without its server
         self._ready_to_exit.set()
         self._cleaned_up.wait(EXIT_TIME)
         os._exit(self._exit_code)
@@ -92,17 +92,17 @@ class Termination:
     def _clean_up(self) -> None:
         self._ready_to_exit.wait()
         try:
-            self._say_what_is_left()
+            self._log_what_is_left()
             self._abandon()
             if not self._in_hooks:
                 atexit.unregister(self._exiting)
-                atexit._run_exitfuncs()  # noqa: SLF001 - the interpreter's own way to call them has not begun
+                atexit._run_exitfuncs()  # noqa: SLF001 - there is no public way to run them
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
         finally:
             self._cleaned_up.set()
 
-    def _say_what_is_left(self) -> None:
+    def _log_what_is_left(self) -> None:
         if self._in_hooks:
             _logger.warning("exiting before all atexit hooks have ended")
             return
@@ -113,7 +113,7 @@ class Termination:
         _logger.warning("exiting with %s left, which have not ended in time", left, extra=fields)
 
     def _abandon(self) -> None:
-        """Have an access line written for each request whose handler has not ended."""
+        """Finish each request whose handler has not ended, so that its access line is written."""
         running = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - see _places
         for frames in (_stack(running), *map(frames_of, asyncio.all_tasks(self._loop))):
             for exchange in exchanges_in(frames):
@@ -121,7 +121,7 @@ class Termination:
 
 
 def _places() -> Iterator[tuple[threading.Thread, str]]:
-    """Yield each thread that the interpreter would wait for, with its name and the line of code that it is in."""
+    """Yield each thread for which the interpreter would wait, with its name and its current line of code."""
     frames = sys._current_frames()  # noqa: SLF001 - documented, for debuggers and profilers
     for thread in threading.enumerate():
         if not thread.daemon and thread.ident in frames:
@@ -136,7 +136,7 @@ def _stack(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _describe(task: "asyncio.Task[Any]") -> str:
-    """Return the name of a task, or the request that it serves, with the line of code that it is in."""
+    """Return the name of a task, or the request that it serves, with its current line of code."""
     frames = list(frames_of(task))
     served = next(exchanges_in(frames), None)
     name = task.get_name()
