@@ -285,9 +285,9 @@ def test_proxy_headers_takes_uvicorns_keyword(trusted):
         (ProxyHeadersMiddleware, {"trusted_hosts": ["*"]}, "left-most"),
         (ProxyHeadersMiddleware, {"trusted_hosts": ["proxy.internal"]}, "neither an address nor a network"),
         (ProxyHeadersMiddleware, {"trusted_hosts": None}, "Input should be a valid tuple"),
-        (ProxyHeadersMiddleware, {"settings": "10.0.0.0/8"}, "str is no settings; use keywords"),
+        (ProxyHeadersMiddleware, {"settings": "10.0.0.0/8"}, "str is not a section of settings; use keywords"),
         (DeadlineMiddleware, {"settings": sections.HostsSettings()}, "HostsSettings has no request_timeout; give the"),
-        (CORSMiddleware, {"settings": [APP]}, "list is no settings; use keywords"),
+        (CORSMiddleware, {"settings": [APP]}, "list is not a section of settings; use keywords"),
     ],
 )
 def test_what_does_not_mean_the_same_is_refused(middleware, keywords, reason):

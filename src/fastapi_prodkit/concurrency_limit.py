@@ -1,8 +1,8 @@
-"""How many requests are served at a time, and what becomes of the others.
+"""Limit how many requests are served at a time.
 
-A process that takes on more than it can do serves nobody in time: every request waits for every other one, clients
-give up and ask again. Here as many as can be served are served, about as many wait for a moment, and the rest hear at
-once that they should come back later (RFC 9110 section 15.6.4).
+An overloaded process serves no request in time: all requests wait for each other, and clients time out and retry. Here
+up to `max_concurrent` requests are served, as many wait in a queue for a moment, and the others are refused at once
+with 503 and Retry-After (RFC 9110 section 15.6.4).
 """
 
 import asyncio
@@ -42,10 +42,11 @@ class ConcurrencyLimitMiddleware(Layer):
 
         app.add_middleware(ConcurrencyLimitMiddleware, max_concurrent=100)
 
-    A request waits for at most `queue_timeout`, first come, first served; if its client disconnects it
-    leaves the queue.
-    A request counts until the app is done with it: streams for as long as they last, background tasks too. WebSockets
-    do not count, nor wait: they live long and are idle most of the time. Each process counts for itself.
+    A request waits for at most `queue_timeout`, first come, first served. It leaves the queue if its client
+    disconnects.
+
+    A request counts until the app returns: a stream until its end, background tasks too. WebSockets neither count nor
+    wait, because they are open for long and idle most of the time. Each process counts for itself.
 
     Args:
         app: The app to serve.
@@ -55,7 +56,7 @@ class ConcurrencyLimitMiddleware(Layer):
 
     Keyword Args:
         max_concurrent: Most requests that are served at a time. Required.
-        queue_timeout: Longest wait for a place among them, seconds; None refuses at once. Default: 1.0.
+        queue_timeout: Longest wait in the queue for one of them, seconds; None refuses at once. Default: 1.0.
 
     Raises:
         ConfigurationError: There is no `max_concurrent`; or a keyword does not exist, or its value cannot be used.
@@ -76,114 +77,114 @@ class ConcurrencyLimitMiddleware(Layer):
             raise ConfigurationError("LIMITS_MAX_CONCURRENT is not set: say how many requests are served at a time")
         self.app = app
         self._most = settings.max_concurrent
-        self._patience = settings.queue_timeout
-        self._longest_line = self._most if self._patience is not None else 0
+        self._timeout = settings.queue_timeout
+        self._queue_size = self._most if self._timeout is not None else 0
         self.exempt = checked_exempt(exempt)
-        self._inside = 0
-        self._line: deque[Future[None]] = deque()
+        self._active = 0  # slots in use
+        self._queue: deque[Future[None]] = deque()
         self._meter = _Meter(registry)
-        seconds = str(math.ceil(self._patience or 1.0))
+        seconds = str(math.ceil(self._timeout or 1.0))
         problem = ProblemError(503, "The service is at its limit; try again later.", headers={"Retry-After": seconds})
         served = f"{self._most} requests are being served (LIMITS_MAX_CONCURRENT)"
-        full = f"{served}, and as many wait" if self._longest_line else served
+        full = f"{served}, and as many wait" if self._queue_size else served
         self._queue_full = Refusal(problem, Reason("queue_full", full))
-        late = f"{served}, for more than {self._patience} s (LIMITS_QUEUE_TIMEOUT)"
+        late = f"{served}, for more than {self._timeout} s (LIMITS_QUEUE_TIMEOUT)"
         self._queue_timeout = Refusal(problem, Reason("queue_timeout", late))
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
-        """Serve the request if there is room; otherwise let it wait, or refuse it."""
-        if self._inside < self._most:  # then nobody waits: who leaves hands the place on
+        """Serve the request if a slot is free; otherwise let it wait, or refuse it."""
+        if self._active < self._most:  # then the queue is empty: `_release` passes each slot on to it
             return partial(self._serve, exchange)
-        if len(self._line) < self._longest_line:
+        if len(self._queue) < self._queue_size:
             return partial(self._wait, exchange)
         self._meter.count_refusal("queue_full")
         return self._queue_full
 
     async def _serve(self, exchange: Exchange, _scope: Scope, receive: Receive, send: Send) -> None:
-        self._inside += 1
-        await self._serve_in_place(exchange, receive, send)
+        self._active += 1
+        await self._serve_in_slot(exchange, receive, send)
 
     async def _wait(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        client = _Client(receive)
-        place: Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append(place)
+        client = _WaitingClient(receive)
+        slot: Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(slot)
         try:
-            await self._meter.while_waiting(client.wait_for(place, self._patience))
+            await self._meter.while_waiting(client.wait_for(slot, self._timeout))
         except BaseException:
-            self._withdraw(place)
+            self._withdraw(slot)
             raise
-        if client.left:
-            self._withdraw(place)
-        elif place.done():
-            await self._serve_in_place(exchange, client.receive, send)
+        if client.disconnected:
+            self._withdraw(slot)
+        elif slot.done():
+            await self._serve_in_slot(exchange, client.receive, send)
         else:
-            self._withdraw(place)
+            self._withdraw(slot)
             self._meter.count_refusal("queue_timeout")
             await self._queue_timeout(scope, receive, send)
 
-    async def _serve_in_place(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+    async def _serve_in_slot(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         try:
             await exchange.call_inner(receive, send)
         finally:
-            self._hand_on()
+            self._release()
 
-    def _withdraw(self, place: "Future[None]") -> None:
-        """Leave the line; or the place, if it came in the same moment."""
-        if place.done():
-            self._hand_on()
+    def _withdraw(self, slot: "Future[None]") -> None:
+        """Leave the queue; release the slot if it was given at the same moment."""
+        if slot.done():
+            self._release()
         else:
-            self._line.remove(place)
+            self._queue.remove(slot)
 
-    def _hand_on(self) -> None:
-        """Give a place to whoever waits longest."""
-        if self._line:
-            self._line.popleft().set_result(None)
+    def _release(self) -> None:
+        """Give the slot to the request that has waited longest, or free it."""
+        if self._queue:
+            self._queue.popleft().set_result(None)
         else:
-            self._inside -= 1
+            self._active -= 1
 
 
-class _Client:
-    """Notice that the client leaves while its request waits, and keep what it sends meanwhile for the app.
+class _WaitingClient:
+    """Detect that the client disconnects while its request waits, and keep its messages for the app.
 
-    At most one part of a body is kept, so that waiting takes no memory; if there is more, that the client has left is
-    found out later.
+    At most one part of a body is kept, to bound the memory of waiting requests. If the body has more parts, a
+    disconnect is detected later.
     """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._kept: deque[Message] = deque()
-        self.left = False
+        self.disconnected = False
 
-    async def wait_for(self, place: "Future[None]", patience: float | None) -> None:
-        """Wait until the place is there, the client has left, or so many seconds are over."""
-        gone: Future[None] = place.get_loop().create_future()
-        watching = asyncio.create_task(self._watch(gone))
+    async def wait_for(self, slot: "Future[None]", timeout: float | None) -> None:  # noqa: ASYNC109 - of `asyncio.wait`
+        """Wait until the slot is given, the client has disconnected, or the time-out has expired."""
+        disconnect: Future[None] = slot.get_loop().create_future()
+        watching = asyncio.create_task(self._watch(disconnect))
         try:
-            await asyncio.wait({place, gone}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({slot, disconnect}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             watching.cancel()
-            await asyncio.wait([watching])  # nobody else may ask the server for messages before
+            await asyncio.wait([watching])  # until then no other task may receive from the server
         if not watching.cancelled():
-            watching.result()  # an error of the server's is the request's
+            watching.result()  # raises an error of the server in the request
 
     async def receive(self) -> Message:
-        """Return what was kept, then what comes."""
+        """Return the messages that were kept, then those of the server."""
         return self._kept.popleft() if self._kept else await self._receive()
 
-    async def _watch(self, gone: "Future[None]") -> None:
+    async def _watch(self, disconnect: "Future[None]") -> None:
         more = True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self.left = True
-                gone.set_result(None)
+                self.disconnected = True
+                disconnect.set_result(None)
                 return
             self._kept.append(message)
             more = not message.get("more_body")
 
 
 class _Meter:
-    """Count what does not get through at once; the others cost nothing."""
+    """Count requests that wait or are refused; other requests cost nothing."""
 
     def __init__(self, registry: "CollectorRegistry | None") -> None:
         from prometheus_client import Counter, Gauge  # noqa: PLC0415 - on first use
@@ -204,6 +205,6 @@ class _Meter:
         self._refused.labels(reason).inc()
 
     async def while_waiting(self, waiting: Awaitable[None]) -> None:
-        """Show one more in line for as long as this takes."""
+        """Count one more request in the queue until `waiting` has ended."""
         with self._queued.track_inprogress():
             await waiting

@@ -1,9 +1,9 @@
-"""Watch the event loop: how late it is, and what blocks it, while it blocks it.
+"""Monitor the event loop: measure its delay, and log what blocks it while it is blocked.
 
-One call of a blocking function in an `async def` holds up every request of the process, the probes included, and
-nothing says which function it was. Here a timer on the loop measures how late it runs, and a thread beside the loop
-looks whether it runs at all: if it does not for longer than the limit, one line of the log has the stack of the
-callback that is in the way. It is written while the loop is blocked, so that a process that hangs for ever leaves it.
+One call of a blocking function in an `async def` delays every request of the process, including the probes, and nothing
+names that function. Here a timer on the event loop measures how late it fires, and a thread checks whether it fires. If
+it does not fire for longer than the limit, the thread logs the stack of the callback that blocks the loop. The line is
+written while the loop is blocked, so it is there even if the process hangs for ever.
 
 A request costs nothing; the timer and the thread wake four times in each limit.
 """
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 __all__ = ["EventLoop"]
 
-_BEATS = 4  # in each limit
-_MINUTE = 60.0  # seconds; the usual interval of scrapes, so that none of them misses the worst
+_TICKS = 4  # of the timer in each limit
+_MINUTE = 60.0  # seconds; the usual interval of scrapes, so that no scrape misses the longest delay
 _DEEPEST = 40  # innermost calls of the stack
 
 _logger = logging.getLogger(__name__)
 
 
 class EventLoop:
-    """Watch the event loop of the app that runs: `FastAPI(lifespan=event_loop.lifespan)`.
+    """Monitor the event loop of the running app: `FastAPI(lifespan=event_loop.lifespan)`.
 
     Args:
         settings: When the loop counts as blocked.
@@ -57,22 +57,22 @@ class EventLoop:
         self._blocked_for = 0.0
 
     def warning(self) -> str | None:
-        """Say that the loop was blocked in the last minute: `health_router(warning=event_loop.warning)`."""
+        """Return a text if the loop was blocked in the last minute: `health_router(warning=event_loop.warning)`."""
         if self._clock() >= self._forget_at:
             return None
         return f"the event loop was blocked for {self._blocked_for:.1f} s"
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002 - the signature of a lifespan
-        """Watch while the app runs."""
-        heart = _Heart(self._limit, self._measure)
-        watch = threading.Thread(target=heart.watch, name="event loop watch", daemon=True)
+        """Monitor the event loop while the app runs."""
+        monitor = _Monitor(self._limit, self._measure)
+        watch = threading.Thread(target=monitor.watch, name="event loop watch", daemon=True)
         watch.start()
         try:
             yield
         finally:
-            heart.stop()
-            watch.join(1.0)  # not longer: it may be writing to a pipe that nobody reads
+            monitor.stop()
+            watch.join(1.0)  # not longer: the thread may be writing to a pipe that nothing reads
 
     def _measure(self, lag: float, blocked: bool) -> None:  # noqa: FBT001 - called in one place, which names it
         self._meter.measure(lag)
@@ -82,50 +82,50 @@ class EventLoop:
             self._blocked_for, self._forget_at = lag, self._clock() + _MINUTE
 
 
-class _Heart:
-    """The timer of one run of a loop, which beats, and the watch that another thread keeps over it."""
+class _Monitor:
+    """The timer on one event loop, and the check of this timer in a thread."""
 
     def __init__(self, limit: float, measure: Callable[[float, bool], None]) -> None:
         self._limit = limit
-        self._interval = limit / _BEATS
+        self._interval = limit / _TICKS
         self._measure = measure
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._stopped = threading.Event()
-        self._beats = 0
-        self._caught = -1  # the beat after which the watch found the loop blocked
+        self._ticks = 0
+        self._blocked_at = -1  # the tick after which the thread has found the loop blocked
         self._due = time.monotonic()
         self._busy = time.thread_time()
-        self._depth = 0  # calls that every stack of the thread begins with, until the loop calls back
-        self._timer: asyncio.Handle = self._loop.call_soon(self.beat)
+        self._depth = 0  # outer calls that all stacks of the loop's thread have in common
+        self._timer: asyncio.Handle = self._loop.call_soon(self.tick)
 
-    def beat(self) -> None:
-        """Measure how late this beat is, and arrange for the next."""
+    def tick(self) -> None:
+        """Measure how late this tick is, and schedule the next. Called by the event loop."""
         now, busy = time.monotonic(), time.thread_time()
         lag = max(0.0, now - self._due)
-        # A process that was paused, or had no processor, is late without having been blocked. Code that keeps the
-        # interpreter's lock blocks the watch as well, and has used the processor all the while.
-        blocked = self._caught == self._beats or min(lag, busy - self._busy) > self._limit
+        # A process that was paused, or got no CPU time, is late, but was not blocked. Code that holds the GIL blocks
+        # the thread as well, but uses CPU time all the while.
+        blocked = self._blocked_at == self._ticks or min(lag, busy - self._busy) > self._limit
         self._measure(lag, blocked)
-        if not self._beats:
+        if not self._ticks:
             self._depth = len(traceback.extract_stack()) - 1
-        self._beats += 1
+        self._ticks += 1
         self._due, self._busy = now + self._interval, busy
-        self._timer = self._loop.call_later(self._interval, self.beat)
+        self._timer = self._loop.call_later(self._interval, self.tick)
 
     def watch(self) -> None:
-        """Look again and again whether the heart has beaten, and say once for each block what is in the way."""
-        seen = silent = 0
+        """Check for a tick in each interval, and log once for each block what blocks the loop. Runs in the thread."""
+        seen = missed = 0
         while not self._stopped.wait(self._interval):
-            # Looks are counted, not seconds: while the whole process is paused, there are none.
-            silent = silent + 1 if self._beats == seen else 0
-            seen = self._beats
-            if silent > _BEATS and self._caught != seen:
-                self._caught = seen
+            # Checks are counted, not seconds: while the whole process is paused, there are none.
+            missed = missed + 1 if self._ticks == seen else 0
+            seen = self._ticks
+            if missed > _TICKS and self._blocked_at != seen:
+                self._blocked_at = seen
                 self._report()
 
     def stop(self) -> None:
-        """End the beat and the watch."""
+        """Stop the timer and the thread."""
         self._stopped.set()
         self._timer.cancel()
 
@@ -140,7 +140,7 @@ class _Heart:
             text = "Stack (most recent call last):\n" + "".join(traceback.format_list(stack[-_DEEPEST:])).rstrip()
             message = "the event loop is blocked, for more than %g s already, in %s (%s:%s)"
             arguments = (self._limit, name, file, line)
-            # By hand, because only this way a record has the stack of another thread.
+            # Not by Logger.warning: only a record that is made here can have the stack of another thread.
             _logger.handle(
                 _logger.makeRecord(
                     _logger.name, logging.WARNING, file, line or 0, message, arguments, None, name, sinfo=text
@@ -149,7 +149,7 @@ class _Heart:
 
 
 class _Meter:
-    """What is shown of the loop: the worst of its last minute, because a scrape comes too seldom to see it happen."""
+    """The metrics of the loop: the longest delay of the last minute, because most delays are between two scrapes."""
 
     def __init__(self, registry: "CollectorRegistry | None", clock: Callable[[], float]) -> None:
         from prometheus_client import Counter, Gauge  # noqa: PLC0415 - on first use
@@ -169,7 +169,7 @@ class _Meter:
         self._before = self._worst = 0.0
 
     def measure(self, lag: float) -> None:
-        """Show the delay if none in this minute and the one before was longer."""
+        """Set the gauge to the longest delay of this minute and the one before."""
         if self._clock() >= self._turn:
             self._turn = self._clock() + _MINUTE
             self._before, self._worst = self._worst, 0.0

@@ -71,7 +71,7 @@ def secrets_manager(secret_id: str) -> dict[str, str]:
 def parameter_store(prefix: str) -> dict[str, str]:
     """Return the parameters directly under the path `prefix` in AWS Systems Manager, decrypted.
 
-    Needs the permission `ssm:GetParametersByPath`, and `kms:Decrypt` if the parameters are encrypted with a key of your own.
+    Needs the permission `ssm:GetParametersByPath`, and `kms:Decrypt` if they are encrypted with a key of your own.
 
     Raises:
         ConfigurationError: The parameters cannot be read, or there are none.

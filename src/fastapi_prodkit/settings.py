@@ -81,8 +81,10 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    environment: Literal["dev", "test", "staging", "prod"] = Field("dev", description="Chooses profile and strictness.")
-    debug: bool = Field(False, description="FastAPI's own traceback page instead of the 500 problem.")
+    environment: Literal["dev", "test", "staging", "prod"] = Field(
+        "dev", description="Selects the profile and the rules."
+    )
+    debug: bool = Field(False, description="Send FastAPI's traceback page instead of the 500 problem.")
 
     service: sections.ServiceSettings = Field(default_factory=sections.ServiceSettings)
     log: sections.LogSettings | None = Field(default_factory=sections.LogSettings)

@@ -39,7 +39,7 @@ def with_keywords(
     """
     owner = type(layer).__name__
     if not isinstance(settings, BaseModel):
-        raise ConfigurationError(f"{owner}: {type(settings).__name__} is no settings; use keywords")
+        raise ConfigurationError(f"{owner}: {type(settings).__name__} is not a section of settings; use keywords")
     missing = {renamed.get(name, name) for name in accepted} - type(settings).model_fields.keys()
     if missing:
         raise ConfigurationError(

@@ -132,7 +132,7 @@ def _locate(
 
 
 def _nested_variable(model: type[BaseModel], prefix: str, path: list[str]) -> str:
-    """Return the variable of a nested field; if the settings have no delimiter, the variable and the key in its JSON."""
+    """Return the variable of a nested field; if the settings have no delimiter, the variable and a key in its JSON."""
     delimiter: Any = model.model_config.get("env_nested_delimiter")
     if delimiter is None:
         return ".".join([variable(prefix, path[0]), *path[1:]])

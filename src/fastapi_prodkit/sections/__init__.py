@@ -1,11 +1,11 @@
 """One frozen model per piece: its variables, defaults, bounds and units.
 
-A default here is the production one, and is what a piece used alone gets; what dev and test relax stands in
+The defaults are those of production, and of a piece that is used alone; the values of dev and test are in
 `settings.PROFILES`. The model of the section `rate_limit` is `RateLimitSettings`, and its field `default` is the
-variable `RATE_LIMIT_DEFAULT`. A name that is no field is an error, `RateLimitSettings(defualt="5/minute")`; variables
-of other programs, which may share a prefix, are left out before.
+variable `RATE_LIMIT_DEFAULT`. An unknown name is an error, `RateLimitSettings(defualt="5/minute")`; variables of other
+programs that share a prefix are ignored.
 
-A section is loaded when it is asked for, with those beside it: a piece that is used alone does not pay for all.
+The module of a section is imported on first access, so that importing one piece does not import all sections.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Sections of the process: who it is, what it tells about itself, and how it ends."""
+"""Sections of the process: its name, logs, probes, metrics, docs and secrets, and how it shuts down."""
 
 import re
 from typing import Any, Final, Literal
@@ -20,11 +20,11 @@ __all__ = [
 ]
 
 
-SHORTEST_TOKEN: Final = 16  # characters that staging and prod ask for: 64 bits, if they are hexadecimal
+SHORTEST_TOKEN: Final = 16  # characters that staging and prod require: 64 bits if they are hexadecimal
 
 
 class ServiceSettings(Section):
-    """Who this process is, in every log line and in the API's docs."""
+    """Name and version of the service, in every log line and in the API's docs."""
 
     name: str = Field("fastapi-service", min_length=1, description="Name of the service.")
     version: str = Field("0.0.0", min_length=1, description="Version of the service that is deployed.")
@@ -39,7 +39,7 @@ class LogSettings(Section):
     queue: int | None = Field(
         None,
         ge=1,
-        description="Lines that may wait for standard output, and are dropped beyond that; none: log calls wait.",
+        description="Most lines that wait for standard output; further ones are dropped. By default log calls wait.",
     )
     level_token: SecretStr | None = Field(
         None, min_length=SHORTEST_TOKEN, description="Bearer token that opens /log-level."
@@ -52,14 +52,14 @@ class LogSettings(Section):
 
 
 class HealthSettings(Section):
-    """Where the probes answer, and how."""
+    """Paths, checks and details of the probes."""
 
     live_paths: tuple[str, ...] = Field(("/health",), description="Paths of the liveness probe.")
     ready_paths: tuple[str, ...] = Field(("/ready",), description="Paths of the readiness probe.")
     startup_paths: tuple[str, ...] = Field(("/startup",), description="Paths of the start-up probe.")
     timeout: float = Field(1.0, gt=0, description="Longest time for one check, seconds.")
     cache: float = Field(1.0, ge=0, description="How long a result of a check is reused, seconds.")
-    details: bool = Field(False, description="Tell everybody which checks there are and what they say.")
+    details: bool = Field(False, description="Show every client the result of each check.")
     token: SecretStr | None = Field(None, min_length=1, description="Bearer token that shows the details.")
 
     @field_validator("live_paths", "ready_paths", "startup_paths")
@@ -77,11 +77,11 @@ class HealthSettings(Section):
 class EventLoopSettings(Section):
     """When the event loop counts as blocked."""
 
-    limit: float = Field(1.0, ge=0.01, description="A callback that takes longer blocks the event loop, seconds.")
+    limit: float = Field(1.0, ge=0.01, description="A callback that takes longer counts as blocking, seconds.")
 
 
 class MetricsSettings(Section):
-    """Who may read /metrics; without a token it is closed."""
+    """Who may read /metrics: by default nobody."""
 
     token: SecretStr | None = Field(None, min_length=1, description="Bearer token that opens /metrics.")
     public: bool = Field(False, description="Open /metrics to everybody.")
@@ -92,14 +92,14 @@ class DocsSettings(Section):
 
 
 class ShutdownSettings(Section):
-    """How the process ends; drain and grace together stay below what the platform allows, 30 s on ECS."""
+    """How the process ends; drain and grace together must be below the limit of the platform, 30 s on ECS."""
 
-    drain: float = Field(5.0, ge=0, description="How long the port keeps answering after SIGTERM, seconds.")
-    grace: float = Field(20.0, gt=0, description="How long requests in flight may take after that, seconds.")
+    drain: float = Field(5.0, ge=0, description="How long requests are accepted after SIGTERM, seconds.")
+    grace: float = Field(20.0, gt=0, description="How long requests in flight may take after the drain, seconds.")
 
 
 class SecretsSettings(Section):
-    """Where settings come from, beside the environment and the .env files."""
+    """Sources of settings beside the environment and .env files."""
 
     dir: str | None = Field(None, description="Directory of mounted secret files, one per variable.")
     aws_secret_id: str | None = Field(None, description="Name or ARN of an AWS Secrets Manager secret (JSON object).")

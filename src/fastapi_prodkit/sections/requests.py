@@ -1,4 +1,4 @@
-"""Sections of what stands between a client and the app."""
+"""Sections of the layers between a client and the app."""
 
 import re
 from typing import Annotated, Literal
@@ -25,14 +25,14 @@ class AccessLogSettings(Section):
 
 
 class ErrorsSettings(Section):
-    """What becomes of an exception that nothing has handled; without the section it is left to the server."""
+    """What happens to an unhandled exception; without this section it is passed to the server."""
 
     # A field cannot be called `raise`; the variable is ERRORS_RAISE.
-    raise_: bool = Field(False, description="Raise every unhandled exception on, although the response is complete.")
+    raise_: bool = Field(False, description="Re-raise every unhandled exception, even if the response is complete.")
 
 
 class ProxySettings(Section):
-    """Which peers may say who the client is."""
+    """Which proxies are trusted to send the client's address and scheme."""
 
     trusted: tuple[str, ...] = Field(
         (), description="Addresses and networks (CIDR) of the proxies; unix: a socket; *: any."
@@ -76,17 +76,18 @@ class CorsSettings(Section):
     origin_regex: str | None = Field(None, description="Regular expression that a whole origin must match.")
     vercel_project: str | None = Field(None, pattern=r"^[a-z0-9-]+$", description="Vercel project of the front end.")
     vercel_team: str | None = Field(
-        None, pattern=r"^[a-z0-9-]+$", validate_default=True, description="Vercel team (scope slug) that owns it."
+        None, pattern=r"^[a-z0-9-]+$", validate_default=True, description="Vercel team (slug) that owns the project."
     )
     allow_credentials: bool = Field(False, description="Let browsers send cookies and HTTP authentication.")
     allow_methods: tuple[str, ...] = Field(
-        ("GET", "POST", "PUT", "PATCH", "DELETE"), description="Methods of preflights."
+        ("GET", "POST", "PUT", "PATCH", "DELETE"), description="Methods that preflights allow."
     )
     allow_headers: tuple[str, ...] = Field(
-        ("Authorization", "Content-Type", "X-Request-ID"), description="Request headers of preflights."
+        ("Authorization", "Content-Type", "X-Request-ID"), description="Request headers that preflights allow."
     )
     expose_headers: tuple[str, ...] = Field(
-        ("X-Request-ID", "RateLimit", "RateLimit-Policy", "Retry-After"), description="Headers scripts may read."
+        ("X-Request-ID", "RateLimit", "RateLimit-Policy", "Retry-After"),
+        description="Response headers that scripts may read.",
     )
     max_age: int = Field(600, ge=0, le=7200, description="How long browsers keep a preflight's answer, seconds.")
 
@@ -136,7 +137,7 @@ class HostsSettings(Section):
 
 
 class LimitsSettings(Section):
-    """How much a single request may ask for."""
+    """Limits of size, time and concurrency of requests."""
 
     max_body_size: Annotated[int | None, OrNone] = Field(1_048_576, ge=0, description="Largest body, bytes; or none.")
     max_head_size: Annotated[int | None, OrNone] = Field(
@@ -145,13 +146,17 @@ class LimitsSettings(Section):
     max_headers: Annotated[int | None, OrNone] = Field(
         100, ge=1, description="Most header lines of a request; or none."
     )
-    body_timeout: MaybeSeconds = Field(20.0, gt=0, description="Longest wait for a part of a body, seconds; or none.")
-    request_timeout: MaybeSeconds = Field(30.0, gt=0, description="Longest time to a response, seconds; or none.")
+    body_timeout: MaybeSeconds = Field(
+        20.0, gt=0, description="Longest wait for the next part of a body, seconds; or none."
+    )
+    request_timeout: MaybeSeconds = Field(
+        30.0, gt=0, description="Longest time until a response starts, seconds; or none."
+    )
     max_concurrent: Annotated[int | None, OrNone] = Field(
         None, ge=1, description="Most requests that are served at a time; or none."
     )
     queue_timeout: Annotated[float | None, OrNone] = Field(
-        1.0, gt=0, description="Longest wait for a place among them, seconds; none refuses at once."
+        1.0, gt=0, description="Longest wait in the queue for one of them, seconds; none refuses at once."
     )
     cancel_on_disconnect: bool = Field(False, description="Cancel the handler of a client that has disconnected.")
 
@@ -163,7 +168,9 @@ class RateLimitSettings(Section):
         "100/minute", min_length=1, description="Limit on every request of one client; or none."
     )
     storage_url: SecretStr = Field(
-        SecretStr("memory://"), min_length=1, description="Where to count; redis://... is shared by all processes."
+        SecretStr("memory://"),
+        min_length=1,
+        description="Where requests are counted; redis://... is shared by all processes.",
     )
     strategy: Literal["fixed-window", "moving-window", "sliding-window"] = Field(
         "fixed-window", description="How the window of a limit is counted: fixed, moving or sliding."

@@ -1,4 +1,4 @@
-"""What every section is."""
+"""`Section`, the base class of all sections."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, get_origin
@@ -38,7 +38,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, values: Any) -> Any:
-        """Refuse names that are no fields, and say which ones were probably meant."""
+        """Refuse unknown names, and say which ones were probably meant."""
         names = [str(name) for name in values if name not in cls.model_fields] if isinstance(values, Mapping) else []
         if names:
             raise ValidationError.from_exception_data(cls.__name__, [_unknown(name, cls) for name in names])
@@ -47,7 +47,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _split(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read "a, b" as ("a", "b") wherever a list is asked for."""
+        """Read "a, b" as ("a", "b") for a field that is a tuple."""
         if isinstance(value, str) and get_origin(cls.model_fields[str(info.field_name)].annotation) is tuple:
             return tuple(item for part in value.split(",") if (item := part.strip()))
         return value
