@@ -22,7 +22,7 @@ __all__ = ["AccessLogMiddleware"]
 
 _logger = logging.getLogger("fastapi_prodkit.access")
 _EVENT = "request"
-_LOWEST_ERROR, _LOWEST_SERVER_ERROR = 400, 500  # not of HTTPStatus: a look at an enumeration costs more than the rest
+_LOWEST_ERROR, _LOWEST_SERVER_ERROR = 400, 500  # not from HTTPStatus: looking up an enumeration's member costs more
 
 
 class AccessLogMiddleware(Layer):
@@ -33,8 +33,8 @@ class AccessLogMiddleware(Layer):
     The query string, headers and bodies are never logged. Lines go to the logger `fastapi_prodkit.access`. An exception
     is logged by `errors.ErrorBoundaryMiddleware`.
 
-    The level is INFO; of a refusal (by a layer, or with 408, 413, 429, 431, 503 or 504) it is WARNING, and there is a
-    `reason`; of another 5xx it is ERROR, or WARNING if it comes from an exception, which has a record of its own.
+    The level is INFO. For a refusal (by a layer, or with 408, 413, 429, 431, 503 or 504) it is WARNING, and the line
+    has a `reason`. For any other 5xx it is ERROR, or WARNING if an exception is the cause, which is logged by itself.
 
     Args:
         app: The app to serve.
@@ -68,7 +68,7 @@ class AccessLogMiddleware(Layer):
             "duration_ms": int(exchange.duration * 1e6) / 1e3,
             "client_ip": client and client[0],
         }
-        if client is None or method is None:  # of a WebSocket, or of a request that the server could not read
+        if client is None or method is None:  # a WebSocket, or a request that the server could not parse
             fields = {name: value for name, value in fields.items() if value not in {None, ""}}
         if exchange.refusal is not None and exchange.refusal.text:
             fields["reason"] = exchange.refusal.text
@@ -82,7 +82,7 @@ class AccessLogMiddleware(Layer):
 
 
 def _level(exchange: Exchange) -> int:
-    """Return how severe an error is: the ERROR of an exception is the record of the exception, and no second one."""
+    """Return the level of an error: WARNING for an exception, which has a record of its own with the level ERROR."""
     if exchange.refusal is not None:
         return logging.WARNING
     if exchange.status < _LOWEST_SERVER_ERROR:
@@ -91,7 +91,7 @@ def _level(exchange: Exchange) -> int:
 
 
 def _stream_fields(exchange: Exchange, stream: ResponseStream) -> dict[str, Any]:
-    """Return what the line says of a response in several parts."""
+    """Return the fields of the line for a response in several parts."""
     ended = "complete" if exchange.complete else "error"
     ended = "client_disconnected" if exchange.client_disconnected else ended
     fields = {"response_bytes": stream.size, "end_reason": exchange.context.end_reason or ended}
@@ -101,10 +101,10 @@ def _stream_fields(exchange: Exchange, stream: ResponseStream) -> dict[str, Any]
 
 
 def _log(level: int, fields: dict[str, Any], kind: str) -> None:
-    """Make a record. Its message is for formats that show no fields; `EventHandler` writes the event's name instead."""
+    """Log a record. Its message is for formats that show no fields; `EventHandler` writes the event's name instead."""
     method = fields.get("http_method", "WebSocket" if kind == "websocket" else "-")
     arguments = (method, fields["http_route"], fields["http_status"])
-    # Not Logger.info: it looks for its caller, which costs a tenth of a request, and is always this function.
+    # Not by Logger.info, which searches the stack for its caller: that costs a tenth of a request.
     origin, message = (__file__, _log.__code__.co_firstlineno), "%s %s %s"
     record = _logger.makeRecord(_logger.name, level, *origin, message, arguments, None, _log.__name__)
     # Not as `extra`, which fails where a record factory has set an attribute of the same name.

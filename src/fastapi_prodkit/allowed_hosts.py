@@ -1,7 +1,7 @@
-"""Answer only to the host names that are ours.
+"""Answer only requests for the host names of the service.
 
-Whatever builds a link from the Host header (a password reset, a redirect, a cache key) otherwise builds it from what
-the client wrote. RFC 9112 section 3.2 asks for 400 if the header is missing, invalid or there twice.
+Otherwise a client controls what is built from the Host header, such as a link to reset a password, a redirect or a
+cache key. RFC 9112 section 3.2 requires 400 if the header is missing, invalid or repeated.
 """
 
 import re
@@ -26,7 +26,7 @@ _LONGEST_NAME = 253
 _LABELS = rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*"
 _NAME = re.compile(rb"(?:\*\.)?" + _LABELS + rb"\.?|\[[0-9A-Fa-f:.]+\]")
 _HOST = re.compile(rb"(" + _LABELS + rb"\.?|\[[0-9A-Fa-f:.]+\])(?::([0-9]{0,5}))?")
-_STARLETTES: Final = {"allowed_hosts": "allowed"}
+_STARLETTE_NAMES: Final = {"allowed_hosts": "allowed"}
 
 
 class AllowedHostsKeywords(TypedDict, total=False):
@@ -37,7 +37,7 @@ class AllowedHostsKeywords(TypedDict, total=False):
 
 
 class AllowedHostsMiddleware(Layer):
-    """Answer requests for a host name that is not ours with 400.
+    """Refuse requests for a host name that is not allowed with 400.
 
         app.add_middleware(AllowedHostsMiddleware, allowed=["api.example.com", "*.example.org"])
 
@@ -47,7 +47,7 @@ class AllowedHostsMiddleware(Layer):
     Args:
         app: The ASGI app to wrap.
         settings: Values of the keywords that are not given.
-        exempt: Paths relative to the app that answer to any Host: load balancers probe by address.
+        exempt: Paths relative to the app whose Host is not checked: load balancers probe them by address.
         www_redirect: Starlette's keyword; True is refused, because nothing is redirected here.
 
     Keyword Args:
@@ -55,8 +55,8 @@ class AllowedHostsMiddleware(Layer):
         allowed_hosts: Starlette's name of `allowed`.
 
     Raises:
-        ConfigurationError: There is no host name, or one that could never match; something is to be redirected; or a
-            keyword does not exist, or its value cannot be used.
+        ConfigurationError: There is no host name, or one that can never match; `www_redirect` is True; or a keyword
+            does not exist, or its value cannot be used.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -73,7 +73,7 @@ class AllowedHostsMiddleware(Layer):
         if www_redirect:
             raise ConfigurationError("www_redirect: nothing is redirected here; redirect in the proxy, or in a route")
         accepted = AllowedHostsKeywords.__optional_keys__
-        settings = with_keywords(self, settings or HostsSettings(), keywords, accepted, _STARLETTES)
+        settings = with_keywords(self, settings or HostsSettings(), keywords, accepted, _STARLETTE_NAMES)
         self.app = app
         names = [_pattern(name) for name in settings.allowed]
         if not names:
@@ -87,7 +87,7 @@ class AllowedHostsMiddleware(Layer):
         self.exempt = checked_exempt(exempt)
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
-        """Refuse a request for a host that is not ours."""
+        """Refuse a request for a host that is not allowed."""
         if exchange.headers.get(b"host") in self._exact and not exchange.has_repeated_headers:
             return None
         refusal = self._refusal(exchange)

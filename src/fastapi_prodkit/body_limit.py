@@ -1,7 +1,7 @@
-"""How large a request's body may be, and how long it may keep the app waiting.
+"""Limit the size of a request's body, and the time for which the app waits for the body.
 
-The limit is Starlette's own, which counts chunked uploads as they come and knows the limits of single routes
-(`max_body_size=`). This piece asks it only where there is a body, and makes a problem of its plain-text answer.
+Starlette's own limit checks the size: it counts chunked uploads as they arrive, and knows the limits of single routes
+(`max_body_size=`). This module applies it only if there is a body, and replaces its plain-text answer by a problem.
 """
 
 import asyncio
@@ -30,16 +30,16 @@ from fastapi_prodkit.sections import LimitsSettings
 
 __all__ = ["BodyLimitMiddleware", "largest_limit"]
 
-_MOST_DIGITS = 18  # of a length that is looked at: an exabyte is too large already
+_MOST_DIGITS = 18  # of a Content-Length that are parsed: an exabyte is too large already
 
-# What Starlette and FastAPI say of themselves, type and length: `Content Too Large`, and the same in JSON as `detail`.
+# Content-Type and Content-Length of Starlette's and FastAPI's own 413: `Content Too Large` as text, and in JSON.
 _REFUSALS = {(b"text/plain; charset=utf-8", b"17"), (b"application/json", b"30")}
 
 
 _too_large = ProblemError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 _SLOW_TEXT = "The body of the request did not arrive in time."
 _too_slow = ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT)
-# RFC 9110 section 15.5.9: what is left of the body may still come, and must not be taken for a request.
+# RFC 9110 section 15.5.9: the rest of the body may still arrive, and must not be read as the next request.
 _too_slow_to_go_on = ProblemError(HTTPStatus.REQUEST_TIMEOUT, _SLOW_TEXT, headers={"Connection": "close"})
 
 
@@ -51,20 +51,20 @@ class BodyLimitKeywords(TypedDict, total=False):
 
 
 class BodyLimitMiddleware(Layer):
-    """Refuse a body that is too large with a 413 problem: an announced one unread, a chunked one where it passes.
+    """Refuse a body that is too large with a 413 problem: by its Content-Length, or when the received bytes exceed it.
 
         app.add_middleware(BodyLimitMiddleware, max_body_size=65_536)
 
-    A body of which nothing comes for `body_timeout` while the app waits for it is a 408 problem (RFC 9110 section
-    15.5.9); once the response has started, the client counts as gone.
+    If no part of the body arrives for `body_timeout` while the app waits for one, the answer is a 408 problem (RFC 9110
+    section 15.5.9). If the response has started by then, the app receives `http.disconnect`.
 
     Args:
         app: The app to serve.
         settings: Values of the keywords that are not given.
         largest: The largest limit that a single route of the app has, bytes, or a function that returns it, called
             at the first body; see `largest_limit`. An announced body beyond it is refused before any route runs.
-            Without it Starlette refuses such a body when it is read, or when the response starts, which may be after a
-            handler that does not read it has done its work.
+            Without it Starlette refuses such a body when the app reads it, or when the response starts: a handler that
+            does not read the body has done its work by then.
 
     Keyword Args:
         max_body_size: Largest body, bytes; None leaves it to the app's own limits. Default: 1048576.
@@ -97,16 +97,16 @@ class BodyLimitMiddleware(Layer):
         self._timer = None if seconds is None else SharedTimer(seconds, partial(_BodyTimeout.expire, reason=reason))
 
     def inside(self, outer: Layer) -> Layer:
-        """Leave the size to a layer further out whose limit is smaller: Starlette would have the inner one count."""
+        """Leave the size to a layer further out if its limit is smaller: Starlette would apply the inner limit."""
         if isinstance(outer, BodyLimitMiddleware) and outer._size < self._size:  # noqa: SLF001 - of this class
             return BodyLimitMiddleware(self.app, self._settings.model_copy(update={"max_body_size": None}))
         return self
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
-        """Put the limit in front of the app, unless the request has no body, or one of an announced, small size.
+        """Apply the limit, unless the request has no body, or announces one that is small enough.
 
-        A request without Content-Length and Transfer-Encoding has no body (RFC 9112 section 6.3), and servers let no
-        more of one pass than was announced.
+        A request without Content-Length and Transfer-Encoding has no body (RFC 9112 section 6.3), and servers pass on
+        no more of a body than its Content-Length.
         """
         headers = exchange.headers
         announced = headers.get(b"content-length")
@@ -124,9 +124,9 @@ class BodyLimitMiddleware(Layer):
 
     @cached_property
     def _thresholds(self) -> tuple[float, float]:
-        """The largest length that may be announced, and the one up to which no more than the announcement is checked.
+        """The largest Content-Length that is accepted, and the largest for which received bytes are not counted.
 
-        Found at the first body, when start-up is over: until then an app may change its routes.
+        Computed at the first body, when start-up is over: until then an app may change its routes.
         """
         largest = self._largest() if callable(self._largest) else self._largest
         highest = math.inf if largest is None else max(self._size, largest)
@@ -170,7 +170,7 @@ class _BodyTimeout:
         try:
             return await self._receive()
         except CancelledError:
-            if self._expired and task.uncancel() <= cancelled_before:  # as `asyncio.timeout` finds out who cancelled
+            if self._expired and task.uncancel() <= cancelled_before:  # nothing else has cancelled; as asyncio.timeout
                 return {"type": "http.disconnect"}
             raise
         finally:
@@ -178,7 +178,7 @@ class _BodyTimeout:
             self._waiting = None
 
     def expire(self, *, reason: Reason) -> None:
-        """Answer in place of the app or, if its response has started, tell it that the client has disconnected."""
+        """Send 408 in place of the app's response or, if that has started, let `receive` return `http.disconnect`."""
         exchange = self._exchange
         if not exchange.status:
             problem = _too_slow if exchange.scope["http_version"] >= "2" else _too_slow_to_go_on
@@ -186,7 +186,7 @@ class _BodyTimeout:
         else:
             self._expired = self._complete = True
             exchange.client_disconnected |= not exchange.complete
-            cast("Task[Any]", self._waiting).cancel()  # a task waits, or there would be nothing to expire
+            cast("Task[Any]", self._waiting).cancel()  # there is one: the time-out runs only while a task waits
 
 
 async def _further_in(scope: Scope, receive: Receive, send: Send) -> None:
@@ -195,7 +195,7 @@ async def _further_in(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _reason(limit: int, size: int | None) -> Reason:
-    """Say which limit a body has exceeded: that of the settings, which is `size`, or one of a route or an app."""
+    """Return the reason with the limit that a body has exceeded: `size` of the settings, or that of a route or app."""
     ours, theirs = f"LIMITS_MAX_BODY_SIZE={limit}; max_body_size= on the route", f"max_body_size={limit}"
     return Reason("body_too_large", f"body larger than {ours if limit == size else theirs}")
 

@@ -1,7 +1,7 @@
-"""Strict CORS: which web origins may read responses, as the Fetch standard has it.
+"""Strict CORS: which web origins may read responses, according to the Fetch standard.
 
 An origin is allowed if it is listed, if `origin_regex` matches the whole of it, or if it is a deployment of one Vercel
-project. Everybody else gets no Access-Control header at all, and neither does `null`, which anybody's sandboxed frame
+project. Other origins get no Access-Control header. Nor does the origin `null`, which a sandboxed frame of any site
 sends.
 """
 
@@ -44,8 +44,8 @@ _REQUEST_METHOD, _REQUEST_HEADERS = b"access-control-request-method", b"access-c
 _PRIVATE_NETWORK = b"access-control-request-private-network"
 _SAFE_METHODS = frozenset({b"GET", b"HEAD", b"POST"})  # Fetch standard: no preflight has to allow these
 _NOT_WILD = b"authorization"  # Fetch standard: `*` does not stand for it
-_NOT_USUAL = ("OPTIONS", None)  # methods: of what may be a preflight, and of a WebSocket, which has none
-_STARLETTES: Final = {"allow_origins": "origins", "allow_origin_regex": "origin_regex"}
+_NEEDS_DECISION = ("OPTIONS", None)  # methods: of a request that may be a preflight, and of a WebSocket
+_STARLETTE_NAMES: Final = {"allow_origins": "origins", "allow_origin_regex": "origin_regex"}
 
 
 class CORSKeywords(TypedDict, total=False):
@@ -70,8 +70,8 @@ class CORSMiddleware(Layer):
         app.add_middleware(CORSMiddleware, origins=["https://app.example.com"], allow_credentials=True)
 
     A preflight does not reach the app. Access-Control headers that the app sets are removed: there is one policy, in
-    one place. A WebSocket handshake, which browsers send from anywhere with cookies, is refused with 403 unless it
-    comes from an allowed origin, from the host's own, or without an Origin, as from clients that are no browsers.
+    one place. Browsers send WebSocket handshakes from any site, with cookies. So a handshake is refused with 403 unless
+    its origin is allowed or is that of the host, or it has no Origin, as from clients other than browsers.
 
     Args:
         app: The ASGI app to wrap.
@@ -93,8 +93,8 @@ class CORSMiddleware(Layer):
         allow_origin_regex: Starlette's name of `origin_regex`.
 
     Raises:
-        ConfigurationError: `*` stands together with credentials; private networks are to be allowed; or a keyword does
-            not exist, or its value cannot be used.
+        ConfigurationError: `*` is combined with credentials; `allow_private_network` is True; or a keyword does not
+            exist, or its value cannot be used.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -111,11 +111,13 @@ class CORSMiddleware(Layer):
         if allow_private_network:
             raise ConfigurationError("allow_private_network: private networks are never allowed here; leave it out")
         self.app = app
-        values = with_keywords(self, settings or CorsSettings(), keywords, CORSKeywords.__optional_keys__, _STARLETTES)
+        values = with_keywords(
+            self, settings or CorsSettings(), keywords, CORSKeywords.__optional_keys__, _STARLETTE_NAMES
+        )
         _refuse_wildcards(values)
         self._public = "*" in values.origins
         self._patterns = tuple(_patterns(values))
-        # With `*`, and with nobody, every origin gets the same response: it does not vary.
+        # If all origins or none are allowed, every origin gets the same response: it does not vary.
         self._base = {b"vary": b"Origin"} if values.configured and not self._public else {}
         credentials = {b"access-control-allow-credentials": b"true"} if values.allow_credentials else {}
         self._granted = {
@@ -123,7 +125,7 @@ class CORSMiddleware(Layer):
             **credentials,
             **_header(b"access-control-expose-headers", values.expose_headers),
         }
-        # The headers for a listed origin, made once; a preflight and a WebSocket have others.
+        # The headers for a listed origin, made once; those of a preflight are others.
         listed = () if self._public else [origin.encode() for origin in values.origins]
         self._listed: dict[bytes | None, dict[bytes, bytes]] = {
             origin: {_ALLOW_ORIGIN: origin, **self._granted} for origin in listed
@@ -139,17 +141,17 @@ class CORSMiddleware(Layer):
         self._headers = frozenset(name.encode().lower() for name in values.allow_headers)
 
     def inside(self, outer: Layer) -> Layer:
-        """Have the policy of a layer further out end where this one begins."""
+        """Replace the policy of a layer further out."""
         return _InnerPolicy(self) if isinstance(outer, CORSMiddleware) else self
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
-        """Answer a preflight, refuse a foreign WebSocket, and have any other response say who may read it."""
+        """Answer a preflight, refuse a WebSocket of another origin, and add the CORS headers to other responses."""
         scope = exchange.scope
         origin = exchange.headers.get(b"origin")
         if exchange.has_repeated_headers and len(lines := exchange.header_values(b"origin")) > 1:
             origin = b", ".join(lines)  # RFC 9110 section 5.3; a list equals no allowed origin
         granted = self._listed.get(origin)
-        if granted is None or scope.get("method") in _NOT_USUAL:
+        if granted is None or scope.get("method") in _NEEDS_DECISION:
             return self._decide(exchange, scope, origin)
         exchange.response_headers |= granted
         return None
@@ -168,7 +170,7 @@ class CORSMiddleware(Layer):
         return _answer_preflight if preflight else None
 
     def _preflight_refusal(self, exchange: Exchange, origin: bytes | None, allowed: bytes | None) -> Refusal | None:
-        """Refuse a preflight that asks for what a browser would not find in the answer."""
+        """Return the refusal of a preflight whose origin, method or headers are not allowed; None if all are."""
         if allowed is None:
             return _refusal("Requests", origin)
         method = b", ".join(exchange.header_values(_REQUEST_METHOD))
@@ -218,13 +220,13 @@ class CORSMiddleware(Layer):
         return None
 
     def _admits(self, exchange: Exchange, origin: bytes) -> bool:
-        if self._public:  # `*` never comes with credentials, and a handshake brings the site's cookies
+        if self._public:  # `*` excludes credentials, and a handshake may have cookies
             return b"cookie" not in exchange.headers
         return self._allowed(origin) is not None
 
 
 class _InnerPolicy(Layer):
-    """Replace what a layer further out has granted."""
+    """Replace the headers that a layer further out has added."""
 
     def __init__(self, policy: CORSMiddleware) -> None:
         self._policy = policy
@@ -266,8 +268,8 @@ def _patterns(settings: CorsSettings) -> Iterator[re.Pattern[str]]:
     if settings.origin_regex:
         yield re.compile(settings.origin_regex)
     if settings.vercel_project and settings.vercel_team:
-        # A deployment's own host only. With a dash allowed in the middle, as the branch form would need, a team whose
-        # slug ends in "-{team}" could name a project of its own the same and be let in.
+        # Only the host of a single deployment. If a dash were allowed in the middle, as hosts of branches need it, a
+        # team whose slug ends in "-{team}" could create a project whose hosts match.
         project, team = re.escape(settings.vercel_project), re.escape(settings.vercel_team)
         yield re.compile(rf"https://{project}-[a-z0-9]+-{team}\.vercel\.app")
 

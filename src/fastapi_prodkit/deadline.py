@@ -1,8 +1,8 @@
-"""How long a request may take until its response starts.
+"""Limit how long a request may take until its response starts.
 
-A client that waits for ever, and a handler that works for ever for one that has long left, hold memory, connections
-and locks. At the deadline the client gets a 504 problem and the handler is cancelled, as `asyncio.timeout` does it, so
-that what it awaits is cancelled as well: a query ends in the database.
+A handler that never ends holds memory, connections and locks, even if its client has long disconnected. At the deadline
+the client gets a 504 problem, and the handler is cancelled as by `asyncio.timeout`. What the handler awaits is
+cancelled as well: for example, the database ends its query.
 """
 
 import math
@@ -41,9 +41,9 @@ class DeadlineMiddleware(Layer):
 
         app.add_middleware(DeadlineMiddleware, request_timeout=10)
 
-    A response that has started is left alone, however long it takes; WebSockets are, too. The time starts when the
-    request reaches this layer, and includes the reading of the body. `Depends(Timeout(120))` gives a route a time
-    of its own. Inside of another one this deadline takes the place of the outer one.
+    The deadline does not apply to a response that has started, nor to WebSockets. The time starts when the request
+    reaches this layer, and includes the reading of the body. `Depends(Timeout(120))` gives a route a time of its own.
+    If another DeadlineMiddleware is further out, this one replaces its deadline.
 
     Args:
         app: The app to serve.
@@ -51,7 +51,8 @@ class DeadlineMiddleware(Layer):
         exempt: Paths relative to the app, without trailing slash, that have no deadline.
 
     Keyword Args:
-        request_timeout: Longest time to a response, seconds; None leaves it to the routes. Default: 30.0.
+        request_timeout: Longest time until a response starts, seconds; with None only routes with a time of their own
+            have a deadline. Default: 30.0.
 
     Raises:
         ConfigurationError: A keyword does not exist, or its value cannot be used.
@@ -75,7 +76,7 @@ class DeadlineMiddleware(Layer):
         self._timer = None if seconds is None else SharedTimer(seconds, partial(_expire, timeout_response))
 
     def inside(self, outer: Layer) -> Layer:
-        """Have the deadline of a layer further out end where this one starts."""
+        """Replace the deadline of a layer further out."""
         return _InnerDeadline(self) if isinstance(outer, DeadlineMiddleware) else self
 
     def on_wait(self, exchange: Exchange, started_at: float) -> None:
@@ -87,7 +88,7 @@ class DeadlineMiddleware(Layer):
 
 
 class _InnerDeadline(Layer):
-    """Replace the deadlines of layers further out."""
+    """Cancel the deadlines of layers further out, and start the inner one."""
 
     may_cancel_app = True
 
@@ -107,17 +108,17 @@ class _InnerDeadline(Layer):
 class Timeout:
     """Give a route or router a deadline of its own: `Depends(Timeout(120))`.
 
-    It takes the place of the general one from the beginning, before the body has been read; of several the last one
-    counts. Where limits are switched off, it does nothing; WebSockets have no deadline.
+    It replaces the general deadline, and counts from the start of the request, before the body is read. If a route has
+    several, the last one counts. It has no effect on WebSockets, or if the section `limits` is None.
 
     Args:
         seconds: Longest time until the response starts; None for no deadline.
 
     Raises:
-        ConfigurationError: The time is not positive; or, on a request, there is no `DeadlineMiddleware`.
+        ConfigurationError: The time is not positive; or, during a request, there is no `DeadlineMiddleware`.
     """
 
-    statuses = (504,)  # what the schema shows on routes that depend on it
+    statuses = (504,)  # in the OpenAPI schema of routes that depend on it
 
     def __init__(self, seconds: float | None) -> None:
         if seconds is not None and not 0 < seconds < math.inf:
@@ -147,7 +148,7 @@ class Timeout:
 
 
 class NoDeadline:
-    """The `Deadline` of a request that may take as long as it likes."""
+    """The `Deadline` of a request without a time-out."""
 
     def __init__(self, started_at: float) -> None:
         self.started_at = started_at
@@ -176,7 +177,7 @@ def _timeout_response(limit: str) -> Refusal:
 
 
 def _expire(response: Refusal, exchange: Exchange) -> None:
-    """Answer and cancel, unless the response has started, or the route that was chosen has a time-out of its own."""
+    """Interrupt the request, unless its response has started or its route has a time-out of its own."""
     own = _timeout_of(exchange.scope)
     if own is not None:
         own.replace_deadline(exchange)  # FastAPI calls the dependency itself only when the body has been read

@@ -1,8 +1,8 @@
-"""What happens to a request whose client disconnects before the response starts.
+"""Cancel the handler of a client that disconnects before the response starts.
 
-An app learns of a disconnect only when it receives the next message, and a handler that waits for a query does not: it
-works on for a client that is gone. With `cancel_on_disconnect` the handler is cancelled as at a deadline, so that what
-it awaits is cancelled as well: a query ends in the database, and its transaction is rolled back.
+An app learns of a disconnect only when it receives the next message. A handler that waits for a query receives none,
+and continues although its client has disconnected. With `cancel_on_disconnect` the handler is cancelled, as at a
+deadline. What it awaits is cancelled as well: for example, the database ends a query and rolls back its transaction.
 
     app.add_middleware(DisconnectMiddleware, cancel_on_disconnect=True)
 
@@ -42,7 +42,7 @@ class DisconnectMiddleware(Layer):
 
         app.add_middleware(DisconnectMiddleware, cancel_on_disconnect=True)
 
-    A response that has started is left alone, and background tasks and WebSockets are, too. The access line and the
+    This does not apply to a response that has started, to background tasks and to WebSockets. The access line and the
     metrics have the status 499. `Depends(cancel_on_disconnect)` and `Depends(ignore_disconnect)` decide for a route.
 
     Args:
@@ -73,10 +73,10 @@ class DisconnectMiddleware(Layer):
         self._enabled = settings.cancel_on_disconnect
 
     def inside(self, outer: Layer) -> Layer | None:
-        """Leave the client to a layer further out that listens already."""
+        """Return None if a layer further out listens already."""
         return None if isinstance(outer, DisconnectMiddleware) and outer._enabled else self  # noqa: SLF001 - of this class
 
-    def on_wait(self, exchange: Exchange, started_at: float) -> None:  # noqa: ARG002 - a disconnect has no time
+    def on_wait(self, exchange: Exchange, started_at: float) -> None:  # noqa: ARG002 - the signature of the hook
         """Start to listen for the disconnect."""
         if self._enabled:
             _listen(exchange)
@@ -85,8 +85,9 @@ class DisconnectMiddleware(Layer):
 async def cancel_on_disconnect(connection: HTTPConnection) -> None:
     """Cancel the handlers of a route or router when the client disconnects: `Depends(cancel_on_disconnect)`.
 
-    It holds from where FastAPI calls the dependency; with LIMITS_CANCEL_ON_DISCONNECT from the beginning. Of several
-    dependencies on this and `ignore_disconnect` the last one counts. Where limits are switched off, it does nothing.
+    It takes effect when FastAPI calls the dependency; with LIMITS_CANCEL_ON_DISCONNECT, from the start of the request.
+    If a route depends on this and on `ignore_disconnect`, the last one counts. It has no effect if the section `limits`
+    is None.
 
     Raises:
         ConfigurationError: There is no middleware that can cancel the request, such as `DisconnectMiddleware`.
@@ -123,10 +124,10 @@ def _cancel(exchange: Exchange) -> None:
 
 
 def _may_cancel(scope: Scope) -> bool:
-    """Return what the last of the route's dependencies says; without one it is the setting that listens, so True."""
+    """Say what the last of the route's two dependencies says; without one True, because the setting is on."""
     choices = [each for each in route_dependencies(scope) if each in (cancel_on_disconnect, ignore_disconnect)]
     return not choices or choices[-1] is cancel_on_disconnect
 
 
 async def _no_answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Send nothing: the client is gone."""
+    """Send nothing: the client has disconnected."""

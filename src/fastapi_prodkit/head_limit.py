@@ -1,7 +1,7 @@
-"""How many header lines a request may have.
+"""Limit the number of header lines of a request.
 
-A client that sends a million of them costs each layer that looks for one. The size of a head is for the server to
-limit, which reads it before anybody else: `fastapi-prodkit serve` does.
+Each layer that searches the header lines of a request would spend time on a million of them. The size of a head must be
+limited by the server, which reads it first: `fastapi-prodkit serve` does this.
 """
 
 from typing import TypedDict, Unpack

@@ -1,10 +1,10 @@
-"""Change one logger's level while the service runs, for a limited time: it reverts by itself.
+"""Change the level of a logger while the service runs, for a limited time.
 
-`GET /log-level` shows what is changed, `POST` changes, `DELETE` reverts. There is no such path without a token in the
-settings. Each change and each revert is a line of the log.
+`GET /log-level` shows the changes, `POST` makes one, `DELETE` reverts. The path exists only if the settings have a
+token. Each change and each revert is logged.
 
-A level belongs to a process, and a request reaches one: with several workers, or containers, the others keep theirs.
-Each answer says so, and names the process.
+A change applies to the process that receives the request. Other workers and containers keep their levels. Each answer
+says so, and has the process id.
 """
 
 import logging
@@ -64,7 +64,7 @@ def _upper(level: Any) -> Any:
     return level.upper() if isinstance(level, str) else level
 
 
-class _Wanted(BaseModel):
+class _NewLevel(BaseModel):
     """The body of a POST."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -91,7 +91,7 @@ class _Change:
 class _Levels:
     """The levels that are changed in this process.
 
-    A thread waits for the end of each, and not the event loop: what is logged too much may be what blocks the loop.
+    A thread reverts each change, and not the event loop, which may be blocked by too many log lines.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class _Levels:
         self._lock = Lock()
 
     def state(self) -> dict[str, Any]:
-        """Return what is changed, and how far it reaches."""
+        """Return the changes, and the process that they apply to."""
         with self._lock:
             return {
                 "process": os.getpid(),
@@ -107,8 +107,8 @@ class _Levels:
                 "changes": [change.state() for change in self._changes.values()],
             }
 
-    def change(self, wanted: _Wanted) -> None:
-        """Set the level, and arrange for the end of it; an earlier change of the same logger gives way."""
+    def change(self, wanted: _NewLevel) -> None:
+        """Set the level, and start the timer that reverts it; an earlier change of the same logger is replaced."""
         logger = _logger_of(wanted.logger)
         with self._lock:
             earlier = self._changes.get(logger.name)
@@ -131,7 +131,7 @@ class _Levels:
 
     def _end(self, change: _Change) -> None:
         with self._lock:
-            if self._changes.get(change.logger.name) is not change:  # another has taken its place meanwhile
+            if self._changes.get(change.logger.name) is not change:  # replaced or reverted meanwhile
                 return
             del self._changes[change.logger.name]
             change.timer.cancel()
@@ -140,15 +140,15 @@ class _Levels:
 
 
 def _logger_of(name: str) -> logging.Logger:
-    """Return the logger of that name, which exists: a misspelt one would be made, and change nothing."""
+    """Return the existing logger of that name: `getLogger` would create a misspelt one, which has no effect."""
     if name != "root" and name not in logging.root.manager.loggerDict:
         raise ProblemError(422, "There is no logger of that name in this process; `root` is the one above all.")
     return logging.getLogger(name)
 
 
-async def _read(request: Request) -> _Wanted:
+async def _read(request: Request) -> _NewLevel:
     try:
-        return _Wanted.model_validate_json(await request.body())
+        return _NewLevel.model_validate_json(await request.body())
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from None

@@ -2,7 +2,7 @@
 
 Three independent parts: `docs_router` serves Swagger UI from the package `fastapi-swagger`, `operation_id` names the
 operations, and `add_problem_schemas` makes the schema show errors as they are sent. There is no ReDoc: it needs
-workers and styles that a strict policy forbids, and a second page says nothing that the first does not.
+workers and styles that a strict policy forbids, and shows nothing that Swagger UI does not.
 """
 
 import copy
@@ -45,7 +45,7 @@ _FASTAPI_422 = {"application/json": {"schema": {"$ref": f"{_COMPONENTS}HTTPValid
 
 _PROBLEM: dict[str, Any] = {
     "title": "Problem",
-    "description": "What went wrong, as RFC 9457 has it.",
+    "description": "What went wrong (RFC 9457).",
     "type": "object",
     "required": ["type", "title", "status", "detail", "instance"],
     "properties": {
@@ -65,7 +65,7 @@ _INVALID_FIELD = {
         "loc": {
             "type": "array",
             "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
-            "description": "Where the value is: body, query, path, header or cookie, then the way down to it.",
+            "description": "Where the value is: body, query, path, header or cookie, then the keys that lead to it.",
         },
         "msg": {"type": "string", "description": "What is wrong with the value."},
         "type": {"type": "string", "description": "Identifies the kind of error."},
@@ -74,21 +74,21 @@ _INVALID_FIELD = {
 _VALIDATION_PROBLEM = {
     **_PROBLEM,
     "title": "ValidationProblem",
-    "description": "The request does not have the form that the operation asks for.",
+    "description": "The request is not valid for this operation.",
     "required": [*_PROBLEM["required"], "errors"],
     "properties": {**_PROBLEM["properties"], "errors": {"type": "array", "items": _INVALID_FIELD}},
 }
 
 
 def docs_router(app: FastAPI) -> APIRouter:
-    """Return a router that serves Swagger UI for the app at `/docs`, without any other host.
+    """Return a router that serves Swagger UI for the app at `/docs`, and loads nothing from other hosts.
 
     Title, schema address, `swagger_ui_parameters` and `swagger_ui_init_oauth` are the app's own. Each page sends the
     strictest Content-Security-Policy under which it works: the page's one inline script is allowed by its hash, and
     requests go to the service itself and to the servers and OAuth2 endpoints that the schema names.
 
-    The routes are plain Starlette routes, as FastAPI's own are: dependencies of the app do not run for them. What
-    may be worth protecting is the schema.
+    The routes are plain Starlette routes, as FastAPI's own are: dependencies of the app do not run for them. The pages
+    hold nothing confidential; the schema, which they load, may.
 
     Raises:
         ConfigurationError: The app has no schema, or FastAPI serves its own page at `/docs`.
@@ -99,7 +99,7 @@ def docs_router(app: FastAPI) -> APIRouter:
         raise ConfigurationError("docs_url is set, so FastAPI's page answers /docs first; pass FastAPI(docs_url=None)")
     pages = _SwaggerUI(app)
     for page in (pages.docs, pages.oauth2_redirect, pages.asset):
-        vars(page)[_scope.ENDPOINT_NO_DEFAULT_LIMIT] = True  # a page is one click, and several requests
+        vars(page)[_scope.ENDPOINT_NO_DEFAULT_LIMIT] = True  # one page takes several requests
     return APIRouter(
         routes=[
             LabelledRoute(_PATH, pages.docs),
@@ -112,9 +112,9 @@ def docs_router(app: FastAPI) -> APIRouter:
 def operation_id(route: APIRoute) -> str:
     """Name an operation `{first tag}_{function name}`, such as `items_create`; without a tag, by its function.
 
-    To be passed as `FastAPI(generate_unique_id_function=operation_id)`. Client generators turn the name into that of
-    a method. It does not contain the path, so it stays when a path changes. The tags of the outermost
-    `include_router` come first, so tagging the routers is enough to keep equal function names apart.
+    Pass it as `FastAPI(generate_unique_id_function=operation_id)`. Client generators name methods after operations. The
+    name does not contain the path, so a change of the path does not change it. The tags of the outermost
+    `include_router` come first, so tags on the routers are enough to keep equal function names apart.
     """
     words = [word.value if isinstance(word, Enum) else word for word in route.tags[:1]]
     return "_".join(re.sub(r"\W+", "_", word).strip("_") for word in [*map(str.lower, words), route.name])
@@ -124,19 +124,19 @@ def add_problem_schemas(app: FastAPI) -> None:
     """Make the app's schema show errors as `add_problem_handlers` sends them, and keep operation ids apart.
 
     Each operation gets a `default` response `Problem`, its 422 becomes a `ValidationProblem`, and error responses
-    that were declared without content get `Problem`; what was declared with content stays. A dependency's `statuses`
-    are shown on the routes that depend on it: a rate limit's 429. Operations with one id get their method into it, and
-    their path if that differs. Webhooks stay as they are: it is others who answer them.
+    that were declared without content get `Problem`; those with content stay as they are. The `statuses` of a
+    dependency, such as a rate limit's 429, are shown on the routes that depend on it. If operations share an id, their
+    method is added to it, and their path if it differs. Webhooks stay as they are, because other services answer them.
 
-    `app.openapi` is wrapped, an override of it included. One that is set later can be wrapped by a second call.
-    The work is done once for each schema that is built.
+    This wraps `app.openapi`, even if the app overrides it. Call it again if the override is set later. The work is
+    done once for each schema that is built.
     """
     if not isinstance(app.openapi, _ProblemSchema):
         app.openapi = _ProblemSchema(app.openapi, app)  # type: ignore[method-assign] # FastAPI's documented way
 
 
 class _SwaggerUI:
-    """Serve the page, what it loads, and where an OAuth2 login comes back to."""
+    """Serve the page, the files that it loads, and the page to which an OAuth2 login redirects."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -144,7 +144,7 @@ class _SwaggerUI:
         self._version = metadata.version("fastapi-swagger")
 
     async def docs(self, request: Request) -> Response:
-        # Quoted, because a mount such as /{tenant} puts what the client chose into root_path, and so into the script.
+        # Quoted, because a mount such as /{tenant} puts a value of the client into root_path, and so into the script.
         root = quote(request.scope.get("root_path", "").rstrip("/"))
         here = root + quote(route_path(request.scope))
         app = self._app
@@ -161,10 +161,10 @@ class _SwaggerUI:
         called = " ".join(["'self'", *_origins(app.openapi())])
         response.headers["content-security-policy"] = (
             f"{_POLICY}; script-src 'self' {_hashes(response)}; style-src 'self'; "
-            # blob: is how Swagger UI shows an image that an operation has answered.
+            # Swagger UI shows an image in the response of an operation with a blob: URL.
             f"img-src 'self' data: blob:; connect-src {called}"
         )
-        # An OAuth2 login happens in a popup on another origin, which at the end has to find its opener again.
+        # An OAuth2 login opens a popup on another origin, which at the end needs access to its opener.
         response.headers["cross-origin-opener-policy"] = "same-origin-allow-popups"
         return response
 
@@ -176,13 +176,13 @@ class _SwaggerUI:
 
     async def asset(self, request: Request) -> Response:
         name = request.scope["path"].rpartition("/")[2]
-        # The address carries the version, so what is behind it never changes.
+        # The URL contains the version, so its content never changes.
         lasting = {"cache-control": "public, max-age=31536000, immutable"}
         return FileResponse(self._assets / name, headers=lasting, media_type=_ASSETS[name])
 
 
 class _ProblemSchema:
-    """Build the schema with the function that was there before, and complete it once."""
+    """Build the schema with the original function, and add the problems to it once."""
 
     def __init__(self, build: Callable[[], dict[str, Any]], app: FastAPI) -> None:
         self._build = build
@@ -191,7 +191,7 @@ class _ProblemSchema:
 
     def __call__(self) -> dict[str, Any]:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Duplicate Operation ID")  # _name_operations puts it right
+            warnings.filterwarnings("ignore", "Duplicate Operation ID")  # _name_operations makes the ids unique
             schema = self._build()
         if schema is not self._completed:
             _name_operations(schema)
@@ -202,9 +202,9 @@ class _ProblemSchema:
 
 
 def _name_operations(schema: dict[str, Any]) -> None:
-    """Tell operations of one id apart: by their method on one path, by path and method otherwise.
+    """Make operation ids unique: add the method, and the path if operations of one id have different paths.
 
-    All of them get the longer name, so that none depends on which was there first.
+    All operations of one id get the longer name, so that no name depends on their order.
     """
     places = [
         (path, method, item[method])
@@ -223,7 +223,7 @@ def _name_operations(schema: dict[str, Any]) -> None:
 
 
 def _declare(schema: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
-    """Show the refusals that an endpoint's dependencies name in an attribute `statuses`, such as a rate limit's 429."""
+    """Add the responses that dependencies declare in an attribute `statuses`, such as a rate limit's 429."""
     for context in iter_route_contexts(routes):
         if not isinstance(context.original_route, APIRoute):
             continue
@@ -258,7 +258,7 @@ def _show_problems(schema: dict[str, Any]) -> None:
 
 
 def _component(schemas: dict[str, Any], name: str, definition: dict[str, Any]) -> str:
-    """Add the definition, beside a model of the same name that the service itself has, and return its name."""
+    """Add the definition, under another name if the service has a model of that name, and return its name."""
     if schemas.setdefault(name, copy.deepcopy(definition)) == definition:
         return name
     return _component(schemas, f"Prodkit{name}", definition)
@@ -275,7 +275,7 @@ def _hashes(page: Response) -> str:
 
 
 def _origins(schema: dict[str, Any]) -> list[str]:
-    """Return the other origins that the page calls: the servers, and where OAuth2 tokens come from."""
+    """Return the other origins that the page calls: those of the servers and of the OAuth2 token URLs."""
     urls = [server.get("url", "") for server in schema.get("servers", [])]
     for scheme in schema.get("components", {}).get("securitySchemes", {}).values():
         urls.append(scheme.get("openIdConnectUrl", ""))

@@ -1,8 +1,8 @@
 """The client's own address and scheme, from the headers of trusted proxies.
 
-X-Forwarded-For and X-Forwarded-Proto are believed only from peers that are listed: anybody can send them. Of the
-addresses the right-most one that is not a listed proxy's own counts, because each proxy appends what it saw; what is
-further left may be invented (ASVS 5.0, 4.1.3 and 15.3.4).
+X-Forwarded-For and X-Forwarded-Proto are read only if the peer is a listed proxy, because any client can send them. The
+client is the right-most address that is not a listed proxy: each proxy appends the address of its peer, and a client
+can forge the addresses further left (ASVS 5.0, 4.1.3 and 15.3.4).
 """
 
 import re
@@ -28,12 +28,12 @@ _HOP = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?|([0-9A-
 _HIGHEST_PORT = 65_535
 _LONGEST = len("[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535")
 _MOST_HOPS = 32
-_LONGEST_KEPT = 128  # bytes of a header line; what is kept for later is bounded in number and in size
+_LONGEST_CACHED = 128  # bytes of both headers; the cache is bounded in the number and the size of its entries
 _SCHEMES = {
     "http": {b"http": "http", b"https": "https"},
     "websocket": {b"http": "ws", b"https": "wss", b"ws": "ws", b"wss": "wss"},
 }
-_UVICORNS: Final = {"trusted_hosts": "trusted"}
+_UVICORN_NAMES: Final = {"trusted_hosts": "trusted"}
 
 
 class ProxyHeadersKeywords(TypedDict, total=False):
@@ -44,12 +44,12 @@ class ProxyHeadersKeywords(TypedDict, total=False):
 
 
 class ProxyHeadersMiddleware(Layer):
-    """Put the client's address and scheme into the scope, if a trusted proxy tells them.
+    """Put the client's address and scheme into the scope, if a trusted proxy sends them.
 
         app.add_middleware(ProxyHeadersMiddleware, trusted=["10.0.0.0/16"])
 
-    The scope is changed in place: outer layers see the client too, and what routing finds is not lost in a copy. The
-    port of the client is 0 where the header does not carry it.
+    The scope is changed in place: outer layers see the client too, and entries that routing adds are not lost in a
+    copy. The port of the client is 0 if the header does not have it.
 
     Args:
         app: The ASGI app to wrap.
@@ -57,12 +57,12 @@ class ProxyHeadersMiddleware(Layer):
 
     Keyword Args:
         trusted: The proxies: addresses, networks, `unix` for a peer without an address, or `*` for any peer. With `*`
-            the right-most entry counts, and whoever reaches the port directly can invent it. Default: none.
-        trusted_hosts: uvicorn's name of `trusted`, for a list without `*`: with that uvicorn takes the left-most entry.
+            the right-most entry counts, and any client that can reach the port directly can forge it. Default: none.
+        trusted_hosts: uvicorn's name of `trusted`, for a list without `*`: with `*` uvicorn takes the left-most entry.
 
     Raises:
-        ConfigurationError: An entry is neither an address nor a network; `*` stands in `trusted_hosts`; or a keyword
-            does not exist, or its value cannot be used.
+        ConfigurationError: An entry is neither an address nor a network; `trusted_hosts` has `*`; or a keyword does not
+            exist, or its value cannot be used.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -77,7 +77,7 @@ class ProxyHeadersMiddleware(Layer):
                 'proxies, or write trusted="*", which takes the right-most'
             )
         accepted = ProxyHeadersKeywords.__optional_keys__
-        trusted = with_keywords(self, settings or ProxySettings(), keywords, accepted, _UVICORNS).trusted
+        trusted = with_keywords(self, settings or ProxySettings(), keywords, accepted, _UVICORN_NAMES).trusted
         self.app = app
         self._any = "*" in trusted
         self._unix = "unix" in trusted
@@ -96,7 +96,7 @@ class ProxyHeadersMiddleware(Layer):
         if exchange.has_repeated_headers:
             forwarded_for = b",".join(exchange.header_values(b"x-forwarded-for"))
         peer = scope.get("client")
-        find = self._client if len(forwarded_for) + len(scheme) <= _LONGEST_KEPT else self._find_client
+        find = self._client if len(forwarded_for) + len(scheme) <= _LONGEST_CACHED else self._find_client
         client, named = find(scope["type"], peer and peer[0], forwarded_for, scheme)
         if client is not None:
             scope["client"] = client
@@ -104,10 +104,10 @@ class ProxyHeadersMiddleware(Layer):
             scope["scheme"] = named
 
     def _find_client(self, kind: str, peer: str | None, forwarded_for: bytes, scheme: bytes) -> _Found:
-        """Return the client and the scheme that a trusted peer names: kept, because clients come back."""
+        """Return the client and the scheme that a trusted peer sends; cached, as a client sends many requests."""
         if not self._trusts(peer):
             return None, None
-        # From the right to the first address that is not a proxy's, or as far as the entries make sense.
+        # From the right to the first address that is not a proxy's, or to the last one before an invalid entry.
         client = None
         for entry in reversed(forwarded_for.rsplit(b",", _MOST_HOPS)):
             text = entry.strip().decode("latin-1")

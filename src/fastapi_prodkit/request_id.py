@@ -1,8 +1,8 @@
 """Every request has an id: in its response, its log lines and its error body.
 
 A valid id that the client sends is kept, so that one id follows a request through several services; anything else
-is replaced, because a reflected value may not carry line breaks or markup. The app finds the id in the header of the
-request, too.
+is replaced, because a value that is sent back must not contain line breaks or markup. The app can read the id from the
+header of the request, too.
 
     app.add_middleware(RequestIDMiddleware, generator=lambda: str(uuid4()), validator=is_uuid)
 """
@@ -28,15 +28,15 @@ from fastapi_prodkit.sections import RequestIdSettings
 __all__ = ["RequestIDMiddleware", "current_request_id"]
 
 _is_valid = re.compile(rb"[A-Za-z0-9._-]{8,128}").fullmatch
-_is_safe = re.compile(rb"[!-~]{1,128}").fullmatch  # whatever a validator says: visible ASCII, which ends no header line
+_is_safe = re.compile(rb"[!-~]{1,128}").fullmatch  # also with a validator: visible ASCII, without line breaks
 
 _logger = logging.getLogger("fastapi_prodkit.request_id")
 
 
 def current_request_id() -> str | None:
-    """Return the id of the request that is being served, or None outside of any.
+    """Return the id of the current request, or None outside of a request.
 
-    Such as in `headers={"X-Request-ID": current_request_id() or ""}`, for a call to another service.
+    For example, for a call to another service: `headers={"X-Request-ID": current_request_id() or ""}`.
     """
     return _context.request_id()
 
@@ -54,7 +54,7 @@ class RequestIDMiddleware(Layer):
         app.add_middleware(RequestIDMiddleware, header="X-Correlation-ID")
 
     New ids are 32 hexadecimal digits from the system's random source. A header of that name that the app sets is
-    replaced. Inside of another one it sends the same id under its own header.
+    replaced. If another RequestIDMiddleware is further out, this one sends the same id in its own header.
 
     Args:
         app: The app to serve.
@@ -70,7 +70,7 @@ class RequestIDMiddleware(Layer):
 
     Raises:
         ConfigurationError: A keyword does not exist, or its value cannot be used; or the generator or validator is
-            async or no function.
+            async or not a function.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -94,8 +94,8 @@ class RequestIDMiddleware(Layer):
         self.app = app
         self._header = settings.header.lower().encode()
         self._trust_inbound = settings.trust_inbound
-        # A pool of urandom: an id then costs 0.2 us instead of the 2 us of a system call. It is first filled by the
-        # first request, so processes that fork before serving do not share it.
+        # One call of urandom returns 256 ids: an id then costs 0.2 us instead of the 2 us of a system call. The first
+        # request makes the first call, so processes that fork before serving do not share ids.
         draw: Callable[[], bytes] = chain.from_iterable(map(_draw_ids, repeat(256))).__next__
         self._new_id = draw if generator is None else partial(_generate, generator, draw)
         self._accepts: Callable[[bytes], object] = _is_valid if validator is None else partial(_validate, validator)

@@ -1,7 +1,7 @@
 """Security headers on every response.
 
-They follow the OWASP Secure Headers Project and ASVS 5.0, chapter 3. What a handler sets wins: a header that the
-response already carries is left as it is, so no header is sent twice.
+They follow the OWASP Secure Headers Project and ASVS 5.0, chapter 3. A header that the handler has set stays as it is,
+so no header is sent twice.
 """
 
 import logging
@@ -43,7 +43,7 @@ GRAPHIQL_CSP: Final = (
 """For the GraphiQL page of strawberry: its inline script and style, and what it loads from unpkg.com."""
 
 SWITCHING_PROTOCOLS, BAD_REQUEST = 101, 400
-_MOST_PAGES = 100  # that are reported
+_MOST_PAGES = 100  # about which a warning is logged
 _SECURE = frozenset({"https", "wss"})
 _REMOVED = frozenset({b"server", b"x-powered-by"})
 _CSP = b"content-security-policy"
@@ -56,7 +56,7 @@ _FIELDS = {  # of the settings
     "cross_origin_opener_policy": b"cross-origin-opener-policy",
 }
 _WATCHED = _REMOVED.union(_FIELDS.values(), (b"x-content-type-options", b"cache-control"))
-_ByResponse = dict[tuple[bool, bool, bool], RawHeaders]  # by: over TLS, HTML, not to be stored
+_ByResponse = dict[tuple[bool, bool, bool], RawHeaders]  # by: over TLS, is HTML, must not be stored
 
 _logger = logging.getLogger("fastapi_prodkit.security_headers")
 
@@ -73,22 +73,22 @@ class SecurityHeadersKeywords(TypedDict, total=False):
 
 
 class SecurityHeadersMiddleware(Layer):
-    """Add the security headers to every response that passes.
+    """Add the security headers to every response.
 
         app.add_middleware(SecurityHeadersMiddleware, csp="default-src 'self'")
 
     Strict-Transport-Security is sent over https and wss only (RFC 6797 section 7.2), Cross-Origin-Opener-Policy with
-    HTML only. `Cache-Control: no-store` goes on errors and on answers to requests that carry Authorization or Cookie.
-    `Server` and `X-Powered-By` are removed. An accepted WebSocket gets nothing; a refused handshake is a response.
+    HTML only. `Cache-Control: no-store` is added to errors, and to responses to requests with Authorization or Cookie.
+    `Server` and `X-Powered-By` are removed. A refused WebSocket handshake gets the headers, an accepted one does not.
 
-    A header that the app sets stays as it is; one that it sets to an empty value is left out. Inside of another one
-    this middleware decides about the headers whose settings it was given, and about no others.
+    A header that the app sets stays as it is; one that it sets to an empty value is left out. If another
+    SecurityHeadersMiddleware is further out, this one only adds the headers whose settings it was given.
 
     Args:
         app: The ASGI app to wrap.
         settings: Values of the keywords that are not given. An empty value leaves its header out.
-        policies: Content-Security-Policy by path, in place of `csp`: for a path relative to the app and for all below
-            it. The longest that fits a request counts.
+        policies: Content-Security-Policy by path, in place of `csp`: for a path relative to the app and all paths below
+            it. The longest path that matches a request counts.
 
     Keyword Args:
         hsts_max_age: Strict-Transport-Security, seconds; 0 leaves it out. Default: 63072000.
@@ -125,19 +125,19 @@ class SecurityHeadersMiddleware(Layer):
         return _GivenHeaders(self._settings, self._policies) if isinstance(outer, SecurityHeadersMiddleware) else self
 
     def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
-        """Complete the response."""
+        """Add the headers that the response does not have."""
         if exchange.status == SWITCHING_PROTOCOLS:
             return
         additions = self._headers.find(exchange, present)
         if not _WATCHED.isdisjoint(present):
-            # An empty value says that the header is to be left out.
+            # A header with an empty value is left out.
             headers[:] = [pair for pair in headers if pair[0] not in _REMOVED and (pair[1] or pair[0] not in _WATCHED)]
             additions = [pair for pair in additions if pair[0] not in present]
         headers += additions
 
 
 class _GivenHeaders(Layer):
-    """Decide about the headers whose settings were given, before a layer further out decides about the others."""
+    """Add the headers whose settings were given, before a layer further out adds the others."""
 
     def __init__(self, settings: HeadersSettings, policies: Mapping[str, str]) -> None:
         given = frozenset(_FIELDS[field] for field in settings.model_fields_set)
@@ -156,9 +156,9 @@ class PagePolicyMiddleware(Layer):
 
         app.add_middleware(PagePolicyMiddleware)
 
-    Once for each route, and for each path without one, such as a file's, of at most 100; to the logger
-    `fastapi_prodkit.security_headers`. Meant for development: `create_app` has it where `ENVIRONMENT` is `dev`. It
-    stands outside of what sets the policy.
+    The warning is logged once for each route, and once for each path without a route, such as that of a file; at most
+    100 times in all. The logger is `fastapi_prodkit.security_headers`. Meant for development: `create_app` adds this
+    layer if `ENVIRONMENT` is `dev`. It must be outside of the layer that sets the policy.
 
     Args:
         app: The ASGI app to wrap.
@@ -169,11 +169,11 @@ class PagePolicyMiddleware(Layer):
         self._reported: set[str] = set()
 
     def inside(self, outer: Layer) -> Layer | None:
-        """Leave the page to a layer further out, which sees the policy that is sent."""
+        """Return None if a layer further out checks the policy, which sees the one that is sent."""
         return None if isinstance(outer, PagePolicyMiddleware) else self
 
     def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
-        """Look at the policy of a page."""
+        """Check the policy of a page, and log a warning."""
         if not _is_html(present):
             return
         blocked = _blocked_by(dict(headers).get(_CSP, b"").decode("latin-1"))
@@ -261,7 +261,7 @@ def _checked(policies: Mapping[str, str]) -> dict[str, str]:
 
 
 def _blocked_by(policy: str) -> list[str]:
-    """Return which of scripts and styles a policy blocks wherever they come from (CSP level 3, section 6.8)."""
+    """Return which of scripts and styles a policy blocks from every source (CSP level 3, section 6.8)."""
     directives: dict[str, list[str]] = {}
     for directive in policy.lower().split(";"):
         name, *sources = directive.split() or [""]

@@ -1,7 +1,7 @@
-"""How a stream ends, and what keeps it open: event streams (SSE), and other responses whose end is not announced.
+"""End streams at shutdown or when they are idle, and keep them open with heartbeats: event streams (SSE) and others.
 
-A stream that never ends makes a deployment last until the grace is over, and is then cut in the middle. So a route says
-what is to happen to its streams when the process ends, and when nothing is sent for a while:
+A stream that never ends delays the end of the process until the grace is over, and is then closed in the middle. So a
+route says what happens to its streams when the process ends, and when nothing is sent for a while:
 
     @app.get("/events", dependencies=[Depends(Stream("end", heartbeat=15, idle_timeout=300))])
     async def events() -> StreamingResponse:
@@ -28,17 +28,17 @@ __all__ = ["Stream"]
 
 AtShutdown = Literal["finish", "end", "cut"]
 _LAST_TIME = 1.0  # seconds that a client may take to read the last chunk of a stream that is ended
-_START_TIME = 0.05  # seconds between two looks at a response that has not started
+_START_TIME = 0.05  # seconds between two checks whether a response has started
 
 
 class Stream:
     """Say how the streams of a route or router end: `Depends(Stream("end", heartbeat=15))`.
 
-    Each chunk that the app sends has to be whole, such as an event, because others may come after it. A stream that
-    announces its Content-Length or is compressed gets neither heartbeats nor a last chunk, and `end` leaves it alone.
+    Each chunk of the app must be complete in itself, such as a whole event, because a heartbeat may follow it. A stream
+    that has a Content-Length or is compressed gets neither heartbeats nor a last chunk, and `end` has no effect on it.
 
     Args:
-        at_shutdown: What happens when the drain is over: `finish` leaves the stream the grace, `end` completes the
+        at_shutdown: What happens when the drain is over: `finish` lets the stream use the grace, `end` completes the
             response at once, so that the client connects to another process, `cut` closes the connection at once.
         last: The last chunk of a stream that is ended, such as what `fastapi.sse.format_sse_event` returns.
         heartbeat: Send `heartbeat_chunk` when nothing has been sent for this time, seconds; None sends none.
@@ -46,7 +46,7 @@ class Stream:
         idle_timeout: End the stream when the app has sent nothing for this time, seconds; heartbeats do not count.
 
     Raises:
-        ConfigurationError: A value cannot be used; or, on a request, no layer can cancel it.
+        ConfigurationError: A value cannot be used; or, during a request, no layer can cancel the app.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Stream:
             ending.cancel()
 
     async def _watch(self, exchange: Exchange) -> None:
-        """Send heartbeats, and end the stream that is idle."""
+        """Send heartbeats, and end the stream when it has been idle for `idle_timeout`."""
         if math.isinf(min(self._heartbeat, self._idle_timeout)):
             return
         look = min(_START_TIME, self._heartbeat, self._idle_timeout)
@@ -121,7 +121,7 @@ class _Ending:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """End the stream as the route wants it."""
+        """End the stream as `at_shutdown` says. Called when the drain is over."""
         exchange = self._exchange
         if self._at_shutdown == "finish" or exchange.complete or exchange.interruption is not None:
             return
@@ -134,13 +134,13 @@ class _Ending:
             _end(exchange, self._last, "shutdown")
 
     def cancel(self) -> None:
-        """Leave a stream alone that has ended."""
+        """Cancel the timer: the stream has ended."""
         if self._timer is not None:
             self._timer.cancel()
 
 
 def _end(exchange: Exchange, last: bytes, reason: str) -> None:
-    """Cancel the app and complete its stream with a last chunk, where that can be done; else cut it."""
+    """Cancel the app and complete its stream with a last chunk; close the connection if that is impossible."""
     if not exchange.open_stream().open_ended:
         cut(exchange, reason)
         return
