@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from fastapi_prodkit import _scope
 
-NO_REQUEST: Final = "-"  # in place of the id, on records outside of any request, for formats other than ours
+NO_REQUEST: Final = "-"  # the request id in log records outside of a request, for formats other than ours
 
 # Why a request can be refused. The set is closed, because the codes are values of a metric's label.
 Code = Literal[
@@ -106,7 +106,7 @@ _fields: ContextVar[dict[str, Any] | None] = ContextVar("fastapi_prodkit", defau
 
 begin = _fields.set  # opens a context of its own with these fields; returns a token
 end = _fields.reset  # closes the context of the token
-current = _fields.get  # returns the fields, live, or None outside of any context
+current = _fields.get  # returns the fields themselves, not a copy; None outside of a context
 
 
 def request_id() -> str | None:

@@ -1,4 +1,4 @@
-"""Metrics of other pieces than `metrics`: each is created once in a registry, however many apps share it."""
+"""Metrics of pieces other than `metrics`: each is created once in a registry, however many apps share the registry."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar

@@ -36,7 +36,7 @@ def body(scope: Scope, problem: ProblemError) -> bytes:
         "detail": problem.detail,
         "instance": _instance(scope),
     }
-    members = {**members, **problem.extensions, **members}  # the standard ones come first, and win
+    members = {**members, **problem.extensions, **members}  # the standard members come first, and win
     request_id = _context.request_id()
     if request_id is not None:
         members["request_id"] = request_id

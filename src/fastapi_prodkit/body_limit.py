@@ -64,7 +64,7 @@ class BodyLimitMiddleware(Layer):
         largest: The largest limit that a single route of the app has, bytes, or a function that returns it, called
             at the first body; see `largest_limit`. An announced body beyond it is refused before any route runs.
             Without it Starlette refuses such a body when the app reads it, or when the response starts: a handler that
-            does not read the body has done its work by then.
+            does not read the body may have done its work by then.
 
     Keyword Args:
         max_body_size: Largest body, bytes; None leaves it to the app's own limits. Default: 1048576.
@@ -170,7 +170,7 @@ class _BodyTimeout:
         try:
             return await self._receive()
         except CancelledError:
-            if self._expired and task.uncancel() <= cancelled_before:  # nothing else has cancelled; as asyncio.timeout
+            if self._expired and task.uncancel() <= cancelled_before:  # nothing else has cancelled the task
                 return {"type": "http.disconnect"}
             raise
         finally:

@@ -43,13 +43,13 @@ _ALLOW_ORIGIN = b"access-control-allow-origin"
 _REQUEST_METHOD, _REQUEST_HEADERS = b"access-control-request-method", b"access-control-request-headers"
 _PRIVATE_NETWORK = b"access-control-request-private-network"
 _SAFE_METHODS = frozenset({b"GET", b"HEAD", b"POST"})  # Fetch standard: no preflight has to allow these
-_NOT_WILD = b"authorization"  # Fetch standard: `*` does not stand for it
+_NOT_WILD = b"authorization"  # Fetch standard: `*` does not include this header
 _NEEDS_DECISION = ("OPTIONS", None)  # methods: of a request that may be a preflight, and of a WebSocket
 _STARLETTE_NAMES: Final = {"allow_origins": "origins", "allow_origin_regex": "origin_regex"}
 
 
 class CORSKeywords(TypedDict, total=False):
-    """Fields of `CorsSettings`, and Starlette's names of two of them."""
+    """Fields of `CorsSettings`, and Starlette's names for two of the fields."""
 
     origins: Collection[str]
     allow_origins: Collection[str]

@@ -112,7 +112,7 @@ class Stream:
 
 
 class _Ending:
-    """The end of one stream when the process ends: at once, or when its response starts."""
+    """End one stream when the drain is over: at once, or when its response starts."""
 
     def __init__(self, exchange: Exchange, at_shutdown: AtShutdown, last: bytes) -> None:
         self._exchange = exchange

@@ -154,7 +154,7 @@ def _foreign_origin(pattern: str, names: Sequence[str]) -> str | None:
 
 
 def _lookalikes(pattern: str, scheme: str, names: Sequence[str]) -> Iterator[str]:
-    """Yield hosts that begin or end like one of `names`; a pattern without an anchor or a dot would match them."""
+    """Yield hosts that begin or end like one of `names`; a pattern that lacks an anchor or a dot matches them."""
     for name in names:
         domain = name.removeprefix("*.")
         yield f"{domain}.probe.invalid"

@@ -61,7 +61,7 @@ class Termination:
         _thread.start_new_thread(self._watch, ())
 
     def hurry(self) -> None:
-        """Bring the deadline forward, without the grace of requests. Called at the second signal."""
+        """Set an earlier deadline: the grace of requests is over. Called at the second signal."""
         self._grace_end = monotonic()
         self._deadlines.put(self._grace_end + _SECOND_SIGNAL_TIME)
 
