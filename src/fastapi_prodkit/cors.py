@@ -82,7 +82,7 @@ class CORSMiddleware(Layer):
         origins: Exact origins, such as https://app.example.com, or `*`. Default: none.
         origin_regex: Regular expression that a whole origin must match. Default: none.
         vercel_project: Vercel project of the front end. Default: none.
-        vercel_team: Vercel team (scope slug) that owns the project. Default: none.
+        vercel_team: Vercel team (slug) that owns the project. Default: none.
         allow_credentials: Let browsers send cookies and HTTP authentication. Default: False.
         allow_methods: Methods that preflights allow. Default: GET, POST, PUT, PATCH, DELETE.
         allow_headers: Request headers that preflights allow. Default: Authorization, Content-Type, X-Request-ID.

@@ -213,7 +213,7 @@ def _close_unread(exchange: Exchange, headers: RawHeaders, present: dict[bytes, 
 
 
 def _unread(exchange: Exchange) -> float:
-    """Return how many bytes of the request's body the app has not received; infinity if the size is not announced."""
+    """Return how many bytes of the request's body the app has not received; infinity if the body is chunked."""
     if b"transfer-encoding" in exchange.headers:
         return math.inf
     announced = exchange.headers.get(b"content-length", b"")
