@@ -1,4 +1,4 @@
-"""Find the requests in progress when the process ends, in the frames of its tasks, so that no request is registered."""
+"""Find the requests in progress when the process ends, in the frames of its tasks: there is no list to keep."""
 
 import asyncio
 from asyncio import AbstractEventLoop, Task

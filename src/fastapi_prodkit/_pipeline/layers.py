@@ -116,7 +116,7 @@ class Layer:
 
 
 class LayerStack:
-    """Serve an app with layers around it, outermost first. A layer is skipped for types of scope that it does not have.
+    """Serve an app with layers around it, outermost first. Each layer is used for its `scope_types` only.
 
         app = LayerStack([RequestIDMiddleware(app), AccessLogMiddleware(app)], app)
 
@@ -131,7 +131,7 @@ class LayerStack:
         self.hooks = _hooks_of(layers)
         paths = {path for layer in layers for path in layer.exempt}
         self._exempt = {path: _hooks_of(_layers_for(path, layers)) for path in paths}
-        # The types of scope that all layers have; for others some layers are used, or none.
+        # The types that are in `scope_types` of all layers; for others some layers are used, or none.
         self._types = _TYPES.intersection(*(layer.scope_types for layer in layers))
         self._others: dict[str, ASGIApp] = {}
 
@@ -176,7 +176,7 @@ class LayerStack:
         return stack
 
     def _for_type(self, kind: str) -> ASGIApp:
-        """Return the app with the layers that have a type of scope."""
+        """Return the app with the layers that have this type in their `scope_types`."""
         if kind not in self._others:
             layers = [layer for layer in self.layers if kind in layer.scope_types]
             self._others[kind] = LayerStack(layers, self.app) if layers else self.app

@@ -7,7 +7,7 @@ from starlette.types import Send
 
 __all__ = ["ResponseStream"]
 
-_FRAMING = frozenset({b"content-length", b"content-encoding"})  # with one of these, only the app can end a stream
+_FRAMING = frozenset({b"content-length", b"content-encoding"})  # these fix where the stream ends
 
 
 class ResponseStream:
