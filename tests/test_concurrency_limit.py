@@ -328,14 +328,14 @@ def test_streams_and_background_tasks_count(registry):
     @app.get("/stream")
     async def stream():
         async def lines():
-            seen.append(limit._inside)  # no client can see it
+            seen.append(limit._active)  # no client can see it
             yield b"x"
-            seen.append(limit._inside)
+            seen.append(limit._active)
 
-        return StreamingResponse(lines(), background=BackgroundTask(lambda: seen.append(limit._inside)))
+        return StreamingResponse(lines(), background=BackgroundTask(lambda: seen.append(limit._active)))
 
     assert TestClient(limit).get("/stream").text == "x"
-    assert (seen, limit._inside) == ([1, 1, 1], 0)
+    assert (seen, limit._active) == ([1, 1, 1], 0)
 
 
 def test_websockets_do_not_count(registry):
