@@ -479,7 +479,7 @@ def test_an_outage_outlives_its_event_loop(server, url):
 
     async def hit():
         await store.hit([limit], "a")
-        return store._outage._question
+        return store._outage._task
 
     async def hit_until_back():
         async with store.lifespan(None):
@@ -778,10 +778,10 @@ async def test_a_question_ends_with_the_app(url, server):
     async with store.lifespan(None):
         store._outage.report(TimeoutError())
         await store.hit([Limit("default", 1, 60)], "a")
-        question = store._outage._question
+        probing = store._outage._task
     await asyncio.sleep(0)
 
-    assert question.done()
+    assert probing.done()
 
 
 @pytest.mark.parametrize(

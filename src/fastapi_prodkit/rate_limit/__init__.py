@@ -1,8 +1,8 @@
-"""Rate limits: how often one client may call.
+"""Limit how often one client may call the service.
 
 `RateLimitMiddleware` counts every request against a default; `Depends(RateLimit("5/minute"))` counts the requests of
-a route or router against a limit of its own. They count in a `MemoryStore`, in this process, or in a `SharedStore`,
-which all processes and machines have in common. `Limiter` is slowapi's, on the same stores.
+a route or router against a separate limit. They count in a `MemoryStore`, in this process, or in a `SharedStore`, which
+all processes and machines share. `Limiter` replaces `slowapi.Limiter` and uses the same stores.
 """
 
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> "type[Limiter]":
-    """Load `Limiter` on first use: it brings slowapi with it, which others need not pay for (PEP 562)."""
+    """Import `Limiter` on first use, because it imports slowapi (PEP 562)."""
     if name != "Limiter":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from fastapi_prodkit.rate_limit.slowapi import Limiter  # noqa: PLC0415 - on first use

@@ -1,4 +1,4 @@
-"""A limit as a decorator of an endpoint: what it says, and the function that looks at it before the endpoint runs."""
+"""Rate limits as decorators: the arguments of a decorator, and the wrapper that counts before the endpoint runs."""
 
 import functools
 import inspect
@@ -20,16 +20,16 @@ from fastapi_prodkit.rate_limit.limits import Limit, add_quota_headers, checked_
 
 __all__ = ["DecoratedLimit", "Hit", "decorate"]
 
-# What an endpoint does not ask for itself is asked for in its name.
+# Parameters that the wrapper adds if the endpoint does not have them.
 _CONNECTION, _RESPONSE, _CHECK = "prodkit_connection", "prodkit_response", "prodkit_check"
 _COUNT = _scope.ENDPOINT_LIMITS
 
 CountHit = Callable[[HTTPConnection, "Hit"], Coroutine[Any, Any, None]]
-AskForHit = Callable[[HTTPConnection | None], "Hit | None"]
+FindHit = Callable[[HTTPConnection | None], "Hit | None"]
 
 
 class Hit(NamedTuple):
-    """What a request counts against, as whom and for how much."""
+    """The limits, the key and the cost of one request, and the text of the limits."""
 
     limits: list[Limit]
     key: str
@@ -38,18 +38,18 @@ class Hit(NamedTuple):
 
 
 class DecoratedLimit:
-    """What one decorator says.
+    """The arguments of one decorator.
 
     Args:
-        options: The decorator's arguments by slowapi's names; those that are not given are missing. The limit is a
-            text, or a function that returns it, of the key if it has a parameter of that name.
-        owner: What the limit belongs to: an endpoint, or what several endpoints share.
-        name: What headers and problems call it, if they can.
+        options: The arguments that were passed, by slowapi's names. The limit is a text, or a function that returns a
+            text; if the function has a parameter `key`, it is called with the key.
+        owner: Name of what the limit belongs to: an endpoint, or a scope of several endpoints.
+        name: Name in headers and problems, used if it is a valid header value.
         endpoint: The endpoint.
-        known: The limits there are, by id.
+        known: All limits of the limiter, by id.
 
     Raises:
-        ConfigurationError: The limit cannot be read, or its cost is negative or no integer.
+        ConfigurationError: The limit cannot be read, or its cost is negative or not an integer.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class DecoratedLimit:
         self.count = before + (1 if callable(value) else len(self._limits(value, owner)))
 
     def hit(self, connection: HTTPConnection) -> Hit | None:
-        """Return what a request counts against; None if this limit does not apply to it."""
+        """Return limits, key and cost for a request; None if the decorator does not apply to the request."""
         method = connection.scope.get("method", "WEBSOCKET")
         if self._methods is not None and method not in self._methods:
             return None
@@ -93,12 +93,12 @@ class DecoratedLimit:
         return Hit(self._limits(text, owner), bounded(key), cost, text)
 
     def message(self) -> str | None:
-        """Return what the decorator says to who is refused."""
+        """Return the decorator's error message for refused requests, if it has one."""
         message: str | Callable[[], str] | None = self.options.get("error_message")
         return message() if callable(message) else message
 
-    def as_slowapi_has_it(self, kind: Callable[..., Any], item: Any) -> Any:
-        """Return the limit as an object of slowapi's, whose class is given: this module does without it."""
+    def as_slowapi_limit(self, kind: Callable[..., Any], item: Any) -> Any:
+        """Return slowapi's `Limit` object; `kind` is its class, passed in so that this module needs no slowapi."""
         given = self.options.get
         return kind(
             item,
@@ -121,13 +121,13 @@ class DecoratedLimit:
 
 
 def decorate(endpoint: Any, rule: DecoratedLimit, count: CountHit, enabled: Callable[[], bool]) -> Any:
-    """Return the endpoint with a look at its limit before it runs.
+    """Return the endpoint, wrapped so that its limit is checked before it runs.
 
     Args:
-        endpoint: A function, async or not, or one that yields.
+        endpoint: A function, async or not, or a generator function.
         rule: The limit.
-        count: Counts a request, or raises.
-        enabled: Whether to look.
+        count: Counts a request; raises if the request is over the limit.
+        enabled: Returns whether limits are checked.
     """
 
     def hit(connection: HTTPConnection | None) -> Hit | None:
@@ -145,43 +145,43 @@ def decorate(endpoint: Any, rule: DecoratedLimit, count: CountHit, enabled: Call
     return limited
 
 
-def _async(endpoint: Any, hit: AskForHit, count: CountHit) -> Any:
+def _async(endpoint: Any, hit: FindHit, count: CountHit) -> Any:
     parameters = _Parameters(endpoint)
 
     @functools.wraps(endpoint)
     async def limited(*args: Any, **kwargs: Any) -> Any:
         connection, response = parameters.take(args, kwargs)
-        claimed = hit(connection)
-        if connection is None or claimed is None:
+        found = hit(connection)
+        if connection is None or found is None:
             return await endpoint(*args, **kwargs)
-        await count(connection, claimed)
+        await count(connection, found)
         return _with_headers(connection, response, await endpoint(*args, **kwargs))
 
     return parameters.show(limited)
 
 
-def _in_thread(endpoint: Any, hit: AskForHit, count: CountHit) -> Any:
+def _in_thread(endpoint: Any, hit: FindHit, count: CountHit) -> Any:
     parameters = _Parameters(endpoint)
 
     @functools.wraps(endpoint)
     def limited(*args: Any, **kwargs: Any) -> Any:
         connection, response = parameters.take(args, kwargs)
-        claimed = hit(connection)  # here, in the thread: the functions of the decorator may block
-        if connection is None or claimed is None:
+        found = hit(connection)  # in this thread, because the decorator's functions may block
+        if connection is None or found is None:
             return endpoint(*args, **kwargs)
-        from_thread.run(count, connection, claimed)
+        from_thread.run(count, connection, found)
         return _with_headers(connection, response, endpoint(*args, **kwargs))
 
     return parameters.show(limited)
 
 
-def _yielding(endpoint: Any, hit: AskForHit, count: CountHit) -> Any:
-    """Limit an endpoint that yields with a dependency: when it begins to run, its response has begun as well."""
+def _yielding(endpoint: Any, hit: FindHit, count: CountHit) -> Any:
+    """Limit a generator endpoint by a dependency: when the generator itself runs, the response has started already."""
 
     async def check(connection: HTTPConnection, response: Response) -> None:
-        claimed = hit(connection)
-        if claimed is not None:
-            await count(connection, claimed)
+        found = hit(connection)
+        if found is not None:
+            await count(connection, found)
             _with_headers(connection, response, None)
 
     signature = inspect.signature(endpoint)
@@ -196,7 +196,7 @@ def _yielding(endpoint: Any, hit: AskForHit, count: CountHit) -> Any:
 
 
 class _Parameters:
-    """Where an endpoint has its connection and its response; it need not have them."""
+    """The endpoint's parameters for the connection and the response; those that are missing are added."""
 
     def __init__(self, endpoint: Any) -> None:
         self._signature = _signature(endpoint)
@@ -212,7 +212,7 @@ class _Parameters:
         ]
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[HTTPConnection | None, Response | None]:
-        """Return both, and leave the endpoint what is its own; None if it was called by other code than the app's."""
+        """Return connection and response, and remove added arguments; None if the endpoint was called directly."""
         connection, response = kwargs.get(self._connection), kwargs.get(self._response)
         for parameter in self._added:
             kwargs.pop(parameter.name, None)
@@ -221,12 +221,12 @@ class _Parameters:
         return connection if isinstance(connection, HTTPConnection) else None, response
 
     def show(self, limited: Any) -> Any:
-        """Have FastAPI pass both."""
+        """Give the wrapper a signature with both parameters, so that FastAPI passes them."""
         return _show(limited, self._signature, self._added)
 
 
 def _show(limited: Any, signature: inspect.Signature, added: list[Parameter]) -> Any:
-    # A parameter for the rest of the keywords is the last.
+    # `**kwargs` must stay the last parameter.
     own = list(signature.parameters.values())
     rest = [own.pop()] if own and own[-1].kind is Parameter.VAR_KEYWORD else []
     limited.__signature__ = signature.replace(parameters=[*own, *added, *rest])
@@ -236,12 +236,12 @@ def _show(limited: Any, signature: inspect.Signature, added: list[Parameter]) ->
 def _signature(endpoint: Any) -> inspect.Signature:
     try:
         return inspect.signature(endpoint, eval_str=True)
-    except NameError:  # a name that is known to type checkers only
+    except NameError:  # an annotation that is imported for type checkers only
         return inspect.signature(endpoint)
 
 
 def _find(signature: inspect.Signature, kind: type, names: set[str]) -> str | None:
-    """Return the parameter that is annotated as such a thing, or else is called so and not annotated as another."""
+    """Return the parameter annotated with `kind`, or else an unannotated parameter with one of `names`."""
     for name, parameter in signature.parameters.items():
         annotation = parameter.annotation
         if isinstance(annotation, type) and issubclass(annotation, kind) and annotation is not Parameter.empty:
@@ -253,7 +253,7 @@ def _find(signature: inspect.Signature, kind: type, names: set[str]) -> str | No
 
 
 def _takes_request(function: Callable[..., Any]) -> bool:
-    """Say whether a key function is to be called with the request: if it has one, or cannot do without an argument."""
+    """Return whether a key function takes the request: it has such a parameter, or requires an argument."""
     parameters = inspect.signature(function).parameters.values()
     return any(
         each.name == "request" or (each.default is Parameter.empty and each.kind <= Parameter.POSITIONAL_OR_KEYWORD)
@@ -262,7 +262,7 @@ def _takes_request(function: Callable[..., Any]) -> bool:
 
 
 def _with_headers(connection: HTTPConnection, response: Response | None, result: Any) -> Any:
-    """Put the headers on the response, where no exchange sends them."""
+    """Add the headers to the response if there is no exchange to send them; return the result."""
     response = result if isinstance(result, Response) else response
     if response is not None and Exchange.innermost(connection.scope) is None:
         headers = add_quota_headers(connection.scope, [])

@@ -32,28 +32,28 @@ _UNNAMED = "route"
 
 
 class RateLimit:
-    """Count the requests of a route or router against a limit of its own: `Depends(RateLimit("5/minute"))`.
+    """Count the requests of a route or router against a separate limit: `Depends(RateLimit("5/minute"))`.
 
-    Routes that depend on the same object share its quota; a request counts once, however many of its dependencies
-    do. The default limit counts as well. In a shared store a limit is known by the first of the app's routes that
-    depend on it, by its name, amount and time, so that every process knows the same ones.
+    Routes that depend on the same object share its quota. A request counts once per object, even if several of its
+    dependencies use the object. The default limit counts as well. In a shared store a limit is identified by the first
+    of the app's routes that depend on it, and by its name, amount and time, so its key is equal in every process.
 
     Args:
         limit: Such as `"5/minute"`, or `"2/second; 100/hour"` for several at once.
-        name: What the headers and the 429 problem call it.
-        key: Whose requests are counted together: a function of the connection, async or not, that returns a text,
-            bytes, an integer or a UUID, or None for a request that is not limited. By address unless given; see
-            `by_header`.
-        cost: What a request counts for, 0 or more; or a function of the connection that says so, whose negative
-            results count as zero. A request that costs more than the limit is refused.
+        name: Name of the limit in headers and in the 429 problem.
+        key: Function that identifies the client: requests with equal keys share a quota. It takes the connection, may
+            be async, and returns a text, bytes, an integer or a UUID, or None for a request that is not limited.
+            Default: the client's address. See `by_header`.
+        cost: How many requests one request counts as, 0 or more; or a function of the connection that returns this
+            number. Negative results count as zero. A request that costs more than the limit is refused.
 
     Raises:
-        ConfigurationError: The limit cannot be read, the name cannot stand in a header, or the cost is negative. On a
-            request: the key function or the cost function returns something else; or the limit needs a name, because
-            a shared store has an equal one, or no route depends on it.
+        ConfigurationError: The limit cannot be read, the name cannot stand in a header, or the cost is negative. During
+            a request: the key function or the cost function returns a value of another type; or the limit needs a
+            name, because a shared store has an equal one, or no route depends on it.
     """
 
-    statuses = (429,)  # what the schema shows on routes that depend on it
+    statuses = (429,)  # listed in the OpenAPI schema of routes that depend on this
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class RateLimit:
         quotas = await store.hit(self._limits, bounded(key), cost)
         headers = add_quota_headers(scope, quotas)
         own = {}
-        if Exchange.innermost(scope) is None:  # an exchange sends them with every kind of response
+        if Exchange.innermost(scope) is None:  # with an exchange, the exchange sends the headers
             own = {name.decode(): value.decode() for name, value in headers.items()}
             response.headers.update(own)
         if refused(quotas):
@@ -97,7 +97,7 @@ class RateLimit:
             raise problem
 
     def _identify(self, store: Store, routes: Sequence[BaseRoute]) -> None:
-        """Set the ids under which a store other than one in memory counts, the same in every process."""
+        """Set the ids of the limits, which a shared store uses as keys, equal in every process."""
         if self._owner is None and not isinstance(store, MemoryStore):
             self._owner = _first_route(self, routes)
             if not self._owner and self._name == _UNNAMED:
@@ -113,7 +113,7 @@ class RateLimit:
 
 
 def installed_store(scope: Scope) -> Store | None:
-    """Find the app's store: in the edge's pieces, or in `app.state`."""
+    """Return the app's store, from the layers of the edge or from `app.state`; None if there is none."""
     installed = _scope.installed(scope)
     if installed is not None:
         return installed.get("rate_limit")

@@ -1,4 +1,4 @@
-"""Which endpoints the default limit leaves alone: it counts before routing, so it has to find that out by itself."""
+"""Find the endpoints that are exempt from the default limit, which is checked before routing."""
 
 import logging
 import re
@@ -25,48 +25,48 @@ _logger = logging.getLogger("fastapi_prodkit.rate_limit")
 
 
 def exempt_from_default(endpoint: Any) -> None:
-    """Have the default limit leave an endpoint alone."""
+    """Exempt an endpoint from the default limit."""
     vars(endpoint)[_NO_DEFAULT] = True
 
 
 def exempt_from_all(endpoint: Any) -> None:
-    """Have every limit leave an endpoint alone, those that it was wrapped in before included."""
+    """Exempt an endpoint from every limit, including limits that already wrap it."""
     while endpoint is not None:
         vars(endpoint).update({_NO_LIMIT: True, _NO_DEFAULT: True})
         endpoint = getattr(endpoint, "__wrapped__", None)
 
 
 def is_limited(endpoint: Any) -> bool:
-    """Say whether the limits of an endpoint count."""
+    """Return whether the limits of an endpoint count."""
     return _NO_LIMIT not in vars(endpoint)
 
 
 def limited_elsewhere(endpoint: Any, limited: Any) -> None:
-    """Take note that the limit of an endpoint is in something that wraps it, which is what a route should have."""
+    """Mark an endpoint whose limit is in the wrapper: a route to the unwrapped endpoint has no limit."""
     vars(endpoint)[_LIMIT_ELSEWHERE] = True
     vars(limited).pop(_LIMIT_ELSEWHERE, None)
 
 
 class ExemptEndpoints:
-    """Say whether a request is for an endpoint that the default limit leaves alone, or for `StaticFiles`.
+    """Tell whether a request is for an exempt endpoint or for `StaticFiles`.
 
-    The routes are read at the first request, when start-up is over; those that are added later are not known. A limit
-    that stands above the route's own decorator, where it does nothing, is logged then.
+    The routes are read at the first request, after start-up; routes added later are not known. It logs a warning for a
+    limit that is written above the route's decorator, where it has no effect.
     """
 
     def __init__(self, app: Starlette) -> None:
         self._app = app
 
     def __call__(self, scope: Scope) -> bool:
-        """Say so for the request of the scope."""
+        """Return whether the request of the scope is exempt."""
         possible = self._possible
         if possible is None or possible.fullmatch(route_path(scope)) is None:
             return False
-        return _is_exempt(endpoint_of(self._app.routes, scope))  # only for a path that looks like it: this is routing
+        return _is_exempt(endpoint_of(self._app.routes, scope))  # slow: this is routing
 
     @cached_property
     def _possible(self) -> re.Pattern[str] | None:
-        """An expression for the paths of such endpoints; None if there are none."""
+        """A regular expression that matches the paths of exempt endpoints; None if there are none."""
         paths = [path for path, endpoint in _walk(self._app.routes, "") if _is_exempt(endpoint)]
         return re.compile("|".join(_pattern(path) for path in paths)) if paths else None
 
@@ -76,7 +76,7 @@ def _is_exempt(endpoint: Any) -> bool:
 
 
 def _is_static(endpoint: Any) -> bool:
-    """Say whether an endpoint is an app that serves files, in whatever middleware."""
+    """Return whether an endpoint is `StaticFiles`, possibly inside middleware."""
     while endpoint is not None and not isinstance(endpoint, StaticFiles):
         endpoint = getattr(endpoint, "app", None)
     return endpoint is not None
@@ -86,7 +86,7 @@ def _walk(routes: Sequence[BaseRoute], prefix: str) -> Iterator[tuple[str, Any]]
     for context in iter_route_contexts(routes):
         path = f"{prefix}{context.path or ''}"
         if hasattr(context.original_route, "routes"):
-            yield f"{path}/{{path}}", context.original_route.app  # type: ignore[attr-defined]  # of a mount or a host
+            yield f"{path}/{{path}}", context.original_route.app  # type: ignore[attr-defined]  # a mount or a host
             yield from _walk(routes_inside(context.original_route), path)
         elif context.endpoint is not None:
             _report(context, path)
@@ -101,6 +101,6 @@ def _report(context: RouteContext, path: str) -> None:
 
 
 def _pattern(template: str) -> str:
-    """Return an expression for at least what a path template stands for."""
+    """Return a regular expression that matches at least the paths of a path template."""
     parts = re.split(r"(\{[^}]*\})", template.removesuffix("/") or "/")
     return "".join(".*" if part.startswith("{") else re.escape(part) for part in parts)

@@ -1,4 +1,4 @@
-"""Whose requests are counted together."""
+"""Functions that identify the client: requests with equal keys share a quota."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -16,18 +16,18 @@ __all__ = ["Key", "by_address", "by_header"]
 KeyValue = str | bytes | int | UUID | None
 Key = Callable[[HTTPConnection], KeyValue | Awaitable[KeyValue]]
 
-_PLAIN = re.compile("[!-~]{0,64}")  # a key that is kept as it is; others, which some stores refuse, as their hash
+_PLAIN = re.compile("[!-~]{0,64}")  # a key that every store accepts; other keys are replaced by their hash
 
 
 def by_address(connection: HTTPConnection) -> str:
-    """Count the requests of one address together: the default."""
+    """Count requests by the client's address; the default."""
     return client_key(connection.scope)
 
 
 def by_header(name: str) -> Key:
-    """Count the requests together that carry the same value in a header, such as `X-API-Key`.
+    """Count requests by the value of a header, such as `X-API-Key`.
 
-    The value is kept as its hash only. Requests without the header count by address.
+    Only a hash of the value is stored. Requests without the header count by address.
     """
 
     def key(connection: HTTPConnection) -> str:
@@ -38,16 +38,16 @@ def by_header(name: str) -> Key:
 
 
 def hashed(value: str) -> str:
-    """Return the value as it may be kept in memory and in a store: not to be read, and of one length."""
+    """Return a hash of the value, of fixed length, that is safe to store."""
     return f"#{blake2b(value.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
 
 
 def bounded(key: object) -> str:
-    """Return the text of a key, or its hash where it is long or has spaces or the like: a client may have chosen it.
+    """Return the text of a key, or its hash if it is long or has special characters: the client may control it.
 
     Raises:
-        ConfigurationError: The key is neither a text, nor bytes, an integer or a UUID. The text of another object may
-            hold its address in memory: then each request would have a quota of its own.
+        ConfigurationError: The key is not a text, bytes, an integer or a UUID. The text of other objects may contain
+            their memory address, which would give each request a separate quota.
     """
     if not isinstance(key, str | bytes | int | UUID):
         raise ConfigurationError(

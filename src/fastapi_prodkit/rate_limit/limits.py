@@ -1,6 +1,6 @@
-"""What a limit is, how it is written, and what clients are told of it.
+"""Parse rate limits, and describe them to clients in headers and 429 problems.
 
-The headers are those of draft-ietf-httpapi-ratelimit-headers-10, sent with every response to a request that counts.
+The headers are those of draft-ietf-httpapi-ratelimit-headers-10. Every response to a counted request has them.
 """
 
 import operator
@@ -24,16 +24,16 @@ _QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceede
 
 
 class Limit:
-    """So many requests in so many seconds.
+    """A number of requests that a client may send in a number of seconds.
 
     Attributes:
-        name: What headers and problems call it.
-        amount: How many requests.
-        seconds: In how long.
+        name: Name of the limit in headers and problems.
+        amount: Number of requests allowed.
+        seconds: Length of the window.
         policy: The limit as an item of the RateLimit-Policy header.
-        header: The same, encoded.
-        quota: What is left of it as an item of the RateLimit header; lacks two numbers: requests, and seconds.
-        id: What a shared store counts it under, the same in every process; in memory each object counts for itself.
+        header: `policy` as bytes.
+        quota: Template of the item of the RateLimit header, with %d for requests left and for seconds until reset.
+        id: Key of the limit in a shared store, equal in every process. A memory store counts by object instead.
     """
 
     __slots__ = ("amount", "header", "id", "name", "policy", "quota", "seconds")
@@ -52,36 +52,38 @@ class Limit:
         self.id = f"{quote(owner, safe='/:#<>')}/{self.name}/{self.amount}/{self.seconds}"
 
     def beside(self, names: Collection[str]) -> "Limit":
-        """Return the limit, to be shown beside limits of these names, under a name of its own."""
+        """Return the limit, renamed if one of `names` is equal to its name."""
         if self.name not in names:
             return self
         return Limit(_full_name(self.name, self.amount, self.seconds, names), self.amount, self.seconds)
 
 
-# What a limit has left for a client after a request: requests, and seconds until there are more. Fewer than none mean
-# that this request was refused. A plain tuple, because one is made for each request.
+# A limit, the requests left, and the seconds until more are allowed. A negative number of requests means that the limit
+# refused this request. A plain tuple, because one is created for each request.
 Quota = tuple[Limit, int, int]
 
 
 class Store(Protocol):
-    """Where requests are counted."""
+    """A place where requests are counted."""
 
     async def hit(self, limits: Sequence[Limit], key: str, cost: int = 1) -> list[Quota]:
-        """Count a request against each limit that it is not over, and return what is left of each.
+        """Count a request against each limit that still allows it, and return the quota of each limit.
 
         Raises:
-            ProblemError: It cannot be counted, and is not to be served uncounted.
+            ProblemError: The store failed, and the policy denies requests that cannot be counted.
         """
         ...
 
 
 def parse_limits(text: str, *, name: str, owner: str = "default") -> list[Limit]:
-    """Read `"10/second; 1000/hour"`; several are called `<name>-10-per-1s` and so on, one is called by the name.
+    """Parse a text such as `"10/second; 1000/hour"`.
+
+    A single limit is called `name`; each of several limits is called `<name>-10-per-1s` and so on.
 
     Raises:
         ConfigurationError: The text is not in the notation of the `limits` package.
     """
-    from limits import parse_many  # noqa: PLC0415 - on first use: it costs more to import than all of this package
+    from limits import parse_many  # noqa: PLC0415 - on first use: its import takes longer than that of this package
 
     try:
         items = parse_many(text)
@@ -96,10 +98,10 @@ def parse_limits(text: str, *, name: str, owner: str = "default") -> list[Limit]
 
 
 def checked_cost(cost: _Cost) -> _Cost:
-    """Return a cost as it was given: an integer that is not negative, or a function that returns one.
+    """Return the cost unchanged if it is a function or a non-negative integer.
 
     Raises:
-        ConfigurationError: It is something else.
+        ConfigurationError: The cost is something else.
     """
     if not callable(cost) and cost_of(cost) != cost:
         raise ConfigurationError(f"the cost of a rate limit is {cost}, which would give quota back: use 0 or more")
@@ -107,7 +109,7 @@ def checked_cost(cost: _Cost) -> _Cost:
 
 
 def cost_of(value: Any) -> int:
-    """Return what a request counts for; a negative cost, which would give quota back, counts as zero.
+    """Return a cost as an integer; a negative cost would give quota back, and is returned as zero.
 
     Raises:
         ConfigurationError: The value is not an integer.
@@ -121,12 +123,12 @@ def cost_of(value: Any) -> int:
 
 
 def refused(quotas: Sequence[Quota]) -> bool:
-    """Say whether a request is over one of its limits."""
+    """Return whether a request exceeds one of its limits."""
     return any(remaining < 0 for _, remaining, _ in quotas)
 
 
 def refusal(quotas: Sequence[Quota]) -> ProblemError:
-    """Return the 429 problem that names the limits which were exceeded, and state the reason."""
+    """Return the 429 problem that names the exceeded limits, and add the reason to the access log."""
     violated = [quota for quota in quotas if quota[1] < 0]
     over = ", ".join(f"{limit.name} ({limit.amount} in {limit.seconds} s)" for limit, _, _ in violated)
     _context.refuse(Reason("rate_limited", f"over the limit {over}"))
@@ -136,15 +138,14 @@ def refusal(quotas: Sequence[Quota]) -> ProblemError:
 
 
 def add_quota_headers(scope: Scope, quotas: list[Quota], *, legacy: bool = False) -> dict[bytes, bytes]:
-    """Have the response say what is left, of these limits and of those that were noted before; return the headers.
+    """Set the rate limit headers for these quotas and those added earlier in the request; return the headers.
 
-    Without an exchange nobody sends them but the caller.
+    The headers are sent by the exchange of the request. Without an exchange the caller has to send them.
 
     Args:
         scope: The request.
-        quotas: What it was counted against. A limit whose name was noted before of another one is replaced in the list
-            by the same limit under a name of its own.
-        legacy: Send `X-RateLimit-*` as well; who asks for it first decides for the request.
+        quotas: Quotas of the request. The list is changed in place: a limit is renamed if an earlier one has its name.
+        legacy: Send `X-RateLimit-*` as well. The first call for a request decides.
     """
     noted: _QuotaHeaders | tuple[dict[bytes, bytes], Quota] | None = scope.get(_scope.QUOTAS)
     if noted is None:
@@ -161,7 +162,7 @@ def add_quota_headers(scope: Scope, quotas: list[Quota], *, legacy: bool = False
 
 
 def add_first_quota_header(exchange: Exchange, limit: Limit, remaining: int, reset: int) -> None:
-    """Do the same for the first and most often only limit of a request that is served, in a fifth of the time."""
+    """Set the headers for the first limit of a served request: a fast path, since most requests have one limit."""
     scope = exchange.scope
     if _scope.QUOTAS in scope:  # in a mounted app after others
         add_quota_headers(scope, [(limit, remaining, reset)])
@@ -173,7 +174,7 @@ def add_first_quota_header(exchange: Exchange, limit: Limit, remaining: int, res
 
 
 def _full_name(name: str, amount: int, seconds: int, others: Collection[str]) -> str:
-    """Return a name that says how much the limit allows, and is none of the others."""
+    """Return a name that states amount and window, and differs from `others`."""
     rate = f"-{amount}-per-{seconds}s"
     full = f"{name.removesuffix(rate)}{rate}"
     return next(each for each in chain([full], (f"{full}-{number}" for number in count(2))) if each not in others)
@@ -201,7 +202,7 @@ class _QuotaHeaders:
             self._write_legacy()
 
     def _write_legacy(self) -> None:
-        """Write the headers that GitHub made common and slowapi sends: of one limit, the one with the least left."""
+        """Write X-RateLimit-* headers, as GitHub and slowapi send them, for the limit with the fewest requests left."""
         limit, remaining, reset = min(self.quotas, key=lambda quota: quota[1])
         self.headers[b"x-ratelimit-limit"] = str(limit.amount).encode()
         self.headers[b"x-ratelimit-remaining"] = str(max(0, remaining)).encode()

@@ -1,7 +1,6 @@
-"""Counting in this process: bounded, without a lock, a thread or a sweeper.
+"""Count in the memory of this process, which is bounded; no lock, thread or clean-up task is needed.
 
-One call counts a request from beginning to end and awaits nothing, so of any number of requests at the same time
-exactly as many are admitted as the limit says.
+A request is counted in one synchronous call, so concurrent requests can never exceed the limit.
 """
 
 import math
@@ -16,8 +15,8 @@ from fastapi_prodkit.rate_limit.limits import Limit, Quota
 
 __all__ = ["MAX_CLIENTS", "MemoryStore", "Strategy"]
 
-MAX_CLIENTS: Final = 100_000  # of each limit; about 10 MB, 20 MB in a sliding or a moving window
-MAX_HITS: Final = 1_000_000  # that a moving window remembers of each limit, and those of one client; about 10 MB more
+MAX_CLIENTS: Final = 100_000  # keys of one limit; about 10 MB, 20 MB with a sliding or a moving window
+MAX_HITS: Final = 1_000_000  # requests that a moving window stores for one limit, plus one key's; about 10 MB more
 
 Strategy = Literal["fixed-window", "moving-window", "sliding-window"]
 _Value = TypeVar("_Value")
@@ -27,7 +26,7 @@ class Window(Protocol):
     """The counters of one limit."""
 
     def hit(self, key: str, cost: int, now: float) -> tuple[int, int]:
-        """Count a request unless it is over the limit; return requests left, and seconds until there are more."""
+        """Count a request unless it exceeds the limit; return requests left, and seconds until more are allowed."""
         ...
 
     def clear(self) -> None:
@@ -39,10 +38,10 @@ class MemoryStore:
     """Count in this process.
 
     Args:
-        strategy: What a limit's seconds mean. `fixed-window`: the window opens with the first request after the last
-            one closed, for all clients at once. `sliding-window`: the share of the last window that still overlaps
-            counts. `moving-window`: each request counts for exactly as long, which has to be remembered of each.
-        clock: Seconds, monotonic.
+        strategy: How the window is counted. `fixed-window`: a window for all clients opens with the first request after
+            the previous one closed. `sliding-window`: requests of the previous window count in proportion to its
+            overlap. `moving-window`: each request counts for exactly the window's length; needs the most memory.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, strategy: Strategy = "fixed-window", *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -52,19 +51,19 @@ class MemoryStore:
         _counting.register(self)
 
     def window(self, limit: Limit) -> Window:
-        """Return the counters of a limit, for those who ask for the same one with every request."""
+        """Return the counters of a limit; a caller that always uses one limit can keep them."""
         window = self._windows.get(limit)
         if window is None:
             window = self._windows[limit] = self._make(limit)
         return window
 
     def count(self, limits: Sequence[Limit], key: str, cost: int = 1) -> list[Quota]:
-        """Count a request against each limit that it is not over, and return what is left of each."""
+        """Count a request against each limit that still allows it, and return the quota of each limit."""
         now = self.clock()
         return [(limit, *self.window(limit).hit(key, cost, now)) for limit in limits]
 
     async def hit(self, limits: Sequence[Limit], key: str, cost: int = 1) -> list[Quota]:
-        """Do the same, as every store does."""
+        """Count a request; `count` as a coroutine function, which the `Store` protocol requires."""
         return self.count(limits, key, cost)
 
     def clear(self) -> None:
@@ -74,13 +73,13 @@ class MemoryStore:
 
 
 class _Recent(Generic[_Value]):
-    """A dictionary of two generations: the older one is forgotten as a whole when the newer is full.
+    """A bounded dictionary of two generations: when the newer one is full, the older one is dropped.
 
-    Who keeps calling moves to the newer one, so there is no list of who called when.
+    A key that is used moves to the newer generation, so no list of last uses is needed.
 
     Attributes:
         new: The newer generation.
-        size: How much is remembered in it, where that is not one thing for each key.
+        size: Number of stored values in the newer generation, kept by users that store several per key.
     """
 
     def __init__(self, default: Callable[[], _Value]) -> None:
@@ -90,7 +89,7 @@ class _Recent(Generic[_Value]):
         self._default = default
 
     def recall(self, key: str) -> _Value:
-        """Make room for a key that is not in the newer generation, and return its value in the older."""
+        """Add a key to the newer generation, with its value from the older one or the default; return the value."""
         value = self._old.get(key)
         if len(self.new) >= MAX_CLIENTS // 2:
             self.turn()
@@ -98,12 +97,12 @@ class _Recent(Generic[_Value]):
         return value
 
     def look(self, key: str) -> _Value | None:
-        """Return the value of a key without keeping it any longer."""
+        """Return the value of a key without moving the key to the newer generation."""
         value = self.new.get(key)
         return self._old.get(key) if value is None else value
 
     def turn(self) -> None:
-        """Forget the older generation."""
+        """Drop the older generation and start a new one."""
         self._old, self.new, self.size = self.new, {}, 0
 
 
@@ -161,7 +160,7 @@ class _SlidingWindow:
         return remaining, self._reset(before, overlap, elapsed)
 
     def _reset(self, before: int, overlap: int, elapsed: float) -> int:
-        """Return seconds until one more of the last window's requests no longer counts, or until this one ends."""
+        """Return seconds until the overlap shrinks by one request, or until this window ends."""
         end = self._seconds - elapsed
         until = end if overlap < 1 else (1 - overlap / before) * self._seconds - elapsed + 1e-6
         return max(1, math.ceil(min(until, end)))
@@ -174,7 +173,7 @@ class _MovingWindow:
         self.clear()
 
     def clear(self) -> None:
-        self._hits: _Recent[array[float]] = _Recent(lambda: array("d"))  # a deque has room for 64 from the start
+        self._hits: _Recent[array[float]] = _Recent(lambda: array("d"))  # a deque allocates space for 64 items at once
 
     def hit(self, key: str, cost: int, now: float) -> tuple[int, int]:
         recent = self._hits
@@ -183,7 +182,7 @@ class _MovingWindow:
             hits = recent.recall(key)
             recent.size += len(hits)
         over = bisect_right(hits, now - self._seconds)
-        if over * 2 > len(hits):  # not each time: what remains has to be moved
+        if over * 2 > len(hits):  # not in every call: deleting moves the remaining items
             del hits[:over]
             over = 0
         remaining = self._amount - len(hits) + over - cost

@@ -1,4 +1,4 @@
-"""The limit on every request, whatever serves it."""
+"""The default limit on every request, including those that no route serves."""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -27,7 +27,7 @@ __all__ = ["RateLimitMiddleware"]
 
 
 class RateLimitKeywords(TypedDict, total=False):
-    """Fields of `RateLimitSettings`; the others are a store's."""
+    """Fields of `RateLimitSettings` that do not configure the store."""
 
     default: str
     strategy: Strategy
@@ -35,28 +35,28 @@ class RateLimitKeywords(TypedDict, total=False):
 
 
 class RateLimitMiddleware(Layer):
-    """Count every request of a client against the default limit; refuse what is over it with a 429 problem.
+    """Count every request of a client against the default limit; refuse requests over the limit with a 429 problem.
 
         app.add_middleware(RateLimitMiddleware, default="100/minute", exempt={"/health"})
 
-    The body of a refused request is never read. WebSocket handshakes count, and are refused, as requests are. Inside of
-    another one this is a further limit, unless it is the same limit in the same store.
+    The body of a refused request is never read. WebSocket handshakes count and are refused like requests.
+    Inside another RateLimitMiddleware, this one is an additional limit, unless both have the same limit and store.
 
     Args:
         app: The app to serve.
-        settings: Values of the keywords that are not given.
+        settings: Section whose fields apply where a keyword is not given.
         exempt: Paths relative to the app, without trailing slash, that are not counted.
-        store: Where to count; in a memory of its own unless given.
-        uncounted: Says which other requests are not counted; see `endpoints.ExemptEndpoints`.
+        store: Where to count. Default: a new `MemoryStore`.
+        uncounted: Function of the scope that returns True for a request not to count; see `endpoints.ExemptEndpoints`.
 
     Keyword Args:
         default: Limit on every request of one client. Default: 100/minute.
-        strategy: How the seconds of the limit are counted where no store is given: `fixed-window`, `moving-window` or
+        strategy: How the window of the limit is counted if no store is given: `fixed-window`, `moving-window` or
             `sliding-window`. Default: fixed-window.
         legacy_headers: Send X-RateLimit-* as well. Default: False.
 
     Raises:
-        ConfigurationError: The limit cannot be read, or is none; the settings name a shared store, and no store is
+        ConfigurationError: The limit cannot be read or is None; the settings name a shared store, and no store is
             given; or a keyword does not exist, or its value cannot be used.
     """
 
@@ -85,20 +85,20 @@ class RateLimitMiddleware(Layer):
         self._uncounted = uncounted
         self._store = store or MemoryStore(settings.strategy)
         self._limits = parse_limits(settings.default, name="default")
-        self._counts = self._store, [limit.id for limit in self._limits]  # what is counted where
+        self._counts = self._store, [limit.id for limit in self._limits]  # to compare with another middleware
         self._legacy = settings.legacy_headers
-        # Nearly always it is one limit, counted in memory: then there is nothing to look up and nothing to loop over.
+        # Fast path for the common case, one limit in memory: its counters are looked up here, not in each request.
         self._hit = None
         if isinstance(self._store, MemoryStore) and len(self._limits) == 1 and not self._legacy:
             self._hit, self._clock = self._store.window(self._limits[0]).hit, self._store.clock
 
     def inside(self, outer: Layer) -> Layer | None:
-        """Leave the request to a layer further out that counts it against the same limits in the same store."""
+        """Return None if the outer layer counts the same limits in the same store: the request must not count twice."""
         same = isinstance(outer, RateLimitMiddleware) and outer._counts == self._counts  # noqa: SLF001 - of this class
         return None if same else self
 
     def on_request(self, exchange: Exchange) -> ASGIApp | None:
-        """Count the request, or refuse it."""
+        """Count the request; return the problem as the answer if it is over a limit."""
         scope = exchange.scope
         if self._uncounted is not None and self._uncounted(scope):
             return None

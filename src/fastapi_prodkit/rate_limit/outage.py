@@ -1,7 +1,7 @@
-"""What happens while a store fails: it is left alone, and asked once a second whether it is back.
+"""A circuit breaker for the shared store: while the store fails it is skipped, and probed once a second.
 
-A store that refuses, stays silent or is slow costs the requests that find out its time-out, and the later ones
-nothing: a task of its own asks whether the store is back, whether requests come or not.
+Only the requests during which a store fails or is slow wait for its time-out. Later requests skip the store at once. A
+background task probes the store, independent of requests.
 """
 
 import asyncio
@@ -21,22 +21,22 @@ __all__ = ["StoreOutage"]
 
 _logger = logging.getLogger("fastapi_prodkit.rate_limit")
 
-INTERVAL: Final = 1.0  # seconds from one question to the next
-_BETWEEN_LINES: Final = 60.0  # seconds between two log lines about keys that the store cannot count
+INTERVAL: Final = 1.0  # seconds from one probe to the next
+_LOG_INTERVAL: Final = 60.0  # seconds between two log lines about keys that the store cannot count
 
-Ask = Callable[[], Awaitable[None]]
+Probe = Callable[[], Awaitable[None]]
 
 
 class StoreOutage:
-    """Know whether the store fails, and tell of each change once: a log line and the metric `rate_limit_storage_up`.
+    """Track whether the store fails; each change writes one log line and sets the metric `rate_limit_storage_up`.
 
     Args:
-        policy: What is done meanwhile; the log line names it.
-        timeout: Longest time that the store may take to answer, once it has a connection, to be back, seconds.
-        registry: Where the metrics are shown.
+        policy: How requests are decided during an outage; for the log line.
+        timeout: The store is back if it answers on an open connection within this time, seconds.
+        registry: Registry of the metrics.
 
     Attributes:
-        active: The store fails.
+        active: Whether the store fails and has to be skipped.
     """
 
     def __init__(self, policy: str, *, timeout: float, registry: "CollectorRegistry | None" = None) -> None:
@@ -49,7 +49,7 @@ class StoreOutage:
             "rate_limit_storage_up",
             "Whether the rate limit's store works.",
             registry=registry,
-            multiprocess_mode="livemin",  # of several workers: not all of them reach it
+            multiprocess_mode="livemin",  # 0 if one of several workers does not reach the store
         )
         self._up.set(1)
         self._decisions = instrument(
@@ -60,66 +60,66 @@ class StoreOutage:
             registry=registry,
         ).labels(policy)
         self.active = False
-        self._ask_at = 0.0
-        self._told_of_key_at = -_BETWEEN_LINES
-        self._question: asyncio.Task[None] | None = None
+        self._probe_at = 0.0
+        self._key_logged_at = -_LOG_INTERVAL
+        self._task: asyncio.Task[None] | None = None
 
     def report(self, error: Exception) -> None:
-        """Take note of an error: an outage begins, unless the store has answered and the error is about one key."""
+        """Begin an outage because of an error; if the error is about the value of one key, log it only."""
         reason = reason_about_key(error)
         if reason is not None:
-            self._tell_of_key(reason)
+            self._log_key_error(reason)
         elif not self.active:
             self.active = True
-            self._ask_at = time.monotonic() + INTERVAL
+            self._probe_at = time.monotonic() + INTERVAL
             self._up.set(0)
             reason = str(error) if isinstance(error, OSError) and error.errno else type(error).__name__
             _logger.warning("the rate limit's store fails (%s); until it is back: %s", reason, self._policy)
 
-    def ask_until_back(self, ask: Ask) -> None:
-        """Have the store asked once a second, in a task of this event loop unless that of another asks already.
+    def probe_until_back(self, probe: Probe) -> None:
+        """During an outage, start the task that probes the store once a second, unless one is running.
 
         Args:
-            ask: Asks the store, and raises if it fails.
+            probe: Probes the store; raises if the store fails.
         """
-        if self.active and (self._question is None or self._question.done()):  # it ends with its event loop
-            self._question = asyncio.create_task(self._ask_until_back(ask))
+        if self.active and (self._task is None or self._task.done()):  # a task ends with its event loop
+            self._task = asyncio.create_task(self._probe_until_back(probe))
 
     def count_fallback(self) -> None:
-        """Count a request that was decided upon without the store."""
+        """Count a request that was decided without the store, in the metric."""
         self._decisions.inc()
 
     def close(self) -> None:
-        """Ask no more."""
-        if self._question is not None:
-            self._question.cancel()
-            self._question = None
+        """Stop probing."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
 
-    async def _ask_until_back(self, ask: Ask) -> None:
+    async def _probe_until_back(self, probe: Probe) -> None:
         while self.active:
-            await asyncio.sleep(self._ask_at - time.monotonic())
-            self._ask_at = time.monotonic() + INTERVAL
-            await self._ask(ask)
+            await asyncio.sleep(self._probe_at - time.monotonic())
+            self._probe_at = time.monotonic() + INTERVAL
+            await self._probe(probe)
 
-    async def _ask(self, ask: Ask) -> None:
+    async def _probe(self, probe: Probe) -> None:
         try:
-            # It may have to connect first, which takes several round trips, and no request waits for it.
+            # The first probe may have to connect, which takes several round trips; no request waits for it.
             with TimeLimit(INTERVAL):
-                await ask()
+                await probe()
             with TimeLimit(self._timeout):
-                await ask()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the store is not back unless it answers about a key
+                await probe()
+        except Exception as error:  # noqa: BLE001 - the store still fails, unless the error is about one key
             if reason_about_key(error) is None:
                 return
         self.active = False
         self._up.set(1)
         _logger.info("the rate limit's store is back")
 
-    def _tell_of_key(self, reason: str) -> None:
-        """Log why a request was decided without the store, at most once a minute: others of its key will follow."""
+    def _log_key_error(self, reason: str) -> None:
+        """Log why a request was decided without the store, at most once a minute: its key will fail again."""
         now = time.monotonic()
-        if now >= self._told_of_key_at + _BETWEEN_LINES:
-            self._told_of_key_at = now
+        if now >= self._key_logged_at + _LOG_INTERVAL:
+            self._key_logged_at = now
             _logger.warning(
                 "the rate limit's store cannot count a key (%s); for its requests: %s", reason, self._policy
             )

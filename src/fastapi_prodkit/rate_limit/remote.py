@@ -1,4 +1,4 @@
-"""A store outside of this process, as one event loop speaks with it, through `limits`."""
+"""The connections of one event loop to a shared store, through `limits`."""
 
 import asyncio
 import re
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Remote", "reason_about_key"]
 
-# Operations at a time, and so connections, of one worker. One connection of a client waits for its answer: 16 of them
-# ask a store half a millisecond away 30 000 times a second, which is more than a Python process can.
+# Concurrent operations of one worker, each on a connection of its own. With a round trip of half a millisecond, 16
+# connections allow 30 000 operations a second, more than one Python process can use.
 _OPERATIONS: Final = 16
-_CLUSTER_TLS: Final = re.compile(r"^(redis|valkey)s(?=\+cluster:)")  # `limits` has no name for it
+_CLUSTER_TLS: Final = re.compile(r"^(redis|valkey)s(?=\+cluster:)")  # `limits` has no scheme for a cluster with TLS
 _SCHEME: Final = re.compile(r"(?:(?:redis|valkey)(?:s|\+unix|s?\+cluster|\+sentinel)?|memcached|mongodb(?:\+srv)?)://")
-# What follows: [user:password@]host[:port][,...], or the path of a socket. `limits` and its clients put a default in
-# the place of a host that is missing, and read a password in the place of the slashes as nothing.
+# The part after the scheme: [user:password@]host[:port][,...], or the path of a socket. Checked here because
+# `limits` and its clients use a default in place of a missing host, and silently ignore a malformed one.
 _PLACE: Final = re.compile(r"(?:[^\s/?#]*@)?([^\s@/?#]*)(/\S*|\?\S*|)")
-_NUMBER: Final = re.compile(r"/?\d*(?:\?.*)?")  # of a database, where there are no names
+_NUMBER: Final = re.compile(r"/?\d*(?:\?.*)?")  # of a database; Redis and Valkey have no database names
 _HOST: Final = re.compile(r"(?:[^:\[\]]+|\[[0-9A-Fa-f:.]+\])(?::0*([1-9]\d{0,4}))?")
 _LAST_PORT: Final = 65_535
 _PROBE: Final = Limit("probe", 1_000, 1, owner="outage")
-# How Redis, Valkey and Memcached say that the value of a key cannot be counted with.
+# Error messages of Redis, Valkey and Memcached for a key whose value is not a counter.
 _ABOUT_KEY: Final = re.compile(
     "WRONGTYPE|not an integer|not a valid float|would overflow|non-numeric|attempt to compare"
 )
@@ -41,17 +41,17 @@ class Remote:
     """Count in a store, over connections of one event loop; nothing connects before the first request.
 
     Args:
-        url: Where the store is.
-        strategy: What a limit's seconds mean.
-        prefix: Begins each key.
-        clock: Seconds since 1970, as the other processes have them.
+        url: URL of the store.
+        strategy: How windows are counted.
+        prefix: Prefix of each key.
+        clock: Returns seconds since 1970; all processes must agree.
 
     Attributes:
-        storage: What speaks with the store.
-        connections: To be held during an operation; there are as many as connections.
+        storage: The storage object of `limits`.
+        connections: Semaphore to hold during an operation; limits the number of connections.
 
     Raises:
-        ConfigurationError: The URL cannot be used, or the store cannot do the strategy. It does not repeat the URL.
+        ConfigurationError: The URL cannot be used, or the store lacks the strategy. The message omits the URL.
         MissingExtraError: The client of the store is not installed.
     """
 
@@ -72,24 +72,24 @@ class Remote:
         names = ("storage", "storage_replica")
         for client in (*(getattr(bridge, name, None) for name in names), *sentinels):
             if hasattr(client, "aclose"):
-                # A store that is gone has nothing left to close.
+                # If the store does not respond, there is nothing left to close.
                 with suppress(Exception), TimeLimit(1):
                     await client.aclose()
 
     async def answers(self, limits: Sequence[Limit], key: str) -> None:
-        """Return if the store counts, which more commands may fail to do than to answer.
+        """Return if the store counts: a store that answers PING may still refuse to write.
 
         Raises:
-            Exception: Whatever the client raises.
+            Exception: Any exception of the store's client.
         """
         await self.count(_PROBE, key, 1)
-        for limit in limits:  # of a cluster another server may have their keys
+        for limit in limits:  # in a cluster, their keys may be on another server
             await self.count(limit, key, 0)
 
     async def _fixed(self, limit: Limit, key: str, cost: int) -> Quota:
-        # The window's number is part of the key: so its end is known, and need not be asked for.
+        # The number of the window is part of the key, so the reset time is known without a second command.
         number, elapsed = divmod(self._clock(), limit.seconds)
-        if cost > limit.amount:  # refused whatever was counted before, and too large for some stores
+        if cost > limit.amount:  # always over the limit; some stores reject the number
             return limit, -1, limit.seconds - int(elapsed)
         used = await self.storage.incr(f"{self._prefix}/{limit.id}/{key}/{int(number)}", limit.seconds, amount=cost)
         return limit, limit.amount - used, limit.seconds - int(elapsed)
@@ -104,12 +104,12 @@ class Remote:
 
 
 def reason_about_key(error: Exception) -> str | None:
-    """Return what is wrong if a store has answered, and its error is about one key; None if the store has failed.
+    """Return the reason if the error is about the value of one key; None if the store itself failed.
 
-    A store that is full, read-only, loading, closed to this user or in charge of other keys has failed.
+    The store counts as failed if it is full, read-only, loading, denies access or does not serve the key's slot.
     """
     if isinstance(error, ValueError | TypeError | OverflowError) and not isinstance(error, OSError):
-        return type(error).__name__  # of the client, which could not read the value of the key
+        return type(error).__name__  # the client could not read the value of the key
     found = _ABOUT_KEY.search(str(error))
     return found and found[0]
 
@@ -138,20 +138,20 @@ def _open(url: str) -> "Storage":
         spelt = _CLUSTER_TLS.sub(r"\1", url)
         return cast("Storage", storage_from_string(f"async+{spelt}", **_options(url)))
     except LimitsError as error:
-        if "prerequisite" in str(error):  # so `limits` knows the scheme
-            store = scheme.partition("+")[0].removesuffix("s")  # of TLS
+        if "prerequisite" in str(error):  # `limits` knows the scheme; its client is missing
+            store = scheme.partition("+")[0].removesuffix("s")  # the "s" means TLS
             raise MissingExtraError(
                 f"the store of RATE_LIMIT_STORAGE_URL={scheme}://... needs pip install 'limits[async-{store}]'"
             ) from None
         raise _unusable(url) from None
-    except Exception:  # noqa: BLE001 - not chained: what is wrong with a URL is told with the URL, and its password
+    except Exception:  # noqa: BLE001 - not chained: such messages may quote the URL with its password
         raise _unusable(url) from None
 
 
 def _is_complete(url: str) -> bool:
-    """Say whether there is a scheme, and behind one that is known hosts with possible ports, or a socket."""
+    """Return whether the URL has a scheme and, if we know the scheme, hosts with valid ports or a socket."""
     scheme = _SCHEME.match(url)
-    if scheme is None:  # `limits` may know another, which has been registered with it; it takes no capital letters
+    if scheme is None:  # may be registered with `limits`, which accepts lower case only
         return url == "memory://" or ("://" in url and not _SCHEME.match(url.lower()) and not url.startswith("memory"))
     place = _PLACE.fullmatch(url, scheme.end())
     if place is None:
@@ -169,9 +169,9 @@ def _is_complete(url: str) -> bool:
 
 
 def _options(url: str) -> dict[str, Any]:
-    """Return what `limits` does not read from the URL by itself."""
+    """Return the options that `limits` does not read from the URL."""
     parts = urlsplit(url)
-    # redis-py for Redis, which the extra brings; `limits` would choose coredis.
+    # Use redis-py, which the extra installs; the default of `limits` is coredis.
     options: dict[str, Any] = {"implementation": "redispy"} if parts.scheme.startswith("redis") else {}
     if parts.scheme.endswith(("+cluster", "+sentinel")):
         named = {"username": parts.username, "password": parts.password}
@@ -182,7 +182,7 @@ def _options(url: str) -> dict[str, Any]:
 
 
 def _unusable(url: str) -> ConfigurationError:
-    known = _SCHEME.match(url)  # another text in the place of the scheme may be the password
+    known = _SCHEME.match(url)  # an unknown text before "://" may be the password: do not repeat it
     named = f" ({known[0]}...)" if known else ""
     return ConfigurationError(
         f"RATE_LIMIT_STORAGE_URL cannot be used{named}: write redis://:password@host:6379/0, rediss:// for "

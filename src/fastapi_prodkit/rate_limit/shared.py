@@ -1,6 +1,6 @@
-"""Counting in a store that all processes and machines share, through `limits`: Redis, Valkey, Memcached, MongoDB.
+"""Count in a store that all processes and machines share, through `limits`: Redis, Valkey, Memcached, MongoDB.
 
-An operation has a time-out, and a store that fails is left alone for a while: see `outage`.
+Each operation has a time-out. A circuit breaker skips a store that fails: see `outage`.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ __all__ = ["SharedStore", "store_of"]
 def store_of(
     settings: RateLimitSettings, *, prefix: str, registry: "CollectorRegistry | None" = None
 ) -> "MemoryStore | SharedStore":
-    """Return the store that the settings name, with the arguments of `SharedStore`."""
+    """Return the store that the settings name; the arguments are those of `SharedStore`."""
     if settings.shared:
         return SharedStore(settings, prefix=prefix, registry=registry)
     return MemoryStore(settings.strategy)
@@ -43,14 +43,14 @@ class SharedStore:
     the other strategies cost two, because `limits` asks for what is left separately.
 
     Args:
-        settings: Where the store is, how it counts, and what is done while it fails. The windows are those of the
-            clock, the same for every process.
-        prefix: Begins each key, so that services can share a store.
-        registry: Where the metrics are shown; prometheus_client's default registry unless given.
-        clock: Seconds since 1970, as the other processes have them.
+        settings: URL of the store, strategy, and the policy while the store fails. Fixed windows begin at multiples of
+            their length since 1970, so they are the same in every process.
+        prefix: Prefix of each key, so that several services can use one store.
+        registry: Registry of the metrics. Default: prometheus_client's default registry.
+        clock: Returns seconds since 1970; all processes must agree.
 
     Raises:
-        ConfigurationError: The URL cannot be used, or the store cannot do the strategy. It does not repeat the URL.
+        ConfigurationError: The URL cannot be used, or the store lacks the strategy. The message omits the URL.
         MissingExtraError: The client of the store is not installed.
     """
 
@@ -69,16 +69,16 @@ class SharedStore:
         self._timeout = settings.storage_timeout
         self._memory = MemoryStore(settings.strategy)
         self._outage = StoreOutage(self._policy, timeout=self._timeout, registry=registry)
-        # A client's connections belong to the event loop that opened them, and tests have many.
+        # A client's connections belong to the event loop that opened them; tests use several loops.
         self._remotes: WeakKeyDictionary[asyncio.AbstractEventLoop, Remote] = WeakKeyDictionary()
         self._known: dict[str, Limit] = {}  # by id
-        self._open()  # what is wrong with the settings is an error here, and not in the first request
+        self._open()  # so that wrong settings fail here, not in the first request
 
     def register(self, limits: Sequence[Limit]) -> None:
-        """Take note of limits, before they are counted for the first time.
+        """Register limits before they are counted for the first time.
 
         Raises:
-            ConfigurationError: Other limits have the same ids, so that the store would count both together.
+            ConfigurationError: Another limit has an equal id, so the store would count both together.
         """
         for limit in limits:
             if self._known.setdefault(limit.id, limit) is not limit:
@@ -88,10 +88,10 @@ class SharedStore:
                 )
 
     async def hit(self, limits: Sequence[Limit], key: str, cost: int = 1) -> list[Quota]:
-        """Count a request against each limit, and return what is left of each.
+        """Count a request against each limit, and return the quota of each limit.
 
         Raises:
-            ProblemError: 503, if the store fails and the policy is to deny.
+            ProblemError: 503: the store failed, and the policy is `deny`.
         """
         remote = self._remote()
         try:
@@ -102,9 +102,9 @@ class SharedStore:
             return list(await asyncio.gather(*[self._count(remote, limit, key, cost) for limit in limits]))
         except _StoreBusyError:
             pass
-        except Exception as error:  # noqa: BLE001 - each store's client has errors of its own; the policy answers to all
+        except Exception as error:  # noqa: BLE001 - each client has its own exceptions; the policy applies to all
             self._outage.report(error)
-        self._outage.ask_until_back(partial(remote.answers, limits, key))
+        self._outage.probe_until_back(partial(remote.answers, limits, key))
         return self._without(limits, key, cost)
 
     @asynccontextmanager
@@ -119,10 +119,10 @@ class SharedStore:
                 await remote.aclose()
 
     async def clear(self) -> None:
-        """Forget every request.
+        """Reset all counters.
 
         Raises:
-            Exception: Whatever the store's client raises.
+            Exception: Any exception of the store's client.
         """
         self._memory.clear()
         await self._remote().storage.reset()
@@ -142,7 +142,7 @@ class SharedStore:
         connections = remote.connections
         await (self._wait(connections) if connections.locked() else connections.acquire())
         try:
-            if self._outage.active:  # since it began to wait
+            if self._outage.active:  # may have begun during the wait
                 raise _StoreBusyError
             with TimeLimit(self._timeout):
                 return await remote.count(limit, key, cost)
@@ -150,7 +150,7 @@ class SharedStore:
             connections.release()
 
     async def _wait(self, connections: asyncio.Semaphore) -> None:
-        """Wait for a turn, which is not the store's fault: it begins no outage."""
+        """Wait for a free connection; a time-out here does not open the circuit breaker."""
         try:
             with TimeLimit(self._timeout):
                 await connections.acquire()
@@ -168,4 +168,4 @@ class SharedStore:
 
 
 class _StoreBusyError(Exception):
-    """The store was not asked, because others that were before were too slow."""
+    """Skipped the store: the circuit breaker is open, or no connection became free within the time-out."""

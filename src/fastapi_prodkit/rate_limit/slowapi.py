@@ -1,8 +1,8 @@
-"""slowapi's decorators, for those who have them: `@limiter.limit("5/minute")` on our store, keys and refusals.
+"""A replacement for `slowapi.Limiter`: its decorators, `@limiter.limit("5/minute")`, with our store and problems.
 
-A stock `slowapi.Limiter` has a synchronous client, which stops the event loop while a store is slow, and its default
-limits skip every included router. This one is a `slowapi.Limiter` to whoever asks, and keeps its decorators; what
-counts, and what is answered, is this package's.
+slowapi's own Limiter has a synchronous client, which blocks the event loop while a store is slow, and its default
+limits skip every included router. This class is a subclass of `slowapi.Limiter` and takes the same decorators. Counting
+and responses are those of this package.
 """
 
 import inspect
@@ -38,7 +38,7 @@ Value = str | Callable[..., str]
 
 _logger = logging.getLogger("fastapi_prodkit.rate_limit")
 _MEMORY = "RATE_LIMIT_ON_STORAGE_ERROR=memory, the default"
-# What a stock limiter is told and this one is not, and where it is said instead.
+# Arguments of slowapi's Limiter that this one refuses, and what replaces each.
 _REPLACED: Mapping[str, str] = {
     "default_limits": "RATE_LIMIT_DEFAULT, which holds for every request",
     "application_limits": "RATE_LIMIT_DEFAULT, which is one quota for all of a client's requests",
@@ -55,7 +55,7 @@ _REPLACED: Mapping[str, str] = {
     "auto_check": "enabled",
     "config_filename": "the settings",
 }
-# The same of the variables that a stock limiter reads, from the environment and from `.env`.
+# Variables that slowapi's Limiter reads from the environment and `.env`, and what replaces each.
 _REPLACED_VARIABLES: Mapping[str, str] = {
     "RATELIMIT_DEFAULT": _REPLACED["default_limits"],
     "RATELIMIT_APPLICATION": _REPLACED["application_limits"],
@@ -72,17 +72,17 @@ _REPLACED_VARIABLES: Mapping[str, str] = {
 class Limiter(slowapi.Limiter):
     """Limit endpoints with `@limiter.limit("5/minute")` and `@limiter.shared_limit("100/hour", scope="search")`.
 
-    The store is the app's, or one in memory where the app has none. Every limit that is decorated onto an endpoint
-    counts, and the default limit does as well.
+    The app's store counts the requests, or a memory store if the app has none. Every decorated limit of an endpoint
+    counts, and so does the default limit.
 
     Args:
-        key_func: Whose requests are counted together, by address unless given; takes the request, or nothing.
-            slowapi's own two functions mean by address, too.
-        enabled: Whether limits are looked at; RATELIMIT_ENABLED=false switches them off as well.
-        replaced: What a stock limiter takes beside these.
+        key_func: Function that identifies the client, with the request as its argument or with none. Default: the
+            client's address. slowapi's `get_remote_address` and `get_ipaddr` are replaced by this default.
+        enabled: Whether limits are checked; RATELIMIT_ENABLED=false turns them off as well.
+        replaced: Other arguments of slowapi's Limiter, to refuse them with a hint.
 
     Raises:
-        ConfigurationError: An argument or a variable of slowapi's has another place here; the message says which.
+        ConfigurationError: An argument or a variable of slowapi is not used here; the message names its replacement.
     """
 
     def __init__(self, key_func: Callable[..., Any] = by_address, *, enabled: bool = True, **replaced: Any) -> None:
@@ -99,13 +99,13 @@ class Limiter(slowapi.Limiter):
         self.enabled = enabled and variables("RATELIMIT_ENABLED", cast=bool, default=True)
         self._own = MemoryStore()
         self._used: WeakSet[Any] = WeakSet()
-        self._limits: dict[str, Limit] = {}  # by their ids: equal limits of one scope are one quota
+        self._limits: dict[str, Limit] = {}  # by id: equal limits of one scope share a quota
         self._owners: Counter[str] = Counter()
 
     def limit(self, limit_value: Value, *args: Any, **options: Any) -> Callable[[Endpoint], Endpoint]:
         """Limit an endpoint, with the arguments of slowapi's own decorator.
 
-        The default limit counts as well; `override_defaults=True`, if it is written, takes the endpoint out of it.
+        The default limit counts as well, unless `override_defaults=True` is passed.
         """
         return self._decorator(None, _bound(super().limit, limit_value, *args, **options))
 
@@ -116,15 +116,15 @@ class Limiter(slowapi.Limiter):
         return self._decorator(scope, _bound(super().shared_limit, limit_value, scope, *args, **options))
 
     def exempt(self, endpoint: Endpoint) -> Endpoint:
-        """Take an endpoint out of every limit, the default one included."""
+        """Exempt an endpoint from every limit, including the default limit."""
         exempt_from_all(endpoint)
         return endpoint
 
     def reset(self) -> None:
-        """Forget every request that was counted in memory.
+        """Reset all counters in memory.
 
         Raises:
-            ConfigurationError: They were counted in a store that only `await app.state.rate_limit.clear()` can clear.
+            ConfigurationError: A shared store was used; reset it with `await app.state.rate_limit.clear()`.
         """
         self._own.clear()
         for store in self._used:
@@ -134,7 +134,7 @@ class Limiter(slowapi.Limiter):
 
     @property
     def _auto_check(self) -> bool:
-        """Tell slowapi's middlewares, which alone ask, not to count, and say once that they are there."""
+        """Return False, so that slowapi's middlewares do not count; log once that they are in use."""
         if not self._asked:
             self._asked = True
             _logger.warning("slowapi's middlewares do nothing here but cost time, and break streams: remove them")
@@ -142,10 +142,10 @@ class Limiter(slowapi.Limiter):
 
     @_auto_check.setter
     def _auto_check(self, value: bool) -> None:
-        """Leave what slowapi's own constructor says."""
+        """Ignore the value that slowapi's constructor assigns."""
 
     def _inject_headers(self, response: Response, current_limit: Any) -> Response:
-        """Put the headers onto the response of a handler that somebody has written for slowapi."""
+        """Add the headers to a response; called by exception handlers that were written for slowapi."""
         response.headers.update(current_limit.headers)
         return response
 
@@ -153,7 +153,7 @@ class Limiter(slowapi.Limiter):
         options["key_func"] = _key_func(options.get("key_func") or self._key_func)
 
         def decorator(endpoint: Any) -> Any:
-            shared = _called(scope, endpoint.__name__) if callable(scope) else scope
+            shared = _scope_name(scope, endpoint.__name__) if callable(scope) else scope
             owner = self._owner(endpoint) if shared is None else f"scope:{shared}"
             rule = DecoratedLimit(options, owner=owner, name=shared, endpoint=endpoint, known=self._limits)
 
@@ -168,7 +168,7 @@ class Limiter(slowapi.Limiter):
         return decorator
 
     def _owner(self, endpoint: Any) -> str:
-        """Name an endpoint, and which one of those of this name it is."""
+        """Return the endpoint's name and a number, because several endpoints may have one name."""
         name = f"{endpoint.__module__}.{endpoint.__qualname__}"
         self._owners[name] += 1
         return f"{name}#{self._owners[name]}"
@@ -182,8 +182,8 @@ class Limiter(slowapi.Limiter):
             raise _refusal(connection, rule, hit, quotas, headers)
 
 
-class _Exceeded(ProblemError, RateLimitExceeded):  # noqa: N818 - by the name of slowapi's
-    """Be our problem, and slowapi's exception to the handlers and `except` clauses that people have."""
+class _Exceeded(ProblemError, RateLimitExceeded):  # noqa: N818 - named like slowapi's class
+    """Our problem, which is caught as slowapi's exception by existing handlers and `except` clauses as well."""
 
     def __init__(self, problem: ProblemError, limit: SlowapiLimit) -> None:
         ProblemError.__init__(self, 429, problem.detail, headers=problem.headers, type=problem.type)
@@ -191,8 +191,8 @@ class _Exceeded(ProblemError, RateLimitExceeded):  # noqa: N818 - by the name of
         self.limit = limit
 
 
-class _Told(tuple[RateLimitItem, list[str]]):  # noqa: SLOT001 - slots and a tuple exclude each other
-    """What slowapi keeps in `request.state.view_rate_limit`: the limit that was hit, and for whom."""
+class _ViewRateLimit(tuple[RateLimitItem, list[str]]):  # noqa: SLOT001 - slots and a tuple exclude each other
+    """The value of slowapi's `request.state.view_rate_limit`: the exceeded limit, and the key of the client."""
 
     headers: dict[str, str]
 
@@ -203,32 +203,32 @@ def _refusal(
     problem = refusal(quotas)
     headers = {name.decode(): value.decode() for name, value in noted.items() if name.startswith(b"ratelimit")}
     headers.update(problem.headers or {})
-    if Exchange.innermost(connection.scope) is None:  # no layer sends the headers that are noted
+    if Exchange.innermost(connection.scope) is None:  # no exchange sends the headers
         problem.headers = headers
     message = rule.message()
     problem.detail = message or problem.detail
     handler = getattr(connection.scope.get("app"), "exception_handlers", {}).get(RateLimitExceeded)
     if handler is slowapi._rate_limit_exceeded_handler:  # noqa: SLF001 - its documented name
-        return problem  # which nobody has written: an app of slowapi's tutorial gets our problem
+        return problem  # the handler of slowapi's tutorial is replaced by our problem
     item = parse_many(hit.text)[next(place for place, quota in enumerate(quotas) if quota[1] < 0)]
-    if handler is not None:  # a handler of the user's own stays in charge, and finds what it knows
+    if handler is not None:  # a handler of the app keeps working, with what slowapi gives it
         problem.detail = message or str(item)
         noted[b"retry-after"] = headers["Retry-After"].encode()
-        told = connection.state.view_rate_limit = _Told((item, [hit.key, rule.owner]))
-        told.headers = headers
-    return _Exceeded(problem, rule.as_slowapi_has_it(SlowapiLimit, item))
+        view = connection.state.view_rate_limit = _ViewRateLimit((item, [hit.key, rule.owner]))
+        view.headers = headers
+    return _Exceeded(problem, rule.as_slowapi_limit(SlowapiLimit, item))
 
 
 def _bound(method: Callable[..., Any], *args: Any, **options: Any) -> dict[str, Any]:
-    """Read the arguments as slowapi's own decorator does; those that are not given are left out."""
+    """Return the arguments by the parameter names of slowapi's decorator, without those that were not passed."""
     return inspect.signature(method).bind(*args, **options).arguments
 
 
 def _key_func(key_func: Callable[..., Any]) -> Callable[..., Any]:
-    """Put our address in the place of slowapi's: of an IPv6 client it has 2^64, and one that it reads from a header."""
+    """Replace slowapi's address functions: one IPv6 client has 2^64 addresses, and `get_ipaddr` trusts a header."""
     return by_address if key_func in (get_remote_address, get_ipaddr) else key_func
 
 
-def _called(function: Callable[..., str], name: str) -> str:
-    """Ask for a scope; a function that takes something is told the endpoint's name, as in flask-limiter."""
+def _scope_name(function: Callable[..., str], name: str) -> str:
+    """Call a scope function; if it has a parameter, pass the endpoint's name, as flask-limiter does."""
     return function(name) if inspect.signature(function).parameters else function()

@@ -1,4 +1,4 @@
-"""A time limit that holds although a client loses a cancellation, and although the event loop was late itself."""
+"""A time-out that tolerates a busy event loop and repeats a cancellation that was lost."""
 
 import asyncio
 from types import TracebackType
@@ -6,19 +6,19 @@ from typing import Final
 
 __all__ = ["TimeLimit"]
 
-_AFTERWARDS: Final = 0.005  # seconds in which what has arrived meanwhile is read
-_AGAIN: Final = 0.01  # seconds until a cancellation without effect is repeated
+_GRACE: Final = 0.005  # seconds for reading an answer that has already arrived
+_REPEAT_AFTER: Final = 0.01  # seconds until a cancellation without effect is repeated
 
 
 class TimeLimit:
-    """End what takes longer with a TimeoutError: `with TimeLimit(0.1): await operation()`.
+    """Cancel an operation after a time and raise TimeoutError: `with TimeLimit(0.1): await operation()`.
 
-    Two things that `asyncio.timeout` does not do. If the event loop was busy for so long that the answer has come and
-    the time is over, the answer counts: it is not the store that was slow. And a cancellation is repeated until it
-    has an effect: `asyncio.wait_for` of Python 3.11, which redis-py uses, loses one that comes at the wrong moment.
+    It differs from `asyncio.timeout` in two ways. First, an answer that arrived while the event loop was busy counts,
+    even if the time has run out meanwhile. Second, the cancellation is repeated until it has an effect: redis-py uses
+    `asyncio.wait_for`, which in Python 3.11 can lose a cancellation.
 
     Args:
-        seconds: How long it may take; a few milliseconds longer until the error.
+        seconds: The time-out; TimeoutError is raised a few milliseconds later.
     """
 
     __slots__ = ("_before", "_cancelled", "_loop", "_seconds", "_task", "_timer")
@@ -47,13 +47,13 @@ class TimeLimit:
         left = 0
         for _each in range(self._cancelled):
             left = self._task.uncancel()
-        if kind is asyncio.CancelledError and left <= self._before:  # otherwise somebody else has cancelled it, too
+        if kind is asyncio.CancelledError and left <= self._before:  # else it was cancelled from outside, too
             raise TimeoutError from error
 
     def _wait(self) -> None:
-        self._timer = self._loop.call_later(_AFTERWARDS, self._cancel)
+        self._timer = self._loop.call_later(_GRACE, self._cancel)
 
     def _cancel(self) -> None:
         self._cancelled += 1
         self._task.cancel()
-        self._timer = self._loop.call_later(_AGAIN, self._cancel)
+        self._timer = self._loop.call_later(_REPEAT_AFTER, self._cancel)
