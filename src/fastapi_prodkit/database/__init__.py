@@ -1,4 +1,4 @@
-"""Sessions that commit before the response leaves and roll back on any error.
+"""Sessions that commit before the response is sent, and roll back on any error.
 
     database = Database(DatabaseSettings(url="postgresql://user:password@host/name"))
     app = FastAPI(lifespan=database.lifespan)
@@ -7,7 +7,7 @@
     @app.post("/items")
     async def create(item: ItemIn, session: SessionDep) -> ItemOut: ...
 
-`SessionDep` names SQLAlchemy's session, so importing this package takes the extra `database`.
+`SessionDep` is annotated with SQLAlchemy's session, so importing this package requires the extra `database`.
 """
 
 from fastapi_prodkit import _extras

@@ -1,8 +1,8 @@
-"""Statements that the driver has prepared for a schema which a migration has changed since.
+"""Retry prepared statements that a migration has made invalid.
 
-After `ALTER TABLE ... ALTER COLUMN ... TYPE`, or where a type is dropped and made anew, PostgreSQL refuses the next
-execution of what was prepared before, and aborts the transaction. SQLAlchemy then prepares everything again, on all
-connections, but raises the error.
+After `ALTER TABLE ... ALTER COLUMN ... TYPE`, or after a type is dropped and created again, PostgreSQL refuses to
+execute statements that were prepared before, and aborts the transaction. SQLAlchemy then discards the prepared
+statements of all connections, but raises the error.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,17 @@ __all__ = ["is_outdated", "retry_outdated_statements"]
 
 
 def is_outdated(error: BaseException | None) -> bool:
-    """Tell whether a driver's exception says that a statement was prepared for another schema; it did nothing then."""
+    """Return whether the error means that a prepared statement was made for an older schema; it had no effect."""
     driver = getattr(error, "__cause__", None)
-    # The second is an internal error of the server, of a type that was dropped; such messages are not translated.
+    # The second is an internal error of the server, for a dropped type. The server does not translate such messages.
     return type(driver).__name__ == "InvalidCachedStatementError" or "cache lookup failed for type" in str(driver)
 
 
 def retry_outdated_statements(engine: AsyncEngine) -> None:
-    """Prepare and execute such a statement again where it is the first of its transaction, so that nothing is undone.
+    """Prepare and execute an invalid statement again if it is the first of its transaction, so nothing else was undone.
 
     Args:
-        engine: An engine of asyncpg's.
+        engine: An engine that uses asyncpg.
     """
     for name in ("do_execute", "do_executemany"):
         event.listen(engine.sync_engine, name, _retrying(name))
@@ -42,8 +42,8 @@ def _retrying(name: str) -> Callable[..., bool]:
             if not is_first or not is_outdated(error):
                 raise
             connection.rollback()
-            context.handle_dbapi_exception(error)  # forgets what was prepared, as SQLAlchemy does
-            context.pre_exec()  # tells the cursor so
+            context.handle_dbapi_exception(error)  # discards the prepared statements, as SQLAlchemy does
+            context.pre_exec()  # makes the cursor prepare again
             execute(cursor, statement, parameters, context)
         return True
 

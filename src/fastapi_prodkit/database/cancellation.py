@@ -1,19 +1,19 @@
-"""A connection to PostgreSQL on which a cancelled query really ends, and which does not wait for a silent server.
+"""A PostgreSQL connection that stops cancelled queries in the server, and never waits long for a silent server.
 
-asyncpg ends a cancelled query as PostgreSQL wants it: with a cancel request on a connection of its own. That takes a
-moment, during which SQLAlchemy waits in `close()`. A second cancellation, and an anyio cancel scope repeats its own
-until the task has left it, ends this wait and makes SQLAlchemy call `terminate()`, which stops the cancel request as
-well: the query then runs on in PostgreSQL, with nobody to read its result, for as long as it takes.
+asyncpg stops a cancelled query by PostgreSQL's protocol: it sends a cancel request on a second connection. Meanwhile
+SQLAlchemy waits in `close()`. A second cancellation interrupts this wait; an anyio cancel scope repeats its
+cancellation until the task has left the scope. SQLAlchemy then calls `terminate()`, which also stops the cancel
+request, so the query keeps running in PostgreSQL although nothing will read its result.
 
-asyncpg ignores a cancellation that arrives while it sends the rows of an `executemany`: it goes on to wait, until the
-command time-out, for an answer that PostgreSQL gives only once it has all rows.
+asyncpg ignores a cancellation that arrives while it sends the rows of an `executemany`. It then waits until the command
+time-out for an answer, which PostgreSQL sends only after the last row.
 
-PostgreSQL rolls a transaction back whose statement has failed, and says so only in its answer to COMMIT: no error, but
-the tag ROLLBACK, which asyncpg does not read. Where there is no transaction, because a statement of the program's has
-ended it, the answer to COMMIT is a warning.
+If a statement of a transaction has failed, PostgreSQL rolls back on COMMIT and reports no error: the command tag of its
+answer is ROLLBACK, which asyncpg does not read. If a statement of the app has already ended the transaction, the answer
+to COMMIT is a warning.
 
 asyncpg refuses COMMIT and ROLLBACK while another task runs a statement on the connection. SQLAlchemy then keeps the
-connection until it is collected as garbage, or takes it back into the pool, open and in its transaction.
+connection until it is garbage collected, or returns it to the pool with its transaction open.
 """
 
 import asyncio
@@ -29,32 +29,32 @@ from fastapi_prodkit.database.session_state import RESET, leaves_state
 
 __all__ = ["CancellableConnection", "set_close_timeout"]
 
-# PostgreSQL answers these at once, whatever the tables are like and whoever locks them; not COMMIT, which may check
+# Commands that PostgreSQL answers at once, independent of tables and locks. COMMIT is not among them: it may check
 # deferred constraints and wait for a replica.
 _ANSWERED_AT_ONCE = ("BEGIN", "ROLLBACK")
-_COMMIT, _END_OF_TRANSACTION = "COMMIT;", ("COMMIT;", "ROLLBACK;")  # in asyncpg's words
+_COMMIT, _END_OF_TRANSACTION = "COMMIT;", ("COMMIT;", "ROLLBACK;")  # as asyncpg writes them
 _ABORTED = "COMMIT saved nothing: the transaction was aborted by a statement that had failed"
 _ENDED = "there is no transaction to commit: a statement has ended it; use the session's commit() and rollback()"
 
 
 class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewise
-    """Let a close that has begun end by itself, within its own time; pass it to asyncpg as `connection_class`.
+    """A connection whose `close` is never interrupted, but has a time-out; pass it to asyncpg as `connection_class`.
 
     Attributes:
-        close_timeout: Longest wait for the answer to BEGIN and ROLLBACK and for a close, seconds.
-        has_session_state: Whether a statement that leaves something in the server's session was prepared or executed.
-        closed_here: Whether this process has begun to close it; what then goes wrong on it is no fault of the server's.
-        needs_reset: Whether something may have been left in the server's session since the connection was obtained.
+        close_timeout: Time-out of BEGIN, of ROLLBACK and of a close, seconds.
+        has_session_state: Whether a statement that changes the state of the server's session was prepared or executed.
+        closed_here: Whether this process has begun to close it; later errors are not the server's fault.
+        needs_reset: Whether the state of the server's session may have changed since the checkout.
     """
 
-    close_timeout = 2.0  # what SQLAlchemy gives a close
+    close_timeout = 2.0  # SQLAlchemy's own time-out of a close
     has_session_state = False
     closed_here = False
     needs_reset = False
     _closing = False
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
-        """Cancel what is running and take leave of the server; drop the connection if that takes too long."""
+        """Cancel the running statement and close the connection; abort the connection after the time-out."""
         self._closing = self.closed_here = True
         try:
             await super().close(timeout=min(timeout or self.close_timeout, self.close_timeout))
@@ -62,20 +62,20 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
             self._closing = False
 
     def terminate(self) -> None:
-        """Drop the connection, unless it is being closed: then its cancel request is on the way."""
+        """Abort the connection, unless `close` is running: its cancel request must not be stopped."""
         self.closed_here = True
         if not self._closing:
             super().terminate()
 
     async def prepare(self, query: str, **options: Any) -> Any:
-        """Prepare a statement; SQLAlchemy does so for all but those that begin and end transactions."""
+        """Prepare a statement; SQLAlchemy prepares all statements except those that begin and end transactions."""
         self.has_session_state = self.has_session_state or leaves_state(query)
         return await super().prepare(query, **options)
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's
-        """Execute a script; SQLAlchemy does so only to begin and end transactions, a `connect` listener for its own.
+        """Execute a script: SQLAlchemy begins and ends transactions by it, and a `connect` listener may use it.
 
-        COMMIT and ROLLBACK close a connection that is busy with a statement of another task: the server ends both.
+        If another task runs a statement on the connection, COMMIT and ROLLBACK close it, and the server rolls back.
 
         Raises:
             asyncpg.InFailedSQLTransactionError: PostgreSQL has answered COMMIT with ROLLBACK.
@@ -101,7 +101,7 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
         return status
 
     def get_reset_query(self) -> str:
-        """Return what `reset` executes."""
+        """Return the SQL that `reset` executes."""
         return RESET
 
     async def executemany(
@@ -111,18 +111,18 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewi
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - asyncpg's
     ) -> None:
-        """Execute a statement for each row; a cancellation is raised at once, and SQLAlchemy closes the connection."""
+        """Execute a statement for each row. A cancellation is raised at once; SQLAlchemy then closes the connection."""
         executing = asyncio.ensure_future(super().executemany(command, args, timeout=timeout))
         try:
             await asyncio.shield(executing)
         except CancelledError:
             executing.add_done_callback(_ignore_outcome)
-            executing.cancel()  # whether or not asyncpg ignores this, `close` ends what it waits for
+            executing.cancel()  # even if asyncpg ignores this, `close` ends its wait
             raise
 
 
 def _ignore_outcome(executing: "Future[None]") -> None:
-    """Take the exception of a cancelled `executemany`, which asyncio would log as never retrieved."""
+    """Retrieve the exception of a cancelled `executemany`, so that asyncio does not log it."""
     if not executing.cancelled():
         executing.exception()
 

@@ -1,10 +1,10 @@
-"""Errors of the database that the client has caused: a value that is not accepted, or a conflict with stored rows.
+"""Map database errors that the client has caused to 4xx: a value that is not accepted, or a conflict with stored rows.
 
-    Database(settings, client_errors={**CLIENT_ERRORS, "23514": 422})  # check violations, too
+    Database(settings, client_errors={**CLIENT_ERRORS, "23514": 422})  # also check violations
     Database(settings, client_errors={})  # none: each is a 500
 
-`CLIENT_ERRORS` is the table: SQLSTATE -> status. An error that has no SQLSTATE, because asyncpg or SQLite has raised it
-without PostgreSQL, is looked up under the SQLSTATE that PostgreSQL would have given it.
+`CLIENT_ERRORS` maps SQLSTATE to status. An error that asyncpg or SQLite raises without PostgreSQL has no SQLSTATE; the
+SQLSTATE that PostgreSQL would report in its place is used.
 """
 
 import logging
@@ -35,13 +35,13 @@ CLIENT_ERRORS: Final[Mapping[str, int]] = MappingProxyType(
         "22021": 422,  # character not in repertoire
         "22023": 422,  # invalid parameter value
         "22025": 422,  # invalid escape sequence
-        "22026": 422,  # string data length mismatch: of bits
+        "22026": 422,  # string data length mismatch: bit strings
         "2201W": 422,  # invalid row count in limit clause
         "2201X": 422,  # invalid row count in result offset clause
         "22030": 422,  # duplicate JSON object key value
         "22P02": 422,  # invalid text representation
         "22P05": 422,  # untranslatable character
-        "23001": 409,  # restrict violation: ON DELETE RESTRICT as of PostgreSQL 18, which was 23503
+        "23001": 409,  # restrict violation: ON DELETE RESTRICT, since PostgreSQL 18; 23503 before
         "23503": 409,  # foreign key violation
         "23505": 409,  # unique violation
         "23P01": 409,  # exclusion violation
@@ -50,8 +50,8 @@ CLIENT_ERRORS: Final[Mapping[str, int]] = MappingProxyType(
     }
 )
 
-_TOO_COMPLEX = "54001"  # of a recursion without end, too, which is the program's
-_DATA_EXCEPTION = "22000"  # what asyncpg says of every argument that it cannot encode
+_TOO_COMPLEX = "54001"  # also raised for infinite recursion, which is an error of the app
+_DATA_EXCEPTION = "22000"  # asyncpg's SQLSTATE for every argument that it cannot encode
 _REFUSED_BY_DRIVER = ((OverflowError, "22003"), (UnicodeError, "22021"), (ValueError, "22P02"))
 _SQLITE = {  # https://www.sqlite.org/rescode.html
     "SQLITE_CONSTRAINT_FOREIGNKEY": "23503",
@@ -62,7 +62,7 @@ _SQLITE = {  # https://www.sqlite.org/rescode.html
 _DETAILS = {409: "The request conflicts with what is stored.", 422: "The request is not valid."}
 _INVALID = {"loc": [], "msg": "The database does not accept a value of the request", "type": "value_error"}
 
-# Names in messages, each beside a value or in place of one: a pattern must not be able to match a part of the value.
+# Names in error messages. A message may also contain a value: no pattern may match a part of a value.
 _NAMES = (
     ("constraint", re.compile(r"UNIQUE constraint failed: (.+)")),
     ("argument", re.compile(r"invalid input for query argument (\$\d+)")),
@@ -77,10 +77,10 @@ _logger = logging.getLogger(__name__)
 
 
 def client_error(error: BaseException, statuses: Mapping[str, int]) -> ProblemError | None:
-    """Return the problem for an error that the client has caused, and log it without any value; None for any other.
+    """Return the problem for an error that the client has caused, and log it without values; None for other errors.
 
     Args:
-        error: What a session has raised.
+        error: The exception that a session has raised.
         statuses: SQLSTATE -> status, such as `CLIENT_ERRORS`.
     """
     if not isinstance(error, DBAPIError):
@@ -98,7 +98,7 @@ def checked_statuses(statuses: Mapping[str, int]) -> Mapping[str, int]:
     """Return the table if each SQLSTATE has five characters and each status is 400 to 499.
 
     Raises:
-        ConfigurationError: One of them has not.
+        ConfigurationError: An SQLSTATE or a status is invalid.
     """
     for state, status in statuses.items():
         if not re.fullmatch(r"[0-9A-Z]{5}", state):
@@ -117,19 +117,19 @@ def _sqlstate(error: DBAPIError) -> str:
         for kind, equivalent in _REFUSED_BY_DRIVER:
             if isinstance(root, kind):
                 return equivalent
-        if isinstance(root, TypeError) and "offset-naive" in str(root):  # a time with a zone, or without one
+        if isinstance(root, TypeError) and "offset-naive" in str(root):  # with or without a zone
             return "22007"
     return state or _SQLITE.get(getattr(orig, "sqlite_errorname", ""), "")
 
 
 def _is_recursion(error: DBAPIError) -> bool:
-    """Whether the error has happened inside of calls of functions; the context of an argument is one line."""
+    """Return whether the error happened in nested function calls: then PostgreSQL's context has several lines."""
     context: str | None = getattr(getattr(error.orig, "__cause__", None), "context", None)
     return context is not None and "\n" in context
 
 
 def _described(error: DBAPIError, state: str) -> str:
-    """Name the exception and what it is about, as far as the driver or the message tells."""
+    """Return the exception's name and the names of constraint, column and the like that it mentions."""
     orig: Any = error.orig
     driver = orig.__cause__ or orig
     names = {
@@ -146,7 +146,7 @@ def _described(error: DBAPIError, state: str) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return the first cause; that of an array's element is one that asyncpg hides, with `from None`."""
+    """Return the root cause, also if asyncpg has hidden it with `from None`, as for elements of arrays."""
     while error.__suppress_context__ and (cause := error.__cause__ or error.__context__):
         error = cause
     return error

@@ -1,8 +1,8 @@
-"""A session that gives its connection back, whatever another task does with it at the moment.
+"""A session that always returns its connection to the pool, even if another task is using the session.
 
-SQLAlchemy's session serves one task. Where two tasks share one, as in `asyncio.gather(session.scalar(a),
-session.scalar(b))`, the first error ends the handler while the other task goes on. Closing the session fails then if
-that task is about to obtain the connection, which nobody gives back afterwards.
+SQLAlchemy's session is for one task. If two tasks share a session, as in `asyncio.gather(session.scalar(a),
+session.scalar(b))`, the first error ends the handler while the other task continues. Closing the session fails if that
+task is obtaining a connection at this moment, and the connection would never be returned.
 """
 
 from sqlalchemy import Connection, event
@@ -14,19 +14,19 @@ __all__ = ["ClosingSession"]
 
 
 class ClosingSession(AsyncSession):
-    """Close although another task is obtaining the connection: that task gives the connection back, and fails.
+    """A session that closes even while another task obtains a connection: that task returns it, and gets an error.
 
-    A statement that another task is running ends with the connection; see `cancellation.CancellableConnection`.
+    If another task runs a statement, the connection is closed; see `cancellation.CancellableConnection`.
 
     Attributes:
-        is_closed: It was closed.
-        closed_idle: It was closed when nothing was left to commit.
+        is_closed: Whether the session was closed.
+        closed_idle: Whether it was closed with nothing left to commit.
     """
 
     is_closed = closed_idle = False
 
     async def close(self) -> None:
-        """Roll back, give the connection back, and refuse further work."""
+        """Roll back, return the connection to the pool, and refuse further work."""
         if not self.is_closed:
             self.is_closed, self.closed_idle = True, not self.in_transaction()
         try:

@@ -1,7 +1,7 @@
-"""How a connection to PostgreSQL is opened: which of several hosts, and with which password.
+"""Open connections to PostgreSQL: choose one of several hosts, and obtain the password.
 
-asyncpg gives all hosts together one time-out, so that a first host that is silent leaves nothing for the second; and it
-knows nothing of passwords that have changed since they were read.
+asyncpg has one time-out for all hosts together, so a silent first host uses up the time of the second. It also cannot
+read a password again after the password has changed.
 """
 
 import logging
@@ -15,7 +15,7 @@ __all__ = ["CHECK_INTERVAL", "Connector"]
 
 CHECK_INTERVAL = "client_connection_check_interval"
 
-# The host is down, silent, starting up or not of the kind that is wanted: another one may be. Not a refused password.
+# Errors after which the next host is tried: down, silent, starting up or not of the wanted kind. Not a wrong password.
 _NEXT_HOST = (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
 
 _logger = logging.getLogger("fastapi_prodkit.database")
@@ -25,12 +25,13 @@ class Connector:
     """Open connections; pass it to SQLAlchemy's asyncpg dialect as `async_creator_fn`.
 
     Args:
-        password: Asked for each connection. If the server refuses a remembered password, a new one is read, once.
+        password: Provider that is called for each connection. If the server refuses a cached password, it is read again
+            once.
     """
 
     def __init__(self, password: PasswordProvider | None) -> None:
         self._password = password
-        self._host = 0  # which of several served last: that one is asked first
+        self._host = 0  # index of the host that was reached last; it is tried first
 
     async def __call__(self, **options: Any) -> asyncpg.Connection:
         """Return a connection; the options are those of `asyncpg.connect`."""
@@ -72,7 +73,7 @@ async def _open(options: dict[str, Any]) -> asyncpg.Connection:
     try:
         return await asyncpg.connect(**options)
     except (asyncpg.UndefinedObjectError, asyncpg.InvalidParameterValueError) as error:
-        # Taken out for good: the engine hands out the same dict each time.
+        # Removed for all later connections: the engine passes the same dict each time.
         if CHECK_INTERVAL not in str(error) or settings.pop(CHECK_INTERVAL, None) is None:
             raise
         _logger.warning("the server has no %s: queries of clients that are gone run on", CHECK_INTERVAL)

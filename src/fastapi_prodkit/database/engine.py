@@ -1,4 +1,4 @@
-"""The engine that a URL and the settings ask for."""
+"""Create the engine for a URL and its settings."""
 
 import math
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from fastapi_prodkit.sections import DatabaseSettings
 
 __all__ = ["create_engine"]
 
-# The server looks that often whether the client of a running query is still there, which costs it one system call.
+# How often the server checks whether the client of a running query is still connected: one system call each time.
 _CHECK_INTERVAL = "1s"
 
-# Keys of what is known about a connection to SQLite.
-_WROTE = "fastapi_prodkit.wrote"  # whether a transaction was open before its latest statement
-_LOST = "fastapi_prodkit.lost"  # whether a statement has ended it
+# Keys of `Connection.info`, for SQLite.
+_WROTE = "fastapi_prodkit.wrote"  # whether a transaction was open before the latest statement
+_LOST = "fastapi_prodkit.lost"  # whether a statement has ended the transaction
 
-# A transaction after the next runs on another connection of the server, where what was prepared before is not known.
+# With a pooler each transaction may run on another server connection, where earlier prepared statements do not exist.
 _POOLERS: Mapping[str | None, Mapping[str, int]] = {
     None: {},
     "pgbouncer": {"statement_cache_size": 0, "prepared_statement_cache_size": 0},
@@ -36,11 +36,11 @@ _POOLERS: Mapping[str | None, Mapping[str, int]] = {
 
 
 def create_engine(settings: DatabaseSettings, *, password: PasswordProvider | None = None) -> AsyncEngine:
-    """Return an engine that has not connected yet.
+    """Return an engine; it connects on first use.
 
     Args:
         settings: How to reach the database.
-        password: Asked for the password of each new connection, of PostgreSQL; instead of what the settings name.
+        password: Provider of the password, called for each new PostgreSQL connection; replaces that of the settings.
 
     Raises:
         ConfigurationError: The URL or the CA file cannot be used. The message does not repeat the URL.
@@ -72,15 +72,15 @@ def _postgresql(url: URL, settings: DatabaseSettings, password: PasswordProvider
     )
     event.listen(engine.sync_engine, "handle_error", _hide_detail)
     retry_outdated_statements(engine)
-    _watch_the_server(engine, settings)
-    if settings.pooler is None:  # whose connections are not the server's
+    _detect_dead_server(engine, settings)
+    if settings.pooler is None:  # a pooler's connections are not server sessions
         warn_if_pools_exceed_server(engine, settings)
         reset_session_state(engine, settings.pool_timeout / 2)
     return engine
 
 
-def _watch_the_server(engine: AsyncEngine, settings: DatabaseSettings) -> None:
-    """Notice a server that is gone or silent, at half the pool time-out: the rest is for a new connection."""
+def _detect_dead_server(engine: AsyncEngine, settings: DatabaseSettings) -> None:
+    """Detect a dead or silent server within half the pool time-out; the other half is for a new connection."""
     from fastapi_prodkit.database.cancellation import set_close_timeout  # noqa: PLC0415 - it needs asyncpg
 
     set_close_timeout(engine, settings.pool_timeout / 2)
@@ -91,7 +91,7 @@ def _connect_args(
     asked: Mapping[str, str], settings: DatabaseSettings, password: PasswordProvider | None
 ) -> dict[str, Any]:
     from fastapi_prodkit.database.cancellation import CancellableConnection  # noqa: PLC0415 - it needs asyncpg
-    from fastapi_prodkit.database.connecting import Connector  # noqa: PLC0415 - likewise
+    from fastapi_prodkit.database.connecting import Connector  # noqa: PLC0415 - it needs asyncpg
 
     mode = stricter(settings.ssl, *(asked[name] for name in ("sslmode", "ssl") if name in asked))
     sessions = {name: asked[name] for name in ("target_session_attrs",) if name in asked}
@@ -108,7 +108,7 @@ def _connect_args(
 
 
 def _server_settings(asked: Mapping[str, str], settings: DatabaseSettings) -> dict[str, str]:
-    """Return what each session begins with. A pooler hands sessions on, so it refuses all but a name."""
+    """Return the settings of each new server session; a pooler shares sessions and accepts only a name."""
     named = {"application_name": asked["application_name"]} if "application_name" in asked else {}
     options = read_options(asked.get("options", ""))
     if settings.pooler is not None:
@@ -122,7 +122,7 @@ def _server_settings(asked: Mapping[str, str], settings: DatabaseSettings) -> di
         "lock_timeout": settings.lock_timeout,
         "idle_in_transaction_session_timeout": settings.idle_transaction_timeout,
     }
-    # Rounded up: 0 would mean no time-out.
+    # Rounded up, because 0 would mean no time-out.
     milliseconds = {name: str(math.ceil(seconds * 1000)) for name, seconds in times.items() if seconds is not None}
     return {**milliseconds, "client_connection_check_interval": _CHECK_INTERVAL, **named, **options}
 
@@ -131,8 +131,8 @@ def _sqlite(url: URL, settings: DatabaseSettings) -> AsyncEngine:
     _extras.require("aiosqlite", extra="database")
     if url.host or url.username or url.password:
         raise ConfigurationError("DATABASE_URL: a SQLite file is sqlite:///relative.db or sqlite:////absolute.db")
-    # A database in memory lives and dies with its one connection. Sessions take turns on it; sharing it, as SQLAlchemy
-    # does by default, would let one session's rollback undo what another one wrote.
+    # A database in memory exists as long as its only connection. Sessions use it one after another; if they shared it,
+    # SQLAlchemy's default, a rollback of one session would undo writes of another.
     in_memory = is_in_memory(url)
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
@@ -141,7 +141,7 @@ def _sqlite(url: URL, settings: DatabaseSettings) -> AsyncEngine:
         max_overflow=0 if in_memory else settings.max_overflow,
         pool_timeout=settings.pool_timeout,
         hide_parameters=True,
-        connect_args={"timeout": settings.command_timeout},  # how long a statement waits for another writer
+        connect_args={"timeout": settings.command_timeout},  # longest wait for another writer, seconds
     )
     event.listen(engine.sync_engine, "connect", _enforce_foreign_keys)
     event.listen(engine.sync_engine, "savepoint", _begin_before_savepoint)
@@ -150,14 +150,14 @@ def _sqlite(url: URL, settings: DatabaseSettings) -> AsyncEngine:
 
 
 def _hide_detail(context: ExceptionContext) -> None:
-    """Keep PostgreSQL's DETAIL, which quotes the row, out of tracebacks; code still finds it in `error.orig.detail`."""
+    """Remove PostgreSQL's DETAIL, which quotes the row, from tracebacks; it stays in `error.orig.detail`."""
     error: Any = context.original_exception
     driver_error: Any = error.__cause__
     detail = getattr(driver_error, "detail", None)
     if detail is None:
         return
     error.detail, driver_error.detail = detail, None
-    copies = filter(None, (error, context.sqlalchemy_exception))  # SQLAlchemy 2.0 has copied the text into both
+    copies = filter(None, (error, context.sqlalchemy_exception))  # SQLAlchemy 2.0 copies the text into both
     for each in copies:
         each.args = (str(each.args[0]).replace(f"\nDETAIL:  {detail}", ""), *each.args[1:])
 
@@ -169,17 +169,17 @@ def _enforce_foreign_keys(connection: Any, _record: object) -> None:
 
 
 def _begin_before_savepoint(connection: Connection, _name: str) -> None:
-    """Open the transaction first: to SQLite, releasing a savepoint that stands alone is a commit."""
+    """Begin a transaction before a savepoint: without one, SQLite commits when the savepoint is released."""
     driver: Any = connection.connection.driver_connection
     if not driver.in_transaction:
         connection.exec_driver_sql("BEGIN")
 
 
 def _notice_lost_transactions(engine: AsyncEngine) -> None:
-    """Refuse to commit where a statement has ended the transaction, or has failed so that SQLite has rolled it back.
+    """Refuse to commit if a statement has ended the transaction, or has failed so that SQLite rolled it back.
 
-    SQLite does so for ON CONFLICT ROLLBACK, RAISE(ROLLBACK), a full disk and the like. What is written afterwards is
-    in another transaction, which SQLite would commit without the first.
+    SQLite rolls back for ON CONFLICT ROLLBACK, RAISE(ROLLBACK), a full disk and similar errors. Later statements then
+    run in a new transaction, and COMMIT would save only those.
     """
 
     def in_transaction(connection: Connection) -> bool:

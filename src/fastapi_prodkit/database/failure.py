@@ -1,8 +1,8 @@
-"""What of a database error is the database's fault, and what a client is told of it.
+"""Translate database errors, and answer requests that end with one: 503, or 4xx for errors of the client.
 
-A server that is down, silent, restarting, failing over or out of connections makes asyncpg raise `OSError`,
-`TimeoutError` and errors of three hierarchies. `translate_errors` makes all of them what other drivers raise, so that
-`except DBAPIError` and `except sqlalchemy.exc.TimeoutError` (no connection in time) are enough.
+If a server is down, silent, restarting, failing over or out of connections, asyncpg raises `OSError`, `TimeoutError`
+and errors of three hierarchies. `translate_errors` turns them into SQLAlchemy's, as with other drivers, so that
+`except DBAPIError` and `except sqlalchemy.exc.TimeoutError` (no connection in time) are sufficient.
 """
 
 import logging
@@ -27,7 +27,7 @@ from fastapi_prodkit.exceptions import ProblemError
 
 __all__ = ["add_outage_handlers", "is_transient", "is_unavailable", "raise_problem", "translate_errors"]
 
-_RETRY_AFTER = "1"  # seconds; what a client that honours it at all is willing to wait, and a fail-over's granularity
+_RETRY_AFTER = "1"  # seconds; short enough for clients to wait
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _READ_ONLY = "25006"
@@ -37,10 +37,11 @@ _UNAVAILABLE_CLASSES = (
     "57",  # operator intervention: shutdown, starting up, statement time-out
     "58",  # system error
 )
-_ROLLED_BACK = frozenset({"40001", "40P01"})  # serialization failure, deadlock: the server says that nothing was done
-_ENDED = frozenset({"57P01", "57P02", "57P03"})  # an administrator or a crash has ended the connection
+_ROLLED_BACK = frozenset({"40001", "40P01"})  # serialization failure, deadlock: the server has rolled back
+_ENDED = frozenset({"57P01", "57P02", "57P03"})  # an administrator or a crash has closed the connection
 _UNAVAILABLE = _ROLLED_BACK | {"55P03", _READ_ONLY}  # lock time-out; a primary that has become a standby
-# The server closed the connection while a query was being sent; a composite type has changed since it was described.
+# asyncpg's errors after which its state is undefined: the server closed the connection while a query was being sent; a
+# composite type has changed since it was described.
 _STATE_UNDEFINED = frozenset({"InternalClientError", "OutdatedSchemaCacheError"})
 
 _SHARED = "the connection was closed while a statement ran on it: give each task a session of its own"
@@ -49,40 +50,40 @@ _logger = logging.getLogger(__name__)
 
 
 class CannotConnectError(OperationalError):
-    """No connection could be made, whatever the reason; nothing has been sent."""
+    """A connection could not be opened; no statement has been sent."""
 
 
 def translate_errors(engine: AsyncEngine) -> None:
-    """Make the engine raise `DBAPIError` for whatever goes wrong between here and the server.
+    """Make the engine raise `DBAPIError` for every error of the connection to the server.
 
-    `connection_invalidated` is True where the connection is lost, was never made, or leads to a server that no longer
-    takes writes; then the pool makes new ones.
+    `connection_invalidated` is True if the connection is lost, could not be opened, or leads to a server that has
+    become read-only. The pool then opens new connections.
     """
     event.listen(engine.sync_engine, "do_connect", _connect)
     event.listen(engine.sync_engine, "handle_error", _handle_error)
 
 
 def add_outage_handlers(app: Starlette, *, client_errors: Mapping[str, int] = CLIENT_ERRORS) -> None:
-    """Answer 503, 409 or 422 where a handler lets the error of a session through that it opened itself, `session()`.
+    """Answer 503, 409 or 422 if a handler raises the error of a session that it opened itself, by `session()`.
 
         add_outage_handlers(app, client_errors=database.client_errors)
 
-    `SessionDep` needs no handler. A handler that the app has for one of SQLAlchemy's exceptions stays in charge of it.
+    `SessionDep` needs no handler. An exception handler of the app for one of SQLAlchemy's exceptions takes precedence.
 
     Args:
         app: The app whose handlers open sessions.
-        client_errors: SQLSTATE -> status of errors that are the client's; an empty table for 503 alone.
+        client_errors: SQLSTATE -> status of errors that the client has caused; if empty, only 503 is answered.
 
     Raises:
-        ConfigurationError: The table cannot be used.
+        ConfigurationError: The table has an invalid SQLSTATE or status.
     """
     if SQLAlchemyError not in app.exception_handlers:
-        handler: Any = _ProblemHandler(client_errors)  # Starlette types the answer too narrowly
+        handler: Any = _ProblemHandler(client_errors)  # Starlette's type of the return value is too narrow
         app.add_exception_handler(SQLAlchemyError, handler)
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Tell whether the database could not serve, so that the same request may succeed later."""
+    """Return whether the database was unavailable, so that the same request may succeed later."""
     if isinstance(error, DBAPIError):
         state = _sqlstate(error)
         states = state in _UNAVAILABLE - {_READ_ONLY} or state[:2] in _UNAVAILABLE_CLASSES
@@ -91,30 +92,30 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether the transaction surely left nothing behind and may succeed if it is run again, from its start.
+    """Return whether the transaction had no effect for certain, and may succeed if it is repeated from its start.
 
-    A connection that is lost while COMMIT is on its way leaves open whether the commit happened: that is not retried.
-    Nor is anything that takes as long as a time-out.
+    If the connection is lost during COMMIT, it is unknown whether the commit happened: that is not retried. Time-outs
+    are not retried, because each attempt would take as long.
     """
     if not isinstance(error, DBAPIError) or isinstance(error.orig, TimeoutError):
         return False
     if _sqlstate(error) in _ROLLED_BACK or isinstance(error, CannotConnectError) or is_outdated(error.orig):
         return True
-    return error.connection_invalidated and error.statement is not None  # COMMIT is none to SQLAlchemy
+    return error.connection_invalidated and error.statement is not None  # None for COMMIT
 
 
 def raise_problem(error: BaseException, connection: HTTPConnection, client_errors: Mapping[str, int]) -> None:
-    """Raise the problem that the client gets for the error; return if there is none, or if the app handles the error.
+    """Raise the problem for a database error; return if there is no problem for it, or if the app handles the error.
 
     Args:
-        error: What a session, or anything else, has raised.
-        connection: The request that ends with it.
-        client_errors: SQLSTATE -> status of errors that are the client's.
+        error: The exception that ended the request, of a session or not.
+        connection: The request or WebSocket.
+        client_errors: SQLSTATE -> status of errors that the client has caused.
 
     Raises:
-        ProblemError: The database is unavailable, or refuses what the client has sent.
-        WebSocketException: Likewise, where the connection is a WebSocket that was accepted.
-        WebSocketDisconnect: Likewise, where it is closed.
+        ProblemError: The database is unavailable, or refuses a value that the client has sent.
+        WebSocketException: The same, if the connection is an accepted WebSocket.
+        WebSocketDisconnect: The same, if the connection is a closed WebSocket.
     """
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # of a task group
         error = error.exceptions[0]
@@ -125,13 +126,13 @@ def raise_problem(error: BaseException, connection: HTTPConnection, client_error
 
 
 class _ProblemHandler:
-    """The exception handler for errors of sessions that the handlers of an app open themselves."""
+    """Exception handler for errors of sessions that an app's handlers open themselves."""
 
     def __init__(self, client_errors: Mapping[str, int]) -> None:
         self._client_errors = checked_statuses(client_errors)
 
     async def __call__(self, connection: HTTPConnection, error: Exception) -> Response | None:
-        """Answer with the problem; raise the error on if there is none."""
+        """Return the problem's response; raise the error again if there is no problem for it."""
         problem = _problem_of(error, self._client_errors)
         if problem is None:
             raise error
@@ -139,7 +140,7 @@ class _ProblemHandler:
 
 
 def _is_handled(error: Exception, app: Starlette) -> bool:
-    """Tell whether the app has a handler of its own for the error; one for `Exception` is for unhandled errors."""
+    """Return whether the app has an exception handler for the error; a handler for `Exception` does not count."""
     kinds = takewhile(lambda kind: kind is not Exception, type(error).__mro__)
     handlers = (app.exception_handlers[kind] for kind in kinds if kind in app.exception_handlers)
     return not isinstance(next(handlers, None), _ProblemHandler | None)
@@ -150,7 +151,7 @@ def _problem_of(error: Exception, client_errors: Mapping[str, int]) -> ProblemEr
 
 
 def _unavailable(error: BaseException) -> ProblemError:
-    """Return the 503 for the error, and log what happened: names and codes, no text that could quote a value."""
+    """Return the 503 for the error, and log the error's names and codes, but no text that could quote a value."""
     orig = getattr(error, "orig", None)
     cause = " ".join(filter(None, [type(error).__name__, _reason(orig), _sqlstate(error)]))
     _logger.warning("the database is unavailable: %s", cause)
@@ -166,7 +167,7 @@ def _connect(dialect: Dialect, _record: object, args: list[Any], kwargs: dict[st
 
 
 def _connect_errors(dialect: Dialect) -> tuple[type[Exception], ...]:
-    """Return what connecting raises: SQLAlchemy 2.0 translates none of asyncpg's exceptions there."""
+    """Return the exceptions of connecting; SQLAlchemy 2.0 does not translate asyncpg's exceptions there."""
     asyncpg = getattr(dialect.loaded_dbapi, "asyncpg", None)
     untranslated = (asyncpg.PostgresError, asyncpg.InterfaceError) if asyncpg is not None else ()
     return (OSError, dialect.loaded_dbapi.Error, *untranslated)  # a TimeoutError is an OSError
@@ -189,20 +190,20 @@ def _handle_error(context: ExceptionContext) -> SQLAlchemyError | None:
 
 
 def _is_closed_by_another_task(context: ExceptionContext) -> bool:
-    """Whether a task has ended the transaction while this one executes a statement in it."""
-    cursor: Any = getattr(context.execution_context, "cursor", None)  # there is none where a transaction ends
+    """Return whether another task ended the transaction during this statement."""
+    cursor: Any = getattr(context.execution_context, "cursor", None)  # there is no cursor when a transaction ends
     driver = getattr(cursor, "_connection", None)  # not public
     return getattr(driver, "closed_here", False)
 
 
 def _is_refused_by_sqlite(context: ExceptionContext) -> bool:
-    """Whether the driver cannot express an argument, an integer of more than 64 bits or a lone surrogate."""
+    """Return whether SQLite's driver cannot encode an argument: an integer over 64 bits or a lone surrogate."""
     refused = isinstance(context.original_exception, OverflowError | UnicodeEncodeError)
     return refused and context.execution_context is not None and context.dialect.name == "sqlite"
 
 
 def _asked_to_read(context: ExceptionContext) -> bool:
-    """Whether the transaction is read only by our wish; if not, the server was the primary when we connected."""
+    """Return whether we requested a read-only transaction; if not, the server is no longer the primary."""
     connection = context.connection
     return connection is not None and bool(connection.get_execution_options().get("postgresql_readonly"))
 
@@ -212,6 +213,6 @@ def _sqlstate(error: BaseException) -> str:
 
 
 def _reason(orig: BaseException | None) -> str:
-    """Name the driver's own exception, which SQLAlchemy wraps in one of a more general name."""
+    """Return the name of the driver's exception, which SQLAlchemy wraps in a more general one."""
     cause = getattr(orig, "__cause__", None) or orig
     return type(cause).__name__ if cause is not None else ""

@@ -1,8 +1,8 @@
-"""Two sessions of one request, for writing and for reading, on one connection.
+"""Let the read session of a request use the connection of its write session.
 
-Without a replica both use the primary's pool. If each took a connection, as many requests as the pool has connections
-could hold one each and wait for the other, all of them until the pool time-out. So the session for reading joins the
-transaction of the session for writing, as soon as the request has one.
+Without a replica both sessions use the primary's pool. If each took a connection, many concurrent requests could hold
+one connection each and wait for a second one until the pool time-out: a deadlock. So the read session joins the
+transaction of the write session as soon as the request has one.
 """
 
 import re
@@ -22,25 +22,25 @@ __all__ = ["JoiningSession", "announce_reading", "announce_writing"]
 
 _WRITER = "fastapi_prodkit.writer"
 
-# At the start of a statement, of a common table expression, or of what follows one.
+# Writing keywords at the start of a statement, of a common table expression, or of the statement after it.
 _WRITES = re.compile(
     r"(?:^|[();])\s*(?:INSERT|UPDATE|DELETE|MERGE|COPY|CREATE|ALTER|DROP|TRUNCATE|GRANT|REVOKE)\s", re.IGNORECASE
 )
 
 
 class _JoiningSyncSession(Session):
-    """A session that reads on the connection of another one, if there is one, and leaves its transaction to it."""
+    """A session that reads on the connection of a write session, if there is one, and never ends its transaction."""
 
     _joined: Connection | None = None
 
     def get_bind(
         self, mapper: Any = None, *, clause: ClauseElement | None = None, **others: Any
     ) -> Engine | Connection:
-        """Return what the statement runs on: the connection of the session for writing, or the engine without one.
+        """Return the connection of the write session, or the engine if there is no write session.
 
         Raises:
-            InvalidRequestError: The statement writes, as far as can be seen. PostgreSQL would refuse it in a
-                transaction of this session's own, which is read only.
+            InvalidRequestError: The statement appears to write. In this session's own read-only transaction, PostgreSQL
+                would refuse it.
         """
         writer: AsyncSession | None = self.info.get(_WRITER)
         if writer is None:
@@ -50,12 +50,12 @@ class _JoiningSyncSession(Session):
         connection = writer.sync_session.connection()
         if connection is not self._joined:
             if self._joined is not None:
-                self.commit()  # that is, let go of a connection whose transaction the other session has ended
+                self.commit()  # releases a connection whose transaction the write session has ended
             self._joined = connection
         return connection
 
     def rollback(self) -> None:
-        """Roll back, but leave alone a transaction that is the other session's."""
+        """Roll back this session's own transaction, but never that of the write session."""
         if self._joined is None:
             super().rollback()
         else:
@@ -63,19 +63,19 @@ class _JoiningSyncSession(Session):
 
 
 class JoiningSession(ClosingSession):
-    """The session for reading of a request without a replica."""
+    """The read session of a request if there is no replica."""
 
     sync_session_class = _JoiningSyncSession
 
 
 def announce_reading(scope: MutableMapping[str, Any], reader: AsyncSession) -> None:
-    """Let the session for reading join that for writing, if the request has one already or will have one."""
+    """Register the read session of a request, so that it joins the write session, present or future."""
     scope[_scope.READ_SESSION] = reader
     reader.info[_WRITER] = scope.get(_scope.SESSION)
 
 
 async def announce_writing(scope: MutableMapping[str, Any], writer: AsyncSession) -> None:
-    """Let the session for reading join this one; the connection that it has by now goes back to the pool first."""
+    """Register the write session; the read session returns its connection to the pool, then joins this one."""
     scope[_scope.SESSION] = writer
     reader: AsyncSession | None = scope.get(_scope.READ_SESSION)
     if reader is not None:
@@ -85,7 +85,7 @@ async def announce_writing(scope: MutableMapping[str, Any], writer: AsyncSession
 
 def _writes(mapper: Any, clause: ClauseElement | None) -> bool:
     if clause is None:
-        return mapper is not None  # a flush; a connection is asked for without a mapper
+        return mapper is not None  # True for a flush; a plain request for a connection has no mapper
     if isinstance(clause, TextClause):
         return _WRITES.search(clause.text) is not None
     return isinstance(clause, UpdateBase | ExecutableDDLElement)

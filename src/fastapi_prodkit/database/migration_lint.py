@@ -1,10 +1,10 @@
-"""Find operations in migrations that stop traffic or break the release that still runs, with squawk.
+"""Find operations in migrations that block traffic or break the running release, with squawk.
 
     # squawk-ignore ban-drop-column: no release uses it since 2.3
     # squawk-skip: it reads rows and writes them back, which cannot be rendered
 
-These comments stand in the file of a revision. The first lets a rule pass in that file, and may stand in its SQL, after
-`--`, too; the second lets a revision pass that cannot be rendered offline. The rules are squawk's,
+These are comments in the file of a revision. The first one permits what a rule forbids in that file; it may also be
+written in the SQL, after `--`. The second one skips a revision that cannot be rendered offline. The rules are squawk's,
 https://squawkhq.com/docs/rules, and those of `migration_rules`.
 """
 
@@ -29,8 +29,8 @@ from fastapi_prodkit.exceptions import ConfigurationError, MissingExtraError
 
 __all__ = ["Finding", "Verdict", "lint"]
 
-# Rules about the types of columns, which stop nothing, and about statements that could run twice, which need not be
-# possible in a transaction, and in CREATE INDEX CONCURRENTLY would take an INVALID index for one that is there.
+# Excluded rules. Those about types of columns find nothing that blocks. Those about statements that can run twice are
+# not needed in a transaction; in CREATE INDEX CONCURRENTLY, IF NOT EXISTS would accept an existing INVALID index.
 _STYLE = frozenset(
     {
         "ban-char-field",
@@ -43,7 +43,7 @@ _STYLE = frozenset(
     }
 )
 
-# The safe way, where squawk does not name one.
+# Remedies for rules of squawk that come without one.
 _LATER = "First release code that does not use it, then drop it with a later release."
 _BESIDE = "Add a new one beside it, write to both, move the rows in batches, and drop the old one with a later release."
 _REMEDIES = {
@@ -56,7 +56,7 @@ _REMEDIES = {
 _RENDERABLE = "Leave out what reads the database in offline mode, or say in the file: # squawk-skip: reason"
 _WITH_REASON = "Say which rule and why: # squawk-ignore RULE: reason, or # squawk-skip: reason"
 
-_SAME = "Do offline what it does otherwise, or say in the file: # squawk-skip: reason"
+_SAME_SQL = "Do offline what it does otherwise, or say in the file: # squawk-skip: reason"
 
 _COMMENT = re.compile(r"(?:#|--)\s*squawk-(?:ignore\s+([\w-]+)|(skip))\s*:\s*(\S.*)")
 _ANY_COMMENT = re.compile(r"#\s*squawk-")
@@ -65,7 +65,7 @@ _SQL_COMMENT = re.compile(r"(?:--|/\*)\s*squawk-[^\n]*")
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a revision: the rule, what it is about, the statement, and the safe way."""
+    """A problem of a revision: rule, message, statement and remedy."""
 
     rule: str
     message: str
@@ -75,7 +75,7 @@ class Finding:
 
 @dataclass
 class Verdict:
-    """What is wrong with a revision, and what its comments let pass."""
+    """The problems of a revision, and those that its comments permit."""
 
     path: Path
     findings: list[Finding] = field(default_factory=list)
@@ -83,31 +83,31 @@ class Verdict:
 
 
 def lint(config: Config, directory: ScriptDirectory, scripts: list[Script]) -> Iterator[Verdict]:
-    """Yield a verdict on each revision.
+    """Yield the verdict for each revision.
 
     Raises:
-        ConfigurationError: squawk cannot run with the `.squawk.toml` that there is.
+        ConfigurationError: squawk fails, for example because of an invalid `.squawk.toml`.
         MissingExtraError: squawk is not installed.
     """
     program = _program()
     for script in scripts:
         verdict = Verdict(Path(script.path))
-        allowed, skip = _said(verdict, filter(_ANY_COMMENT.match, comments(verdict.path)))
+        allowed, skip = _parse_comments(verdict, filter(_ANY_COMMENT.match, comments(verdict.path)))
         try:
             rendered = render(config, directory, script)
-        except Exception as error:  # noqa: BLE001 - of a revision that needs a database; it is reported, or skipped
+        except Exception as error:  # noqa: BLE001 - a revision may need a database; the error is reported, or skipped
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             _note_unchecked(verdict, f"It cannot be rendered offline: {reason}", _RENDERABLE, skip)
         else:
             _note_other_mode(verdict, rendered, skip)
-            allowed |= _said(verdict, _SQL_COMMENT.findall(rendered.sql))[0]
+            allowed |= _parse_comments(verdict, _SQL_COMMENT.findall(rendered.sql))[0]
             for violation in [*_squawk(program, rendered.sql), *unsafe_statements(rendered.sql)]:
                 _note(verdict, violation, rendered.sql, allowed)
         yield verdict
 
 
-def _said(verdict: Verdict, found: Iterable[str]) -> tuple[dict[str, str], str | None]:
-    """Return the reasons of the rules that may be broken, and the reason to skip the file; note what is neither."""
+def _parse_comments(verdict: Verdict, found: Iterable[str]) -> tuple[dict[str, str], str | None]:
+    """Return the reason for each ignored rule, and the reason to skip the file; report malformed comments."""
     allowed: dict[str, str] = {}
     skip = None
     for comment in found:
@@ -122,11 +122,11 @@ def _said(verdict: Verdict, found: Iterable[str]) -> tuple[dict[str, str], str |
 
 
 def _note_other_mode(verdict: Verdict, rendered: Rendered, skip: str | None) -> None:
-    """Note that the revision may do something else in a database than what was rendered."""
+    """Report a revision that may run other SQL in a database than it renders offline."""
     if not rendered.has_statements and not is_empty(verdict.path):
-        _note_unchecked(verdict, "It emits nothing offline.", _SAME, skip)
+        _note_unchecked(verdict, "It emits nothing offline.", _SAME_SQL, skip)
     elif asks_for_offline_mode(verdict.path):
-        _note_unchecked(verdict, "It asks whether it runs offline, and may do more in a database.", _SAME, skip)
+        _note_unchecked(verdict, "It asks whether it runs offline, and may do more in a database.", _SAME_SQL, skip)
 
 
 def _note_unchecked(verdict: Verdict, message: str, remedy: str, skip: str | None) -> None:
@@ -144,7 +144,7 @@ def _note(verdict: Verdict, violation: dict[str, Any], sql: str, allowed: dict[s
         verdict.passed.append(f"{rule} is ignored: {allowed[rule]}")
         return
     remedy = violation["help"] or _REMEDIES.get(rule, f"See https://squawkhq.com/docs/{rule}")
-    statement = sql.split("\n")[violation["line"]].strip()  # as squawk counts lines
+    statement = sql.split("\n")[violation["line"]].strip()  # squawk counts lines from 0
     verdict.findings.append(Finding(rule, violation["message"], remedy, statement))
 
 
@@ -158,7 +158,7 @@ def _program() -> str:
 
 def _squawk(program: str, sql: str) -> list[dict[str, Any]]:
     command = [program, "--reporter", "json"]
-    code = sql.replace("squawk-", "squawk ")  # what its comments let pass is for us to say
+    code = sql.replace("squawk-", "squawk ")  # disables squawk's own comments: we handle them
     done = subprocess.run(command, input=code, capture_output=True, text=True, check=False)  # noqa: S603 - a list
     try:
         violations: list[dict[str, Any]] = json.loads(done.stdout)

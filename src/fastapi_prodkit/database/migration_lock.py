@@ -1,4 +1,4 @@
-"""One migration at a time: an advisory lock of PostgreSQL, and a write transaction from the start on SQLite."""
+"""Run one migration at a time, by an advisory lock in PostgreSQL and by BEGIN IMMEDIATE in SQLite."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ from fastapi_prodkit.exceptions import MigrationError
 
 __all__ = ["LOCK", "MigrationLock", "exclude_other_writers", "foreign_key_violations"]
 
-LOCK = 5_208_119_736_012  # the key, for `select pg_advisory_lock(...)` in a maintenance script; no program shares it
+LOCK = 5_208_119_736_012  # key of the advisory lock; a maintenance script can lock it as well
 
 _BETWEEN_ATTEMPTS = 0.25  # seconds
 
@@ -21,23 +21,23 @@ _logger = logging.getLogger(__name__)
 
 
 class MigrationLock:
-    """Hold PostgreSQL's advisory lock while migrations run; nothing on other databases.
+    """Hold PostgreSQL's advisory lock while migrations run; does nothing for other databases.
 
-    It is taken by asking again and again, and each question is a transaction of its own. A process that waited inside
-    `pg_advisory_lock()` would hold a snapshot, and CREATE INDEX CONCURRENTLY waits for every older snapshot to end: the
-    migration would wait for the process that waits for the migration, and PostgreSQL would see no deadlock in that.
+    The lock is acquired by polling, each attempt in a separate transaction. A process that waited inside
+    `pg_advisory_lock()` would hold a snapshot, and CREATE INDEX CONCURRENTLY waits for every older snapshot: the
+    migration and the waiting process would wait for each other, and PostgreSQL does not detect this deadlock.
 
-    The session holds it, not the transaction, because `transaction_per_migration` and `autocommit_block()` commit in
-    between. It is the session of the migrations themselves: one cannot end without the other.
+    The lock belongs to the session, not to the transaction, because `transaction_per_migration` and
+    `autocommit_block()` commit between revisions. The same session runs the migrations, so both end together.
 
-    A pooler that hands out connections by transaction breaks that: the lock would stay behind on a connection of the
-    pooler's. There the transaction holds it, as long as it lasts.
+    Through a pooler that assigns connections per transaction, a session lock would remain on one of the pooler's
+    connections. There the lock belongs to the transaction.
 
     Args:
-        connection: The connection of the migrations. In a transaction that somebody else has begun, and ends, the lock
-            belongs to that.
+        connection: The connection of the migrations. If the caller has begun a transaction, the lock belongs to this
+            transaction.
         timeout: Longest wait for another process, seconds.
-        pooled: A pooler is in between.
+        pooled: Whether a pooler is between this process and the server.
     """
 
     def __init__(self, connection: Connection, timeout: float, *, pooled: bool = False) -> None:
@@ -50,7 +50,7 @@ class MigrationLock:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Hold the lock around all transactions.
+        """Hold the lock of the session around all transactions.
 
         Raises:
             MigrationError: Another process still holds it after the time-out.
@@ -62,13 +62,13 @@ class MigrationLock:
         try:
             yield
         finally:
-            # A connection that is lost has lost its lock as well, and what went wrong is told by the first error.
+            # If the connection is lost, so is the lock, and the first error tells the reason.
             with suppress(DBAPIError, OSError):
                 self._connection.rollback()
                 self._ask("select pg_advisory_unlock(:key)")
 
     def transaction(self) -> None:
-        """Take the lock inside the transaction that has begun, where the session cannot hold it."""
+        """Acquire the lock for the current transaction, if the session cannot hold it."""
         if self._applies and self._by == "transaction" and self._connection.in_transaction():
             self._acquire("select pg_try_advisory_xact_lock(:key)")
 
@@ -95,15 +95,15 @@ class MigrationLock:
 
 
 def exclude_other_writers(connection: Connection) -> None:
-    """Have SQLite begin each transaction as a writer, so that it contains the DDL and others wait their turn.
+    """Make SQLite begin each transaction with BEGIN IMMEDIATE, so that other writers wait and DDL is rolled back.
 
-    Python's driver begins none before DDL by itself, and a migration that fails half-way would stay half-way.
+    Python's driver does not begin a transaction before DDL, so a migration that fails would be applied partially.
     """
     if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def foreign_key_violations(connection: Connection) -> list[str]:
-    """Return the tables with rows that refer to nothing; SQLite did not watch while tables were rebuilt."""
+    """Return tables whose rows violate a foreign key; enforcement is off while tables are rebuilt."""
     rows = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     return sorted({f"{table} -> {parent}" for table, _, parent, _ in rows})

@@ -1,4 +1,4 @@
-"""Operations in the SQL of a migration that stop traffic and that squawk does not know."""
+"""Rules for operations in migrations that block traffic and that squawk does not know."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ __all__ = ["unsafe_statements"]
 
 @dataclass(frozen=True)
 class _Rule:
-    """The name of a rule, the start of the statements that break it, what is wrong with them, and the safe way."""
+    """A rule: its name, the start of the statements that break it, message and remedy."""
 
     name: str
     pattern: str
@@ -71,13 +71,13 @@ _RULES = (
         "Write its statements into the revision.",
     ),
 )
-# A comment, a text or a block: none of these is a statement, nor does any of them end one.
+# A comment, a string or a dollar-quoted block; a semicolon inside does not end a statement.
 _OPAQUE = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.DOTALL)
 _PATTERNS = [(rule, re.compile(rf"(?:^|;)\s*({rule.pattern})", re.IGNORECASE)) for rule in _RULES]
 
 
 def unsafe_statements(sql: str) -> Iterator[dict[str, Any]]:
-    """Yield what breaks a rule of ours, as squawk reports what breaks one of its own."""
+    """Yield violations of our rules in the format of squawk's report."""
     code = _OPAQUE.sub(_blanked, sql)
     for rule, pattern in _PATTERNS:
         for found in pattern.finditer(code):
@@ -86,6 +86,6 @@ def unsafe_statements(sql: str) -> Iterator[dict[str, Any]]:
 
 
 def _blanked(found: re.Match[str]) -> str:
-    """Return as many blanks, with the ends of lines where they are; a short text stays, for it may be a number."""
+    """Replace the match by blanks, keeping line ends; a short string stays, because it may be a time-out."""
     text = found[0]
     return text if re.fullmatch(r"'\w+'", text) else re.sub(r"[^\n]", " ", text)

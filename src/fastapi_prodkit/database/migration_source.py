@@ -1,4 +1,4 @@
-"""What the file of a revision says: comments for the lint, and whether it does something else offline."""
+"""Read the source of a revision: its comments, and whether it depends on offline mode."""
 
 import ast
 import tokenize
@@ -7,23 +7,23 @@ from pathlib import Path
 
 __all__ = ["asks_for_offline_mode", "comments", "is_empty"]
 
-_MODE = frozenset({"as_sql", "is_offline_mode"})  # of Alembic's contexts
+_MODE = frozenset({"as_sql", "is_offline_mode"})  # attributes of Alembic's contexts
 
 
 def comments(path: Path) -> list[str]:
-    """Return the comments of a file in Python."""
+    """Return the comments of a Python file."""
     with tokenize.open(path) as file:
         return [each.string for each in tokenize.generate_tokens(file.readline) if each.type == tokenize.COMMENT]
 
 
 def asks_for_offline_mode(path: Path) -> bool:
-    """Whether the file, but for `downgrade`, asks Alembic whether it runs offline."""
+    """Return whether the file asks Alembic if it runs offline, outside of `downgrade`."""
     names = {getattr(node, "attr", getattr(node, "id", None)) for node in _nodes(_tree(path))}
     return not names.isdisjoint(_MODE)
 
 
 def is_empty(path: Path) -> bool:
-    """Whether `upgrade` has no statement but `pass` and a docstring, as that of a merge."""
+    """Return whether `upgrade` has only `pass` or a docstring, as in a merge."""
     functions = [node for node in _tree(path).body if isinstance(node, ast.FunctionDef) and node.name == "upgrade"]
     statements = [statement for function in functions for statement in function.body]
     return all(

@@ -1,4 +1,4 @@
-"""The revisions that are new, and the SQL of each for PostgreSQL, written offline."""
+"""Find new revisions, and render the SQL of each for PostgreSQL, offline."""
 
 import functools
 import io
@@ -19,12 +19,12 @@ from fastapi_prodkit.sections import DatabaseSettings
 __all__ = ["Rendered", "new_revisions", "render"]
 
 _MAIN = "main"
-_POSTGRESQL = DatabaseSettings(url="postgresql://")  # of which nothing but the kind of database is asked for
+_POSTGRESQL = DatabaseSettings(url="postgresql://")  # only the dialect is used
 
 
 @dataclass
 class Rendered:
-    """The SQL of a revision, and whether any of it is written by the revision itself."""
+    """The SQL of a revision, and whether the revision itself emitted any of it."""
 
     sql: str = ""
     has_statements: bool = False
@@ -33,14 +33,14 @@ class Rendered:
 def new_revisions(
     config: Config, directory: ScriptDirectory, start: str | None = None, base: str | None = None
 ) -> tuple[str, list[Script]]:
-    """Return which revisions are new, in words, and their scripts in the order in which they run.
+    """Return a phrase that says which revisions are new, and their scripts in the order in which they run.
 
     Args:
         config: Alembic's configuration.
         directory: Its scripts.
-        start: Those that come after this revision; `base` is the state before the first one.
-        base: Without `start`, those whose files are not on this branch. Without either, those that the database lacks,
-            or those that are not on `main` if no database can be reached.
+        start: New are the revisions after this one; `base` is the state before the first revision.
+        base: Without `start`, new are the revisions whose files are not on this branch. Without both, new are those
+            that the database lacks, or those that are not on `main` if no database can be reached.
 
     Raises:
         CommandError: There is no such revision.
@@ -61,9 +61,9 @@ def new_revisions(
 
 
 def render(config: Config, directory: ScriptDirectory, script: Script) -> Rendered:
-    """Return the SQL of one revision, with the time-outs and the transaction in which `upgrade` runs it.
+    """Return the SQL of one revision, including the time-outs and the transaction that `upgrade` adds.
 
-    What the revision and `env.py` raise is raised. From now on the configuration is for this alone.
+    Exceptions of the revision and of `env.py` are raised. Afterwards `config` is usable for rendering only.
     """
     step = MigrationStep.upgrade_from_script(directory.revision_map, script)
     upgrade = step.migration_fn

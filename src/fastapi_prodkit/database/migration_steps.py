@@ -1,10 +1,10 @@
-"""Run revisions on PostgreSQL while a service uses the tables.
+"""Run revisions on PostgreSQL while a service uses the same tables.
 
-A statement that waits for a lock on a table makes every later statement on that table wait behind it, a plain SELECT
-too: locks are granted in order. So each statement of a migration waits for a short time only. Then the transaction of
-the revision is rolled back, which releases all locks of the revision, and the revision runs again after a pause.
+While a statement waits for a lock on a table, every later statement on that table waits behind it, even a plain SELECT,
+because locks are granted in order. So each statement of a migration waits only briefly for a lock. After this time-out
+the transaction of the revision is rolled back, which releases its locks, and the revision runs again after a pause.
 
-A revision that has committed a part of itself, as an autocommit block does, cannot be rolled back and is not repeated.
+A revision that has committed a part of itself, for example by an autocommit block, is not repeated.
 """
 
 import logging
@@ -25,12 +25,12 @@ __all__ = ["Steps", "timeouts"]
 
 _LOCK_TIMEOUT, _DEADLOCK = "55P03", "40P01"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
 
-_FIRST_PAUSE = 1.0  # seconds; the queue behind a statement that has waited for its lock is served meanwhile
+_FIRST_PAUSE = 1.0  # seconds; statements that queued behind the migration run meanwhile
 _LONGEST_PAUSE = 30.0  # seconds
 
-_SHOWN = 300  # characters of a statement
+_SHOWN = 300  # characters of a statement in a message
 
-# A partitioned index without its partitions is INVALID, too, and meant to be.
+# Indexes of partitioned tables are left out: without indexes of their partitions they are INVALID on purpose.
 _INVALID_INDEXES = text(
     "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
     "WHERE NOT indisvalid AND relkind = 'i' ORDER BY 1"
@@ -40,23 +40,23 @@ _logger = logging.getLogger(__name__)
 
 
 def timeouts(settings: DatabaseSettings) -> tuple[str, str]:
-    """Return the statements that set the time-outs of a migration: short for a lock, none for the work itself."""
+    """Return the statements that set a migration's time-outs: short for locks, none for statements."""
     wait = settings.migrations_statement_lock_timeout
     milliseconds = 0 if wait is None else math.ceil(wait * 1000)
     return f"SET lock_timeout = {milliseconds}", "SET statement_timeout = 0"
 
 
 class Steps:
-    """The revisions of one run; Alembic asks for those that are left at each attempt.
+    """The revisions of one run; at each attempt Alembic iterates over the remaining ones.
 
-    They are found once: after a revision that is committed, `+1` and `-1` would lead to others.
+    The revisions are determined once: after one of them is committed, `+1` and `-1` would mean other revisions.
 
     Args:
         connection: The connection of the migrations.
-        find: Finds the revisions, from the heads of the database; the `fn` in Alembic's options.
+        find: Function that returns the revisions for the heads of the database; `fn` in Alembic's options.
         settings: The time-outs, and how long a revision is repeated.
-        separate: Each revision is a transaction of its own; if not, all revisions together are one.
-        pooled: A pooler is in between, so that the time-outs can be set for a transaction only.
+        separate: Whether each revision has its own transaction; if not, all revisions share one.
+        pooled: Whether a pooler is between: then time-outs are set per transaction.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class Steps:
         self._pooled = pooled
         self._left: list[Any] | None = None
         self._name = "the migration"
-        self._transaction: int | None = None  # PostgreSQL's number of the transaction in which the revision begins
+        self._transaction: int | None = None  # PostgreSQL's id of the transaction in which the revision begins
         self._repeat_until: float | None = None
         self._failures = 0
 
     def __call__(self, heads: Any, context: Any) -> Iterator[Any]:
-        """Yield the revisions that are left."""
-        self._transaction = None  # that of an attempt before is rolled back
+        """Yield the remaining revisions; called by Alembic."""
+        self._transaction = None  # the transaction of the previous attempt was rolled back
         if self._left is None:
             self._left = list(self._find(heads, context))
         for step in list(self._left):
@@ -94,11 +94,11 @@ class Steps:
                 self._transaction, self._repeat_until, self._failures = None, None, 0
 
     def run(self, attempt: Callable[[], None]) -> None:
-        """Call `attempt`, which runs what is left, until every revision has got its locks.
+        """Call `attempt`, which runs the remaining revisions, until each one has acquired its locks.
 
         Raises:
-            DBAPIError: A revision failed for another reason than a lock.
-            MigrationError: A revision did not get its lock in time, or has committed a part of itself before.
+            DBAPIError: A revision failed, and not because of a lock.
+            MigrationError: A revision did not get a lock in time, or had already committed a part of itself.
         """
         event.listen(self._connection, "begin", self._set_timeouts)
         while True:
@@ -113,12 +113,12 @@ class Steps:
                     raise
                 pause = self._next_pause(error)
             else:
-                self._connection.commit()  # the table of versions, where there was no revision to run
+                self._connection.commit()  # creates the version table, if there was no revision to run
                 return
             time.sleep(pause)
 
     def _set_timeouts(self, connection: Connection) -> None:
-        """Set them anew for each transaction: a revision may have changed them, and a rollback takes them back."""
+        """Set the time-outs in each transaction: a revision may change them, and a rollback reverts them."""
         for statement in self._timeouts:
             if not self._pooled:
                 connection.exec_driver_sql(statement)
@@ -126,7 +126,7 @@ class Steps:
                 connection.exec_driver_sql(statement.replace("SET", "SET LOCAL"))
 
     def _next_pause(self, error: DBAPIError) -> float:
-        """Return how long to wait before the next attempt, seconds: at random, and longer each time.
+        """Return the pause before the next attempt in seconds: exponential backoff with jitter.
 
         Raises:
             MigrationError: The time for attempts is over.
@@ -145,7 +145,7 @@ class Steps:
         return pause
 
     def _refuse_partial(self, error: DBAPIError) -> None:
-        """Say what is left behind, if a part of the revision is committed; on a time-out that is the error."""
+        """If a part of the revision is committed, log what is left behind, or raise if a lock was the reason."""
         if self._transaction is None or not self._is_committed(self._transaction):
             return
         invalid = list(self._connection.execute(_INVALID_INDEXES).scalars())
@@ -176,5 +176,5 @@ class Steps:
 
 
 def _sqlstate(error: DBAPIError) -> str | None:
-    """Return the code of PostgreSQL's error; asyncpg and psycopg call it so, psycopg2 otherwise."""
+    """Return the SQLSTATE; asyncpg and psycopg name the attribute `sqlstate`, psycopg2 `pgcode`."""
     return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)

@@ -1,4 +1,4 @@
-"""The database that migrations go to: which one it is, and how to reach it."""
+"""Find the database to migrate, and create an engine for it."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
@@ -15,36 +15,36 @@ from fastapi_prodkit.sections import DatabaseSettings
 
 __all__ = ["HasDatabase", "Source", "dialect", "engine_for", "is_pooled", "target", "with_asked_timeouts"]
 
-_PATIENCE = 86_400.0  # seconds for one statement: a migration may rebuild a large table, and ends by itself
+_COMMAND_TIMEOUT = 86_400.0  # seconds; a migration may rebuild a large table
 _OURS = ("postgresql", "postgres", "postgresql+asyncpg", "sqlite", "sqlite+aiosqlite")
 _PGBOUNCER_PORT = 6432
 
 
 class HasDatabase(Protocol):
-    """What `Settings` and its subclasses are to a migration."""
+    """Settings with a section for the database, such as `Settings` and its subclasses."""
 
     @property
     def database(self) -> DatabaseSettings | None:
-        """The section of the database; None if it is not configured."""
+        """The database section; None if it is not configured."""
 
 
 Source: TypeAlias = DatabaseSettings | HasDatabase | Callable[[], HasDatabase]
 
 
 def target(config: Any, settings: Source | None) -> DatabaseSettings:
-    """Return how to reach the database for migrations: without haste, and around a pooler if there is a way.
+    """Return the settings for migrations: long time-outs, and a direct connection if one is configured beside a pooler.
 
     Args:
-        config: Alembic's configuration; `attributes["settings"]` wins over `settings`, and these over what
-            `fastapi-prodkit db` has read, which stands in `attributes["default_settings"]`, and over `sqlalchemy.url`.
-        settings: What `env.py` names.
+        config: Alembic's configuration. The first one that is set counts: `attributes["settings"]`, the argument
+            `settings`, `attributes["default_settings"]` as read by `fastapi-prodkit db`, and `sqlalchemy.url`.
+        settings: The argument of `run_migrations` in `env.py`.
 
     Raises:
         ConfigurationError: None of them names a database.
     """
     section = with_asked_timeouts(config, _section(config, settings))
     changes: dict[str, Any] = {
-        "command_timeout": _PATIENCE,
+        "command_timeout": _COMMAND_TIMEOUT,
         "statement_timeout": None,
         "lock_timeout": None,
         "idle_transaction_timeout": None,
@@ -52,7 +52,7 @@ def target(config: Any, settings: Source | None) -> DatabaseSettings:
     if section.migrations_url is not None:
         changes |= {"url": section.migrations_url, "pooler": None}
     patient = section.model_copy(update=changes)
-    if dialect(patient) == "sqlite":  # there it is the wait for another writer, and so for another migration
+    if dialect(patient) == "sqlite":  # there the time-out is the wait for another writer, such as another migration
         patient = patient.model_copy(update={"command_timeout": section.migrations_lock_timeout})
     return patient
 
@@ -60,7 +60,7 @@ def target(config: Any, settings: Source | None) -> DatabaseSettings:
 def with_asked_timeouts(config: Any, settings: DatabaseSettings) -> DatabaseSettings:
     """Return the settings with the time-outs in `attributes`, seconds: `lock_timeout` and `statement_lock_timeout`.
 
-    A `statement_lock_timeout` of 0 is none, as it is to PostgreSQL.
+    A `statement_lock_timeout` of 0 turns this time-out off, as in PostgreSQL.
     """
     changes: dict[str, float | None] = {}
     if (asked := config.attributes.get("lock_timeout")) is not None:
@@ -71,18 +71,18 @@ def with_asked_timeouts(config: Any, settings: DatabaseSettings) -> DatabaseSett
 
 
 def dialect(settings: DatabaseSettings) -> str:
-    """Return SQLAlchemy's name of the kind of database."""
+    """Return SQLAlchemy's name of the dialect, such as "postgresql"."""
     name = _driver(settings).partition("+")[0]
     return "postgresql" if name == "postgres" else name
 
 
 def is_pooled(settings: DatabaseSettings, engine: Engine | AsyncEngine) -> bool:
-    """Whether something between here and PostgreSQL hands out its connections by transaction."""
+    """Return whether a pooler between here and PostgreSQL assigns connections per transaction."""
     return settings.pooler is not None or engine.url.port == _PGBOUNCER_PORT
 
 
 def engine_for(settings: DatabaseSettings) -> Engine | AsyncEngine:
-    """Return our own engine where the URL asks for one of its drivers, and else what SQLAlchemy makes of the URL.
+    """Return our own engine if it supports the URL's driver, else an engine by SQLAlchemy's `create_engine`.
 
     Raises:
         ConfigurationError: The URL cannot be used. The message does not repeat it.
@@ -97,8 +97,8 @@ def engine_for(settings: DatabaseSettings) -> Engine | AsyncEngine:
         problem = "is not one that SQLAlchemy understands"
     except ModuleNotFoundError as error:
         problem = f"needs a driver that is not installed: {error.name}"
-    # Raised out here, so that it is not chained to the errors above: they may quote a part of the password.
-    # Without the scheme: where a URL is misspelt, what stands in its place may be the password.
+    # Raised outside of the except blocks, so that it is not chained: those errors may quote a part of the password.
+    # The scheme is not repeated either: in a misspelt URL, the text before the colon may be the password.
     raise ConfigurationError(f"the URL of the database {problem}")
 
 
@@ -122,9 +122,9 @@ def _driver(settings: DatabaseSettings) -> str:
 
 
 def _rebuildable(engine: AsyncEngine) -> AsyncEngine:
-    """Let SQLite rebuild tables: with foreign keys enforced, dropping the old table would empty those that refer to it.
+    """Turn off foreign keys in SQLite, because rebuilding a table drops the old one, which would delete referring rows.
 
-    https://www.sqlite.org/lang_altertable.html section 7; it cannot be switched inside a transaction.
+    See https://www.sqlite.org/lang_altertable.html section 7. Foreign keys cannot be turned off inside a transaction.
     """
     translate_errors(engine)
     if engine.dialect.name == "sqlite":

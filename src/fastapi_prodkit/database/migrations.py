@@ -1,4 +1,4 @@
-"""Migrations with Alembic: the whole of an `env.py`.
+"""Run migrations with Alembic, by an `env.py` of a few lines.
 
     from alembic import context
     from fastapi_prodkit.database.migrations import run_migrations
@@ -8,8 +8,8 @@
     run_migrations(context, Base.metadata, ShopSettings)
 
 It works under `fastapi-prodkit db`, Alembic's own command line and `alembic.command`, with async and sync drivers, and
-from within a running event loop. Logging stays as it is. An app never migrates when it starts: replicas would race, and
-a long migration would look like a service that does not come up.
+from within a running event loop. It does not change logging. An app never migrates at start-up: replicas would
+compete, and a long migration would look like a failed start.
 """
 
 import asyncio
@@ -49,20 +49,20 @@ _logger = logging.getLogger(__name__)
 
 
 def run_migrations(context: Any, target_metadata: Any = None, settings: Source | None = None, **options: Any) -> None:
-    """Do what the Alembic command at hand asks for; the last line of an `env.py`.
+    """Run the current Alembic command; the last line of an `env.py`.
 
     Args:
         context: `alembic.context`.
         target_metadata: The metadata of the models, which `--autogenerate` and `check` compare with the database.
-        settings: Where the database is: settings, or what makes them, such as the class. What stands in
-            `config.attributes` wins: a `connection`, or `settings`. Without any of these it is the DATABASE_URL that
-            `fastapi-prodkit db` has read, or else `sqlalchemy.url` of alembic.ini.
-        options: Whatever Alembic's `context.configure` takes; they win over ours.
+        settings: Settings that name the database, or a function that returns them, such as the class. A `connection`
+            or `settings` in `config.attributes` takes precedence. Without any of these, the database is DATABASE_URL as
+            read by `fastapi-prodkit db`, or else `sqlalchemy.url` of alembic.ini.
+        options: Arguments of Alembic's `context.configure`, which replace ours.
 
     Raises:
         ConfigurationError: There is no database, or its URL cannot be used. The message does not repeat the URL.
-        MigrationError: Another process is migrating and does not end in time; a revision did not get its locks; or rows
-            in SQLite would refer to nothing.
+        MigrationError: Another process is migrating and does not finish in time; a revision did not get its locks; or
+            rows in SQLite would violate a foreign key.
         MissingExtraError: The driver of the URL is not installed.
     """
     run = _Run(context, target_metadata, options)
@@ -91,13 +91,13 @@ def run_migrations(context: Any, target_metadata: Any = None, settings: Source |
 
 
 def alembic_config(path: str | Path | None = None) -> Any:
-    """Return Alembic's configuration from a file, or from what there is in the current directory.
+    """Return Alembic's configuration from a file, by default from `alembic.ini` or `pyproject.toml` here.
 
     Args:
         path: An `alembic.ini`, or a `pyproject.toml` with a table `[tool.alembic]`.
 
     Raises:
-        ConfigurationError: There is no such file, or it configures no migrations.
+        ConfigurationError: The file does not exist, or does not configure migrations.
         MissingExtraError: Alembic is not installed.
     """
     _extras.require("alembic", extra="database")
@@ -123,7 +123,7 @@ class _Run:
         self._since = 0.0
 
     def offline(self, database: DatabaseSettings) -> None:
-        """Write SQL, for `--sql`; nothing connects."""
+        """Write SQL for `--sql`, without a connection."""
         name = dialect(database)
         ours = {"dialect_name": name, "literal_binds": True, "dialect_opts": {"paramstyle": "named"}}
         postgresql = name == "postgresql"
@@ -136,7 +136,7 @@ class _Run:
     def online(
         self, connection: Connection, database: DatabaseSettings, *, pooled: bool = False, own: bool = True
     ) -> None:
-        """Run on the connection; one that is not our own keeps its ways with transactions and time-outs."""
+        """Run on the connection; if it is the caller's, keep its transaction and time-outs."""
         sqlite = connection.dialect.name == "sqlite"
         postgresql = own and connection.dialect.name == "postgresql"
         separate = {"transaction_per_migration": postgresql and not pooled}
@@ -144,7 +144,7 @@ class _Run:
         options = {**ours, **separate, **self._options, "on_version_apply": (self._applied, *self._theirs)}
         self._context.configure(connection=connection, **options)
         found: dict[str, Any] = self._context.get_context().opts
-        if found.get("dont_mutate"):  # `current` answers while another process migrates
+        if found.get("dont_mutate"):  # `alembic current` does not wait for another process that migrates
             self._context.run_migrations()
             return
         if sqlite and own:
@@ -161,7 +161,7 @@ class _Run:
             try:
                 steps.run(lambda: self._attempt(lock))
             finally:
-                found["fn"] = find  # Alembic keeps it for the next call of `run_migrations`
+                found["fn"] = find  # Alembic uses it in the next call of its `run_migrations`
 
     def _attempt(self, lock: MigrationLock) -> None:
         with self._context.begin_transaction():
@@ -169,7 +169,7 @@ class _Run:
             self._context.run_migrations()
 
     def _applied(self, *, ctx: Any, step: Any, **_: Any) -> None:
-        """Say that a migration is done; before it is committed, so that SQLite undoes one that leaves rows alone."""
+        """Log a finished migration, before its commit: SQLite rolls back one that violates foreign keys."""
         if ctx.connection.dialect.name == "sqlite" and (alone := foreign_key_violations(ctx.connection)):
             raise MigrationError(f"{step.up_revision_id} would leave rows that refer to nothing: {', '.join(alone)}")
         now = time.monotonic()
@@ -186,7 +186,7 @@ async def _with_connection(engine: AsyncEngine, work: Callable[[Connection], Non
 
 
 def _finish(work: Any) -> None:
-    """Run the coroutine to its end, in a thread of its own where this one has a running event loop."""
+    """Run the coroutine to its end; in a new thread if this thread has a running event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

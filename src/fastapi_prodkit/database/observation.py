@@ -1,6 +1,6 @@
-"""What the database costs: metrics of pool and queries, counts on the access line, slow and repeated statements.
+"""Observe the database: metrics of pool and queries, counts in the access log, slow and repeated statements.
 
-Values never appear: statements are logged with their placeholders.
+Values are never logged: statements are logged with their placeholders.
 """
 
 import logging
@@ -27,7 +27,7 @@ __all__ = ["observe"]
 # Seconds; OpenTelemetry semantic conventions, database metrics, db.client.operation.duration.
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 _LONGEST = 2_000  # characters of a statement in a log line
-_REMEMBERED = 100  # requests whose statements are counted; the one that began first is forgotten
+_REMEMBERED = 100  # requests whose statements are counted; beyond it the oldest is dropped
 
 _logger = logging.getLogger("fastapi_prodkit.database")
 
@@ -35,13 +35,13 @@ _logger = logging.getLogger("fastapi_prodkit.database")
 def observe(
     engine: Engine, settings: DatabaseSettings, *, pool: str, registry: "CollectorRegistry | None" = None
 ) -> None:
-    """Measure what goes through an engine.
+    """Measure and log the statements of an engine.
 
     Args:
         engine: The synchronous engine inside of an AsyncEngine.
-        settings: What is slow, what is repeated too often, and whether statements say whose they are.
+        settings: Thresholds for slow and repeated statements, and whether statements get a comment with the request id.
         pool: The value of the label `pool`.
-        registry: Where the metrics are shown; prometheus_client's default registry unless given.
+        registry: Registry of the metrics. Default: prometheus_client's default registry.
     """
     from prometheus_client import Histogram  # noqa: PLC0415 - on first use: an app without a database does not load it
 
@@ -62,7 +62,7 @@ def observe(
 
 
 def observe_waits(engine: Engine, *, pool: str, registry: "CollectorRegistry | None" = None) -> None:
-    """Measure how long callers wait for a connection of the engine, and how many do."""
+    """Measure how long callers wait for a connection of the engine, and how many are waiting."""
     from prometheus_client import Histogram  # noqa: PLC0415 - on first use
 
     waits = instrument(
@@ -85,18 +85,18 @@ def observe_waits(engine: Engine, *, pool: str, registry: "CollectorRegistry | N
             waiting[pool] -= 1
             waits.observe(perf_counter() - started)
 
-    engine.raw_connection = timed  # type: ignore[method-assign]  # the pool has no event before it is asked
+    engine.raw_connection = timed  # type: ignore[method-assign]  # the pool has no event before a checkout
 
 
 class _Watch:
-    """Look at each statement before and after it runs."""
+    """Listener that measures each statement."""
 
     def __init__(self, settings: DatabaseSettings, durations: "Histogram") -> None:
         self._slow = settings.slow_query
         self._repeats = settings.n_plus_one
         self._comment = settings.sql_comment
         self._durations = durations
-        # By identity of the request's context, which the entry keeps alive. In a ContextVar each task had its own.
+        # Key: id() of the request's context, which the entry keeps alive. A ContextVar would count per task.
         self._counts: OrderedDict[int, tuple[dict[str, Any], Counter[str]]] = OrderedDict()
 
     def before(self, _connection: Any, _cursor: Any, statement: str, parameters: Any, *rest: Any) -> tuple[str, Any]:
@@ -109,9 +109,9 @@ class _Watch:
         self._note(statement, perf_counter() - rest[0].prodkit_started)
 
     def failed(self, context: Any) -> None:
-        """A statement that fails, most often at a time-out, has taken its time as well."""
+        """Measure a statement that failed, most often by a time-out."""
         started = getattr(context.execution_context, "prodkit_started", None)
-        if started is not None and context.statement is not None:  # without one it is rows that fail to come
+        if started is not None and context.statement is not None:  # None if fetching rows failed
             self._note(context.statement, perf_counter() - started)
 
     def _note(self, statement: str, seconds: float) -> None:
@@ -144,7 +144,7 @@ class _Watch:
 
 
 class _Pools:
-    """The pools as they are when they are scraped."""
+    """Collector of the pools' state at each scrape."""
 
     def __init__(self) -> None:
         self.engines: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
@@ -171,18 +171,18 @@ class _Pools:
         yield from (usage, most, over, pending)
 
     def _sums(self) -> dict[str, tuple[int, ...]]:
-        """Add up the pools of one name: several apps may have one each."""
+        """Return the sums of pools with equal names: each of several apps may have one."""
         sums: dict[str, tuple[int, ...]] = {}
         for engine, name in list(self.engines.items()):
             pool: Any = engine.pool
             if not isinstance(pool, QueuePool):
-                continue  # the others count nothing
+                continue  # other pools have no counts
             numbers = (pool.checkedout(), pool.checkedin(), pool.size() + pool._max_overflow, max(0, pool.overflow()))  # noqa: SLF001 - not public
             sums[name] = tuple(map(sum, zip(numbers, sums.get(name, (0, 0, 0, 0)), strict=True)))
         return sums
 
 
 def _comment(request: dict[str, Any]) -> str:
-    """Return what SQLCommenter appends: names in order, values escaped, so that none ends the comment."""
+    """Return a comment in SQLCommenter's format; values are escaped, so that no value can end the comment."""
     pairs = [f"{name}='{quote(str(request[name]), safe='')}'" for name in ("request_id", "trace_id") if name in request]
     return f" /*{','.join(pairs)}*/" if pairs else ""

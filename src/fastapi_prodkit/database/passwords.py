@@ -1,7 +1,7 @@
-"""Passwords that change while the service runs: each new connection asks for the one that holds now.
+"""Read passwords that change while the service runs: each new connection uses the current one.
 
-With a password in DATABASE_URL a rotation is an outage until the next deployment. A provider is asked for every new
-connection instead; the connections that are open already stay.
+With a password in DATABASE_URL, a rotation causes an outage until the next deployment. A provider is called for every
+new connection instead; open connections stay.
 """
 
 import asyncio
@@ -21,22 +21,22 @@ from fastapi_prodkit.sections import DatabaseSettings
 
 __all__ = ["CachedPassword", "PasswordProvider", "get_password", "password_provider", "rds_token", "secret_password"]
 
-# Asked for each connection; it may be a coroutine function, or not.
+# Called for each connection; a function or a coroutine function.
 PasswordProvider = Callable[[], str | Awaitable[str]]
 
-_SECRET_FRESH = 60.0  # seconds; one that the server refuses is read anew at once
-_TOKEN_FRESH = 600.0  # seconds; a token is good for 900 (Amazon RDS user guide, IAM database authentication)
+_SECRET_FRESH = 60.0  # seconds; if the server refuses a password, it is read again at once
+_TOKEN_FRESH = 600.0  # seconds; a token is valid for 900 (Amazon RDS user guide, IAM database authentication)
 
-_PAUSE = 1.0  # seconds between two questions of refused connections: a wrong password must not flood the store
+_PAUSE = 1.0  # seconds between two reads after refused connections, so that a wrong password does not flood the store
 
 _logger = logging.getLogger("fastapi_prodkit.database")
 
 
 def password_provider(url: URL, settings: DatabaseSettings) -> PasswordProvider | None:
-    """Return what the settings ask for; None leaves the password to the URL.
+    """Return the password provider that the settings choose; None if the password is in the URL.
 
     Raises:
-        ConfigurationError: A token is asked for, and the URL names no user or not one host; or both sources are named.
+        ConfigurationError: A token is configured, but the URL lacks a user or a single host; or both sources are set.
         MissingExtraError: boto3 is not installed.
     """
     if settings.iam_auth:
@@ -51,10 +51,10 @@ def password_provider(url: URL, settings: DatabaseSettings) -> PasswordProvider 
 
 
 async def get_password(provider: PasswordProvider) -> str:
-    """Return what the provider says.
+    """Call the provider and return the password.
 
     Raises:
-        ConnectionError: It failed: without a password there is no connection, as without a server.
+        ConnectionError: The provider failed. It is treated like an unreachable server.
     """
     try:
         answer = provider()
@@ -64,9 +64,9 @@ async def get_password(provider: PasswordProvider) -> str:
 
 
 def rds_token(host: str, port: int, user: str) -> "CachedPassword":
-    """Return a provider of tokens for IAM database authentication, in place of a password.
+    """Return a provider of tokens for IAM database authentication, which replace a password.
 
-    Needs the permission `rds-db:connect`. Region and credentials are boto3's own. RDS takes a token over TLS only.
+    Needs the permission `rds-db:connect`. boto3 finds region and credentials. RDS accepts a token over TLS only.
 
     Raises:
         MissingExtraError: boto3 is not installed.
@@ -80,9 +80,9 @@ def rds_token(host: str, port: int, user: str) -> "CachedPassword":
 
 
 def secret_password(secret_id: str) -> "CachedPassword":
-    """Return a provider that reads an AWS Secrets Manager secret: `password` of a JSON object, or its whole text.
+    """Return a provider that reads a secret of AWS Secrets Manager: `password` of a JSON object, or the whole text.
 
-    Needs the permission `secretsmanager:GetSecretValue`. That is the form of the secrets that RDS manages and rotates.
+    Needs the permission `secretsmanager:GetSecretValue`. Secrets that RDS manages and rotates are such JSON objects.
 
     Raises:
         MissingExtraError: boto3 is not installed.
@@ -101,9 +101,9 @@ def secret_password(secret_id: str) -> "CachedPassword":
 
 
 class CachedPassword:
-    """Ask in a thread, once for all who want to know at a time; an answer holds for a while.
+    """Cache the password of a function that blocks; the function runs in a thread, once for all concurrent callers.
 
-    Where the asking fails the last answer is given once more: it may still be right, and nothing else could be.
+    If the function fails, the last password is returned again: it may still be valid.
     """
 
     def __init__(self, ask: Callable[[], str], seconds: float) -> None:
@@ -112,7 +112,7 @@ class CachedPassword:
         self._answer: str | None = None
         self._asked = 0.0
         self._asking: Future[str] | None = None
-        # Of its own: a store that hangs must not take the threads that synchronous handlers run in.
+        # A separate thread: a store that hangs must not block the threads of synchronous handlers.
         self._thread = ThreadPoolExecutor(1, "database-password")
 
     async def __call__(self) -> str:
@@ -122,7 +122,7 @@ class CachedPassword:
         return self._answer
 
     async def refresh_if(self, refused: str) -> str:
-        """Return another password, because the server has refused this one; the same one if there is no other."""
+        """Read the password again if the cached one is `refused`; return the newest, which may be the same."""
         if self._answer == refused and time.monotonic() >= self._asked + _PAUSE:
             return await self._fresh()
         return self._answer or refused
@@ -133,7 +133,7 @@ class CachedPassword:
             self._asked = time.monotonic()
             asking = self._asking = self._thread.submit(self._ask)
         try:
-            # Who waits may be cancelled, and often is, by the pool's time-out; the others go on waiting.
+            # The pool's time-out often cancels one caller; the other callers must keep waiting.
             self._answer = await asyncio.shield(asyncio.wrap_future(asking))
         except Exception as error:
             if self._answer is None:
@@ -146,7 +146,7 @@ class CachedPassword:
 
 
 def _aws(service: str) -> Callable[[], Any]:
-    """Return what makes a client that does not wait long; made in the thread, for it reads files and the network."""
+    """Return a function that makes a client with short time-outs; called in the thread, because it blocks."""
     boto3 = _extras.require("boto3", extra="aws")
     config = _extras.require("botocore.config", extra="aws").Config(
         connect_timeout=2, read_timeout=2, retries={"mode": "standard", "total_max_attempts": 2}

@@ -1,4 +1,4 @@
-"""A pool that hands out a working connection within its time-out, or says that it cannot."""
+"""A pool that returns a working connection within its time-out, or raises."""
 
 import asyncio
 import logging
@@ -16,28 +16,28 @@ from sqlalchemy.util import await_only  # under this name in SQLAlchemy 2.0 and 
 
 __all__ = ["BoundedPool", "check_idle_connections"]
 
-_GRACE = 0.25  # seconds: the queue's own time-out comes first, for it knows that the pool is exhausted
-_FRESH = 0.1  # seconds: too short for a restart, and longer than a connection lies idle under load
-_LEAVE = 2.0  # seconds: a server that lives takes leave at once
+_GRACE = 0.25  # seconds: lets the queue's own time-out come first, whose error says that the pool is exhausted
+_FRESH = 0.1  # seconds: shorter than a restart of the server, longer than a connection is idle under load
+_CLOSE_TIMEOUT = 2.0  # seconds: a running server closes at once
 _RETURNED_AT = "fastapi_prodkit.returned_at"
 
 _logger = logging.getLogger("fastapi_prodkit.database")
 
 
 class BoundedPool(AsyncAdaptedQueuePool):
-    """Bound the whole checkout by the pool time-out: the wait for a turn, the test of the connection, a new one.
+    """Bound the whole checkout by the pool time-out: waiting in the queue, testing the connection, opening a new one.
 
-    SQLAlchemy bounds the wait alone. A new connection takes up to the connect time-out on top, and the test of an old
-    one as long as a silent server pleases.
+    SQLAlchemy bounds only the wait in the queue. Opening a connection then takes up to the connect time-out, and
+    testing an old one has no upper bound if the server does not respond.
     """
 
-    _sqla_logger_namespace = "sqlalchemy.pool.BoundedPool"  # whose level is SQLAlchemy's, not the service's
+    _sqla_logger_namespace = "sqlalchemy.pool.BoundedPool"  # so that SQLAlchemy's log level applies, not the service's
 
     def connect(self) -> PoolProxiedConnection:
         """Check a connection out.
 
         Raises:
-            PoolTimeoutError: It took longer than the pool time-out and a quarter of a second.
+            PoolTimeoutError: The checkout took longer than the pool time-out plus 0.25 seconds.
         """
         bound = asyncio.timeout(self.timeout() + _GRACE)
         await_only(bound.__aenter__())
@@ -50,9 +50,9 @@ class BoundedPool(AsyncAdaptedQueuePool):
         return connection
 
     def dispose(self) -> None:
-        """Close what lies in the pool, within two seconds, and at once where the server lives.
+        """Close all idle connections concurrently, within two seconds even if the server does not respond.
 
-        SQLAlchemy closes one connection after another and waits for each of them, even if the server is silent.
+        SQLAlchemy would close one connection after another and wait for each.
         """
         idle: list[ConnectionPoolEntry] = []
         while self._pool.qsize():
@@ -70,23 +70,22 @@ class BoundedPool(AsyncAdaptedQueuePool):
 
 
 async def _close(connections: Sequence[Any]) -> None:
-    """Close asyncpg's connections together; each of them drops its socket in the end."""
-    closing = [connection.close(timeout=_LEAVE) for connection in connections]
+    """Close asyncpg connections concurrently; each one aborts its socket after the time-out."""
+    closing = [connection.close(timeout=_CLOSE_TIMEOUT) for connection in connections]
     failed = [result for result in await asyncio.gather(*closing, return_exceptions=True) if result is not None]
     if failed:
         _logger.warning("%d connections were dropped: the server does not answer", len(failed))
 
 
 def check_idle_connections(engine: AsyncEngine, timeout: float) -> None:
-    """Replace a connection that has died in the pool before anybody works with it.
+    """Replace a dead connection at checkout, before it is used.
 
-    The event loop already knows when the other end has closed it. Whether the server still answers is asked of a
-    connection that has lain idle for a tenth of a second: one round trip, where SQLAlchemy's `pool_pre_ping` takes
-    three each time.
+    The event loop already knows if the server has closed a connection. If the connection was idle for 0.1 seconds, it
+    is also tested by one round trip; SQLAlchemy's `pool_pre_ping` takes three in every checkout.
 
     Args:
-        engine: An engine of asyncpg's.
-        timeout: How long the answer may take, seconds.
+        engine: An engine that uses asyncpg.
+        timeout: Time-out of the test, seconds.
     """
 
     def returned(connection: Any, record: ConnectionPoolEntry) -> None:
@@ -107,6 +106,6 @@ def check_idle_connections(engine: AsyncEngine, timeout: float) -> None:
 
 def _ask(connection: Any, timeout: float) -> None:
     try:
-        connection.run_async(lambda driver: driver.execute("SELECT", timeout=timeout))  # asyncpg fails on an empty one
-    except Exception as error:  # whatever is wrong with this connection, a new one is the answer
+        connection.run_async(lambda driver: driver.execute("SELECT", timeout=timeout))  # asyncpg fails on ""
+    except Exception as error:  # any error means that the connection has to be replaced
         raise InvalidatePoolError from error

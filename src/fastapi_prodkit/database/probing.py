@@ -1,7 +1,7 @@
-"""Questions of readiness to the server of a pool, which a busy pool does not keep waiting.
+"""Query a pool's server for readiness, without waiting for a busy pool.
 
-That all connections are in use says how much there is to do, and nothing about the server. So the question then goes
-over one more connection, which is closed again; it fails if the server is gone.
+If all connections of the pool are in use, this says nothing about the server. In this case the query runs on one extra
+connection, which is closed afterwards; it fails if the server is down.
 """
 
 from collections.abc import Awaitable, Callable
@@ -21,20 +21,20 @@ _TOO_MANY_CONNECTIONS = "53300"  # https://www.postgresql.org/docs/current/errco
 
 
 async def probe(engine: AsyncEngine, question: Callable[[AsyncConnection], Awaitable[_T]]) -> _T | None:
-    """Return the answer to the question; None if the server has no connection beyond those of the pool, all in use.
+    """Return the result of `question`; None if the pool is exhausted and the server refuses one more connection.
 
     Args:
-        engine: The engine whose server is asked.
-        question: Called with a connection of the pool, or with one more.
+        engine: The engine whose server is queried.
+        question: Called with a connection of the pool, or with an extra connection.
 
     Raises:
         DBAPIError: The server does not answer.
-        TimeoutError: SQLAlchemy's; the server gives no connection within the pool time-out.
+        TimeoutError: SQLAlchemy's; no connection could be obtained within the pool time-out.
     """
     if not _is_exhausted(engine):
         async with engine.connect() as connection:
             return await question(connection)
-    spare = _with_pool_of_its_own(engine)
+    spare = _with_separate_pool(engine)
     try:
         async with spare.connect() as connection:
             return await question(connection)
@@ -47,14 +47,14 @@ async def probe(engine: AsyncEngine, question: Callable[[AsyncConnection], Await
 
 
 def _is_exhausted(engine: AsyncEngine) -> bool:
-    """Whether a checkout has to wait, and another connection could lead to the same database."""
+    """Return whether a checkout would wait, and an extra connection would reach the same database."""
     pool = engine.sync_engine.pool
     if not isinstance(pool, QueuePool) or is_in_memory(engine.url):
         return False
     return pool.checkedout() >= pool.size() + pool._max_overflow  # noqa: SLF001 - not public
 
 
-def _with_pool_of_its_own(engine: AsyncEngine) -> AsyncEngine:
-    """Return an engine that connects as the other one does, with its listeners, and counts its own connections."""
+def _with_separate_pool(engine: AsyncEngine) -> AsyncEngine:
+    """Return an engine with the same URL and listeners, but a new pool."""
     sync = engine.sync_engine
     return AsyncEngine(Engine(sync.pool.recreate(), sync.dialect, sync.url, hide_parameters=True))

@@ -1,4 +1,4 @@
-"""What `/ready` asks the database: whether it answers, and whether it has the migrations that this release needs."""
+"""Readiness checks of the database: it answers, and has the migrations that this release needs."""
 
 import logging
 import sys
@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 def readiness_checks(database: Database, settings: DatabaseSettings | None) -> dict[str, _Check]:
-    """Return the checks by name; that of the migrations needs settings that say where the scripts are.
+    """Return the checks by name; the check of migrations requires settings with `migrations_config`.
 
     Raises:
         ConfigurationError: The scripts cannot be found.
@@ -39,16 +39,16 @@ def migrations_check(
     version_table: str = "alembic_version",
     schema: str | None = None,
 ) -> _Check:
-    """Return a readiness check that fails, or warns, while the database lacks migrations that this release has.
+    """Return a readiness check that fails, or warns, while the database lacks migrations of this release.
 
-    A database that is ahead passes: a release that was rolled back has to serve on the newer schema. The scripts are
-    read here, once; the check is one query.
+    A database that is ahead passes, because a rolled back release has to run on the newer schema. The scripts are read
+    once, by this function; the check is one query.
 
     Args:
-        engine: Where to look.
-        settings: `migrations_config` is where the scripts are, `migrations` is what pending ones mean.
-        version_table: Alembic's table, where `env.py` gives it another name.
-        schema: The schema of that table.
+        engine: The engine of the database.
+        settings: `migrations_config` locates the scripts; `migrations` says whether pending ones fail or warn.
+        version_table: Alembic's version table, if `env.py` renames it.
+        schema: Schema of the version table.
 
     Raises:
         ConfigurationError: The scripts cannot be found.
@@ -64,7 +64,7 @@ def migrations_check(
         found = await probe(engine, lambda connection: connection.run_sync(_present, table))
         present = seen if found is None else found
         text = f"the database is at {_names(present)}, and this release needs {_names(heads)}"
-        if present != seen:  # once for each state, and not at each probe
+        if present != seen:  # once per state, not at each probe
             seen = present
             _logger.warning("%s", text)
         if present != heads and present <= known:
@@ -74,10 +74,10 @@ def migrations_check(
 
 
 def _revisions(path: str | None) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the newest revisions of the scripts, and all of them."""
+    """Return the head revisions of the scripts, and all revisions."""
     config = alembic_config(path)
     from alembic.script import ScriptDirectory  # noqa: PLC0415 - on first use
-    from alembic.util import CommandError  # noqa: PLC0415 - likewise
+    from alembic.util import CommandError  # noqa: PLC0415 - on first use
 
     before = list(sys.path)
     try:
@@ -86,7 +86,7 @@ def _revisions(path: str | None) -> tuple[frozenset[str], frozenset[str]]:
     except CommandError as error:
         raise ConfigurationError(f"DATABASE_MIGRATIONS_CONFIG: {error}") from error
     finally:
-        sys.path[:] = before  # `prepend_sys_path` is meant for a process that only migrates
+        sys.path[:] = before  # undo `prepend_sys_path`, which is for processes that only migrate
 
 
 def _present(connection: Connection, table: Table) -> frozenset[str]:

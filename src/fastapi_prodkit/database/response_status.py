@@ -1,8 +1,8 @@
-"""The status of the response that a handler returns, for a dependency that ends before the response is sent.
+"""Expose the status of a handler's response to dependencies that end before the response is sent.
 
-FastAPI injects one `Response` into the dependencies and the handler of a request. Its status counts unless the handler
-returns a response of its own, which no dependency sees. Therefore the endpoint of a route is wrapped, once: it copies
-the status of what it returns to the injected response, where FastAPI no longer looks at it.
+FastAPI injects one `Response` into the dependencies and the handler of a request. Its status is used unless the handler
+returns its own response, which dependencies cannot see. So the endpoint of a route is wrapped, once. The wrapper copies
+the status of the returned response to the injected one, at a time when FastAPI no longer reads it.
 """
 
 import functools
@@ -20,24 +20,24 @@ from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["expose_response_status"]
 
-_INJECTED = "fastapi_prodkit_response"  # the argument for the injected response, where the endpoint has none
+_INJECTED = "fastapi_prodkit_response"  # parameter for the injected response, if the endpoint has none
 
 _Endpoint = Callable[..., Any]
 
 
 def expose_response_status(scope: Scope, sessions: Collection[_Endpoint]) -> None:
-    """Make the injected response of a request tell the status of the response that the handler returns.
+    """Make the injected response of a request have the status of the response that the handler returns.
 
-    Called by a dependency before the handler. After the handler the injected response has the status of a response
-    that it returned, else what it had been given, else what the route declares; and 500 after an exception. A generator
-    has no more than begun by then, and what an `APIRoute` of the app's own makes of the response comes later.
+    Called by a dependency before the handler. After the handler, the injected response has the status of the returned
+    response; else the one it was given; else the one the route declares. After an exception its status is 500. A
+    generator has only started by then. Changes of the response by the app's own `APIRoute` come later and are not seen.
 
     Args:
-        scope: That of the dependency's request. Nothing happens for a WebSocket, nor without a route of FastAPI's.
-        sessions: The dependencies that end sessions, before the response is sent.
+        scope: Scope of the request. Does nothing for a WebSocket, or for a route that is not FastAPI's.
+        sessions: Dependencies that have to end before the response is sent.
 
     Raises:
-        ConfigurationError: The route has one of them that would end after the response.
+        ConfigurationError: One of these dependencies would end after the response, in this route.
     """
     route = chosen_route(scope)
     dependant = getattr(route, "dependant", None)
@@ -76,7 +76,7 @@ def _wrap(route: Any) -> None:
 
     setattr(call, _scope.ENDPOINT_STATUS, True)
     dependant.call = call
-    # FastAPI names file and line of the endpoint in the errors of validation, and would name this file.
+    # FastAPI's validation errors name file and line of the endpoint; without this they would name this file.
     routing._endpoint_context_cache[id(call)] = routing._extract_endpoint_context(endpoint)  # noqa: SLF001 - not public
 
 
@@ -97,7 +97,7 @@ def _noted(returned: Any, response: Response, declared: int | None) -> Any:
 
 
 def _declared_status(route: Any) -> int | None:
-    """Return the status of the route's decorator, or else what its response class is made with."""
+    """Return the status of the route's decorator, or else the default of its response class."""
     if route.status_code is not None:
         return int(route.status_code)
     kind = route.response_class

@@ -1,4 +1,4 @@
-"""The database of an app, and the session of a request."""
+"""The database of an app, and the sessions of a request."""
 
 import asyncio
 import logging
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Database", "ReadSessionDep", "SessionDep", "get_read_session", "get_session"]
 
 _T = TypeVar("_T")
-_DISPOSAL = 5.0  # seconds for all connections together
-_BETWEEN_ATTEMPTS = 0.5  # seconds, while start-up waits
+_DISPOSAL = 5.0  # seconds, for closing all connections
+_BETWEEN_ATTEMPTS = 0.5  # seconds, between attempts to connect at start-up
 
 _logger = logging.getLogger(__name__)
 
@@ -41,23 +41,23 @@ _logger = logging.getLogger(__name__)
 class Database:
     """Hold the connection pool of one database and open sessions on it.
 
-    Nothing connects before the first statement, so neither construction nor start-up needs the database to be up.
-    A session's objects stay readable after the commit, and a closed session refuses further work: it would otherwise
-    take another connection, which nobody gives back.
+    It connects at the first statement, so construction and start-up work while the database is down. The objects of a
+    session stay readable after the commit. A closed session refuses further work, because it would check out another
+    connection that is never returned.
 
     Attributes:
         engine: SQLAlchemy's engine.
-        read_engine: The engine of the replica, or `engine` where there is none; its transactions are read only.
-        sessionmaker: Makes sessions that neither commit nor close by themselves; `session` is the one that does.
-        read_sessionmaker: The same for `read_session`.
-        client_errors: SQLSTATE -> status of errors that are the client's.
+        read_engine: The engine of the replica, or `engine` without a replica; its transactions are read-only.
+        sessionmaker: Makes sessions that the caller has to commit and close; `session` does both.
+        read_sessionmaker: Makes sessions for reading, which the caller has to close; see `read_session`.
+        client_errors: SQLSTATE -> status of errors that the client has caused.
 
     Args:
-        settings: How to reach it, and how long that may take.
-        password: Asked for the password of each new connection, a function or a coroutine function; instead of what
-            the settings name.
-        registry: Where the metrics are shown; prometheus_client's default registry unless given.
-        client_errors: SQLSTATE -> status of errors that are the client's when they leave a request; none if empty.
+        settings: URL, pool, time-outs and the other fields of the section.
+        password: Function or coroutine function that returns the password, called for each new connection; replaces
+            the settings' password.
+        registry: Registry of the metrics. Default: prometheus_client's default registry.
+        client_errors: SQLSTATE -> status of errors that count as caused by the client if they end a request.
 
     Raises:
         ConfigurationError: The URL, the CA file or `client_errors` cannot be used. The message does not repeat the URL.
@@ -103,24 +103,24 @@ class Database:
 
     @asynccontextmanager
     async def read_session(self) -> AsyncIterator[AsyncSession]:
-        """Open a session that only reads, on the replica if there is one; PostgreSQL refuses its writes."""
+        """Open a session for reading, on the replica if there is one; PostgreSQL refuses writes in it."""
         async with self.read_sessionmaker() as session:
             yield session
             await session.commit()
 
     async def transact(self, work: Callable[[AsyncSession], Awaitable[_T]], *, attempts: int = 3) -> _T:
-        """Run the work in a session of its own and commit; do so again where the failure was a transient one.
+        """Run `work` in a new session and commit; repeat it after a transient failure.
 
-        That is a serialization failure, a deadlock, a statement prepared for the schema before a migration, or a
-        connection that was refused, or lost before the commit. The transaction has left nothing behind then; what else
-        the work does, it does again.
+        Transient failures are: a serialization failure, a deadlock, a prepared statement that a migration has made
+        invalid, and a connection that was refused, or lost before the commit. The failed transaction has had no effect;
+        other effects of `work` are repeated.
 
         Args:
-            work: Called with a new session each time. It keeps no objects of an earlier attempt.
-            attempts: How often at most; waits between them grow from a tenth of a second to one second.
+            work: Called with a new session in each attempt. It must not keep objects of an earlier attempt.
+            attempts: Maximum number of attempts; the pauses between them grow from 0.1 to 1 second.
 
         Raises:
-            Exception: Whatever the last attempt raised.
+            Exception: The exception of the last attempt.
         """
         _extras.require("stamina", extra="database")
         import stamina  # noqa: PLC0415 - on first use
@@ -150,14 +150,14 @@ class Database:
             _logger.warning("connections were not closed in time: the server does not answer")
 
     async def check(self) -> None:
-        """Raise unless the database answers; for readiness, within the pool, connect and command time-outs.
+        """Raise unless the database answers within the pool, connect and command time-outs; for readiness.
 
-        Where all connections of the pool are in use, it asks over one more: a busy service is a ready one.
+        If all connections of the pool are in use, an extra connection is opened: a busy service is still ready.
         """
         await probe(self.engine, lambda connection: connection.execute(text("SELECT 1")))
 
     async def _wait_for_the_server(self) -> None:
-        """Wait as long as the settings say, in the open, and start anyway: readiness tells the rest."""
+        """Wait for the database up to the configured time, with log lines, then start anyway: readiness reports it."""
         deadline = time.monotonic() + self._startup_timeout
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -177,8 +177,8 @@ async def get_session(connection: HTTPConnection, response: Response) -> AsyncIt
 
     Raises:
         ConfigurationError: The app has no database, or the dependency lacks `scope="function"`.
-        ProblemError: 503, the database cannot serve; 409 or 422, what the client has sent is refused. A handler of
-            the app's own for the error gets the error itself.
+        ProblemError: 503: the database is unavailable. 409 or 422: the database refuses a value of the client. If the
+            app has an exception handler for the error, the error itself is raised.
     """
     expose_response_status(connection.scope, _SESSIONS)
     session = _database(connection).sessionmaker()
@@ -193,11 +193,11 @@ async def get_session(connection: HTTPConnection, response: Response) -> AsyncIt
 
 
 async def get_read_session(connection: HTTPConnection, response: Response) -> AsyncIterator[AsyncSession]:
-    """Open the request's session for reading, from the replica if there is one.
+    """Open the request's session for reading, on the replica if there is one.
 
     Raises:
         ConfigurationError: The app has no database.
-        ProblemError: As `get_session` does.
+        ProblemError: 503, 409 or 422; see `get_session`.
     """
     expose_response_status(connection.scope, _SESSIONS)
     session = _database(connection).read_sessionmaker()
@@ -220,20 +220,20 @@ ReadSessionDep = Annotated[AsyncSession, Depends(get_read_session, scope="functi
 
 
 async def _end(session: ClosingSession, response: Response) -> None:
-    if (response.status_code or 0) >= 400:  # noqa: PLR2004 - the handler made the response an error
+    if (response.status_code or 0) >= 400:  # noqa: PLR2004 - an error response
         await session.rollback()
     else:
         await session.commit()
-    if session.in_transaction():  # somebody's after_commit hook has begun another one
+    if session.in_transaction():  # an after_commit hook of the app has begun another transaction
         await session.close()
     else:
-        session.sync_session.close()  # nothing is left that would have to be awaited
+        session.sync_session.close()  # there is nothing to await
 
 
 async def _abandon(session: AsyncSession, error: BaseException, connection: HTTPConnection) -> None:
     try:
-        await session.__aexit__(None, None, None)  # not close(): this one ends, however often the request is cancelled
-    except DBAPIError as lost:  # the server rolls back a transaction whose connection is lost
+        await session.__aexit__(None, None, None)  # unlike close(), it finishes even if the request is cancelled again
+    except DBAPIError as lost:  # the server rolls back when a connection is lost
         _logger.warning("a transaction ended with its connection: %s", type(lost.orig).__name__)
     raise_problem(error, connection, _database(connection).client_errors)
 

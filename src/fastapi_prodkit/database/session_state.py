@@ -1,12 +1,12 @@
-"""What a request leaves behind in the server's session, and its removal before another request has the connection.
+"""Reset the state that a request leaves in the server's session, before another request gets the connection.
 
-A setting, a role, a channel, an advisory lock, a prepared statement or a temporary table outlives the transaction. A
-connection is reset when it comes back to the pool, unless nothing but ordinary statements ran on it: those that begin
-with a word that leaves nothing behind, and contain no word that may. So an ordinary statement costs a look at a cache,
-and one that is wrongly suspected costs one round trip. What a function of the app's own does inside is not seen.
+Settings, roles, channels, advisory locks, prepared statements and temporary tables outlive the transaction. A
+connection is reset when it returns to the pool, unless only ordinary statements ran on it. An ordinary statement begins
+with a word that leaves no state, and contains no word that may. So ordinary statements cost one cache look-up, and a
+false alarm costs one round trip. State that is left by a function inside the database is not detected.
 
-asyncpg's connection itself, `(await connection.get_raw_connection()).driver_connection`, can do anything: whoever has
-obtained it has the connection reset.
+If the app obtains asyncpg's connection itself, by `(await connection.get_raw_connection()).driver_connection`, the
+connection is always reset.
 """
 
 import re
@@ -20,7 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 __all__ = ["RESET", "leaves_state", "reset_session_state"]
 
-# Not DISCARD ALL, which would deallocate the statements that asyncpg has prepared. RESET ALL leaves out the role.
+# DISCARD ALL would deallocate asyncpg's prepared statements. RESET ALL does not reset the role.
 RESET = """
 RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; UNLISTEN *; CLOSE ALL; SELECT pg_advisory_unlock_all();
 DISCARD TEMP;
@@ -31,37 +31,37 @@ DO $$ DECLARE prepared text; BEGIN
 END $$
 """
 
-_LONGEST = 2_000  # characters of a statement whose verdict is remembered
+_LONGEST = 2_000  # characters of a statement whose result is cached
 
-# A nested comment at the start is none here, so that its statement is suspected.
+# Nested comments at the start are not recognized: their statements count as leaving state.
 _START = r"(?:[\s(]|--[^\n]*\n|/\*(?:[^*/]|\*(?!/)|/(?!\*))*\*/)*"
 _ORDINARY = re.compile(
     rf"{_START}(?:(?:SELECT|INSERT|UPDATE|DELETE|MERGE|WITH|VALUES|TABLE|EXPLAIN|SHOW|COPY|TRUNCATE|LOCK|NOTIFY"
     r'|BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b|SET\s+(?:LOCAL|TRANSACTION|CONSTRAINTS)\s+["\w])',
     re.IGNORECASE,
 )
-# Wherever they stand, in a text or a comment too. `u&"` begins a name that may spell any other one.
+# Checked anywhere, also in strings and comments. `u&"` begins an escaped name, which may spell any other name.
 _SUSPECT = ("advisory_lock", "pg_temp", "pg_settings", 'u&"')
 _INTO_TEMPORARY = re.compile(rf"{_START}(?:SELECT|WITH|EXPLAIN)\b.*\bINTO\b.*\bTEMP", re.IGNORECASE | re.DOTALL)
 
 _SET_CONFIG = re.compile(r"\bset_config\b")
-# A call that is local to the transaction, or is if a parameter is true. Other spellings are suspected.
+# A set_config call that is local to the transaction, or local if a parameter is true. Others count as leaving state.
 _PART = r"[\w.:\s]|\$\d+\b|'(?:[^'\\]|'')*'(?!')"
 _ARGUMENT = rf"(?:{_PART}|\((?:{_PART}|,)*\))+"
 _LOCAL = re.compile(rf"{_SET_CONFIG.pattern}\s*\({_ARGUMENT},{_ARGUMENT},\s*(?:true|\$(\d+)(?:\s*::\s*\w+)?)\s*\)")
 
-_CONFIGURED = "fastapi_prodkit.configured"  # of a connection: whether a connect listener has left a state to be kept
+_CONFIGURED = "fastapi_prodkit.configured"  # whether a `connect` listener has left state that must be kept
 
 
 def reset_session_state(engine: AsyncEngine, timeout: float) -> None:
-    """Reset a connection that comes back to the pool with what a request may have left behind, and no other.
+    """Reset a connection that returns to the pool if a request may have left state in its session.
 
-    A connection on which a `connect` listener has left something is closed instead: a reset would remove that, too, and
-    the listener prepares the next connection.
+    If a `connect` listener has left state as well, the connection is closed instead, because a reset would remove the
+    listener's state. The listener runs again for the next connection.
 
     Args:
-        engine: An engine whose connections are `CancellableConnection`, and the server's own, not a pooler's.
-        timeout: How long the reset may take, seconds; a connection that takes longer is closed.
+        engine: An engine whose connections are `CancellableConnection`, without a pooler.
+        timeout: Time-out of the reset, seconds; after it the connection is closed.
     """
     dialect: Any = engine.dialect
     hand_out = dialect.get_driver_connection
@@ -72,7 +72,7 @@ def reset_session_state(engine: AsyncEngine, timeout: float) -> None:
         return driver
 
     def taken(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
-        if _CONFIGURED not in record.info:  # this is the first time, after the listeners of `connect`
+        if _CONFIGURED not in record.info:  # the first checkout, after all `connect` listeners
             driver = connection.driver_connection
             record.info[_CONFIGURED], driver.needs_reset = driver.has_session_state, False
 
@@ -88,7 +88,7 @@ def reset_session_state(engine: AsyncEngine, timeout: float) -> None:
         if record.info.get(_CONFIGURED):
             record.invalidate()
             return
-        connection.rollback()  # SQLAlchemy closes the connection if this fails, or the next
+        connection.rollback()  # if this or the next line fails, SQLAlchemy closes the connection
         connection.run_async(lambda driver: driver.reset(timeout=timeout))
         driver.needs_reset = False
 
@@ -99,11 +99,11 @@ def reset_session_state(engine: AsyncEngine, timeout: float) -> None:
 
 
 def leaves_state(statement: str, parameters: Any = ()) -> bool:
-    """Say whether a statement may leave something in the server's session that outlives its transaction.
+    """Return whether a statement may leave state in the server's session that outlives its transaction.
 
     Args:
-        statement: With placeholders as asyncpg has them, `$1`.
-        parameters: A sequence, or a list with a sequence for each execution; they may say that `set_config` is local.
+        statement: SQL with asyncpg's placeholders, such as `$1`.
+        parameters: A sequence, or a list of sequences, one per execution. They may make a `set_config` local.
     """
     found = _remembered(statement) if len(statement) <= _LONGEST else _look(statement)
     if isinstance(found, bool):
@@ -113,7 +113,7 @@ def leaves_state(statement: str, parameters: Any = ()) -> bool:
 
 
 def _look(statement: str) -> bool | tuple[int, ...]:
-    """Return whether the text may leave a state; or the places of the parameters that are true if it does not."""
+    """Return whether a statement may leave state; or the indexes of the parameters that must be true if it does not."""
     text = statement.lower()
     if not _ORDINARY.match(text) or any(word in text for word in _SUSPECT):
         return True

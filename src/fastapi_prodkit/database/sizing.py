@@ -1,4 +1,4 @@
-"""Whether the server has room for the connections that the service may open."""
+"""Compare the connections that the service may open with those that the server allows."""
 
 import logging
 from typing import Any
@@ -13,7 +13,7 @@ __all__ = ["ALLOWED_CONNECTIONS_SQL", "max_connections", "warn_if_pools_exceed_s
 
 _logger = logging.getLogger("fastapi_prodkit.database")
 
-# Names that older servers do not know are null, and least() passes over null.
+# Settings that older servers lack are null, which least() ignores.
 ALLOWED_CONNECTIONS_SQL = """
 SELECT least(
   current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
@@ -24,23 +24,23 @@ SELECT least(
 
 
 def max_connections(settings: DatabaseSettings) -> int:
-    """Return how many connections the pools of all workers of one container may open."""
+    """Return the maximum number of connections of all workers of one container."""
     return (settings.pool_size + settings.max_overflow) * (configured_workers() or 1)
 
 
 def warn_if_pools_exceed_server(engine: AsyncEngine, settings: DatabaseSettings) -> None:
-    """Warn with the first connection if the pools of all workers together are larger than the server allows.
+    """Warn at the first connection if the pools of all workers together exceed the server's limit.
 
-    It allows what its configuration, the role and the database do. What other machines open is not known here: leave
-    room for as many containers as there may be.
+    The limit is the lowest of the server's configuration, the role and the database. Connections of other containers
+    are not known here: size the pools for all containers together.
     """
     most = max_connections(settings)
 
     def compare(connection: Any, _record: object) -> None:
         try:
-            # Past SQLAlchemy, which would begin a transaction and leave it to the first session.
+            # Without SQLAlchemy, which would begin a transaction and leave it open for the first session.
             allowed = connection.run_async(lambda driver: driver.fetchval(ALLOWED_CONNECTIONS_SQL))
-        except Exception as error:  # noqa: BLE001 - whatever it is, a service does not fail for want of a warning
+        except Exception as error:  # noqa: BLE001 - a failed check must not stop the service
             _logger.warning("how many connections the server allows is not known: %s", type(error).__name__)
             return
         if most > allowed:

@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL."""
+"""TLS for connections to PostgreSQL."""
 
 import ssl
 
@@ -6,10 +6,10 @@ from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["ssl_context", "stricter"]
 
-_MODES = ("off", "require", "verify-full")  # from weak to strict
+_MODES = ("off", "require", "verify-full")  # least strict first
 
-# libpq's names, https://www.postgresql.org/docs/current/libpq-ssl.html: "allow" and "prefer" let an attacker choose
-# plain text, so they ask for nothing. There is no verification without the host name here.
+# libpq's names, https://www.postgresql.org/docs/current/libpq-ssl.html. "allow" and "prefer" let an attacker choose
+# plain text, so they count as "off". Verification always includes the host name.
 _LIBPQ = {
     "disable": "off",
     "allow": "off",
@@ -21,10 +21,10 @@ _LIBPQ = {
 
 
 def stricter(mode: str, *sslmodes: str) -> str:
-    """Return the strictest of our mode and libpq's `sslmode`: a URL can tighten what the setting says, not loosen it.
+    """Return the strictest of our mode and libpq's `sslmode`: a URL can make the setting stricter, never weaker.
 
     Raises:
-        ConfigurationError: libpq knows no such mode.
+        ConfigurationError: libpq has no such mode.
     """
     if not set(sslmodes) <= _LIBPQ.keys():
         raise ConfigurationError(f"DATABASE_URL: sslmode must be one of {', '.join(_LIBPQ)}")
@@ -32,12 +32,12 @@ def stricter(mode: str, *sslmodes: str) -> str:
 
 
 def ssl_context(mode: str, root_cert: str | None) -> ssl.SSLContext | bool:
-    """Return what asyncpg takes as `ssl`.
+    """Return the value of asyncpg's argument `ssl`.
 
-    Always a context of our own: asyncpg's own modes also read PGSSL* variables and ~/.postgresql.
+    The context is always our own, because asyncpg's modes also read PGSSL* variables and ~/.postgresql.
 
     Args:
-        mode: "off"; "require" encrypts to whoever answers; "verify-full" checks certificate and host name.
+        mode: "off"; "require", which encrypts without verification; "verify-full", which checks certificate and host.
         root_cert: File with the CA certificates for "verify-full"; the system's by default.
 
     Raises:
@@ -56,7 +56,7 @@ def ssl_context(mode: str, root_cert: str | None) -> ssl.SSLContext | bool:
 def _verifying(root_cert: str | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=root_cert)
-    except OSError as error:  # what OpenSSL makes of the content is an OSError, too
+    except OSError as error:  # also raised by OpenSSL for invalid content
         raise ConfigurationError(
             f"DATABASE_SSL_ROOT_CERT: no CA certificates (PEM) can be read from {root_cert}: {error.strerror or error}"
         ) from error

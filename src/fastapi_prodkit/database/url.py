@@ -1,4 +1,4 @@
-"""What DATABASE_URL says: any spelling that platforms hand out, and libpq's parameters."""
+"""Parse DATABASE_URL in every form that platforms provide, with libpq's parameters."""
 
 import math
 import re
@@ -15,14 +15,14 @@ __all__ = ["POSTGRESQL", "SQLITE", "URL", "is_in_memory", "parameters", "parse",
 POSTGRESQL = ("postgresql", "postgres", "postgresql+asyncpg")
 SQLITE = ("sqlite", "sqlite+aiosqlite")
 
-# What PostgreSQL's own clients understand in a URL and asyncpg's SQLAlchemy dialect would pass on as an unknown keyword
-# argument. `ssl` is how asyncpg's users have come to write sslmode; `host` and `port` are the dialect's to read.
+# libpq's parameters, which asyncpg's SQLAlchemy dialect would pass on as unknown keyword arguments. `ssl` is a common
+# alias of sslmode with asyncpg. The dialect itself reads `host` and `port`.
 _TRANSLATED = (
     *("sslmode", "ssl", "sslrootcert", "application_name", "connect_timeout", "options", "target_session_attrs"),
 )
 _UNDERSTOOD = (*_TRANSLATED, "host", "port")
 
-# Hosts as libpq lists them, user:password@one:5432,two:5432 - which SQLAlchemy does not read.
+# Several hosts in libpq's form, user:password@one:5432,two:5432, which SQLAlchemy cannot parse.
 _SEVERAL = re.compile(r"([^:]+://(?:[^@]*@)?)([^/?@]*,[^/?@]*)((?:/[^?]*)?)(?:\?(.*))?", re.DOTALL)
 _PORT = re.compile(r":(\d+)$")
 _LAST_PORT = 65_535
@@ -32,10 +32,10 @@ def parse(raw: str) -> URL:
     """Return the parsed URL.
 
     Raises:
-        ConfigurationError: It is none, or its scheme is not one of ours. The message does not repeat it.
+        ConfigurationError: The text is not a URL, or its scheme is not supported. The message omits the URL.
     """
     url = None
-    with suppress(ArgumentError, ValueError):  # not chained to ours below: they may quote a part of the password
+    with suppress(ArgumentError, ValueError):  # not chained to the error below: they may quote a part of the password
         url = make_url(_list_hosts(raw))
     if url is None or (
         url.drivername in POSTGRESQL and (raw.count("@") > 1 or raw != raw.strip() or " " in (url.host or ""))
@@ -54,30 +54,30 @@ def parse(raw: str) -> URL:
 
 
 def is_in_memory(url: URL) -> bool:
-    """Whether it is an SQLite database that lives and dies with its connection."""
+    """Return whether the URL is a SQLite database in memory, which exists as long as its connection."""
     return url.drivername in SQLITE and url.database in {None, "", ":memory:"}
 
 
 def parameters(url: URL) -> tuple[URL, Mapping[str, str]]:
-    """Return what asyncpg's dialect can read of a PostgreSQL URL, and the parameters that are left for us.
+    """Split a PostgreSQL URL into a URL for asyncpg's dialect and the parameters that we handle.
 
     Raises:
-        ConfigurationError: There is a parameter that nobody understands, or hosts that cannot be read.
+        ConfigurationError: A parameter is unknown, or the hosts cannot be parsed.
     """
-    if not url.query.keys() <= set(_UNDERSTOOD):  # not named: after a stray & it may be a part of a password
+    if not url.query.keys() <= set(_UNDERSTOOD):  # not named: behind a stray & it may be a password
         raise ConfigurationError(f"DATABASE_URL: after the question mark only {', '.join(_UNDERSTOOD)} are understood")
-    asked = {name: values[-1] for name, values in url.normalized_query.items()}  # the last one counts, as in libpq
+    asked = {name: values[-1] for name, values in url.normalized_query.items()}  # the last value counts, as in libpq
     hosts = url.normalized_query.get("host", ())
-    if len(hosts) > 1:  # the dialect knows no default port
+    if len(hosts) > 1:  # the dialect has no default port
         url = url.update_query_dict({"host": [host if _PORT.search(host) else f"{host}:5432" for host in hosts]})
     return url.set(drivername="postgresql+asyncpg").difference_update_query(_TRANSLATED), asked
 
 
 def read_options(text: str) -> dict[str, str]:
-    """Read `-c name=value --name=value`, which is what the server's own command line takes.
+    """Parse `-c name=value --name=value`, the form of the server's command line.
 
     Raises:
-        ConfigurationError: It is written otherwise. The message does not repeat it.
+        ConfigurationError: The text has another form. The message omits the text.
     """
     words = re.sub(r"(^|\s)-c\s*", r"\1--", text).split()
     pairs = [word.removeprefix("--").partition("=") for word in words]
@@ -89,10 +89,10 @@ def read_options(text: str) -> dict[str, str]:
 
 
 def read_seconds(value: str) -> float:
-    """Read `connect_timeout`.
+    """Parse `connect_timeout`, in seconds.
 
     Raises:
-        ConfigurationError: It is not a positive number.
+        ConfigurationError: The value is not a positive number.
     """
     try:
         seconds = float(value)
@@ -105,7 +105,7 @@ def read_seconds(value: str) -> float:
 
 def _check_hosts(url: URL) -> None:
     listed = url.normalized_query.get("host", ())
-    local = url.database and url.password is None and url.port is None  # over the socket that libpq knows
+    local = url.database and url.password is None and url.port is None  # over libpq's default socket
     if not (listed or local or all((url.host or "").split(","))):
         raise ConfigurationError(
             "DATABASE_URL names no host: write postgresql://user:password@host:5432/name, "
@@ -119,9 +119,9 @@ def _check_hosts(url: URL) -> None:
 
 
 def _list_hosts(raw: str) -> str:
-    """Write several hosts as SQLAlchemy does: ?host=one:5432&host=two:5432."""
+    """Rewrite several hosts in SQLAlchemy's form: ?host=one:5432&host=two:5432."""
     several = _SEVERAL.fullmatch(raw)
-    if several is None or re.search(r"[?&]host=", raw):  # which wins over the hosts before it
+    if several is None or re.search(r"[?&]host=", raw):  # a `host` parameter takes precedence
         return raw
     before, hosts, path, query = several.groups()
     if not all(hosts.split(",")):
