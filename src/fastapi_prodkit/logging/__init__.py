@@ -1,14 +1,15 @@
-"""Every line of the process is one JSON object: structlog, the standard library, the server, and what nobody caught.
+"""Log in one format: structlog, the standard library, the server and uncaught exceptions write lines of JSON.
 
     configure_logging(LogSettings(), service="orders", version="1.4.2", environment="prod")
 
-One handler on the root logger turns a record into one line and writes it to standard output in one piece. structlog's
-events take the same way, so level, fields, masking and size are the same whoever logs. Values are data and never
-markup: a line break, a terminal sequence or a broken `__repr__` in one of them cannot forge, split or lose a line.
+One handler on the root logger turns each record into one line and writes the line to standard output in one call.
+structlog's events go through the same handler, so level, fields, masking and maximum size do not depend on the library.
+Values are data, never markup: a line break, a terminal sequence or a failing `__repr__` cannot forge, split or lose a
+line.
 
-The effects are process-wide, and all of them are in `configure_logging`: the root logger's level and its handlers that
-write to the terminal, the servers' loggers, structlog's configuration, `warnings`, and the three hooks for exceptions
-that nobody caught. Calling it again replaces what it did before.
+`configure_logging` has process-wide effects: it sets the root logger's level, replaces its handlers that write to the
+terminal, and configures the servers' loggers, structlog, `warnings` and the three hooks for uncaught exceptions.
+Another call replaces the effects of the previous one.
 """
 
 import logging
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["EventHandler", "RequestIDFilter", "bind", "configure_logging"]
 
 _SERVERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "hypercorn.error", "gunicorn.error")
-# uvicorn's access lines of WebSockets, with the query string and its tokens; and what it says of every handshake that
-# was refused with a response.
+# Beginnings of uvicorn's lines that are dropped: access lines of WebSockets, which contain the query string with its
+# tokens, and the message for every handshake that was refused with a response.
 _TOLD_BY_ACCESS_LOG = ('%s - "WebSocket %s"', "ASGI callable returned without completing handshake.")
 _SERVER_ACCESS = ("uvicorn.access", "hypercorn.access", "gunicorn.access")
 
@@ -44,9 +45,9 @@ def configure_logging(
     environment: str = "dev",
     processors: "Iterable[Processor]" = (),
 ) -> None:
-    """Make every line of the process one JSON object, or readable text with `LOG_FORMAT=console`.
+    """Write every log line of the process as one JSON object, or as readable text with `LOG_FORMAT=console`.
 
-    Handlers that write to files or elsewhere stay, and so do handlers of other libraries' own loggers.
+    Handlers that write to files or elsewhere stay. Handlers of other libraries' loggers stay as well.
 
     Args:
         settings: Level, format and further key names to mask.
@@ -84,26 +85,26 @@ def configure_logging(
 
 
 class RequestIDFilter(logging.Filter):
-    """Put the request id on each record that a handler or logger gets, as `request_id`, for formats of your own.
+    """Set the attribute `request_id` on each record, for your own formats.
 
         handler.addFilter(RequestIDFilter())
         handler.setFormatter(logging.Formatter("%(asctime)s %(request_id)s %(message)s"))
 
-    Outside of a request it is `-`. A record that has a `request_id` keeps it. `EventHandler` needs no such filter.
+    Outside of a request it is `-`. A record that already has a `request_id` keeps it. `EventHandler` does not need it.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the id, and let the record pass."""
+        """Set the attribute and return True."""
         vars(record).setdefault("request_id", _context.of(record).get("request_id") or _context.NO_REQUEST)
         return super().filter(record)
 
 
 class LostLines:
-    """Count the lines of the log that standard output has not taken: a collector of prometheus_client."""
+    """Collector of prometheus_client that counts log lines that could not be written to standard output."""
 
     def collect(self) -> "Iterator[Metric]":
         """Yield the counter."""
-        from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 - whoever has a registry has loaded it
+        from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 - loaded already where there is a registry
 
         lost = CounterMetricFamily("log_lines_lost", "Lines of the log that were not written.", labels=["reason"])
         outputs = [each.output for each in logging.root.handlers if isinstance(each, EventHandler)]
@@ -118,7 +119,7 @@ def _writes_to_terminal(handler: logging.Handler) -> bool:
 
 
 def _adopt_servers() -> None:
-    """Lead the servers' lines to the root handler; their access lines nowhere, because the access log replaces them."""
+    """Send the servers' lines to the root handler; drop their access lines, which the access log replaces."""
     loggers = [logging.getLogger(name) for name in (*_SERVERS, *_SERVER_ACCESS)]
     theirs = [(logger, handler) for logger in loggers for handler in logger.handlers if _writes_to_terminal(handler)]
     for logger, handler in theirs:
@@ -127,15 +128,15 @@ def _adopt_servers() -> None:
         logging.getLogger(name).propagate = True
         logging.getLogger(name).setLevel(logging.NOTSET)
     for name in _SERVER_ACCESS:
-        # What `uvicorn --no-access-log` does: uvicorn asks hasHandlers() and then does not even make the record.
+        # Like `uvicorn --no-access-log`: uvicorn checks hasHandlers() and then does not create a record.
         logging.getLogger(name).propagate = False
 
 
 def _server_line(record: logging.LogRecord) -> bool:
-    """Keep a server's line from bypassing us, and from telling again what the access log has told.
+    """Filter that sends a server's line to the root handler, and drops lines that repeat the access log.
 
-    `uvicorn.run(app)` configures its loggers when it starts, which is after us. That replaces handlers but leaves
-    filters alone, so this filter puts things right before the first line is out.
+    `uvicorn.run(app)` configures its loggers later than `configure_logging`. It replaces handlers but not filters, so
+    this filter removes its handlers before the first line is written.
     """
     _adopt_servers()
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
@@ -151,12 +152,12 @@ def _configure_structlog() -> None:
         processors=[structlog.stdlib.filter_by_level, _to_record],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,  # a logger made before would keep an older configuration
+        cache_logger_on_first_use=False,  # a cached logger would keep an older configuration
     )
 
 
 def _to_record(_logger: Any, _method: str, event: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Turn structlog's event into the arguments of a standard library logger; the last processor."""
+    """Processor that turns an event into the arguments of a standard library logger; the last one."""
     known = {key: event.pop(key) for key in ("exc_info", "stack_info", "stacklevel") if key in event}
     arguments = (event.pop("event", None), *event.pop("positional_args", ()))
     return arguments, {**known, "extra": {EVENT_DICT: event}}

@@ -1,8 +1,9 @@
-"""Write an event without making a LogRecord of it, while nothing in the process could see the record.
+"""Write an event without a LogRecord, if nothing in the process could observe the record.
 
-A record and its way through the standard library cost several times what its line costs, and each request has a line.
-The direct way skips filters, the record factory, functions of the standard library that agents patch, and processors.
-All but the last may change while the service runs, so each event asks whether the direct way is open.
+Creating a record and passing it through the standard library costs several times as much as writing its line, and each
+request writes a line. The direct path skips filters, the record factory, functions of the standard library that agents
+patch, and processors. All of these except processors may change while the service runs, so they are checked for each
+event.
 """
 
 import logging
@@ -17,23 +18,23 @@ __all__ = ["DirectWriter"]
 
 
 class DirectWriter:
-    """Find the direct way for one kind of event.
+    """Write one kind of event without a record where possible.
 
     Args:
-        logger: The logger that would make the record; whether it is enabled is for the caller to ask.
-        event: What happened: the field `event` of the line.
-        level: How severe it is.
+        logger: The logger that would create the record. The caller has to check whether the level is enabled.
+        event: Value of the field `event`.
+        level: Level of the event.
     """
 
     def __init__(self, logger: Logger, event: str, level: int = logging.INFO) -> None:
         self._logger = logger
         self._level = level
         self._event = event
-        self._handler: EventHandler | None = None  # the one that `_write` belongs to
-        self._write: Callable[[dict[str, Any]], None] | None  # None where the handler has processors
+        self._handler: EventHandler | None = None  # the handler that made `_write`
+        self._write: Callable[[dict[str, Any]], None] | None  # None if the handler has processors
 
     def find(self) -> Callable[[dict[str, Any]], None] | None:
-        """Return a function that writes the fields of an event; None while a record has to be made."""
+        """Return a function that writes the fields of an event; None if a record is needed."""
         handlers = logging.root.handlers
         if len(handlers) != 1 or type(handlers[0]) is not EventHandler:
             return None
@@ -50,7 +51,7 @@ class DirectWriter:
 
 
 def _reaches_root_alone(logger: Logger) -> bool:
-    """Say whether a record of the logger passes no filter, and no handler before those of the root logger."""
+    """Return whether the logger's records pass no filters, and no handlers except those of the root logger."""
     if logger.filters:
         return False
     while logger.parent is not None:
@@ -61,7 +62,7 @@ def _reaches_root_alone(logger: Logger) -> bool:
 
 
 def _is_standard(logger_class: type[Logger]) -> bool:
-    """Say whether a record is made by the standard library, and passes nothing but its functions."""
+    """Return whether records are created and handled by unpatched functions of the standard library."""
     return (
         logger_class.makeRecord is _MAKE_RECORD
         and logger_class.handle is _HANDLE
@@ -75,7 +76,7 @@ def _is_standard(logger_class: type[Logger]) -> bool:
 
 
 def _unless_patched(function: Any) -> Any:
-    """Return a function of the standard library, or None if an agent has replaced it before this module was loaded."""
+    """Return a function of the standard library; None if an agent replaced it before this module was imported."""
     own = type(function) is FunctionType and function.__globals__ is vars(logging)
     return function if own else None
 

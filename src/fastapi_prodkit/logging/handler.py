@@ -1,4 +1,4 @@
-"""What a line of the log looks like: the handler that makes every line of the process."""
+"""The handler that formats and writes every log line of the process."""
 
 import json
 import logging
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 __all__ = ["EVENT_DICT", "EVENT_NAME", "EventHandler"]
 
-# 256 KB with 26 bytes of overhead was CloudWatch's limit for one event (PutLogEvents; 1 MB since 2025), and is what
-# log drivers and agents split at. The line break counts as well.
+# Maximum size of a line, including the line break: log drivers and agents split lines at 256 KB. With 26 bytes of
+# overhead, this was CloudWatch's limit of an event (PutLogEvents; 1 MB since 2025).
 _LIMIT = 262_144 - 26 - 1
-_SIZE = 200_000  # characters of a careful copy of an event
-_SMALL_SIZE = 40_000  # and if that made too long a line: a character takes 6 bytes at most, so this one fits
+_SIZE = 200_000  # maximum characters of a redacted event
+_SMALL_SIZE = 40_000  # used if the line is too long: a character takes at most 6 bytes, so this always fits
 
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
-_OURS = "request_id"  # what a context has from us: a plain string
-_PLAIN = frozenset({str, int, float, bool, type(None)})  # types that need no conversion and hide no keys
+_OURS = "request_id"  # our own key in a context; its value is a plain string
+_PLAIN = frozenset({str, int, float, bool, type(None)})  # types that need no conversion and contain no keys
 
-EVENT_DICT = "_structlog"  # the attribute of a record that carries structlog's fields, which may have any names
-EVENT_NAME = "_prodkit_event"  # the attribute that names the event, where the message is a sentence for other handlers
-# Not makeLogRecord: it calls the record factory, and what that adds is no standard attribute.
+EVENT_DICT = "_structlog"  # attribute of a record for structlog's fields, which may have any names
+EVENT_NAME = "_prodkit_event"  # attribute that names the event, if the message is a sentence for other handlers
+# Not makeLogRecord, which calls the record factory: attributes that a factory adds are not standard.
 _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
     *("message", "asctime", "color_message", EVENT_DICT, EVENT_NAME)
 }
 
-# What JSON allows in a string and terminals or line-based readers act upon: C1 controls, line and paragraph separator,
-# and the marks that change the direction of writing.
+# Characters that JSON allows in a string, but that terminals or line-based readers interpret: C1 controls, line and
+# paragraph separators, and marks of text direction.
 _UNSAFE = re.compile("[\x80-\x9f\u2028-\u202e\u2066-\u2069]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _CONTROL_IN_BLOCK = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -54,19 +54,19 @@ _Render: TypeAlias = Callable[[dict[str, Any], dict[str, Any], Sequence[str]], b
 class EventHandler(logging.Handler):
     """Write each record to standard output, as one line.
 
-    `configure_logging` puts it on the root logger. It can be named in a `logging.config` file as well, which gives
-    JSON to a server's parent process, where no app is ever imported.
+    `configure_logging` adds it to the root logger. A `logging.config` file can name it as well, so that a server's
+    parent process, which never imports an app, writes JSON.
 
     Args:
-        settings: Format and further key names to mask; the level is the loggers' business.
+        settings: Format and further key names to mask. The field `level` is not used.
         service: Name of the service, in every line.
         version: Version of the service, in every line.
         environment: Where it runs, in every line.
         processors: Called with each event, in this order, before it is masked and rendered; see `configure_logging`.
 
     Attributes:
-        output: Where lines go, and how many of them were lost.
-        processors: Those that were given.
+        output: Writer of the lines, with the numbers of lost lines.
+        processors: The given processors.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class EventHandler(logging.Handler):
         settings = settings or LogSettings()
         self._contextvars = get_contextvars
         self._redactor = Redactor(settings.redact)
-        self._known_safe_keys: set[str] = set()  # those that events have had before: they are not looked at again
+        self._known_safe_keys: set[str] = set()  # keys of earlier events that need no masking
         self._static: dict[str, str] = {}
         self.output = LineWriter(settings.queue)
         self.processors = tuple(processors)
@@ -102,29 +102,29 @@ class EventHandler(logging.Handler):
         extras = {**self._contextvars(), **_context.of(record)}
         try:
             head["event"] = vars(record).get(EVENT_NAME) or record.getMessage().rstrip()
-        except Exception as error:  # noqa: BLE001 - a message that does not fit its arguments, or a broken __str__
+        except Exception as error:  # noqa: BLE001 - the message does not match its arguments, or a __str__ fails
             head["event"] = record.msg
             extras |= {"logging_error": error, "args": record.args}
         try:
             extras |= _record_fields(record)
             line = self._process(head, extras, [text for error in _errors(record) for text in inputs(error)])
-        except Exception as error:  # noqa: BLE001 - a logging call must not take down what logs; the line says it happened
+        except Exception as error:  # noqa: BLE001 - logging must never raise; the line names the error
             line = self._render(head, {"logging_error": type(error).__name__}, ())
         if line:
             self._write(line)
 
     def writer(self, level: str, logger: str, event: str) -> Callable[[dict[str, Any]], None]:
-        """Return what writes such an event without making a record of it: the short way for what each request has.
+        """Return a function that writes such events without a LogRecord: the fast path for lines of requests.
 
-        What it takes are the event's fields: values of plain types, under names that are not secret. It calls no
-        processors.
+        The function takes the event's fields. Their values must be of plain types and their names must not be secret.
+        It calls no processors.
 
         Args:
-            level: In lower case; whether it is enabled is for the caller to ask.
+            level: In lower case. The caller has to check whether it is enabled.
             logger: Name of the logger.
-            event: What happened.
+            event: Value of the field `event`.
         """
-        # Rendered once: what stands in each line behind the timestamp, which holds the line's first comma.
+        # Rendered once: the constant part of each line, inserted at the first comma, which is after the timestamp.
         head = orjson.dumps({"level": level, "event": event, "logger": logger, **self._static})
         rest, structured = b",%b," % head[1:-1], bool(self._static)
 
@@ -144,14 +144,14 @@ class EventHandler(logging.Handler):
         return {"timestamp": timestamp, "level": level, "event": "", "logger": logger, **self._static}
 
     def _json(self, head: dict[str, Any], extras: dict[str, Any], withheld: Sequence[str]) -> bytes:
-        # Often it can be seen at a glance that there is nothing to mask, to convert or to cut.
+        # Fast path: the event has nothing to mask, to convert or to cut.
         if not withheld and self._is_plain(extras) and (quick := _dump(head | extras)) is not None:
             return quick
         fields = _join(head, extras)
         line = _encode(self._redactor.fields(fields, size=_SIZE, withheld=withheld))
         if len(line) > _LIMIT:
             line = _encode(self._redactor.fields(fields, size=_SMALL_SIZE, withheld=withheld))
-        if len(self._known_safe_keys) < 1_000:  # noqa: PLR2004 - far more names than a program has, few enough to keep
+        if len(self._known_safe_keys) < 1_000:  # noqa: PLR2004 - more than a program uses
             self._known_safe_keys |= {
                 key for key in extras if type(key) is str and key not in head and not self._redactor.is_secret(key)
             }
@@ -161,17 +161,17 @@ class EventHandler(logging.Handler):
         return self._known_safe_keys.issuperset(extras) and _PLAIN.issuperset(map(type, extras.values()))
 
     def close(self) -> None:
-        """Wait until the queue has been written, if there is one, for two seconds at most."""
+        """Wait up to two seconds until the queue, if there is one, has been written."""
         self.output.close()
         super().close()
 
     def _write(self, line: bytes) -> None:
-        with self.lock:  # type: ignore[union-attr]  # so that a line stays in one piece; logging.Handler makes it
+        with self.lock:  # type: ignore[union-attr]  # so that a line is written in one piece; logging.Handler creates it
             self.output.write(line)
 
 
 class _Console:
-    """Readable lines for development; coloured on a terminal."""
+    """Render readable lines for development, with colours on a terminal."""
 
     def __init__(self, redactor: Redactor) -> None:
         from structlog.dev import ConsoleRenderer, plain_traceback  # noqa: PLC0415 - loaded where it is used
@@ -179,7 +179,7 @@ class _Console:
         self._redactor = redactor
         # structlog needs another package for colours on Windows.
         colours = sys.stdout is not None and os.name != "nt" and coloured(sys.stdout)
-        # The other renderers of tracebacks show local variables, and with them secrets.
+        # The other renderers of tracebacks show local variables, which may be secrets.
         self._render = ConsoleRenderer(colors=colours, exception_formatter=plain_traceback)
 
     def __call__(self, head: dict[str, Any], extras: dict[str, Any], withheld: Sequence[str]) -> bytes:
@@ -194,7 +194,7 @@ class _Console:
 
 
 def _processing(processors: "Iterable[Processor]", render: _Render) -> _Render:
-    """Return a renderer that calls the processors first; of an event that one of them drops it makes an empty line."""
+    """Return a renderer that calls the processors first; it returns b"" for an event that a processor drops."""
     from structlog import DropEvent  # noqa: PLC0415 - structlog is loaded where it is used
 
     def process(head: dict[str, Any], extras: dict[str, Any], withheld: Sequence[str]) -> bytes:
@@ -206,7 +206,7 @@ def _processing(processors: "Iterable[Processor]", render: _Render) -> _Render:
         except DropEvent:
             return b""
         fields = dict(event)
-        # A processor may have changed any field, so all of them are masked like an event's own, but for the time.
+        # A processor may have changed any field, so all fields are masked, except the timestamp.
         time = {"timestamp": fields.pop("timestamp")} if isinstance(fields.get("timestamp"), datetime) else {}
         return render(time, fields, withheld)
 
@@ -214,19 +214,19 @@ def _processing(processors: "Iterable[Processor]", render: _Render) -> _Render:
 
 
 def _errors(record: logging.LogRecord) -> Iterator[BaseException]:
-    """Yield the exceptions that a record has, or names in its message."""
+    """Yield the exceptions in a record's `exc_info`, message and arguments."""
     arguments = record.args if isinstance(record.args, tuple) else ()
     info = record.exc_info if isinstance(record.exc_info, tuple) else ()
     yield from (each for each in (*info[1:2], record.msg, *arguments) if isinstance(each, BaseException))
 
 
 def _record_fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what a record has beside its message; what is needed most comes first, before room runs out."""
+    """Return a record's fields, the most important first, because a large event is cut at its end."""
     attributes = vars(record)
     extra = {key: attributes[key] for key in attributes if key not in _STANDARD}
     if EVENT_DICT in attributes:
         extra |= attributes[EVENT_DICT]
-    if extra.get(_OURS) == _context.NO_REQUEST:  # what RequestIDFilter puts on a record for other handlers
+    if extra.get(_OURS) == _context.NO_REQUEST:  # set by RequestIDFilter for other handlers
         del extra[_OURS]
     fields: dict[str, Any] = {}
     if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
@@ -237,14 +237,14 @@ def _record_fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _join(head: dict[str, Any], extras: dict[str, Any]) -> dict[str, Any]:
-    """Add fields to the ones that every line has; one of the same name is kept, with `_` after its name."""
+    """Add fields to the standard ones; if a name exists already, `_` is appended to it."""
     return head | {(f"{key}_" if key in head else key): value for key, value in extras.items()}
 
 
 def _dump(plain: dict[str, Any]) -> bytes | None:
     try:
         line = orjson.dumps(plain, option=_OPTIONS)
-    except TypeError:  # a lone surrogate, or an integer of more than 64 bits
+    except TypeError:  # a lone surrogate, or an integer over 64 bits
         return None
     if len(line) >= _SMALL_SIZE or may_hold_secret(line):
         return None

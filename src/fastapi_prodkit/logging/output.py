@@ -1,8 +1,8 @@
-"""How lines of the log reach standard output: each of them whole, or counted as lost.
+"""Write log lines to standard output, each one completely or counted as lost.
 
-A line is one system call, so that lines of several workers on one pipe do not mix. A pipe that is full makes the caller
-wait, also where it is non-blocking, which it is for every process that shares it as soon as one of them has made it so.
-With a queue a thread waits instead, and lines for which the queue has no place are dropped.
+A line is written by one system call, so that lines of several workers on one pipe do not mix. If the pipe is full, the
+caller waits. This also holds for a non-blocking pipe: one process can make a pipe non-blocking for all that share it.
+With a queue, a thread waits instead of the caller, and lines are dropped while the queue is full.
 """
 
 import select
@@ -16,20 +16,20 @@ from typing import Any
 
 __all__ = ["LineWriter"]
 
-CLOSE_TIME = 2.0  # seconds that the lines of a queue may take to be written when the process ends
-_LOOK_TIME = 0.05  # seconds between two looks at a queue that is being written
+CLOSE_TIME = 2.0  # seconds, longest wait for the queue when the process ends
+_POLL_INTERVAL = 0.05  # seconds between two checks whether the queue was written
 
 
 class LineWriter:
-    """Write lines to standard output, whatever that is at the time. Never raises.
+    """Write lines to the current `sys.stdout`. Never raises.
 
     Args:
-        capacity: How many lines may wait for a thread to write them; None writes in the calling thread.
+        capacity: Maximum number of lines in the queue; None for no queue: the calling thread writes.
 
     Attributes:
-        write: Write a line, or queue it. To be called by one thread at a time.
-        failed: Lines that could not be written, or not as a whole.
-        dropped: Lines for which the queue had no place.
+        write: Function that writes or queues a line; only one thread may call it at a time.
+        failed: Number of lines that were not written, or not completely.
+        dropped: Number of lines that were dropped because the queue was full.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
@@ -37,8 +37,8 @@ class LineWriter:
         self._capacity = capacity or 0
         self._lines: SimpleQueue[bytes | threading.Event] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._writing_since: float | None = None  # the thread has begun a line, on the clock of `monotonic`
-        self._stream: Any = None  # the standard output of the last line, and the short way to it
+        self._writing_since: float | None = None  # when the thread began to write the current line, by `monotonic`
+        self._stream: Any = None  # standard output of the last line, for which `_write_bytes` was made
         self._write_bytes = _raw_writer(None)
         self.write: Callable[[bytes], None] = self._write if capacity is None else self._queue
 
@@ -46,26 +46,26 @@ class LineWriter:
         if self._lines.qsize() >= self._capacity:
             self.dropped += 1
         else:
-            if self._thread is None or not self._thread.is_alive():  # as in a process that was forked
+            if self._thread is None or not self._thread.is_alive():  # for example after a fork
                 self._start()
             self._lines.put(line)
 
     def close(self) -> None:
-        """Wait until the queue has been written, for two seconds at most; later lines are written without a queue.
+        """Wait up to two seconds until the queue has been written; later lines are written without a queue.
 
-        The time counts from the beginning of the line that is being written: queues of one process, or of workers and
-        their parent, that wait for the same reader wait at the same time, and not one after the other.
+        The time counts from the start of the line that is being written. So if one reader blocks several queues, in one
+        process or in workers and their parent, their waits run concurrently.
         """
         if self._thread is not None and self._thread.is_alive():
             written, closing = threading.Event(), monotonic()
             self._lines.put(written)
-            while not written.wait(_LOOK_TIME):
+            while not written.wait(_POLL_INTERVAL):
                 if monotonic() >= min(closing, self._writing_since or closing) + CLOSE_TIME:
-                    return  # nobody reads standard output: a line without the queue would stop its thread for ever
+                    return  # standard output is blocked: writing without the queue would block the calling thread
         self.write = self._write
 
     def _start(self) -> None:
-        self._lines = SimpleQueue()  # what the parent of a forked process has queued is the parent's to write
+        self._lines = SimpleQueue()  # after a fork, the parent writes the lines of the old queue
         self._thread = threading.Thread(target=self._work, name="fastapi_prodkit.log", daemon=True)
         self._thread.start()
 
@@ -86,19 +86,19 @@ class LineWriter:
         try:
             if (count := self._write_bytes(line)) != len(line):
                 _write_rest(sys.stdout.buffer, line, count)
-        except Exception:  # noqa: BLE001 - closed, or gone, or a full disk: there is no place to say so
+        except Exception:  # noqa: BLE001 - closed, or a full disk: it cannot be reported anywhere
             self.failed += 1
 
 
 def _raw_writer(stream: Any) -> Callable[[bytes], int | None]:
-    """Return what writes to a stream, at once, and says how much of a line it has written."""
+    """Return a function that writes bytes to a stream at once and returns the number written."""
     buffer = getattr(stream, "buffer", None)
-    raw = getattr(buffer, "raw", buffer)  # with PYTHONUNBUFFERED there is no buffer in between
+    raw = getattr(buffer, "raw", buffer)  # with PYTHONUNBUFFERED there is no buffer
     if isinstance(raw, FileIO):
-        return raw.write  # a file or pipe: one system call, where a buffer that is flushed takes three times as long
+        return raw.write  # a file or pipe: one system call, three times as fast as a buffer with flush()
 
     def write(line: bytes) -> int:
-        if buffer is None:  # a stream of text only, as tests put there
+        if buffer is None:  # a text stream, as in tests
             stream.write(line.decode())
         else:
             buffer.write(line)
@@ -109,7 +109,7 @@ def _raw_writer(stream: Any) -> Callable[[bytes], int | None]:
 
 
 def _write_rest(buffer: Any, line: bytes, count: int | None) -> None:
-    """Write what is left of the line, and wait for the reader of a non-blocking pipe as a blocking one does."""
+    """Write the rest of the line; if the pipe is non-blocking and full, wait as a blocking pipe does."""
     raw: FileIO = getattr(buffer, "raw", buffer)
     while count != len(line):
         if count is None:

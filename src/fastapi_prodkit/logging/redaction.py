@@ -1,8 +1,8 @@
-"""What may be written: a copy of any value as plain JSON data, without secrets and within a size.
+"""Copy any value as plain JSON data, without secrets and within a maximum size.
 
-Two readings of an event: by key (`password`, `Set-Cookie`, `aws_secret_access_key` are masked whatever they hold) and
-by text (a DSN, a bearer token or `token=...` inside of any string is masked where it stands). Masking too much is an
-inconvenience and masking too little an incident, so every doubt is resolved towards masking.
+Secrets are found in two ways. By key: values of `password`, `Set-Cookie`, `aws_secret_access_key` and the like are
+always masked. By text: a DSN, a bearer token or `token=...` is masked inside any string. Masking too much is an
+inconvenience, masking too little an incident, so doubtful cases are masked.
 """
 
 import dataclasses
@@ -25,26 +25,26 @@ __all__ = ["Redactor", "may_hold_secret"]
 REDACTED = "[redacted]"
 CUT = "[cut]"
 
-# A key is secret if it ends in one of these, in the plural of one, or in digits behind it; case, `-` and `_` make no
-# difference.
+# A key is secret if it ends in one of these words, in its plural, or in the word and digits. Case, `-` and `_` are
+# ignored.
 _NAMES = (
     *("authorization", "cookie", "credential", "session", "session_id", "jwt", "token", "dsn"),
     *("password", "passwd", "passphrase", "pwd", "secret"),
     *("access_key", "api_key", "private_key", "secret_key", "signing_key"),
 )
-_COUNTS = ("tokens", "sessions")  # unless it is a number
+_COUNTS = ("tokens", "sessions")  # not secret if the value is a number
 
-# Every pattern runs in linear time: repetitions are possessive, bounded, or end at a character that they exclude.
-# scheme://user:password@host; a password may hold `/` and `@`, and begin like a port that is followed by a path. In a
-# URL of the web a port is one if what stands before it looks like a host.
+# All patterns run in linear time: repetitions are possessive, bounded, or end at a character that they exclude.
+# This one: scheme://user:password@host. A password may contain `/` and `@`, and may look like a port and a path. In a
+# http or ws URL, digits count as a port if the text before them looks like a host.
 _DSN = re.compile(
     r"(?!(?:(?<=http)|(?<=https)|(?<=ws)|(?<=wss))://(?:localhost|[^\s:/@]*\.[^\s:/@]*):\d{1,5}/)(://(?!\[)[^\s:/@]*+(?:@[^\s:/@]++(?=:(?!\d{1,5}(?:[/\s]|\Z))))?:)"
     r"(?:(?!\d{1,5}/)[^\s/@]*+(?:/(?!/)[^\s/@]*+)*+@|\d{1,5}/[^\s/@\"']*+(?:/(?!/)[^\s/@\"']*+)*+@)"
     r"(?:[^\s/@]*+(?:/(?!/)[^\s/@]*+)*+@)*+"
 )
-# https://token@host, also with an empty password, or with that of GitHub; in other URLs a user alone is no secret.
+# https://token@host, also with an empty password or GitHub's. With other schemes, a user alone is not a secret.
 _TOKEN_IN_URL = re.compile(r"((?:http|ws|redis|valkey|nats)s?://)[^\s:/@?#]++(?::(?:x-oauth-basic)?)?@", re.IGNORECASE)
-# What signs a URL, or is exchanged for a token: by these names in a query only, elsewhere they mean other things.
+# Parameters that sign a URL or are exchanged for a token. Only in a query: elsewhere these names are harmless.
 _QUERY = re.compile(
     r"((?:[?&]|&amp;|\\u0026)(?:code|sig|key|(?:[\w.-]{0,40}[-_])?signature|[\w.-]{0,40}assertion|samlresponse)=)"
     r"[^\s&\"'<>#\\]++",
@@ -55,9 +55,9 @@ _PRIVATE_KEY = re.compile(
     re.DOTALL,
 )
 _BEARER = re.compile(r"\b([Bb]earer|BEARER) +(?:[^\s\"',;]++|[,;]++(?=[^\s\"',;]))++")
-# A whole header line, because a cookie has several parts.
+# Masks the whole header line, because a cookie has several parts.
 _HEADER = re.compile(r"((?:cookie|authorization): ?)(?:[^\r\n\"'=]|=(?:\\*+\"[^\"\r\n]*+\"?)?)++", re.IGNORECASE)
-# What database drivers and pydantic quote from the data: up to the next part of their message, or to the end.
+# Data that database drivers and pydantic quote, up to the next part of their message or to the end.
 _QUOTED_DATA = re.compile(
     r"(\[parameters: |\bDETAIL: +|\binput_value=).*?(?=\n\n|\n[\[(]|\n[A-Z]{4,}:|\nTraceback|, input_type=|\Z)",
     re.DOTALL,
@@ -65,29 +65,29 @@ _QUOTED_DATA = re.compile(
 _INPUT = re.compile(r"(\binput_value=)(?:'(?:[^'\\\n]|\\.)*+'|\"(?:[^\"\\\n]|\\.)*+\")")
 _BARE_TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:eyJ[\w-]{8,}+(?:\.[\w-]*+){2,4}|A[KS]IA[A-Z0-9]{16}\b)"
-)  # JSON web tokens, keys of AWS
+)  # JSON web tokens and AWS keys
 _QUOTED = re.compile(r"[bfru]{0,2}\\?(['\"])(.*?)\\?\1", re.IGNORECASE | re.DOTALL)
-# Only from the beginning of a word on, or a long word without a digit would be read once for each of its letters.
+# Anchored at the start of a word, or a long word without digits would be scanned from each of its letters.
 _WORD_WITH_DIGIT = re.compile(r"(?<![^\s\"'\\,;()\[\]{}<>@])[^\s\"'\\,;()\[\]{}<>@\d]*+\d[^\s\"'\\,;()\[\]{}<>@]*+")
 _HEAD = frozenset({"timestamp", "level", "logger", "service", "environment", "version"})  # what each line has
 _CODE = frozenset({"exception", "stack"})
 
-# The bytes of a line of JSON that show whether there could be a secret, and the quotes and colons of JSON itself; J and
-# I are in what begins a JSON web token or a key of AWS.
+# All bytes except those that may indicate a secret, and JSON's own quotes and colons. J and I occur in the prefixes of
+# JSON web tokens and AWS keys.
 _NO_MARKS = bytes(set(range(256)).difference(b"=\\@' \":JI"))
 _BEHIND_TIME = len('{"timestamp":"2026-11-23T09:41:07')
-# A colon behind a name inside of a string; no quote is before it, and not only digits of a time or of an IPv6 address.
+# A colon after a name inside a string: not after a quote, and not in a time or an IPv6 address.
 _COLON = re.compile(
     rb":(?<!\":)(?:%s)" % b"|".join(rb"(?<=[G-Zg-z_\x80-\xff][0-9A-Fa-f]{%d}:)" % count for count in range(8))
 )
-_WINDOW = 262_144  # characters of a string that are looked at
-_MARGIN = 4_096  # and what is dropped from the end of a longer one: a secret may have been cut in two there
-_ITEM = 32  # what a value costs beside its text: more than any number, and its punctuation
+_WINDOW = 262_144  # characters of a string that are searched
+_MARGIN = 4_096  # characters dropped at the end of the window, where a secret may be cut in two
+_ITEM = 32  # size of a value beside its text: covers any number, and punctuation
 _DEPTH = 8
 
 
 def may_hold_secret(line: bytes) -> bool:
-    """Whether `Redactor.text` could find something in a line of JSON, which begins with its timestamp."""
+    """Return whether `Redactor.text` could find a secret in a line of JSON that begins with its timestamp."""
     return not _is_punctuation(line.translate(None, _NO_MARKS)) and (
         b"=" in line
         or b"\\" in line
@@ -101,18 +101,18 @@ def may_hold_secret(line: bytes) -> bool:
 
 @lru_cache(256)
 def _is_punctuation(marks: bytes) -> bool:
-    """Whether these are the quotes and colons of JSON, and the two colons of a time.
+    """Return whether `marks` has only the quotes and colons of JSON, and the two colons of a time.
 
-    Nearly every line has no others, and lines of one kind have the same ones: so the answers are kept.
+    This holds for nearly every line. Lines of one event have equal marks, so the results are cached.
     """
     return not marks.strip(b'":') and marks.count(b":") == marks.count(b'"":') + 2
 
 
 class Redactor:
-    """Mask secrets in events.
+    """Copy events with their secrets masked.
 
     Args:
-        names: Key names that are secret beside the built-in ones.
+        names: Secret key names in addition to the built-in ones.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -122,16 +122,16 @@ class Redactor:
         self._pair = pair(every)
 
     def is_secret(self, key: str) -> bool:
-        """Whether what stands under this key is masked, unless it is a count; see `hides`."""
+        """Return whether values of this key are masked, except counts; see `hides`."""
         return _squeeze(key).rstrip("0123456789").endswith(self._endings)
 
     def hides(self, key: str, value: Any) -> bool:
-        """Whether this value is masked under this key."""
+        """Return whether this value of this key is masked."""
         is_count = isinstance(value, int | float) and key.lower().endswith(_COUNTS)
         return self.is_secret(key) and not is_count
 
     def text(self, text: str) -> str:
-        """Return the text with the secrets in it masked."""
+        """Return the text with its secrets masked."""
         if "earer " in text or "EARER " in text:
             text = _BEARER.sub(rf"\1 {REDACTED}", text)
         if "PRIVATE KEY" in text:
@@ -158,7 +158,7 @@ class Redactor:
         return "".join([*parts, text[done:]]) if parts else text
 
     def values(self, text: str) -> Iterator[str]:
-        """Yield what `text` masks and would be a secret anywhere: a quoted value, or a word with a digit in it."""
+        """Yield masked parts of a text that are secrets in other texts, too: quoted values and words with a digit."""
         patterns = (_BEARER, _QUERY, _TOKEN_IN_URL, _DSN, _INPUT)
         places = [(match.end(1), match.end()) for pattern in patterns for match in pattern.finditer(text)]
         for start, end in chain(places, values(self._pair, text), values(SQL, text)):
@@ -167,12 +167,12 @@ class Redactor:
             yield from [quoted[2]] if quoted else _WORD_WITH_DIGIT.findall(value)
 
     def fields(self, fields: Mapping[str, Any], *, size: int, withheld: Iterable[str] = ()) -> dict[str, Any]:
-        """Return a copy that any JSON encoder takes. What is masked in one field is masked in each, save in the head.
+        """Return a copy that any JSON encoder accepts. A value masked in one field is masked in all, except standard ones.
 
         Args:
-            fields: The event. Of two values that are too large the first gets more room.
-            size: Bound of the copy, in characters, before they are escaped.
-            withheld: What is masked wherever it stands.
+            fields: The event. If two values are too large, more of the first one is kept.
+            size: Maximum size of the copy, in characters before escaping.
+            withheld: Values to mask in every field.
         """
         copy = _Copy(self, size)
         plain = copy.mapping(fields.items(), 0)
@@ -185,13 +185,13 @@ class Redactor:
 
 
 class _Copy:
-    """One copy of one event. A value gets at most half of the room that is left, so there is some for the next."""
+    """The copy of one event. A value may use at most half of the remaining size, so that some is left for the next."""
 
     def __init__(self, redactor: Redactor, size: int) -> None:
         self._redactor = redactor
         self._left = size
-        self.hidden: list[str] = []  # the values that were masked by their keys
-        self.masked: list[str] = []  # the texts in which something was masked
+        self.hidden: list[str] = []  # values that were masked because of their keys
+        self.masked: list[str] = []  # texts in which a part was masked
 
     def mapping(self, items: Iterable[tuple[Any, Any]], depth: int) -> dict[str, Any]:
         plain: dict[str, Any] = {}
@@ -207,7 +207,7 @@ class _Copy:
                 known = len(self.masked)
                 plain[name] = self.value(item, depth)
                 if name in _CODE:
-                    # Source code has the program's own names behind those of secrets: `token = read_token()`.
+                    # In source code, `token = read_token()` is not a secret: do not search other fields for it.
                     del self.masked[known:]
         return plain
 
@@ -218,7 +218,7 @@ class _Copy:
         self._left -= reserve + _ITEM
         try:
             return self._convert(value, depth + 1)
-        except Exception:  # noqa: BLE001 - a foreign __str__, __iter__ or property; the rest of the event is still good
+        except Exception:  # noqa: BLE001 - a foreign __str__, __iter__ or property fails; the rest of the event is kept
             return f"[unprintable {type(value).__name__}]"
         finally:
             self._left += reserve
@@ -226,7 +226,7 @@ class _Copy:
     def _full(self) -> bool:
         return self._left < 2 * _ITEM
 
-    def _convert(self, value: Any, depth: int) -> Any:  # noqa: C901, PLR0911, PLR0912 - one case for each type
+    def _convert(self, value: Any, depth: int) -> Any:  # noqa: C901, PLR0911, PLR0912 - one case per type
         match value:
             case None | bool():
                 return value
@@ -235,7 +235,7 @@ class _Copy:
             case int():
                 return value if -(2**63) <= value < 2**64 else self._string(str(value))
             case float():
-                return float(value)  # JSON has no NaN and no infinities; they are written as null
+                return float(value)  # JSON has no NaN or infinity; orjson writes null
             case str():
                 return self._string(value)
             case bytes() | bytearray() | memoryview():
@@ -271,7 +271,7 @@ class _Copy:
             plain.append(self.value(item, depth))
         if len(plain) == 2 and isinstance(plain[0], str) and self._redactor.hides(*plain):  # noqa: PLR2004 - a pair
             self.hidden += strings(plain[1])
-            plain[1] = REDACTED  # ASGI has headers as pairs
+            plain[1] = REDACTED  # headers in ASGI are pairs
         return plain
 
     def _string(self, value: str) -> str:
@@ -285,7 +285,7 @@ class _Copy:
         if len(value) > _WINDOW:
             text = text[:-_MARGIN]
         if len(text) > self._left:
-            # The end is kept as well: of a traceback it is the exception.
+            # Keeps the end as well: a traceback ends with the exception.
             head, tail = self._left * 3 // 4, self._left // 4
             text = f"{text[:head]}...[cut {len(value) - head - tail} characters]...{text[len(text) - tail :]}"
         self._left -= len(text)

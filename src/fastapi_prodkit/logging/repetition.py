@@ -1,4 +1,4 @@
-"""What is masked in one place of a record and repeated in another: a password in a field, and in the traceback, too."""
+"""Mask values that one part of a record masks wherever the record repeats them, such as in a traceback."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,15 +10,15 @@ __all__ = ["MOST_VALUES", "inputs", "mask", "strings"]
 
 Plain = TypeVar("Plain")
 
-_SHORTEST: Final = 6  # characters; a shorter value is likely to stand in a text by chance
+_SHORTEST: Final = 6  # characters; a shorter value may occur in a text by chance
 MOST_VALUES: Final = 100  # values of one record
 _DEPTH: Final = 8
 
 
 def inputs(error: BaseException) -> Iterator[str]:
-    """Yield what validation errors of pydantic have as input: an error, its causes, and what they are groups of.
+    """Yield the inputs of pydantic's validation errors in an error, its causes and exception groups.
 
-    pydantic shows the input as `input_value=`, which is masked, but a validator may repeat it in its message.
+    pydantic shows the input as `input_value=`, which is masked, but a validator may repeat the input in its message.
     """
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
@@ -36,7 +36,7 @@ def inputs(error: BaseException) -> Iterator[str]:
 
 
 def strings(value: Any, depth: int = 0) -> Iterator[str]:
-    """Yield the strings of a value, keys left out, that are long enough to be looked for."""
+    """Yield the strings in a value that are long enough to search for; keys are skipped."""
     if isinstance(value, SecretStr | SecretBytes):
         value = value.get_secret_value()
     if isinstance(value, bytes):
@@ -52,7 +52,7 @@ def strings(value: Any, depth: int = 0) -> Iterator[str]:
 
 
 def mask(value: Plain, secrets: Iterable[str], mark: str) -> Plain:
-    """Return plain data with the mark in the place of each secret, as it is or as Python or JSON escape it."""
+    """Return plain data with `mark` in place of each secret, which may be escaped by Python or JSON."""
     first = list(dict.fromkeys(secrets))[:MOST_VALUES]
     spellings = {spelling for secret in first for spelling in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1])}
     return cast("Plain", _mask(value, sorted(spellings, key=len, reverse=True), mark))

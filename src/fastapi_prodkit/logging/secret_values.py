@@ -1,8 +1,8 @@
-"""Where the values of secrets stand in a text: behind a name, and up to where they end, however they are written.
+"""Find the values of secrets in a text: each begins after a secret name, and its form says where it ends.
 
-A quoted value ends at its quote, also if that is doubled or escaped within; a collection or a call at its bracket, with
-all that is nested in it; `<a repr>` at its end; a block of YAML with its indented lines; another value at a space, a
-quote or a bracket, and not at a comma or semicolon with more behind it.
+A quoted value ends at the closing quote; quotes inside may be doubled or escaped. A collection or a call ends at its
+closing bracket, including nested ones. `<a repr>` ends at `>`. A YAML block ends with its last indented line. Any other
+value ends at a space, a quote or a bracket, but not at a comma or semicolon that is followed by more text.
 """
 
 import re
@@ -20,8 +20,8 @@ _PAIR: Final = (
 )
 SQL: Final = re.compile(r"\b(?:[Pp]assword|PASSWORD|IDENTIFIED BY) (?=\\?')")
 
-_MOST_BACKSLASHES: Final = 63  # of a quote that is looked at
-_MOST_UNCLOSED: Final = 4  # brackets for whose other one the whole text is searched, so that the time stays linear
+_MOST_BACKSLASHES: Final = 63  # before a quote that is recognized
+_MOST_UNCLOSED: Final = 4  # unclosed brackets for which the whole text is searched; bounded for linear time
 
 _QUOTE: Final = re.compile(r"[befnru]{0,2}(\\*)([\"'])", re.IGNORECASE)
 _BRACKET: Final = re.compile(r"(?:[a-z_][\w.]*+)?[\[({]", re.IGNORECASE)
@@ -30,18 +30,18 @@ _LINE: Final = r"(?:[^\r\n\\]|\\(?!n))*+"
 _BLOCK_OR_REPR: Final = re.compile(
     rf"[|>][+-]?\d?[ \t]*+(?:(?:\r?\n|\\n)[ \t]++{_LINE})++|(?:(?:\r?\n|\\n)[ \t]*+- {_LINE})++|<[^<>\n]*+>"
 )
-_MORE: Final = re.compile(r"\.?\w|[\[({]")  # of the value, behind a quote or a bracket
+_MORE: Final = re.compile(r"\.?\w|[\[({]")  # continues a value after a quote or a bracket
 _BARE: Final = re.compile(r"(?:basic |bearer )?(?:[^\s&,;\"'<>)\]}]++|[,;]++(?=[^\s&,;\"'<>)\]}]))++", re.IGNORECASE)
 
 
 def pair(names: Iterable[str]) -> re.Pattern[str]:
-    """Return an expression for such a name and what stands between it and its value; `_` in a name is `-` as well."""
+    """Return a pattern for a name and its separator, up to the value; `_` in a name also matches `-`."""
     spellings = (re.escape(name).replace("_", "[-_]?") for name in names)
     return re.compile(_PAIR % "|".join(spellings), re.IGNORECASE)
 
 
 def values(names: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
-    """Yield where the values begin and end that stand behind what an expression finds."""
+    """Yield start and end of each value that follows a match of the pattern."""
     scanner, place = _ValueScanner(text), 0
     while match := names.search(text, place):
         place = scanner.end(match.end())
@@ -50,14 +50,14 @@ def values(names: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
 
 
 class _ValueScanner:
-    """Find ends of values in one text, in time that is proportional to its length."""
+    """Find the ends of values in one text, in linear time."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._unclosed = 0
 
     def end(self, start: int) -> int:
-        """Return where the value ends that begins at `start`; `start` itself if there is none."""
+        """Return the end of the value that begins at `start`; `start` if there is no value."""
         text = self._text
         while True:
             if quote := _QUOTE.match(text, start):
@@ -75,9 +75,9 @@ class _ValueScanner:
         return found if found >= 0 else len(self._text)
 
     def _quoted_end(self, opening: re.Match[str]) -> int | None:
-        """Return where a quoted string ends, or None if it does not.
+        """Return the end of a quoted string; None if it is not closed.
 
-        The quotes of JSON within JSON have as many backslashes as the string is deep; a quote within has more.
+        In JSON inside JSON, each level of nesting adds backslashes to a quote; quotes inside the string have more.
         """
         text, (escape, quote) = self._text, opening.groups()
         period = 2 * len(escape) + 2
@@ -93,7 +93,7 @@ class _ValueScanner:
         return None
 
     def _bracket_end(self, place: int) -> int | None:
-        """Return where the bracket closes behind which `place` is, or None if it does not."""
+        """Return the end of the bracket that opens just before `place`; None if it is not closed."""
         text, depth = self._text, 1
         if self._unclosed >= _MOST_UNCLOSED:
             return None

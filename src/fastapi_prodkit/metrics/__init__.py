@@ -1,10 +1,10 @@
-"""Prometheus metrics of the HTTP side, named as OpenTelemetry's semantic conventions have them.
+"""Prometheus metrics of HTTP requests, named by OpenTelemetry's semantic conventions.
 
-Series are bounded by the code, never by the client: the route is its template, whatever has no route is `_unmatched`,
-an unknown method is `_OTHER`, a client that left is status 499.
+A client cannot increase the number of series: the label `route` is the template of the route, or `_unmatched`; an
+unknown method is `_OTHER`. The status of a request whose client disconnected is 499.
 
-The numbers are plain integers and floats that a custom collector reads when it is scraped. A child of
-prometheus_client costs about 4 us per request, these recorded less than 1.
+The numbers are plain integers and floats, which a custom collector reads at each scrape. Recording takes less than 1 us
+per request; prometheus_client's own histogram takes about 4.
 """
 
 from bisect import bisect_left
@@ -36,8 +36,8 @@ __all__ = ["MetricsMiddleware", "metrics_router"]
 
 # Seconds; OpenTelemetry semantic conventions, HTTP metrics, http.server.request.duration.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-_MOST_PENDING = 100  # durations of a series that wait to be counted together, in some 10 us
-_THREADS = 2  # that render at a time, beside the 40 of the app
+_MOST_PENDING = 100  # durations of a series that are collected, then counted together in about 10 us
+_THREADS = 2  # for rendering, separate from the app's 40
 # RFC 9110 section 9, and PATCH (RFC 5789).
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
@@ -47,15 +47,15 @@ class MetricsMiddleware(Layer):
 
         app.add_middleware(MetricsMiddleware, exempt={"/metrics"})
 
-    `http_server_refusals_total` counts what was refused, by its reason. WebSockets are not measured, because their
-    duration is that of a conversation and not of a request; a handshake that is refused is counted.
+    `http_server_refusals_total` counts refused requests by reason. WebSocket connections are not measured, because they
+    last much longer than requests; refused handshakes are counted.
 
     Args:
         app: The app to serve.
-        exempt: Paths relative to the app, without trailing slash, that are not measured; what is refused there for a
-            stated reason, such as a wrong token, is counted.
-        registry: Where the metrics are shown; prometheus_client's default registry unless given. Several apps that
-            share a registry add up.
+        exempt: Paths relative to the app, without trailing slash, that are not measured. Refusals with a reason, such
+            as a wrong token, are counted there as well.
+        registry: Registry of the metrics. Default: prometheus_client's default registry. The numbers of several apps
+            with one registry are added up.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -75,7 +75,7 @@ class MetricsMiddleware(Layer):
         self.where_exempt = self._refusals
 
     def inside(self, outer: Layer) -> Layer | None:
-        """Leave the request to a layer further out that measures into the same registry."""
+        """Return None if the outer layer uses the same registry: a request must not be measured twice."""
         return None if isinstance(outer, MetricsMiddleware) and outer._metrics is self._metrics else self  # noqa: SLF001 - of the class
 
     def on_request(self, exchange: Exchange) -> None:
@@ -98,7 +98,7 @@ class MetricsMiddleware(Layer):
 
 
 class _Refusals(Layer):
-    """Count refusals; as a layer, those whose reason was stated: a probe that fails with 503 refuses nothing."""
+    """Count refusals. As a layer, only those with a reason: a failing probe's 503 is not a refusal."""
 
     def __init__(self, registry: "CollectorRegistry | None") -> None:
         self._registry = registry
@@ -119,10 +119,11 @@ def metrics_router(
 ) -> APIRouter:
     """Return a router with `GET /metrics`, in Prometheus's text format or OpenMetrics, as the client accepts.
 
-    It is closed (404) unless the settings open it: `public`, or `token`, which the client then has to send as
-    `Authorization: Bearer <token>`. Threads of its own render it, so that it answers while those of the app are stuck.
+    It answers 404 unless the settings allow access: by `public`, or by `token`, which clients send as
+    `Authorization: Bearer <token>`. Separate threads render the metrics, so it answers even if the app's threads are
+    all blocked.
 
-    With several worker processes any of them shows the numbers of all, once the router's lifespan has begun.
+    With several worker processes, each of them shows the numbers of all, after the router's lifespan has started.
     """
     from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use: an app without metrics does not load it
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
@@ -133,7 +134,7 @@ def metrics_router(
     settings = settings or MetricsSettings()
     own = registry or REGISTRY
     workers = Workers.of(own)
-    shown = cast("CollectorRegistry", workers or Collectors(own))  # all that is asked of it is `collect`
+    shown = cast("CollectorRegistry", workers or Collectors(own))  # only `collect` is called
     token = None if settings.token is None else BearerToken(settings.token, registry=registry)
     threads = CapacityLimiter(_THREADS)
 
@@ -144,7 +145,7 @@ def metrics_router(
 
     router = APIRouter(lifespan=lifespan)
 
-    # HEAD, because our own GET routes answer it.
+    # With HEAD, like all our GET routes.
     @router.api_route("/metrics", methods=["GET", "HEAD"], include_in_schema=False)
     async def metrics(request: Request) -> Response:
         if not settings.public:
@@ -153,7 +154,7 @@ def metrics_router(
             token.authorize(request)
         try:
             encode, media_type = choose_encoder(request.headers.get("accept", ""))
-        except TypeError:  # how it fails over a version that is not a number
+        except TypeError:  # raised for a version that is not a number
             encode, media_type = choose_encoder("")
         return Response(await to_thread.run_sync(encode, shown, limiter=threads), media_type=media_type)
 
@@ -161,15 +162,15 @@ def metrics_router(
 
 
 class _HttpMetrics:
-    """The numbers behind the two metrics, and the collector that shows them."""
+    """The numbers of both metrics, and their collector."""
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.active: list[None] = []  # as many as are active: a list grows and shrinks without a lock
+        self.active: list[None] = []  # its length is the number of active requests: append and pop need no lock
         self.durations: dict[tuple[str, str, int], _Histogram] = {}
 
     def count(self, method: str, route: str, status: int) -> "_Histogram":
-        """Count what waits in a histogram, which may be new, and return it."""
+        """Return the histogram of these labels, creating it if needed, with pending durations counted."""
         key = (method if method in _METHODS else "_OTHER", route, status)
         with self.lock:
             histogram = self.durations.setdefault(key, _Histogram())
@@ -197,7 +198,7 @@ class _HttpMetrics:
 
 
 class _Histogram:
-    """Counts by bucket, and the durations that wait to be counted: a deque takes them without a lock."""
+    """Counts by bucket, and pending durations in a deque, whose append needs no lock."""
 
     __slots__ = ("counts", "pending", "sum")
 

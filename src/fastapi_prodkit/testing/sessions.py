@@ -1,4 +1,4 @@
-"""Sessions and clients for tests that are asynchronous themselves, under pytest-asyncio and anyio alike."""
+"""Sessions and clients for asynchronous tests, with pytest-asyncio or anyio."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ __all__ = ["client_of", "rolled_back_session"]
 
 @asynccontextmanager
 async def client_of(app: Starlette, *, base_url: str = "http://testserver") -> AsyncIterator["AsyncClient"]:
-    """Start the app, yield a client that calls it in this event loop, and end the app."""
+    """Run the app's lifespan, and yield a client that calls the app in this event loop."""
     httpx2 = _extras.require("httpx2", extra="testing")
     async with app.router.lifespan_context(app) as state:
 
@@ -33,11 +33,11 @@ async def client_of(app: Starlette, *, base_url: str = "http://testserver") -> A
 
 @asynccontextmanager
 async def rolled_back_session(url: str, **settings: Any) -> AsyncIterator["AsyncSession"]:
-    """Open a session of which nothing remains: a commit in it ends a savepoint, and at the end all is rolled back.
+    """Open a session that is rolled back at the end; a commit in it only releases a savepoint.
 
     Args:
-        url: Of a database that is migrated.
-        settings: Further fields of `DatabaseSettings`; TLS is off unless they say otherwise.
+        url: URL of a migrated database.
+        settings: Further fields of `DatabaseSettings`. TLS is off by default.
     """
     _extras.require("sqlalchemy", extra="database")
     from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 - an extra
