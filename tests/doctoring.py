@@ -31,7 +31,7 @@ def in_order(tmp_path, monkeypatch):
     for name, value in SOUND.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(terminal, "_SOON", 60.0)  # no line about progress on a slow machine
+    monkeypatch.setattr(terminal, "_SHOW_AFTER", 60.0)  # no line about progress on a slow machine
 
 
 def gathered(target=None):

@@ -304,7 +304,7 @@ class TestSurroundings:
         (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "git").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-        monkeypatch.setattr(environment_facts, "_PATIENCE", 0.2 if "sleep" in script else 20)
+        monkeypatch.setattr(environment_facts, "_GIT_TIMEOUT", 0.2 if "sleep" in script else 20)
 
         assert environment_facts.tracked(tmp_path) == ((), reason)
 

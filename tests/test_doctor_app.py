@@ -174,7 +174,7 @@ class TestApp:
         facts = gathered(f"{name}:app")
 
         assert ids(facts) == set()
-        assert facts.skipped["settings"].startswith("the app has no settings of fastapi-prodkit's")
+        assert facts.skipped["settings"].startswith("the app has no settings of fastapi-prodkit:")
         assert "database" in facts.skipped
 
     @pytest.mark.parametrize("times", [1, 2])

@@ -297,7 +297,7 @@ class TestCommand:
 
     def test_progress_is_told_after_a_second(self, monkeypatch, capsys):
         """Whoever waits knows what for."""
-        monkeypatch.setattr(terminal, "_SOON", 0.01)
+        monkeypatch.setattr(terminal, "_SHOW_AFTER", 0.01)
         until_told = "[each.join() for each in threading.enumerate() if isinstance(each, threading.Timer)]"
         name = module(f"import threading\n{until_told}\nfrom fastapi import FastAPI\napp = FastAPI()\n")
 
@@ -311,6 +311,6 @@ class TestCommand:
 
         out = re.sub(r"\s+", " ", capsys.readouterr().out)
         assert code == 0
-        assert "Say what is unsafe, slow or misconfigured" in out
-        assert "Exit codes: 0 nothing as bad as --fail-on, 1 something is, 2 not understood." in out
+        assert "Check a service for unsafe, slow or wrong configuration" in out
+        assert "Exit codes: 0 no finding reaches --fail-on, 1 a finding does, 2 usage error." in out
         assert all(option in out for option in ("--environment", "--json", "--github", "--offline", "--factory"))

@@ -91,7 +91,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("ENVIRONMENT", "dev")
-    monkeypatch.setattr(terminal, "_SOON", 60.0)  # no line about progress on a slow machine
+    monkeypatch.setattr(terminal, "_SHOW_AFTER", 60.0)  # no line about progress on a slow machine
     yield tmp_path
     for name in ("shop", "broken"):
         sys.modules.pop(name, None)
@@ -214,7 +214,7 @@ def test_usable_settings_are_a_success(run, monkeypatch):
 
 def test_progress_is_told_after_a_second(run, project, monkeypatch):
     """Whoever waits, for AWS perhaps, knows what for."""
-    monkeypatch.setattr(terminal, "_SOON", 0.01)
+    monkeypatch.setattr(terminal, "_SHOW_AFTER", 0.01)
     (project / "shop.py").write_text(f"{UNTIL_TOLD}\n{SHOP}")
 
     _, out, err = run("shop:ShopSettings", "--format", "env")

@@ -1,4 +1,4 @@
-"""`fastapi-prodkit db`: migrations with Alembic, as a step of its own before the service starts."""
+"""`fastapi-prodkit db`: run migrations with Alembic, as a separate step before the service starts."""
 
 import logging
 import re
@@ -38,19 +38,19 @@ def _db(
             "-c",
             metavar="FILE",
             envvar=["ALEMBIC_CONFIG", "DATABASE_MIGRATIONS_CONFIG"],
-            help="alembic.ini or pyproject.toml; by default those of the current directory.",
+            help="alembic.ini or pyproject.toml; by default in the current directory.",
         ),
     ] = None,
 ) -> None:
-    """Migrate the database: Alembic with the settings of the service.
+    """Migrate the database with Alembic, using the settings of the service.
 
-    The database is DATABASE_URL, or DATABASE_MIGRATIONS_URL if that is set; a settings class that alembic/env.py names
-    comes first. On PostgreSQL one process migrates at a time, and the others wait.
+    The database is DATABASE_URL, or DATABASE_MIGRATIONS_URL if set; a settings class in alembic/env.py takes
+    precedence. On PostgreSQL one process migrates at a time, and the others wait.
     """
     ctx.obj = config
 
 
-_Sql = Annotated[bool, typer.Option("--sql", help="Write the SQL instead of running it; nothing connects.")]
+_Sql = Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it; does not connect.")]
 _LockTimeout = Annotated[
     float | None,
     typer.Option(
@@ -73,15 +73,15 @@ _StatementLockTimeout = Annotated[
 @app.command()
 def upgrade(
     ctx: typer.Context,
-    revision: Annotated[str, typer.Argument(metavar="REVISION", help="Where to: a revision, +1, or head.")] = "head",
+    revision: Annotated[str, typer.Argument(metavar="REVISION", help="Target: a revision, +1, or head.")] = "head",
     *,
     sql: _Sql = False,
     lock_timeout: _LockTimeout = None,
     statement_lock_timeout: _StatementLockTimeout = None,
 ) -> None:
-    """Run the migrations that the database lacks.
+    """Run pending migrations.
 
-    A database that is ahead, because a newer release has migrated it, is left as it is.
+    If a newer release has already migrated the database further, nothing is changed.
     """
     command = _extras.require("alembic.command", extra="database")
     from alembic.util import CommandError  # noqa: PLC0415 - on first use
@@ -99,10 +99,10 @@ def upgrade(
 
 
 class _Downgrade(TyperCommand):
-    """Take `-1` for the revision that it is."""
+    """Accept `-1` as a revision, not as an option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put what looks like an option behind those that are."""
+        """Move arguments such as `-1` behind the options, after `--`."""
         back = [arg for arg in args if re.fullmatch(r"-\d+", arg)]
         return super().parse_args(ctx, [*(arg for arg in args if arg not in back), *(["--", *back] if back else [])])
 
@@ -111,14 +111,14 @@ class _Downgrade(TyperCommand):
 def downgrade(
     ctx: typer.Context,
     revision: Annotated[
-        str, typer.Argument(metavar="REVISION", help="Where to: a revision, -1, or base; with --sql FROM:TO.")
+        str, typer.Argument(metavar="REVISION", help="Target: a revision, -1, or base; with --sql FROM:TO.")
     ],
     *,
     sql: _Sql = False,
     lock_timeout: _LockTimeout = None,
     statement_lock_timeout: _StatementLockTimeout = None,
 ) -> None:
-    """Take migrations back."""
+    """Revert migrations."""
     command = _extras.require("alembic.command", extra="database")
 
     with _progress() as steps:
@@ -131,9 +131,9 @@ def downgrade(
 def current(
     ctx: typer.Context,
     *,
-    check: Annotated[bool, typer.Option("--check", help="Exit with 3 unless it is the newest.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 3 unless it is the newest revision.")] = False,
 ) -> None:
-    """Show the revision that the database is at."""
+    """Show the current revision of the database."""
     command = _extras.require("alembic.command", extra="database")
     from alembic.util import DatabaseNotAtHead  # noqa: PLC0415 - on first use
 
@@ -149,9 +149,9 @@ def current(
 def history(
     ctx: typer.Context,
     *,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show files and dates, too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show files and dates.")] = False,
 ) -> None:
-    """List the migrations, newest first; the database is not asked."""
+    """List the migrations, newest first, without connecting to the database."""
     command = _extras.require("alembic.command", extra="database")
 
     command.history(_config(ctx), verbose=verbose)
@@ -163,10 +163,10 @@ def revision(
     message: Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="What the migration does.")],
     *,
     autogenerate: Annotated[
-        bool, typer.Option("--autogenerate", help="Write what leads from the database to the models.")
+        bool, typer.Option("--autogenerate", help="Generate operations that make the database match the models.")
     ] = False,
 ) -> None:
-    """Write a new migration; read it before you run it."""
+    """Create a new migration. Review it before you run it."""
     command = _extras.require("alembic.command", extra="database")
 
     with _progress():
@@ -177,19 +177,17 @@ def revision(
 def check(
     ctx: typer.Context,
     *,
-    lint: Annotated[
-        bool, typer.Option("--lint", help="Look for unsafe operations in new migrations instead; PostgreSQL's.")
-    ] = False,
+    lint: Annotated[bool, typer.Option("--lint", help="Find unsafe operations in new PostgreSQL migrations.")] = False,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="REVISION", help="Those above it; by default what the database is at."),
+        typer.Option("--from", metavar="REVISION", help="With --lint: check those after it; by default pending ones."),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="BRANCH", help="Those not on it; main where there is no database."),
+        typer.Option("--base", metavar="BRANCH", help="With --lint: check those not on it; by default main."),
     ] = None,
 ) -> None:
-    """Compare models and migrations; exit with 3 if they differ, or with --lint, if a new migration is unsafe."""
+    """Exit with 3 if models and migrations differ or, with --lint, if a new migration is unsafe."""
     if lint:
         _check_safety(ctx, start, base)
     elif start or base:
@@ -225,15 +223,16 @@ def _check_models(ctx: typer.Context) -> None:
 
 
 class _Progress(logging.Handler):
-    """Show what runs and what is done, while it happens.
+    """Logging handler that prints migrations as they start and finish.
 
-    Alembic and we log it; the handler is gone with the command. An `env.py` that configures logging replaces it.
+    It handles records of Alembic and of this package, and is removed after the command. An `env.py` that configures
+    logging replaces it.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.begun = time.perf_counter()
-        self.steps: set[str] = set()  # one that is repeated is one
+        self.steps: set[str] = set()  # a set, so that repeated attempts count once
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -283,7 +282,7 @@ def _summary(progress: _Progress, nothing: str) -> None:
 
 
 def _words(difference: Any) -> str:
-    """Return one of Alembic's differences in words: what to do, and to what."""
+    """Return a description of one of Alembic's differences: the operation and its object."""
     if isinstance(difference, list):  # several changes of one column
         return "; ".join(_words(change) for change in difference)
     operation, *parts = difference

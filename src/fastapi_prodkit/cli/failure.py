@@ -1,4 +1,4 @@
-"""What went wrong, in one line for a terminal, or with its traceback for the log of a service; without secrets."""
+"""Describe an error without secrets: in one line for a terminal, or with its traceback for the log of a service."""
 
 import logging
 import os
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "logged_failure"]
 
-_CLASS = re.compile(r"^<class '[^']+'>: ")  # what SQLAlchemy's asyncpg dialect puts in front of a message
+_CLASS = re.compile(r"^<class '[^']+'>: ")  # prefix of messages of SQLAlchemy's asyncpg dialect
 _LIBRARIES = ("site-packages", "fastapi_prodkit", "/lib/python", "<")
 
 
 def describe(error: BaseException) -> str:
-    """Return what went wrong; with the place for an error that nobody has expected."""
+    """Return a description of an error; for an unexpected error, with file and line."""
     ours = _settings_error(error) or error
     if isinstance(ours, ProdkitError):
-        return str(ours)  # our own texts hold no value
+        return str(ours)  # our own messages contain no values
     from fastapi_prodkit.logging.redaction import REDACTED, Redactor  # noqa: PLC0415 - `--help` does not need it
-    from fastapi_prodkit.logging.repetition import inputs, mask  # noqa: PLC0415 - likewise
+    from fastapi_prodkit.logging.repetition import inputs, mask  # noqa: PLC0415 - `--help` does not need it
 
     return mask(Redactor().text(_text(error)), inputs(error), REDACTED)
 
 
 @contextmanager
 def logged_failure() -> Iterator[None]:
-    """Log what keeps a service from starting, and raise it on; an app that was not found is left to the terminal.
+    """Log an error that prevents a service from starting, and raise it again; an unknown app is not logged.
 
     Raises:
-        typer.Exit: The app has ended the process while it was loaded. It has not started, so the exit code is never 0.
+        typer.Exit: Loading the app ended the process. The exit code is never 0, because the service has not started.
     """
     try:
         yield
@@ -47,10 +47,10 @@ def logged_failure() -> Iterator[None]:
     except SystemExit as end:
         _log(end, "the process was ended while the app was loaded")
         code = end.code if isinstance(end.code, int) else 1
-        raise typer.Exit(code % 256 or 1) from end  # the system keeps eight bits of it
+        raise typer.Exit(code % 256 or 1) from end  # an exit code has eight bits
     except Exception as error:
         settings = _settings_error(error)
-        # Not `NAME: text`, of which the log masks the text if the name is that of a secret.
+        # Not `NAME: text`, because the log would mask the text if the name is that of a secret.
         wrong = [f"{name} ({text})" for name, text in settings.problems.items()] if settings else []
         _log(error, f"settings cannot be used: {'; '.join(wrong)}" if wrong else describe(error))
         raise
@@ -59,7 +59,7 @@ def logged_failure() -> Iterator[None]:
 def _log(error: BaseException, reason: str) -> None:
     """Write a record with the traceback, in the format of the service."""
     from fastapi_prodkit.logging import EventHandler, configure_logging  # noqa: PLC0415 - `--help` does not need it
-    from fastapi_prodkit.sections import LogSettings  # noqa: PLC0415 - likewise
+    from fastapi_prodkit.sections import LogSettings  # noqa: PLC0415 - `--help` does not need it
 
     if not any(isinstance(handler, EventHandler) for handler in logging.root.handlers):
         environment = os.environ.get("ENVIRONMENT", "dev")
@@ -71,11 +71,11 @@ def _log(error: BaseException, reason: str) -> None:
 
 
 def _settings_error(error: BaseException) -> SettingsError | None:
-    """Return what is wrong by the names of variables: those of our settings, or of the project's own."""
+    """Return the problems by variable name, for our settings or settings classes of the project; else None."""
     from pydantic import ValidationError  # noqa: PLC0415 - `--help` does not need it
-    from pydantic_settings import BaseSettings  # noqa: PLC0415 - likewise
+    from pydantic_settings import BaseSettings  # noqa: PLC0415 - `--help` does not need it
 
-    from fastapi_prodkit._config import variables  # noqa: PLC0415 - likewise
+    from fastapi_prodkit._config import variables  # noqa: PLC0415 - `--help` does not need it
 
     if isinstance(error, ValidationError):
         for model in _subclasses(BaseSettings):
@@ -119,7 +119,7 @@ def _database(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Return the innermost line of the project's own: of a migration, most likely."""
+    """Return file and line of the innermost frame in the project's code, such as a migration."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
     own = next((frame for frame in frames if not any(part in frame.filename for part in _LIBRARIES)), None)
     return f" ({own.filename}:{own.lineno})" if own else ""

@@ -1,4 +1,4 @@
-"""`fastapi-prodkit health URL`: whether a service is well, for Docker's HEALTHCHECK and without curl in the image."""
+"""`fastapi-prodkit health URL`: check a service, for Docker's HEALTHCHECK in images without curl."""
 
 import http.client
 import os
@@ -21,16 +21,14 @@ def health(
         str | None,
         typer.Argument(
             metavar="URL",
-            help="By default http://127.0.0.1:$PORT/health, PORT being 8000 unless it is set; or the first path of "
-            "HEALTH_LIVE_PATHS.",
+            help="By default http://127.0.0.1:$PORT/health, or the first path of HEALTH_LIVE_PATHS; "
+            "PORT is 8000 if not set.",
         ),
     ] = None,
     *,
-    timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="Longest time for the answer, seconds.")
-    ] = 3.0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Time-out of the request, seconds.")] = 3.0,
 ) -> None:
-    """Ask a service whether it is well: exit code 0 for a 2xx, 1 for anything else.
+    """Check that a service is healthy: exit with 0 for a 2xx response, with 1 otherwise.
 
     In a Dockerfile: HEALTHCHECK CMD ["fastapi-prodkit", "health"].
     """
@@ -52,7 +50,7 @@ def health(
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A probe that is redirected is answered by somebody else."""
+    """Handler that follows no redirects, because another server would answer the probe."""
 
     def redirect_request(self, *_: object) -> None:
         return None

@@ -1,4 +1,4 @@
-"""Every variable of a settings class: what it is, and, if anything does, what sets it."""
+"""List every variable of a settings class, with its current value and source."""
 
 import json
 from collections.abc import Iterator
@@ -29,16 +29,16 @@ class Variable:
     """One variable.
 
     Attributes:
-        name: As the environment has it.
-        section: The section it belongs to; empty for those of none.
-        type: In a word or two.
-        default: As one would write it; None if there is none.
-        required: The settings cannot be used without it.
-        begins: Its section is there with it, and not without.
-        description: With its unit.
-        secret: It is never shown.
-        value: What sets it, as it is written there, masked if it is a secret; None if nothing does.
-        source: Where that is; empty for the default.
+        name: Name in the environment.
+        section: Name of its section; empty for a variable without a section.
+        type: Type in one or two words.
+        default: Default as text; None without a default.
+        required: Whether the settings are invalid without it.
+        begins: Whether its section exists only if this variable is set.
+        description: Description with the unit.
+        secret: Whether its value is never shown.
+        value: Current value as text, masked if it is a secret; None if it is not set.
+        source: Where the value comes from; empty for the default.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Variable:
 
 
 def variables(settings_cls: "type[BaseSettings]") -> list[Variable]:
-    """Return all of them in the order of the class, with what the sources have at the moment.
+    """Return all variables in the order of the class, with their current values.
 
-    Nothing is validated, so this works where the settings cannot be used.
+    Values are not validated, so this works for invalid settings as well.
 
     Raises:
         MissingExtraError: A secret in AWS is configured and boto3 is not installed.
@@ -77,7 +77,7 @@ def variables(settings_cls: "type[BaseSettings]") -> list[Variable]:
 
 
 def _sources(settings_cls: "type[BaseSettings]") -> "list[VariablesSource]":
-    """Return the sources that have variables, strongest first, as the class orders them."""
+    """Return the sources that provide variables, in the order of precedence of the class."""
     from pydantic_settings import (  # noqa: PLC0415 - `--help` does not need it
         DotEnvSettingsSource,
         EnvSettingsSource,
@@ -111,7 +111,7 @@ def _declared(settings_cls: "type[BaseSettings]", prefix: str) -> Iterator[Varia
 
 
 def _switch(name: str, section: str, own: FieldInfo, model: type[BaseModel]) -> Variable:
-    """Return the switch of a section; one that needs a variable to be there is switched on by that."""
+    """Return the on/off variable of a section; for a section without one, the required variable that turns it on."""
     needed = any(inner.is_required() for inner in model.model_fields.values())
     default = None if needed else "false" if own.default is None else "true"
     return Variable(
@@ -158,7 +158,7 @@ def _default(declared: FieldInfo) -> str | None:
     if value is PydanticUndefined or value is None or isinstance(value, BaseModel):
         return None
     if isinstance(value, SecretStr):
-        value = value.get_secret_value()  # a default stands in the code
+        value = value.get_secret_value()  # a default is in the source code, so it is not secret
     if isinstance(value, list | tuple | set | frozenset):
         return ",".join(map(str, value))
     if isinstance(value, float) and value.is_integer():

@@ -1,4 +1,4 @@
-"""`fastapi-prodkit db check --lint`: say which new migrations are unsafe beside a running service."""
+"""`fastapi-prodkit db check --lint`: find new migrations that are unsafe while the service runs."""
 
 import os
 from typing import Any
@@ -9,17 +9,17 @@ __all__ = ["lint"]
 
 
 def lint(config: Any, start: str | None, base: str | None) -> bool:
-    """Say on standard error what is unsafe in the new migrations, and return whether there is nothing.
+    """Print unsafe operations in new migrations to standard error, and return whether there are none.
 
     Args:
         config: Alembic's configuration.
-        start: The revision above which they begin.
-        base: The branch that has the older ones.
+        start: Check the revisions after this one.
+        base: Check the revisions that are not on this branch.
     """
     from alembic.script import ScriptDirectory  # noqa: PLC0415 - on first use
 
-    from fastapi_prodkit.database.migration_lint import lint as verdicts  # noqa: PLC0415 - likewise
-    from fastapi_prodkit.database.migration_sql import new_revisions  # noqa: PLC0415 - likewise
+    from fastapi_prodkit.database.migration_lint import lint as verdicts  # noqa: PLC0415 - on first use
+    from fastapi_prodkit.database.migration_sql import new_revisions  # noqa: PLC0415 - on first use
 
     directory = ScriptDirectory.from_config(config)
     which, scripts = new_revisions(config, directory, start, base)

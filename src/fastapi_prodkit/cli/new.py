@@ -20,28 +20,28 @@ __all__ = ["app"]
 Answer = TypeVar("Answer")
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_LONGEST: Final = 40  # characters: load balancers, roles and databases are named after the service
-_ON_ECS: Final = range(3, 23)  # characters that the templates of deploy/ecs take: they put words behind the name
+_LONGEST: Final = 40  # characters; load balancers, roles and databases are named after the service
+_ON_ECS: Final = range(3, 23)  # characters; the templates of deploy/ecs append words to the name
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def new(  # noqa: PLR0913 - an option each
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the service, such as my-shop.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the service, such as my-shop.")],
     *,
-    database: Annotated[Database | None, typer.Option(help="Where the tables are.")] = None,
+    database: Annotated[Database | None, typer.Option(help="Database of the service.")] = None,
     redis: Annotated[
-        bool | None, typer.Option("--redis/--no-redis", help="Count rate limits in Redis, for all processes together.")
+        bool | None, typer.Option("--redis/--no-redis", help="Count rate limits in Redis, shared by all processes.")
     ] = None,
     deploy: Annotated[
-        Deploy | None, typer.Option(help="An image and the workflow that checks; with ecs also what deploys it to AWS.")
+        Deploy | None, typer.Option(help="docker: an image and a CI workflow; ecs: also a deployment to AWS.")
     ] = None,
     directory: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Where to; a new folder named NAME by default.")
+        Path | None, typer.Option(metavar="PATH", help="Target directory; by default a new one named NAME.")
     ] = None,
-    git: Annotated[bool, typer.Option("--git/--no-git", help="Make a repository and its first commit.")] = True,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: PostgreSQL, Redis and docker.")] = False,
+    git: Annotated[bool, typer.Option("--git/--no-git", help="Create a repository with a first commit.")] = True,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not prompt; use PostgreSQL, Redis and docker.")] = False,
 ) -> None:
     """Create a service from the example, with tests, linting and type checks passing.
 
@@ -74,13 +74,13 @@ def _check(name: str, folder: Path) -> None:
 
 
 def _nearest(name: str) -> str:
-    """Return what is most like the name and may be one."""
+    """Return the valid name that is most similar to the given one."""
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789")[:_LONGEST].strip("-")
     return words or "my-service"
 
 
 def _check_deploy(service: Service) -> None:
-    """Refuse what would lose data or count wrongly, tasks on ECS sharing no disk and no memory, and a name too long."""
+    """Refuse SQLite and limits in memory on ECS, whose tasks share neither disk nor memory, and unsuitable names."""
     if service.deploy == Deploy.ECS and len(service.name) not in _ON_ECS:
         near = service.name[: _ON_ECS[-1]].strip("-") if len(service.name) > _ON_ECS[-1] else f"{service.name}-service"
         rule = f"{_ON_ECS[0]} to {_ON_ECS[-1]} characters"
@@ -93,7 +93,7 @@ def _check_deploy(service: Service) -> None:
 
 def _ask(what: str, default: Answer) -> Answer:
     kind = type(default)
-    prompt: Any = typer.confirm if kind is bool else partial(typer.prompt, type=kind)  # each is typed for its own
+    prompt: Any = typer.confirm if kind is bool else partial(typer.prompt, type=kind)  # typed separately
     answer: Answer = prompt(what, default=default)
     return answer
 

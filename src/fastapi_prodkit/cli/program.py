@@ -1,4 +1,4 @@
-"""The list of commands, and how a command ends."""
+"""The list of commands, and how a command exits."""
 
 import importlib
 import os
@@ -22,15 +22,15 @@ from fastapi_prodkit.cli.failure import describe
 
 __all__ = ["COMMANDS", "CommandGroup", "main"]
 
-# Each is a module of this package with a `typer.Typer` named `app`, and what `fastapi-prodkit --help` says of it. The
-# module is imported when it is asked for, and imports what it works with when it runs: so `--help` is quick.
+# Each command is a module of this package with a `typer.Typer` named `app`; the text is its line in the help. To keep
+# `--help` fast, a module is imported only when its command is used, and imports its libraries only when it runs.
 COMMANDS: Final[dict[str, str]] = {
-    "serve": "Serve an app with uvicorn, as production wants it.",
-    "doctor": "Say what is unsafe, slow or misconfigured.",
-    "health": "Ask a service whether it is well.",
-    "settings": "Show every variable, what sets it, and write it down.",
+    "serve": "Serve an app with uvicorn and production defaults.",
+    "doctor": "Check a service for unsafe, slow or wrong configuration.",
+    "health": "Check that a service is healthy.",
+    "settings": "Show every variable with its value and source, or export them.",
     "db": "Migrate the database.",
-    "new": "Make a service of your own from the example.",
+    "new": "Create a service from the example.",
 }
 
 _FAILED, _MISUSED, _INTERRUPTED, _TERMINATED = 1, 2, 130, 143
@@ -38,16 +38,16 @@ _RED, _PLAIN = "\033[31m", "\033[0m"
 
 
 class UnknownCommandError(typer.TyperException):
-    """There is no such command; the message says what to type instead."""
+    """The command does not exist; the message suggests another one."""
 
     exit_code = _MISUSED
 
 
 class CommandGroup(TyperGroup):
-    """Name the nearest command where there is none of the name."""
+    """Suggest the most similar command for an unknown one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command that the arguments begin with."""
+        """Return the command that the first argument names."""
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             options = [option for parameter in self.get_params(ctx) for option in parameter.opts]
             known = {option.lstrip("-"): option for option in options}
@@ -58,19 +58,19 @@ class CommandGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def _names(self, ctx: Any) -> Iterator[str]:
-        """Yield the commands, and behind them those of the groups among them: `db`, `db upgrade`."""
+        """Yield the commands, then the subcommands of groups, such as `db upgrade`."""
         groups = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         yield from (name for name, _ in groups)
         yield from (f"{name} {inner}" for name, group in groups for inner in getattr(group, "commands", ()))
 
 
 class _Program(CommandGroup):
-    """Take the commands from the list."""
+    """The group of all commands in `COMMANDS`."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the base's signature
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - likewise
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - the base's signature
         if cmd_name not in COMMANDS:
             return None
         command = typer.main.get_command(importlib.import_module(f"fastapi_prodkit.cli.{cmd_name}").app)
@@ -88,8 +88,8 @@ def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
 
 
 @app.callback(
-    epilog="Exit codes: 0 done, 1 failed, 2 not understood, 3 the answer is no, 130 and 143 stopped by a signal. "
-    "FASTAPI_PRODKIT_TRACEBACK=1 shows where an error comes from."
+    epilog="Exit codes: 0 done, 1 failed, 2 usage error, 3 check negative, 130 and 143 stopped by a signal. "
+    "FASTAPI_PRODKIT_TRACEBACK=1 shows the traceback of an error."
 )
 def _command(
     *,
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; an error is one line on standard error.
 
     Args:
-        arguments: What stands behind `fastapi-prodkit`; those of the process by default.
+        arguments: Arguments after `fastapi-prodkit`. Default: those of the process.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -116,18 +116,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Abort:
         _complain("interrupted")
         return _INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - whatever a command raises ends it, and becomes the line that says why
+    except Exception as error:  # noqa: BLE001 - any error of a command becomes one line and an exit code
         if os.environ.get("FASTAPI_PRODKIT_TRACEBACK"):
             traceback.print_exc()
         _complain(describe(error))
         return _FAILED
-    if result == _INTERRUPTED:  # typer's answer to KeyboardInterrupt
+    if result == _INTERRUPTED:  # typer returns this for KeyboardInterrupt
         _complain("interrupted")
     return result if isinstance(result, int) else 0
 
 
 def _misused(error: typer.TyperException) -> int:
-    """Say in one line what was not understood, and what to type instead."""
+    """Print the usage error in one line, with a suggestion; return the exit code."""
     message = error.format_message()
     if "\n" in message:  # a command without arguments shows its help
         typer.echo(message, err=True)
@@ -144,7 +144,7 @@ def _misused(error: typer.TyperException) -> int:
 
 
 def _choice(error: typer.TyperException, message: str) -> str | None:
-    """Return the option with the choice that is nearest to what was typed, if it is near any."""
+    """Return the option with the choice most similar to what was typed; None if there is no similar one."""
     typed = re.search(r"'([^']*)' is not one of (.*)", message)
     near = get_close_matches(typed[1], re.findall(r"'([^']*)'", typed[2]), n=1) if typed else []
     parameter = getattr(error, "param", None)
@@ -158,7 +158,7 @@ def _complain(message: str) -> None:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Make SIGTERM end the command in order: it ends process 1 of a container only if there is a handler."""
+    """Install a handler that ends the command on SIGTERM: without one, process 1 of a container ignores the signal."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,10 +1,10 @@
-"""Limits of the head of a request, which uvicorn lacks: a time, a size, and a number of lines.
+"""Limit the head of a request, which uvicorn does not: its time, its size, and its number of header lines.
 
-Without a time a few slow clients hold every connection. Without a size one endless header line stops the event loop:
-httptools joins the parts of a line anew with each part that comes.
+Without a time-out, a few slow clients can occupy all connections. Without a maximum size, one endless header line
+blocks the event loop, because httptools joins all parts of a line again for each part that arrives.
 
-What is refused here has not reached the app. Its edge answers all the same, so that such a refusal has the headers, the
-access line and the count of every other.
+A request that is refused here never reaches the app. The app's edge still sends the response, so that it has the same
+headers, access log line and metrics as other refusals.
 """
 
 import sys
@@ -31,8 +31,8 @@ from fastapi_prodkit.sections import LimitsSettings  # noqa: E402
 
 __all__ = ["HeadLimitProtocol"]
 
-_LINGER: Final = 1.0  # seconds in which a client that is refused can read why, while what it still sends is dropped
-_MOST_DROPPED: Final = 1_048_576  # bytes of it
+_LINGER: Final = 1.0  # seconds before close, for the client to read the response; data it still sends is dropped
+_MOST_DROPPED: Final = 1_048_576  # bytes; beyond it the connection is closed at once
 _DETAILS: Final = {
     400: "The request is not valid HTTP.",
     408: "The head of the request did not arrive in time.",
@@ -41,45 +41,45 @@ _DETAILS: Final = {
 
 
 class _TooManyLinesError(Exception):
-    """The head has too many lines; raised through the parser, which stops."""
+    """The head has too many header lines; raised through the parser to stop it."""
 
 
 class HeadLimitProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which limits the head of a request.
+    """uvicorn's protocol with limits for the head of a request.
 
-    `config.header_timeout`, in seconds, runs from the connection, and again from the first byte of each later request;
-    in between it is uvicorn's keep-alive. A head that has begun and is not there in time is a 408; a connection that
-    has brought nothing is closed.
+    `config.header_timeout`, in seconds, runs from the start of the connection, and from the first byte of each later
+    request; between requests uvicorn's keep-alive time-out applies. An incomplete head after this time is answered by
+    408; a connection without any data is closed.
 
-    `config.limits` has `max_head_size` and `max_headers`. A head beyond one of them is a 431 and the end of the
-    connection; so are more bytes than `max_head_size` in a body that bring nothing of it, such as endless trailers.
-    Trailers are dropped: uvicorn would add them to the headers.
+    `config.limits` has `max_head_size` and `max_headers`. A head that exceeds one of them is answered by 431, and the
+    connection is closed. The same happens for more than `max_head_size` bytes of a body without content, such as
+    endless trailers. Trailers are dropped, because uvicorn would add them to the headers.
     """
 
     _reading: Literal["nothing", "head", "body"] = "nothing"
     _head: TimerHandle | None = None
     _refused = False
-    _dropped = 0  # bytes that have come since
-    _progress = False  # the head is complete, or something of a body has come, since this was last set to False
+    _dropped = 0  # bytes received since the refusal
+    _progress = False  # whether a head was completed or body data arrived since this was last set to False
 
     def connection_made(self, transport: BaseTransport) -> None:
-        """Expect a request on the new connection."""
+        """Start the header time-out of a new connection."""
         super().connection_made(transport)  # type: ignore[arg-type]  # uvicorn's own signature is narrower
         config: Any = self.config
         limits: LimitsSettings | None = config.limits
         self._max_size = (limits and limits.max_head_size) or sys.maxsize
         self._max_lines = (limits and limits.max_headers) or sys.maxsize
-        self._left = self._max_size  # bytes that may come without progress
+        self._left = self._max_size  # bytes that may still arrive without progress
         self._max_time: float = config.header_timeout
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Expect no more."""
+        """Cancel the header time-out."""
         self._cancel_head_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, at most as much at a time as a head may have; or drop it."""
+        """Parse received data in parts of at most the maximum head size; drop data after a refusal."""
         self._unset_keepalive_if_required()
         while data and not self.transport.is_closing():
             if self._refused:
@@ -94,36 +94,36 @@ class HeadLimitProtocol(HttpToolsProtocol):
                 self._refuse(431, "head_too_large", f"{what} larger than LIMITS_MAX_HEAD_SIZE={self._max_size}")
 
     def on_message_begin(self) -> None:
-        """Expect the rest of the head."""
+        """Start the header time-out if it is not running."""
         super().on_message_begin()
         self._reading = "head"
         if self._head is None:
             self._start_head_timer()
 
     def on_headers_complete(self) -> None:
-        """Expect no more of the head: what follows is the body, which the app waits for."""
+        """Cancel the header time-out: the head is complete."""
         if len(self.headers) > self._max_lines:
             raise _TooManyLinesError
         super().on_headers_complete()
-        if not self.parser.should_upgrade():  # then there are no trailers, and uvicorn looks through the headers again
-            self.headers = []  # for trailers, which uvicorn would add to the headers that the app has
+        if not self.parser.should_upgrade():  # an upgrade has no trailers, and needs the headers
+            self.headers = []  # a list for trailers: uvicorn would append them to the app's headers
         self._cancel_head_timer()
         self._progress = True
         self._reading = "body"
 
     def on_body(self, body: bytes) -> None:
-        """Note that something of the body has come."""
+        """Record that body data has arrived."""
         self._progress = True
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Begin to count anew."""
+        """Reset the limits for the next request."""
         self._progress = True
         self._reading = "nothing"
         super().on_message_complete()
 
     def _parse(self, data: bytes) -> None:
-        """Do what uvicorn does with the data, and refuse what it cannot read."""
+        """Parse the data as uvicorn does, and refuse a request that is malformed or has too many header lines."""
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade:
@@ -135,29 +135,29 @@ class HeadLimitProtocol(HttpToolsProtocol):
             if isinstance(error.__context__, _TooManyLinesError):
                 self._refuse(431, "head_too_large", f"more header lines than LIMITS_MAX_HEADERS={self._max_lines}")
             else:
-                # The parser's own texts repeat nothing of what the client has sent; those of a callback do.
+                # Messages of the parser do not repeat the client's data; those of callbacks do.
                 wrong = "the target cannot be read" if isinstance(error, HttpParserCallbackError) else error
                 self._refuse(400, "malformed_request", f"not valid HTTP: {wrong}")
 
     def _refuse(self, status: int, code: Code, text: str) -> None:
-        """Answer in place of the app, and read no more of the connection."""
+        """Send a refusal in place of the app's response, and stop parsing."""
         self._refused = True
         self._cancel_head_timer()
         refusal = Refusal(ProblemError(status, _DETAILS[status]), Reason(code, text))
         if self._reading == "body":
-            self.loop.call_soon(self._refuse_body, refusal)  # when the app's task has begun
+            self.loop.call_soon(self._refuse_body, refusal)  # after the app's task has started
         else:
             self._refuse_head(refusal)
 
     def _refuse_head(self, refusal: Refusal) -> None:
-        """Answer a request that the app has not seen, and close when the client has had time to read the answer.
+        """Send the refusal of a request that the app has not seen; close after the client had time to read it.
 
-        Without an answer if an earlier request has none yet: the client would take this one for it.
+        If an earlier request has no response yet, close without a response: the client would mistake it for that one.
         """
         edge = getattr(self.app, "middleware_stack", None)
         app = edge.around_refusal(refusal) if isinstance(edge, Edge) else AccessLogMiddleware(refusal)
         send: Send = _nothing
-        if getattr(self.cycle, "response_complete", True):  # there is no cycle before the first request
+        if getattr(self.cycle, "response_complete", True):  # None before the first request
             send = self._write
             self._head = self.loop.call_later(_LINGER, self.transport.close)
         else:
@@ -167,7 +167,7 @@ class HeadLimitProtocol(HttpToolsProtocol):
         task.add_done_callback(self.tasks.discard)
 
     def _refuse_body(self, refusal: Refusal) -> None:
-        """Answer in place of an app that waits for the body; if it has begun to answer, close the connection."""
+        """Send the refusal in place of an app that waits for the body; if its response has started, close."""
         self.cycle.keep_alive = False
         scope: Any = self.cycle.scope
         exchange = Exchange.innermost(scope)
@@ -175,7 +175,7 @@ class HeadLimitProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _scope_of_head(self) -> Scope:
-        """Return what is known of a request whose head is refused; its method is None if that is not known."""
+        """Return a scope with what is known of a refused request; its method is None if it is unknown."""
         begun = self._reading == "head"
         target = self.url if begun and self.url.startswith(b"/") else b""
         path = target.partition(b"?")[0]
@@ -193,11 +193,11 @@ class HeadLimitProtocol(HttpToolsProtocol):
             "client": self.client,
             "server": self.server,
             "state": self.app_state.copy(),
-            "app": self.app,  # which knows the template of the path
+            "app": self.app,  # for the route template of the path
         }
 
     async def _write(self, message: Message) -> None:
-        """Write a refusal, which has a status with headers, and a body."""
+        """Write a message of the refusal to the connection."""
         if message["type"] == "http.response.start":
             headers = [*self.server_state.default_headers, *message["headers"], (b"connection", b"close")]
             lines = b"".join(b"%b: %b\r\n" % header for header in headers)
@@ -214,7 +214,7 @@ class HeadLimitProtocol(HttpToolsProtocol):
         self._head = self.loop.call_later(self._max_time, self._miss_head)
 
     def _miss_head(self) -> None:
-        """Refuse a head that has begun, and close a connection that has brought nothing."""
+        """Called when the header time-out expires: refuse an incomplete head, or close a connection without data."""
         if self._reading == "head":
             self._refuse(408, "head_timeout", f"head not complete after --header-timeout={self._max_time:g} s")
         else:
@@ -231,4 +231,4 @@ async def _serve(app: ASGIApp, scope: Scope, send: Send) -> None:
 
 
 async def _nothing(message: Message | None = None) -> Any:
-    """Stand for a client from which no more is read, and to which nothing is written."""
+    """Receive or send nothing: for a connection that is no longer used."""

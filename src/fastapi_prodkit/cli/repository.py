@@ -1,4 +1,4 @@
-"""The first commit of a service."""
+"""Create the first commit of a service."""
 
 import shutil
 import subprocess
@@ -6,20 +6,20 @@ from pathlib import Path
 
 __all__ = ["commit"]
 
-# The author, for those who have not told git who they are, as in a container.
-_NOBODY = {"user.name": "fastapi-prodkit new", "user.email": "fastapi-prodkit-new@localhost"}
+# The author if git has none configured, as in a container.
+_DEFAULT_AUTHOR = {"user.name": "fastapi-prodkit new", "user.email": "fastapi-prodkit-new@localhost"}
 
 
 def commit(folder: Path) -> str:
-    """Put the folder under git with all that is in it, and return a sentence about it.
+    """Create a git repository in the folder, commit all files, and return a sentence about the result.
 
-    A folder that lies in a repository already becomes part of that one, and is left for its owner to commit.
+    If the folder is inside a repository already, nothing is committed.
     """
     if shutil.which("git") is None:
         return "git is not installed, so there is no repository yet."
     if _git(folder.parent, "rev-parse", "--is-inside-work-tree").returncode == 0:
         return "It lies in a repository already: commit it there."
-    unknown = [f"{key}={value}" for key, value in _NOBODY.items() if _git(folder, "config", key).returncode]
+    unknown = [f"{key}={value}" for key, value in _DEFAULT_AUTHOR.items() if _git(folder, "config", key).returncode]
     for command, *options in (
         ("init", "--quiet", "--initial-branch=main"),
         ("add", "--all"),

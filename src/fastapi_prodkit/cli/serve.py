@@ -1,4 +1,4 @@
-"""`fastapi-prodkit serve module:app`: uvicorn with the production settings that nobody remembers."""
+"""`fastapi-prodkit serve module:app`: run uvicorn with production defaults."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from fastapi_prodkit.exceptions import SettingsError
 
 __all__ = ["app"]
 
-KEEP_ALIVE = 75  # seconds: longer than a balancer keeps an idle connection (ALB: 60), so that it is the one to close it
+KEEP_ALIVE = 75  # seconds; longer than a load balancer's (ALB: 60), so that the load balancer closes connections first
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -37,19 +37,20 @@ def serve(  # noqa: PLR0913 - an option each
             metavar="COUNT",
             envvar="WEB_CONCURRENCY",
             min=1,
-            help="Processes; by default one for each core they may use.",
+            help="Number of worker processes; by default one per available core.",
         ),
     ] = None,
     header_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="Longest time for the head of a request, seconds.")
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time-out for the head of a request, seconds.")
     ] = 10.0,
     factory: Annotated[bool, typer.Option("--factory", help="APP is a function that returns the app.")] = False,
 ) -> None:
-    """Serve an app with uvicorn, as production wants it.
+    """Serve an app with uvicorn and production defaults.
 
-    Logging is the app's, one line a request; no Server header; connections are kept for 75 s; requests in flight have
-    SHUTDOWN_GRACE to finish; X-Forwarded-* count from PROXY_TRUSTED only; a client that takes too long for the head of
-    a request is refused. Without a shared store for rate limits one process is the default.
+    The app configures logging, with one line per request. There is no Server header. Idle connections are kept for
+    75 s. At shutdown, requests have SHUTDOWN_GRACE seconds to finish. X-Forwarded-* headers are accepted from
+    PROXY_TRUSTED only. A slow client gets 408 after --header-timeout. Without a shared store for rate limits, the
+    default is one worker.
     """
     _extras.require("uvicorn", extra="standard")
     from fastapi_prodkit.cli.supervisor import ServeConfig  # noqa: PLC0415 - an extra
@@ -71,11 +72,11 @@ def serve(  # noqa: PLR0913 - an option each
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=_grace(settings),  # type: ignore[arg-type]  # it goes to asyncio, which takes a float
+        timeout_graceful_shutdown=_grace(settings),  # type: ignore[arg-type]  # passed to asyncio, which accepts a float
         lifespan="on",
     )
-    config.header_timeout = header_timeout  # goes with it into each worker
-    config.limits = _limits(settings)  # likewise
+    config.header_timeout = header_timeout  # the config is passed to each worker
+    config.limits = _limits(settings)
     _announce(config, processes)
     raise typer.Exit(_run(config, processes))
 
@@ -86,12 +87,12 @@ def _load(application: str, *, factory: bool) -> Any:
 
 
 def _settings_of(loaded: Any) -> Any:
-    """Return the settings that create_app has left with the app; None for an app of another kind."""
+    """Return the settings that create_app stored with the app; None for other apps."""
     return getattr(getattr(loaded, "state", None), "settings", None)
 
 
 def _refuse_workers(settings: Any, processes: int) -> None:
-    """Refuse here what each worker would refuse, again and again: uvicorn starts a worker anew that has ended."""
+    """Refuse settings that each worker would refuse: uvicorn would restart the workers for ever."""
     strict = settings is not None and settings.environment in ("staging", "prod")
     if processes > 1 and strict and counts_alone(settings.rate_limit):
         raise SettingsError({"RATE_LIMIT_ENABLED": f"each of {processes} worker processes {COUNTS_ALONE}"})
@@ -99,7 +100,7 @@ def _refuse_workers(settings: Any, processes: int) -> None:
 
 def _default_workers(settings: Any) -> int:
     if counts_alone(getattr(settings, "rate_limit", None)):
-        return 1  # several would each count for itself
+        return 1  # several workers would count separately
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return cores or 1
 
@@ -112,14 +113,14 @@ def _grace(settings: Any) -> float:
 
 
 def _limits(settings: Any) -> Any:
-    """Return the section with the limits of a head; None if the app has switched it off."""
+    """Return the section with the limits of a head; None if the app has turned it off."""
     from fastapi_prodkit.sections import LimitsSettings  # noqa: PLC0415 - `--help` does not need it
 
     return LimitsSettings() if settings is None else settings.limits
 
 
 def _protocol() -> Any:
-    """Return uvicorn's protocol with a time for the head; what uvicorn finds by itself where httptools is missing."""
+    """Return the protocol that limits heads; "auto", uvicorn's own choice, if httptools is not installed."""
     try:
         from fastapi_prodkit.cli.protocol import HeadLimitProtocol  # noqa: PLC0415 - an extra
     except ImportError:
@@ -128,7 +129,7 @@ def _protocol() -> Any:
 
 
 def _parent_log(settings: Any) -> dict[str, Any]:
-    """Have a process whose app configures no logging, such as the parent of the workers, write the same lines."""
+    """Return a logging configuration for a process whose app configures none, such as the parent of the workers."""
     service = getattr(settings, "service", None)
     handler = {
         "()": "fastapi_prodkit.logging.EventHandler",

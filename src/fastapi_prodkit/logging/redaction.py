@@ -167,7 +167,7 @@ class Redactor:
             yield from [quoted[2]] if quoted else _WORD_WITH_DIGIT.findall(value)
 
     def fields(self, fields: Mapping[str, Any], *, size: int, withheld: Iterable[str] = ()) -> dict[str, Any]:
-        """Return a copy that any JSON encoder accepts. A value masked in one field is masked in all, except standard ones.
+        """Return a copy that any JSON encoder accepts. What is masked in one field is masked in all but standard ones.
 
         Args:
             fields: The event. If two values are too large, more of the first one is kept.

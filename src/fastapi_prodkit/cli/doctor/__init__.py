@@ -1,4 +1,4 @@
-"""`fastapi-prodkit doctor`: what is unsafe, slow or misconfigured, before production finds out."""
+"""`fastapi-prodkit doctor`: report unsafe, slow or wrong configuration before a deployment."""
 
 from fastapi_prodkit.cli.doctor.command import app
 

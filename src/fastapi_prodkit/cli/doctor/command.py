@@ -1,4 +1,4 @@
-"""The command: what may be typed, and what the exit code says."""
+"""The command `doctor`: its options and exit codes."""
 
 import os
 from difflib import get_close_matches
@@ -20,32 +20,30 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command(
-    epilog="Exit codes: 0 nothing as bad as --fail-on, 1 something is, 2 not understood. Without MODULE:APP it looks "
-    "at settings, files, dependencies and the container."
+    epilog="Exit codes: 0 no finding reaches --fail-on, 1 a finding does, 2 usage error. Without MODULE:APP it checks "
+    "settings, files, dependencies and the container."
 )
 def doctor(  # noqa: PLR0913 - an option each
     application: Annotated[str | None, typer.Argument(metavar="MODULE:APP", help="Such as service.main:app.")] = None,
     *,
     environment: Annotated[
         Environment | None,
-        typer.Option(help="Whose settings to judge; by default staging where ENVIRONMENT says so, and else prod."),
+        typer.Option(help="Environment to check; by default prod, or staging if ENVIRONMENT says so."),
     ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Leave a rule out; may be given several times.")
-    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(metavar="ID", help="Skip a rule; may be repeated.")] = None,
     fail_on: Annotated[Severity, typer.Option(help="Lowest severity that fails the command.")] = "error",
     json: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
     github: Annotated[bool, typer.Option("--github", help="Write annotations for GitHub Actions.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Leave the database alone.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not connect to the database.")] = False,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="Longest time for the database, seconds.")
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time-out for the database, seconds.")
     ] = 5.0,
     factory: Annotated[bool, typer.Option("--factory", help="APP is a function that returns the app.")] = False,
 ) -> None:
-    """Say what is unsafe, slow or misconfigured, before production does.
+    """Check a service for unsafe, slow or wrong configuration.
 
-    It imports the app as production would, without starting it, and reads the settings of --environment. It changes
-    nothing, and shows no secret.
+    The app is imported as in production, but not started. The settings are those of --environment. Nothing is changed,
+    and no secret is shown.
     """
     if json and github:
         raise typer.BadParameter("--json and --github exclude each other: choose one")
@@ -66,7 +64,7 @@ def doctor(  # noqa: PLR0913 - an option each
 
 
 def _known(ignored: list[str]) -> list[str]:
-    """Return the ids, if there is a rule of each: one that is misspelt, or gone, would ignore nothing."""
+    """Return the ids; raise for an id without a rule, because it would ignore nothing."""
     from fastapi_prodkit.cli.doctor.rules import RULES  # noqa: PLC0415 - `--help` does not need them
 
     names = [rule.id for rule in RULES]

@@ -1,4 +1,4 @@
-"""What only the database itself knows, asked once and within a time."""
+"""Query the database once, within a time-out."""
 
 import asyncio
 from pathlib import Path
@@ -12,32 +12,32 @@ from fastapi_prodkit.sections import DatabaseSettings
 __all__ = ["ask", "migration_scripts"]
 
 _SUPERUSER = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
-_SCRIPTS = "alembic.ini"  # where they are configured by convention, in the directory of the service
+_SCRIPTS = "alembic.ini"  # the usual configuration file, in the directory of the service
 
 
 def ask(settings: DatabaseSettings, timeout: float) -> Server:
-    """Return what the database says, or why it says nothing.
+    """Return limits, privileges and pending migrations of the database, or why it could not be queried.
 
     Args:
-        settings: How to reach it; with one connection.
-        timeout: Longest time for everything, seconds.
+        settings: Settings of the database; one connection is opened.
+        timeout: Time-out for everything, seconds.
     """
     try:
         return asyncio.run(_ask(settings, timeout))
     except TimeoutError:
         return Server(failure=f"it does not answer within {timeout:g} s")
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is why the database cannot be asked
+    except Exception as error:  # noqa: BLE001 - any error is reported as the reason
         return Server(failure=describe(error))
 
 
 def migration_scripts(settings: DatabaseSettings) -> str | None:
-    """Return the file that configures the migrations; None if nobody can tell."""
+    """Return the file that configures the migrations; None if it is unknown."""
     return settings.migrations_config or (_SCRIPTS if Path(_SCRIPTS).is_file() else None)
 
 
 async def _ask(settings: DatabaseSettings, longest: float) -> Server:
     from fastapi_prodkit.database.engine import create_engine  # noqa: PLC0415 - it needs an extra
-    from fastapi_prodkit.database.failure import translate_errors  # noqa: PLC0415 - likewise
+    from fastapi_prodkit.database.failure import translate_errors  # noqa: PLC0415 - it needs an extra
 
     few = {"pool_size": 1, "max_overflow": 0, "connect_timeout": min(longest, settings.connect_timeout)}
     engine = create_engine(settings.model_copy(update=few))

@@ -1,4 +1,4 @@
-"""What stands around the service: files under git, installed packages, and the container."""
+"""Facts about the environment: files under git, installed packages, and the container."""
 
 import os
 import subprocess
@@ -10,25 +10,25 @@ from fastapi_prodkit.cli.doctor.facts import Container
 
 __all__ = ["container", "installed", "tracked"]
 
-_PATIENCE = 10.0  # seconds for git
+_GIT_TIMEOUT = 10.0  # seconds
 _SERVER = ("uvicorn", "uvloop", "httptools")
-# What container runtimes and orchestrators leave behind.
+# Paths that exist in containers.
 _MARKS = (".dockerenv", "run/.containerenv", "var/run/secrets/kubernetes.io")
 _VARIABLES = ("ECS_CONTAINER_METADATA_URI_V4", "KUBERNETES_SERVICE_HOST")
 
 
 def tracked(directory: Path) -> tuple[tuple[str, ...], str | None]:
-    """Return the files under git below the directory; or none, and why.
+    """Return the tracked files below the directory; or none, and the reason.
 
-    Git's own refusal of a repository that belongs to somebody else holds: its configuration can run commands.
+    Git refuses a repository of another user, because its configuration can run commands. This check is not bypassed.
     """
     command = ["git", "ls-files", "-z"]
     try:
-        run = subprocess.run(command, cwd=directory, capture_output=True, timeout=_PATIENCE, check=False)  # noqa: S603 - fixed
+        run = subprocess.run(command, cwd=directory, capture_output=True, timeout=_GIT_TIMEOUT, check=False)  # noqa: S603 - fixed
     except FileNotFoundError:
         return (), "git is not installed"
     except subprocess.TimeoutExpired:
-        return (), f"git took longer than {_PATIENCE:g} s"
+        return (), f"git took longer than {_GIT_TIMEOUT:g} s"
     if run.returncode:
         said = run.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("fatal: ")
         return (), said.partition(" (")[0] or "git failed"
@@ -41,11 +41,11 @@ def installed() -> frozenset[str]:
 
 
 def container(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> Container | None:
-    """Return what the container gives this process; None outside of one.
+    """Return the limits of the container of this process; None outside of a container.
 
     Args:
-        root: Where the file system begins.
-        environment: Variables; those of the process by default.
+        root: Root of the file system.
+        environment: Environment variables. Default: those of the process.
     """
     variables = os.environ if environment is None else environment
     if not any((root / mark).exists() for mark in _MARKS) and not any(name in variables for name in _VARIABLES):

@@ -1,4 +1,4 @@
-"""One examination: the facts are gathered, then every rule looks at them."""
+"""One run of the doctor: gather the facts, then apply every rule to them."""
 
 import logging
 import sys
@@ -19,19 +19,19 @@ from fastapi_prodkit.cli.terminal import show_progress
 __all__ = ["Examination", "examine", "gather"]
 
 _UNREAD = "the app could not be loaded, and its settings with it"
-_UNUSED = "the app has no settings of fastapi-prodkit's: HOSTS_ALLOWED, DATABASE_URL and the others mean nothing to it"
+_UNUSED = "the app has no settings of fastapi-prodkit: HOSTS_ALLOWED, DATABASE_URL and the others have no effect"
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found, the worst first, and what was not looked at."""
+    """The findings, most severe first, and what was skipped."""
 
     facts: Facts
     findings: tuple[Finding, ...]
 
 
 def examine(facts: Facts, *, ignored: Collection[str] = ()) -> Examination:
-    """Have every rule look at the facts, but for those whose id is ignored."""
+    """Apply every rule to the facts, except rules whose id is in `ignored`."""
     from fastapi_prodkit.cli.doctor.rules import RULES  # noqa: PLC0415 - `--help` does not need them
 
     found = [finding for rule in RULES if rule.id not in ignored for finding in rule.findings(facts)]
@@ -39,16 +39,16 @@ def examine(facts: Facts, *, ignored: Collection[str] = ()) -> Examination:
 
 
 def gather(target: str | None, *, environment: str, factory: bool, timeout: float | None) -> Facts:
-    """Load the app, read its settings, ask its database, and look around.
+    """Load the app, read its settings, query its database, and inspect the environment.
 
     Args:
-        target: The app, as module:app; None for the settings and what stands around.
-        environment: The one to judge.
+        target: The app, as module:app; None to gather only settings and environment.
+        environment: The environment whose settings are read.
         factory: Whether the target is a function that returns the app.
-        timeout: Longest time for the database, seconds; None leaves it alone.
+        timeout: Time-out for the database, seconds; None to skip the database.
 
     Raises:
-        UnknownAppError: There is no such app.
+        UnknownAppError: The app does not exist.
     """
     skipped: dict[str, str] = {}
     with _quiet():
@@ -70,11 +70,11 @@ def gather(target: str | None, *, environment: str, factory: bool, timeout: floa
 
 
 def _around(skipped: dict[str, str]) -> Facts:
-    """Return what stands around the service."""
+    """Return the facts about the environment of the service."""
     container = environment_facts.container()
     files, untracked = environment_facts.tracked(Path.cwd())
     skipped |= {"files": untracked} if untracked else {}
-    skipped |= {} if container else {"container": "this process runs in none"}
+    skipped |= {} if container else {"container": "this process is not in a container"}
     return Facts(
         directory=Path.cwd(),
         container=container,
@@ -88,7 +88,7 @@ def _server(loaded: Loaded, timeout: float | None, skipped: dict[str, str]) -> S
     database = getattr(loaded.settings, "database", None)
     if loaded.settings is None:
         skipped["settings"] = "they cannot be used" if loaded.unusable else _UNREAD if loaded.failure else _UNUSED
-        skipped["database"] = "without the settings nobody knows where it is"
+        skipped["database"] = "its URL is in the settings, which are unknown"
     elif database is None:
         skipped["database"] = "DATABASE_URL is not set"
     elif timeout is None:
@@ -115,7 +115,7 @@ def _app(loaded: Loaded, target: str | None, skipped: dict[str, str]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the app prints and logs when it is made away from the report."""
+    """Suppress what the app prints and logs while it is loaded."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""What the doctor looks at: facts, gathered before the first rule runs, so that a rule is a function of them."""
+"""The facts that rules check. All are gathered before the first rule runs, so a rule is a pure function."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,13 +15,13 @@ __all__ = ["Container", "Facts", "Server"]
 
 @dataclass(frozen=True)
 class Server:
-    """What the database said.
+    """Facts from the database.
 
     Attributes:
-        failure: Why it could not be asked; None if it answered.
-        allowed: How many connections it allows this role; None if it is not PostgreSQL.
-        superuser: Whether the role may do anything.
-        pending: Which migrations it lacks; None if it lacks none, or nobody knows of any.
+        failure: Why it could not be queried; None if it answered.
+        allowed: Number of connections allowed for the role; None if the database is not PostgreSQL.
+        superuser: Whether the role is a superuser.
+        pending: Description of pending migrations; None if there are none, or if it is unknown.
     """
 
     failure: str | None = None
@@ -32,13 +32,13 @@ class Server:
 
 @dataclass(frozen=True)
 class Container:
-    """What the container that this process runs in gives it.
+    """Facts about the container of this process.
 
     Attributes:
-        root: Whether the process is root.
-        first: Name of process 1, which gets SIGTERM.
-        cores: Share of the processors; None without a limit.
-        memory: Bytes; None without a limit.
+        root: Whether the process runs as root.
+        first: Name of process 1, which receives SIGTERM.
+        cores: Limit of processor cores; None without a limit.
+        memory: Limit of memory, bytes; None without a limit.
     """
 
     root: bool
@@ -49,27 +49,27 @@ class Container:
 
 @dataclass(frozen=True)
 class Facts:
-    """All facts. What is None, or empty, is not known, and `skipped` says why.
+    """All facts. A fact that is None or empty is unknown; `skipped` says why.
 
     Attributes:
-        environment: The one that is judged.
-        directory: Where the service's files are.
-        app: The app, without the middleware that was wrapped around it by hand.
-        settings: Those of the app, or those that the environment makes where no app was named.
-        unusable: What no setting can be made of: reasons by variable.
-        refused: What production refuses to start with, likewise.
-        warned: What reading the settings warned about.
+        environment: The environment that is checked.
+        directory: Directory of the service's files.
+        app: The app, without middleware that was wrapped around the app object.
+        settings: Settings of the app; those of the process's environment if no app was named.
+        unusable: Reasons by variable, for variables with invalid values.
+        refused: Reasons by variable, for values with which production refuses to start.
+        warned: Warnings while the settings were read.
         failure: Why the app could not be loaded.
         tracked: Files under git, relative to the directory.
         installed: Which packages of the server are installed.
-        workers: Processes that will serve.
-        skipped: What could not be looked at, and why.
+        workers: Number of worker processes.
+        skipped: Names of facts that could not be gathered, with the reasons.
     """
 
     environment: str = "prod"
     directory: Path = Path()
     app: "Starlette | None" = None
-    settings: Any = None  # a Settings: its module is not loaded for `--help`
+    settings: Any = None  # an instance of Settings, whose module is not imported for `--help`
     unusable: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     warned: tuple[str, ...] = ()
@@ -83,6 +83,6 @@ class Facts:
 
     @property
     def database(self) -> DatabaseSettings | None:
-        """Return the section of the database, if there is one."""
+        """Return the database section; None if there is none."""
         section: DatabaseSettings | None = getattr(self.settings, "database", None)
         return section

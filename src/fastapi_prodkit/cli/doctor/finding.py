@@ -1,4 +1,4 @@
-"""What a rule is, and what it finds."""
+"""Rules and their findings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from fastapi_prodkit.cli.doctor.facts import Facts
 __all__ = ["DOCS", "SEVERITIES", "Check", "Fault", "Finding", "Rule", "Severity", "rule"]
 
 Severity: TypeAlias = Literal["error", "warning", "info"]
-SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "info")  # the worst first
+SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "info")  # most severe first
 
 DOCS: Final = "https://fastapi-prodkit.github.io/fastapi-prodkit/pieces/doctor/"
 
 
 class Fault(NamedTuple):
-    """What a check found, and what to do about it."""
+    """A problem that a check found, and its remedy."""
 
     reason: str
     remedy: str
@@ -26,14 +26,14 @@ Check: TypeAlias = Callable[[Facts], Iterator[Fault]]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """A finding of a rule.
 
     Attributes:
-        id: Of the rule; it stays, so that dashboards and suppressions may rely on it.
-        severity: `error` would hurt in production; `warning` may, depending on what stands around the service.
-        title: What the rule is about.
-        reason: What was found, and why it matters. No value that could be a secret.
-        remedy: What to do.
+        id: Id of the rule. Ids do not change, so dashboards and suppressions can rely on them.
+        severity: `error` is a problem in production; `warning` may be one, depending on the environment.
+        title: Title of the rule.
+        reason: What was found, and why it matters, without values that could be secret.
+        remedy: How to fix it.
     """
 
     id: str
@@ -44,13 +44,13 @@ class Finding:
 
     @property
     def docs(self) -> str:
-        """Return where the rule is explained."""
+        """Return the URL of the rule's documentation."""
         return f"{DOCS}#{self.id}"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A check with a name."""
+    """A check with an id, a severity and a title."""
 
     id: str
     severity: Severity
@@ -58,11 +58,11 @@ class Rule:
     check: Check
 
     def findings(self, facts: Facts) -> Iterator[Finding]:
-        """Yield what the check finds."""
+        """Yield the findings of the check."""
         for reason, remedy in self.check(facts):
             yield Finding(self.id, self.severity, self.title, reason, remedy)
 
 
 def rule(name: str, severity: Severity, title: str) -> Callable[[Check], Rule]:
-    """Make a rule of a function; the name is the id."""
+    """Decorate a check function to make a rule; `name` is the id."""
     return lambda check: Rule(name, severity, title, check)

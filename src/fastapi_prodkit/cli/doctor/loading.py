@@ -1,4 +1,4 @@
-"""The app and its settings, as production would make them, except that nothing is refused."""
+"""Load the app and its settings as in production, but without refusing unsafe settings."""
 
 import logging
 import signal
@@ -21,7 +21,7 @@ _TERMINATED = 128 + signal.SIGTERM
 
 @dataclass
 class Loaded:
-    """What came of loading; see `Facts`."""
+    """The result of loading; see `Facts`."""
 
     app: Any = None
     settings: Any = None
@@ -32,12 +32,12 @@ class Loaded:
 
 
 def load(target: str | None, *, environment: str, factory: bool = False) -> Loaded:
-    """Import the app, if there is one, and read its settings.
+    """Import the app, if one is named, and read its settings.
 
-    Without an app, or with one that our own error keeps from being made, the settings are `Settings()`.
+    Without an app, or if an error of this package prevents loading it, the settings are `Settings()`.
 
     Raises:
-        UnknownAppError: There is no such module, or nothing of the name in it.
+        UnknownAppError: The module does not exist, or does not have this name.
     """
     loaded = Loaded()
     with as_in(environment), production_rules.deferred() as loaded.refused, _collected_warnings() as warned:
@@ -48,7 +48,7 @@ def load(target: str | None, *, environment: str, factory: bool = False) -> Load
 
 
 def _load_app(loaded: Loaded, target: str, *, factory: bool) -> bool:
-    """Load the app, or keep why that failed, and say whether no error of ours was in the way."""
+    """Load the app or store the failure; return False if an error of this package was the reason."""
     try:
         found = resolve(target, command="doctor")
         loaded.app = unwrap(found() if factory else found)
@@ -62,7 +62,7 @@ def _load_app(loaded: Loaded, target: str, *, factory: bool) -> bool:
     except SettingsError as error:
         loaded.unusable = error.problems
         return False
-    except Exception as error:  # noqa: BLE001 - whatever an app raises when it is made is what is wrong with it
+    except Exception as error:  # noqa: BLE001 - any error of the app is reported
         loaded.failure = describe(error)
         return not isinstance(error, ProdkitError)
     else:
@@ -81,12 +81,12 @@ def _read_settings(loaded: Loaded) -> None:
 
 
 def _is_ours(settings: Any) -> bool:
-    module = sys.modules.get("fastapi_prodkit.settings")  # loaded, if these are ours
+    module = sys.modules.get("fastapi_prodkit.settings")  # imported already if these settings are ours
     return module is not None and isinstance(settings, module.Settings)
 
 
 def unwrap(app: Any) -> Any:
-    """Return the app below the middleware that was wrapped around it by hand."""
+    """Return the app inside middleware that was wrapped around the app object."""
     from starlette.applications import Starlette  # noqa: PLC0415 - on first use
 
     seen = app
@@ -96,7 +96,7 @@ def unwrap(app: Any) -> Any:
 
 
 def _build(app: Any) -> None:
-    """Make the middleware, as the first request would: what cannot be made is told as well."""
+    """Build the middleware stack, as the first request would, so that its errors are reported."""
     from starlette.applications import Starlette  # noqa: PLC0415 - on first use
 
     if isinstance(app, Starlette) and app.middleware_stack is None:
@@ -105,7 +105,7 @@ def _build(app: Any) -> None:
 
 @contextmanager
 def _collected_warnings() -> Iterator[list[str]]:
-    """Collect what is warned about settings, and pass over other warnings."""
+    """Collect warnings about settings, and ignore other warnings."""
     texts: list[str] = []
 
     def hear(message: Warning | str, category: type[Warning], *_: object) -> None:
@@ -114,8 +114,8 @@ def _collected_warnings() -> Iterator[list[str]]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", SettingsWarning)
-        logging.captureWarnings(capture=True)  # once it is on, an app that switches it on takes nothing away
-        warnings.showwarning = hear  # type: ignore[assignment]  # what else it is called with is not needed
+        logging.captureWarnings(capture=True)  # first: later calls by the app have no effect
+        warnings.showwarning = hear  # type: ignore[assignment]  # the other arguments are not needed
         try:
             yield texts
         finally:

@@ -1,4 +1,4 @@
-"""What was found, for a reader, for a program, and for the annotations of GitHub Actions."""
+"""Render the findings as text, as JSON, and as annotations for GitHub Actions."""
 
 import json
 import sys
@@ -20,14 +20,14 @@ _COMMANDS: Final[dict[Severity, str]] = {"error": "error", "warning": "warning",
 
 
 def as_text(examination: Examination) -> str:
-    """Return a list that reads well in 80 columns; with colours for a terminal that wants them."""
+    """Return the findings as text in 80 columns, with colours if the terminal supports them."""
     colours = coloured(sys.stdout)
     blocks = [_block(finding, colours=colours) for finding in examination.findings]
     return "\n\n".join([*blocks, "\n".join(_summary(examination))])
 
 
 def as_json(examination: Examination, target: str | None) -> str:
-    """Return one JSON object; the page of the doctor says what stands in it."""
+    """Return one JSON object; the doctor's page documents its fields."""
     facts = examination.facts
     fields = ("id", "severity", "title", "reason", "remedy", "docs")
     report = {

@@ -1,4 +1,4 @@
-"""All rules, one module for each thing that they are about."""
+"""All rules, one module per subject."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Rules about the app: what it is made of, in which order, and what it shows to everybody."""
+"""Rules about the app: its middleware, their order, and public endpoints."""
 
 import inspect
 from collections import Counter
@@ -23,7 +23,7 @@ from fastapi_prodkit.sections import CorsSettings
 
 __all__ = ["ORDER", "RULES"]
 
-# The order of the edge, outermost first, by the names of the classes: others' middleware has them, too.
+# Order of the edge's layers, outermost first, by class name: other packages' middleware may have the same names.
 ORDER = (
     ("ProxyHeadersMiddleware",),
     ("RequestIDMiddleware", "CorrelationIdMiddleware"),
@@ -45,7 +45,7 @@ _PLACES = {name: place for place, names in enumerate(ORDER) for name in names}
 
 @rule("app-not-loaded", "error", "The app cannot be loaded")
 def not_loaded(facts: Facts) -> Iterator[Fault]:
-    """Tell what the app raised when it was made; a server would end with the same."""
+    """Report the error that loading the app raises; a server would fail by the same error."""
     if facts.failure is not None:
         yield Fault(
             f"{facts.failure.rstrip('.')}.",
@@ -55,7 +55,7 @@ def not_loaded(facts: Facts) -> Iterator[Fault]:
 
 @rule("app-debug", "error", "Debug mode is on")
 def debug(facts: Facts) -> Iterator[Fault]:
-    """Tell of an app that shows its source to whoever provokes an error."""
+    """Report an app that shows its source code in error responses."""
     for prefix, app in _apps(facts):
         if app.debug and not (app is facts.app and getattr(facts.settings, "debug", False)):
             yield Fault(
@@ -66,7 +66,7 @@ def debug(facts: Facts) -> Iterator[Fault]:
 
 @rule("app-base-http-middleware", "warning", "BaseHTTPMiddleware is in use")
 def base_http(facts: Facts) -> Iterator[Fault]:
-    """Tell of middleware that costs more than all pieces together, and breaks context variables."""
+    """Report slow middleware that breaks context variables."""
     names = [
         getattr(each.kwargs.get("dispatch"), "__name__", each.cls.__name__) + _below(prefix)
         for prefix, each in _middleware(facts)
@@ -82,7 +82,7 @@ def base_http(facts: Facts) -> Iterator[Fault]:
 
 @rule("app-slowapi-middleware", "error", "slowapi's middleware is in use")
 def slowapi_middleware(facts: Facts) -> Iterator[Fault]:
-    """Tell of limits that are not applied, and of streams that break."""
+    """Report middleware that skips limits and breaks streaming."""
     for prefix, each in _middleware(facts):
         if _is_slowapi(each.cls):
             yield Fault(
@@ -94,49 +94,49 @@ def slowapi_middleware(facts: Facts) -> Iterator[Fault]:
 
 @rule("app-slowapi-limiter", "warning", "slowapi's own limiter is in use")
 def slowapi_limiter(facts: Facts) -> Iterator[Fault]:
-    """Tell of a limiter that stops the event loop while its store is slow."""
+    """Report a limiter that blocks the event loop while its store is slow."""
     if any(_is_slowapi(type(getattr(app.state, "limiter", None))) for _, app in _apps(facts)):
         yield Fault(
             "Its client is synchronous: while the store is slow every request waits, and an outage is a 500.",
-            "Take Limiter from fastapi_prodkit.rate_limit.slowapi; the decorators stay.",
+            "Use Limiter of fastapi_prodkit.rate_limit.slowapi; the decorators stay.",
         )
 
 
 @rule("app-docs-public", "warning", "The documentation is public")
 def docs_public(facts: Facts) -> Iterator[Fault]:
-    """Tell where everybody can read which operations there are."""
+    """Report documentation pages that any client can read."""
     for prefix, app in _apps(facts):
         if isinstance(app, FastAPI) and app.openapi_url is not None:
             ours = "/docs" if getattr(_settings(facts, app), "docs", None) is not None else None
             pages = [path for path in (app.docs_url or ours, app.redoc_url, app.openapi_url) if path]
             yield Fault(
-                f"{', '.join(prefix + path for path in pages)}: everybody can read which operations there are.",
+                f"{', '.join(prefix + path for path in pages)}: every client can read the list of operations.",
                 "Leave DOCS_ENABLED out, or pass openapi_url=None to FastAPI(...); keep them if the API is public.",
             )
 
 
 @rule("app-metrics-public", "warning", "The metrics are public")
 def metrics_public(facts: Facts) -> Iterator[Fault]:
-    """Tell where everybody can read routes, load and errors."""
+    """Report metrics that any client can read."""
     of_mounted = [(prefix, _settings(facts, app)) for prefix, app in _apps(facts) if app is not facts.app]
     for prefix, settings in [("", facts.settings), *of_mounted]:
         if getattr(getattr(settings, "metrics", None), "public", False):
             yield Fault(
                 f"METRICS_PUBLIC opens {prefix}/metrics to everybody.",
-                "Set METRICS_TOKEN instead, and tell it to Prometheus.",
+                "Set METRICS_TOKEN instead, and configure it in Prometheus.",
             )
     for prefix, app in _apps(facts):
         for path, endpoint in _endpoints(app):
             if path.rstrip("/") == "/metrics" and not _module(endpoint).startswith("fastapi_prodkit."):
                 yield Fault(
                     f"{prefix}/metrics is a route of the app's own: nothing asks for a token.",
-                    "Use metrics_router(), or guard it.",
+                    "Use metrics_router(), or require a token.",
                 )
 
 
 @rule("app-cors", "error", "Any web site may act for its visitors")
 def cors(facts: Facts) -> Iterator[Fault]:
-    """Tell of CORS middleware that was added by hand and lets strangers in."""
+    """Report unsafe CORS middleware that the app added itself."""
     for prefix, each in _middleware(facts):
         if getattr(each.cls, "__name__", "") == "CORSMiddleware":
             for _, text in production_rules.refusals("cors", _cors_settings(each), {}):
@@ -146,7 +146,7 @@ def cors(facts: Facts) -> Iterator[Fault]:
 
 @rule("app-duplicate-middleware", "warning", "A middleware runs twice")
 def duplicate(facts: Facts) -> Iterator[Fault]:
-    """Tell what was added twice, or by hand to an app that has it already."""
+    """Report middleware that was added twice, or that the app's edge already has."""
     names = Counter(name for name in _names(facts) if name != "BaseHTTPMiddleware")
     edge = _edge_names(facts)
     for name, count in names.items():
@@ -154,38 +154,38 @@ def duplicate(facts: Facts) -> Iterator[Fault]:
             yield Fault(f"{name} was added {count} times.", "Add it once.")
         if name in _PLACES and (twin := next((each for each in edge if _PLACES[each] == _PLACES[name]), None)):
             yield Fault(
-                f"{name} was added, and {twin} stands around the app already.",
-                "Remove it, and set what it was told in the settings.",
+                f"{name} was added, but the app already has {twin}.",
+                "Remove it, and use the settings in place of its arguments.",
             )
 
 
 @rule("app-middleware-order", "warning", "Middleware is in the wrong order")
 def order(facts: Facts) -> Iterator[Fault]:
-    """Tell which middleware stands outside one that it needs around it."""
+    """Report middleware that is outside of another one that should be around it."""
     placed = [name for name in _names(facts) if name in _PLACES]
     for outer, inner in pairwise(placed):
         if _PLACES[outer] > _PLACES[inner]:
             yield Fault(
-                f"{outer} stands outside {inner}: what it answers itself goes without it.",
-                f"Call add_middleware({inner}, ...) after that of {outer}: what is added last is outermost.",
+                f"{outer} is outside {inner}, which does not see the responses that {outer} sends itself.",
+                f"Call add_middleware({inner}, ...) after that of {outer}: the last one is outermost.",
             )
 
 
 @rule("app-mounted-lifespan", "warning", "The lifespan of a mounted app does not run")
 def mounted_lifespan(facts: Facts) -> Iterator[Fault]:
-    """Tell which mounted apps are never started; Starlette starts the outermost one only."""
+    """Report mounted apps whose lifespan never runs; Starlette runs only that of the outermost app."""
     if facts.app is None or hasattr(facts.app.state, _scope.INSTALLED):  # ours starts them
         return
     for prefix, app in list(_apps(facts))[1:]:
         if _is_own(app.router.lifespan_context):
             yield Fault(
                 f"{prefix}: Starlette starts the outermost app only.",
-                "Use create_app or install, which start them too; if the app's own lifespan runs it, all is well.",
+                "Use create_app or install, which run it; if the app's own lifespan does, ignore this.",
             )
 
 
 def _middleware(facts: Facts) -> Iterator[tuple[str, Any]]:
-    """Yield what was added to the app, outermost first, and to those that are mounted in it, with their paths."""
+    """Yield the middleware of the app and of mounted apps, outermost first, with the path of each app."""
     for prefix, app in _apps(facts):
         yield from ((prefix, each) for each in app.user_middleware)
 
@@ -199,14 +199,14 @@ def _below(prefix: str) -> str:
 
 
 def _settings(facts: Facts, app: Starlette) -> Any:
-    """Return our settings of the app, or of the one mounted in it; None if it was not made with them."""
+    """Return our settings for the app or a mounted app; None if it has none."""
     if app is facts.app:
         return facts.settings
     return app.state.settings if hasattr(app.state, _scope.INSTALLED) else None
 
 
 def _edge_names(facts: Facts) -> list[str]:
-    """Return the names of what stands around an app of ours."""
+    """Return the class names of the edge's layers."""
     if facts.app is None or not hasattr(facts.app.state, _scope.INSTALLED):
         return []
     layers = getattr(facts.app.middleware_stack, "layers", ())
@@ -222,7 +222,7 @@ def _module(thing: Any) -> str:
 
 
 def _apps(facts: Facts) -> Iterator[tuple[str, Starlette]]:
-    """Yield the app and those that are mounted in it, with their paths."""
+    """Yield the app and all mounted apps, with their paths."""
     if facts.app is not None:
         yield from _walk(facts.app, "")
 
@@ -235,7 +235,7 @@ def _walk(app: Starlette, prefix: str) -> Iterator[tuple[str, Starlette]]:
 
 
 def _endpoints(app: Starlette | Router, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what the routes lead to, with their paths: those of routers that are mounted, too."""
+    """Yield the endpoints of all routes, including mounted routers, with their paths."""
     for context in iter_route_contexts(app.routes):
         route: Any = context.original_route
         path = f"{prefix}{context.path or ''}"
@@ -247,7 +247,7 @@ def _endpoints(app: Starlette | Router, prefix: str = "") -> Iterator[tuple[str,
 
 
 def _is_own(lifespan: Any) -> bool:
-    """Say whether it is somebody's own: FastAPI wraps it for each router that is included."""
+    """Return whether a lifespan is the app's own and not FastAPI's default, which wraps included routers'."""
     if not _module(lifespan).startswith(("starlette.", "fastapi.")):
         return True
     wrapped = getattr(inspect.unwrap(lifespan), "__closure__", None) or ()
@@ -255,7 +255,7 @@ def _is_own(lifespan: Any) -> bool:
 
 
 def _cors_settings(middleware: Middleware) -> CorsSettings | None:
-    """Return what Starlette's CORSMiddleware or ours was told, as our section; None if it does not fit."""
+    """Return the arguments of Starlette's CORSMiddleware or ours as our section; None if they are invalid."""
     starlettes = {"allow_origins": "origins", "allow_origin_regex": "origin_regex"}
     given = {starlettes.get(name, name): value for name, value in middleware.kwargs.items()}
     sections = [each for each in (given.get("settings"), *middleware.args) if isinstance(each, CorsSettings)]

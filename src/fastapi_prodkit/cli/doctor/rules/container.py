@@ -8,29 +8,29 @@ from fastapi_prodkit.cli.doctor.finding import Fault, rule
 __all__ = ["RULES"]
 
 _SHELLS = {"ash", "bash", "dash", "sh", "zsh"}
-_ROOM = 128 * 2**20  # bytes that a worker with FastAPI, SQLAlchemy and some data takes
+_WORKER = 128 * 2**20  # bytes of a worker with FastAPI, SQLAlchemy and some data
 
 
 @rule("container-root", "warning", "The container runs as root")
 def root(facts: Facts) -> Iterator[Fault]:
-    """Tell of a process that may do anything in its container."""
+    """Report a process that runs as root in its container."""
     if facts.container is not None and facts.container.root:
-        yield Fault("Whoever breaks in can change what runs.", "Add USER with another account to the Dockerfile.")
+        yield Fault("An attacker could change the program.", "Add USER with another account to the Dockerfile.")
 
 
 @rule("container-shell", "warning", "SIGTERM goes to a shell")
 def shell(facts: Facts) -> Iterator[Fault]:
-    """Tell of a process 1 that does not pass the signal on: every stop is a kill."""
+    """Report a process 1 that does not forward SIGTERM: each stop ends with SIGKILL."""
     if facts.container is not None and facts.container.first in _SHELLS:
         yield Fault(
-            f"Process 1 is {facts.container.first}, which does not pass SIGTERM on: each deployment cuts requests.",
+            f"Process 1 is {facts.container.first}, which does not forward SIGTERM: each deployment cuts requests.",
             'Write CMD in the form ["fastapi-prodkit", "serve", ...], or end the start script with exec.',
         )
 
 
 @rule("container-workers", "warning", "More workers than processors")
 def workers(facts: Facts) -> Iterator[Fault]:
-    """Tell of workers that wait for each other."""
+    """Report more workers than processor cores."""
     if facts.container is None or facts.container.cores is None or facts.workers is None:
         return
     if facts.workers > max(1, facts.container.cores):
@@ -42,27 +42,27 @@ def workers(facts: Facts) -> Iterator[Fault]:
 
 @rule("container-memory", "warning", "The memory is too little for the workers")
 def memory(facts: Facts) -> Iterator[Fault]:
-    """Tell of a container that is killed under load."""
+    """Report a memory limit at which the container is killed under load."""
     if facts.container is None or facts.container.memory is None:
         return
     count = facts.workers or 1
-    if facts.container.memory < count * _ROOM:
+    if facts.container.memory < count * _WORKER:
         yield Fault(
-            f"{facts.container.memory // 2**20} MiB for {count} worker(s): each takes about {_ROOM // 2**20} MiB.",
+            f"{facts.container.memory // 2**20} MiB for {count} worker(s): each takes about {_WORKER // 2**20} MiB.",
             "Raise the limit, or lower WEB_CONCURRENCY.",
         )
 
 
 @rule("container-env-file", "warning", "A .env file is in the image")
 def env_file(facts: Facts) -> Iterator[Fault]:
-    """Tell of settings, and secrets, that everybody has who has the image."""
+    """Report .env files in the image, whose secrets every user of the image can read."""
     if facts.container is None:
         return
     found = sorted(path.name for path in facts.directory.glob(".env*") if not path.name.endswith("example"))
     if found:
         yield Fault(
-            f"{', '.join(found)}: whoever has the image has what it says.",
-            "Name .env* in .dockerignore, and have the platform inject variables.",
+            f"{', '.join(found)}: everyone with the image can read its secrets.",
+            "Add .env* to .dockerignore, and set variables on the platform.",
         )
 
 

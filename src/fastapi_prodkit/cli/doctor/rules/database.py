@@ -1,4 +1,4 @@
-"""Rules about the database: how it is reached, and what it says itself."""
+"""Rules about the database: its settings, and facts from the server."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -19,17 +19,17 @@ _PGBOUNCER_PORT = 6432
 
 @rule("database-unreachable", "warning", "The database could not be asked")
 def unreachable(facts: Facts) -> Iterator[Fault]:
-    """Tell why nothing is known of connections, privileges and migrations."""
+    """Report why connections, privileges and migrations could not be checked."""
     if facts.server is not None and facts.server.failure is not None:
         yield Fault(
             f"{facts.server.failure}. Pool, role and migrations were not examined.",
-            "Run the doctor where the database can be reached; or leave it out with --offline.",
+            "Run the doctor where the database can be reached, or skip it with --offline.",
         )
 
 
 @rule("database-tls", "warning", "The database's certificate is not verified")
 def tls(facts: Facts) -> Iterator[Fault]:
-    """Tell of encryption to whoever answers; none at all to another host is `settings-unsafe`."""
+    """Report TLS without verification; a connection without TLS is reported by `settings-unsafe`."""
     for variable, raw, _, asked in _urls(facts.database):
         if facts.database is None or stays_here(raw):
             continue
@@ -38,54 +38,54 @@ def tls(facts: Facts) -> Iterator[Fault]:
         modes = [asked[name] for name in ("sslmode", "ssl") if name in asked]
         if stricter(facts.database.ssl, *modes) == "require":
             yield Fault(
-                f"{variable}: the connection is encrypted to whoever answers, and that may be somebody in between.",
+                f"{variable}: the connection is encrypted, but the server is not verified: it may be an attacker.",
                 "Set DATABASE_SSL=verify-full, and DATABASE_SSL_ROOT_CERT to the CA file of the provider.",
             )
 
 
 @rule("database-pool", "error", "The pool is larger than what the server allows")
 def pool(facts: Facts) -> Iterator[Fault]:
-    """Tell of connections that will be refused under load."""
+    """Report pools that exceed the server's limit."""
     most, allowed = _connections(facts)
     if most > allowed:
         yield Fault(
             f"One container may open {most} connections (DATABASE_POOL_SIZE and DATABASE_MAX_OVERFLOW, for each "
             f"worker), and the server allows {allowed} for all its clients.",
-            "Lower them or WEB_CONCURRENCY, raise max_connections, or put PgBouncer between.",
+            "Lower them or WEB_CONCURRENCY, raise max_connections, or use PgBouncer.",
         )
 
 
-@rule("database-pool-rollout", "warning", "Two containers have no room at the database")
+@rule("database-pool-rollout", "warning", "A deployment needs more connections than the server allows")
 def pool_rollout(facts: Facts) -> Iterator[Fault]:
-    """Tell of a deployment, in which old and new run at the same time, that runs out of connections."""
+    """Report pools that exceed the limit during a deployment, while old and new containers run."""
     most, allowed = _connections(facts)
     if most <= allowed < 2 * most:
         yield Fault(
-            f"One container may open {most} connections of {allowed}, and during a deployment there are two.",
-            "Lower DATABASE_POOL_SIZE or DATABASE_MAX_OVERFLOW, or put PgBouncer between.",
+            f"One container may open {most} of {allowed} connections, and two run during a deployment.",
+            "Lower DATABASE_POOL_SIZE or DATABASE_MAX_OVERFLOW, or use PgBouncer.",
         )
 
 
-@rule("database-superuser", "warning", "The service may do anything in the database")
+@rule("database-superuser", "warning", "The service is a superuser of the database")
 def superuser(facts: Facts) -> Iterator[Fault]:
-    """Tell of a role that an injected statement could take the server over with."""
+    """Report a superuser role, with which an SQL injection could take over the server."""
     if facts.server is not None and facts.server.superuser:
         yield Fault(
-            "Its role is a superuser: a single injected statement reaches all databases, and the server's files.",
-            "Give it a role of its own that owns its tables, or less, and DATABASE_MIGRATIONS_URL the owner's.",
+            "A single SQL injection would reach all databases, and the server's files.",
+            "Use a role that has only the rights it needs; set DATABASE_MIGRATIONS_URL for the owner of the tables.",
         )
 
 
 @rule("database-migrations-pending", "error", "The database lacks migrations")
 def migrations_pending(facts: Facts) -> Iterator[Fault]:
-    """Tell what the schema is behind: /ready would say 503."""
+    """Report pending migrations, for which /ready returns 503."""
     if facts.server is not None and facts.server.pending is not None:
         yield Fault(f"{facts.server.pending}.", "Run fastapi-prodkit db upgrade before the release.")
 
 
 @rule("database-migrations-unwatched", "warning", "/ready does not look for pending migrations")
 def migrations_unwatched(facts: Facts) -> Iterator[Fault]:
-    """Tell of migrations that the service does not know of."""
+    """Report migrations that /ready does not check."""
     database = facts.database
     if database is None or database.migrations_config is not None:
         return
@@ -98,35 +98,35 @@ def migrations_unwatched(facts: Facts) -> Iterator[Fault]:
 
 @rule("database-timeout-off", "warning", "A time-out of the database is off")
 def timeout_off(facts: Facts) -> Iterator[Fault]:
-    """Tell what the server does without end; behind a pooler the role says how long, and is not asked."""
+    """Report time-outs that are off; behind a pooler they are set for the role, which is not checked."""
     database = facts.database
     if database is None or database.pooler is not None:
         return
     for name, what in (
-        ("statement_timeout", "the server runs a statement on after the service has given it up"),
-        ("lock_timeout", "a statement waits for a lock for as long as somebody holds it"),
-        ("idle_transaction_timeout", "a transaction that was forgotten holds its locks for ever"),
+        ("statement_timeout", "the server keeps running a statement after the service has given up"),
+        ("lock_timeout", "a statement waits for a lock without limit"),
+        ("idle_transaction_timeout", "a forgotten transaction holds its locks for ever"),
     ):
         if getattr(database, name) is None:
             yield Fault(f"DATABASE_{name.upper()} is off: {what}.", f"Set DATABASE_{name.upper()} to seconds.")
 
 
-@rule("database-pool-timeout", "warning", "A request may wait for a connection to its end")
+@rule("database-pool-timeout", "warning", "A request may time out while it waits for a connection")
 def pool_timeout(facts: Facts) -> Iterator[Fault]:
-    """Tell of a wait for a connection that is longer than a request."""
+    """Report a pool time-out that is longer than the time-out of a request."""
     database, limits = facts.database, getattr(facts.settings, "limits", None)
     request = None if limits is None else limits.request_timeout
     if database is not None and request is not None and database.pool_timeout >= request:
         yield Fault(
             f"A request ends after {request:g} s (LIMITS_REQUEST_TIMEOUT), and may wait {database.pool_timeout:g} s "
-            "for a connection (DATABASE_POOL_TIMEOUT): all of it is waiting, and none gets the 503 that says why.",
+            "for a connection (DATABASE_POOL_TIMEOUT), so it times out before it gets the 503 that says why.",
             "Lower DATABASE_POOL_TIMEOUT to a few seconds.",
         )
 
 
 @rule("database-pooler", "warning", "A pooler is not named as one")
 def pooler(facts: Facts) -> Iterator[Fault]:
-    """Tell of PgBouncer's port: prepared statements fail behind it once several processes share it."""
+    """Report PgBouncer's port without DATABASE_POOLER: prepared statements fail in transaction mode."""
     for variable, _, url, _ in _urls(facts.database):
         if url.port == _PGBOUNCER_PORT and facts.database is not None and facts.database.pooler is None:
             yield Fault(
@@ -137,7 +137,7 @@ def pooler(facts: Facts) -> Iterator[Fault]:
 
 @rule("database-sqlite", "warning", "The database is a file of one container")
 def sqlite(facts: Facts) -> Iterator[Fault]:
-    """Tell of data that goes with the container, and that no second one sees."""
+    """Report SQLite, whose data is lost with the container and not shared between containers."""
     if facts.database is not None and facts.database.url.get_secret_value().startswith("sqlite"):
         yield Fault(
             "SQLite: the next deployment starts without the data unless the file is on a volume, and there can be one "
@@ -149,7 +149,7 @@ def sqlite(facts: Facts) -> Iterator[Fault]:
 def _urls(database: DatabaseSettings | None) -> Iterator[tuple[str, str, Any, Mapping[str, str]]]:
     """Yield the URLs of PostgreSQL: the variable, the text, the URL and its parameters.
 
-    What cannot be parsed is told by `database-unreachable`, and so is an extra that is missing.
+    `database-unreachable` reports URLs that cannot be parsed, and a missing extra.
     """
     if database is None:
         return
@@ -165,7 +165,7 @@ def _urls(database: DatabaseSettings | None) -> Iterator[tuple[str, str, Any, Ma
 
 
 def _connections(facts: Facts) -> tuple[int, float]:
-    """Return how many connections one container may open, and how many the server allows; without end if unknown."""
+    """Return how many connections one container may open, and how many the server allows; infinity if unknown."""
     if facts.database is None or facts.server is None or facts.server.allowed is None:
         return 0, math.inf
     from fastapi_prodkit.database.sizing import max_connections  # noqa: PLC0415 - it needs an extra, which is there

@@ -31,14 +31,14 @@ def env_file(facts: Facts) -> Iterator[Fault]:
             )
 
 
-@rule("files-uvicorn", "warning", "A head of any size is read")
+@rule("files-uvicorn", "warning", "The head of a request has no size limit")
 def uvicorn(facts: Facts) -> Iterator[Fault]:
-    """Tell which tracked files start a server that does not limit the head of a request."""
+    """Report tracked files that start a server without a limit for the head of a request."""
     for name in facts.tracked:
         if _is_command(name) and _UVICORN.search(text := _read(facts, name)) and "h11" not in text.lower():
             yield Fault(
-                f"{name} starts uvicorn, which reads a head of any size: one endless header line stops it for seconds.",
-                "Start fastapi-prodkit serve, or uvicorn --http h11; a load balancer that limits heads does as well.",
+                f"{name} starts uvicorn, which does not limit the head: one endless header line blocks it for seconds.",
+                "Use fastapi-prodkit serve or uvicorn --http h11. If a load balancer limits heads, ignore this.",
             )
 
 
@@ -48,7 +48,7 @@ def _is_dotenv(name: str) -> bool:
 
 
 def _is_command(name: str) -> bool:
-    """Say whether a file may start the service where it runs."""
+    """Return whether a file may start the service in production."""
     path = PurePosixPath(name)
     configuration = _is_dotenv(name) or path.suffix in _CONFIGURATION or "Dockerfile" in path.name
     return configuration or path.name == "Procfile" or path.suffix == ".service"

@@ -1,4 +1,4 @@
-"""Rules about the process: what stands before it, and how it ends."""
+"""Rules about the process: the proxy in front, and the shutdown."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ __all__ = ["RULES"]
 
 @rule("proxy-untrusted", "warning", "Limits count the load balancer, not its clients")
 def proxy_untrusted(facts: Facts) -> Iterator[Fault]:
-    """Tell of rate limits behind a proxy that is not believed: all clients share one quota, and logs name the proxy."""
+    """Report rate limits without a trusted proxy: behind a proxy all clients would share one quota."""
     settings = facts.settings
     if settings is None or settings.rate_limit is None or "PROXY_TRUSTED" in facts.refused:
         return
@@ -26,7 +26,7 @@ def proxy_untrusted(facts: Facts) -> Iterator[Fault]:
 
 @rule("shutdown-too-long", "warning", "The platform kills the process before it has ended")
 def shutdown_too_long(facts: Facts) -> Iterator[Fault]:
-    """Tell of a shutdown that takes longer than platforms wait by default."""
+    """Report a shutdown that takes longer than platforms wait by default."""
     shutdown = getattr(facts.settings, "shutdown", None)
     if shutdown is not None and shutdown.drain + shutdown.grace > STOP_TIMEOUT:
         yield Fault(
@@ -38,7 +38,7 @@ def shutdown_too_long(facts: Facts) -> Iterator[Fault]:
 
 @rule("shutdown-no-drain", "warning", "A deployment loses requests")
 def shutdown_no_drain(facts: Facts) -> Iterator[Fault]:
-    """Tell of a port that closes before load balancers have noticed."""
+    """Report a port that closes before load balancers stop sending requests."""
     if facts.settings is None:
         return
     shutdown = facts.settings.shutdown
@@ -51,7 +51,7 @@ def shutdown_no_drain(facts: Facts) -> Iterator[Fault]:
 
 @rule("shutdown-cuts-requests", "info", "A shutdown cuts the longest requests")
 def shutdown_cuts(facts: Facts) -> Iterator[Fault]:
-    """Tell of requests that may take longer than a shutdown leaves them."""
+    """Report a request time-out that is longer than the shutdown."""
     shutdown = getattr(facts.settings, "shutdown", None)
     limits = getattr(facts.settings, "limits", None)
     if shutdown is None or limits is None or limits.request_timeout is None:

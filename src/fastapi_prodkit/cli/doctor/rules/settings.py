@@ -1,4 +1,4 @@
-"""Rules about the settings: what production refuses, and what it would take without a word."""
+"""Rules about the settings: values that production refuses, and values that it accepts but should not."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,19 +15,19 @@ from fastapi_prodkit.sections.process import SHORTEST_TOKEN
 
 __all__ = ["RULES"]
 
-_SHORTEST = 8  # characters, of another secret: whoever issues a password or a key chooses its length
+_SHORTEST = 8  # characters of a secret that another system issues, which chooses its length
 
 
 @rule("settings-invalid", "error", "A setting cannot be used")
 def invalid(facts: Facts) -> Iterator[Fault]:
-    """Tell what no setting can be made of: the service would not start."""
+    """Report invalid values, with which the service does not start."""
     for name, text in facts.unusable.items():
         yield _split(name, text, f"Set {name} to a value of that form.")
 
 
 @rule("settings-unsafe", "error", "A setting is unsafe in production")
 def unsafe(facts: Facts) -> Iterator[Fault]:
-    """Tell what staging and prod refuse to start with, whichever environment the settings are of."""
+    """Report values with which staging and prod refuse to start, also for settings of other environments."""
     refused = dict(facts.refused)
     if facts.settings is not None:
         fields = type(facts.settings).model_fields
@@ -42,7 +42,7 @@ def unsafe(facts: Facts) -> Iterator[Fault]:
 
 @rule("settings-near-miss", "warning", "A variable is probably misspelt")
 def near_miss(facts: Facts) -> Iterator[Fault]:
-    """Tell which names are one slip away from a setting: they set nothing."""
+    """Report variables that look like a misspelt setting and have no effect."""
     for text in facts.warned:
         what, asked, meant = text.partition("; did you mean ")
         if asked:
@@ -51,44 +51,44 @@ def near_miss(facts: Facts) -> Iterator[Fault]:
 
 @rule("settings-environment", "warning", "The app chooses its environment itself")
 def environment(facts: Facts) -> Iterator[Fault]:
-    """Tell of an app that is of one environment wherever it runs."""
+    """Report an app whose code sets its environment."""
     own = getattr(facts.settings, "environment", facts.environment)
     if own != facts.environment:
         yield Fault(
-            f"It runs as {own} although ENVIRONMENT is {facts.environment}, with what {own} relaxes.",
+            f"It runs as {own} although ENVIRONMENT is {facts.environment}, with the relaxed settings of {own}.",
             "Leave environment= out of the code, and set ENVIRONMENT where the service runs.",
         )
 
 
 @rule("settings-weak-secret", "error", "A secret can be guessed")
 def weak_secret(facts: Facts) -> Iterator[Fault]:
-    """Tell of tokens and passwords that are short, or that stand in every example."""
+    """Report tokens and passwords that are short, or are common placeholders."""
     for name, value in _secrets(facts.settings):
         if name in facts.refused:
             continue
         if "://" in value:
             password = _password(value)
             if password and is_placeholder(password) and not stays_here(value):
-                yield Fault(f"The password in {name} is a word of examples.", "Change the password where it is kept.")
+                yield Fault(f"The password in {name} is a common placeholder.", "Change the password where it is kept.")
             continue
         shortest = SHORTEST_TOKEN if name.endswith("_TOKEN") else _SHORTEST
         if is_placeholder(value) or len(value) < shortest:
             yield Fault(
-                f"{name} is a word of examples, or has fewer than {shortest} characters.",
-                "Make one: openssl rand -hex 16.",
+                f"{name} is a common placeholder, or has fewer than {shortest} characters.",
+                "Generate one: openssl rand -hex 16.",
             )
 
 
 @rule("settings-limit-off", "warning", "A limit is switched off")
 def limit_off(facts: Facts) -> Iterator[Fault]:
-    """Tell which limits of a request are `none`."""
+    """Report request limits that are `none`."""
     if facts.settings is None:
         return
     limits = facts.settings.limits
     for name, what in (
         ("max_body_size", "A single body can fill the memory"),
-        ("request_timeout", "A request that hangs holds its place, and its database connection, for ever"),
-        ("body_timeout", "A client that stops sending holds its place for ever"),
+        ("request_timeout", "A request that hangs is never ended, and keeps its database connection"),
+        ("body_timeout", "A client that stops sending is never disconnected"),
     ):
         if limits is None or getattr(limits, name) is None:
             yield Fault(
@@ -97,7 +97,7 @@ def limit_off(facts: Facts) -> Iterator[Fault]:
 
 
 def _split(name: str, text: str, otherwise: str) -> Fault:
-    """Part a problem into what is wrong and what to do, which stands behind the last colon where there is one."""
+    """Split a problem text into reason and remedy, which follows the last colon if there is one."""
     reason, colon, remedy = text.partition(": ")
     if not colon:
         return Fault(f"{name} {text}.", otherwise)
@@ -105,7 +105,7 @@ def _split(name: str, text: str, otherwise: str) -> Fault:
 
 
 def _secrets(settings: Any) -> Iterator[tuple[str, str]]:
-    """Yield every secret that is set, the user's own too, by the name of its variable."""
+    """Yield every secret that is set, with its variable, including secrets of the app's own settings."""
     if settings is None:
         return
     prefix = type(settings).model_config.get("env_prefix", "")
