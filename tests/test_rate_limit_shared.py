@@ -585,12 +585,12 @@ async def test_a_store_that_answers_and_cannot_count_is_an_outage(server, url, s
     commands(server.port, break_it)
 
     assert await store.hit([limit], "a") == []
-    await store._outage._ask(partial(store._remote().answers, [limit], "a"))
+    await store._outage._probe(partial(store._remote().answers, [limit], "a"))
     assert store._outage.active
     assert f"({failure})" in caplog.text
 
     commands(server.port, mend_it)
-    await store._outage._ask(partial(store._remote().answers, [limit], "a"))
+    await store._outage._probe(partial(store._remote().answers, [limit], "a"))
     assert not store._outage.active
     assert [left for _, left, _ in await store.hit([limit], "a")] == [1]
     async with store.lifespan(None):
@@ -630,7 +630,7 @@ async def test_a_key_of_another_type_ends_an_outage(server, url):
     spoil(server, ("HSET", "field 1"))
     store._outage.report(TimeoutError())
 
-    await store._outage._ask(partial(store._remote().answers, [limit], "a"))
+    await store._outage._probe(partial(store._remote().answers, [limit], "a"))
 
     assert not store._outage.active
     async with store.lifespan(None):
@@ -682,12 +682,12 @@ async def test_a_store_that_is_slow_again_at_the_question_stays_out(server, url)
     store._outage.report(TimeoutError())
     server.pause()
     try:
-        await store._outage._ask(ask)
+        await store._outage._probe(ask)
     finally:
         server.resume()
     still = registry.get_sample_value("rate_limit_storage_up")
 
-    await store._outage._ask(ask)
+    await store._outage._probe(ask)
 
     assert still == 0
     assert registry.get_sample_value("rate_limit_storage_up") == 1
@@ -741,7 +741,7 @@ async def test_a_store_that_raises_anything(caplog):
     store = store_of("plain://", on_storage_error="allow")
 
     quotas = await store.hit([Limit("default", 1, 60)], "a")
-    await store._outage._ask(partial(store._remote().answers, [], "a"))
+    await store._outage._probe(partial(store._remote().answers, [], "a"))
 
     assert quotas == []
     assert store._outage.active
@@ -767,7 +767,7 @@ async def test_a_store_is_back_although_connecting_takes_longer_than_an_operatio
     store = store_of("distant://", storage_timeout=0.05)
     store._outage.report(TimeoutError())
 
-    await store._outage._ask(partial(store._remote().answers, [], "a"))
+    await store._outage._probe(partial(store._remote().answers, [], "a"))
 
     assert not store._outage.active
 
