@@ -12,7 +12,7 @@ from fastapi_prodkit import _extras
 _extras.require("uvicorn", extra="standard")
 
 from uvicorn import Config  # noqa: E402 - a hint, not a traceback
-from uvicorn.supervisors import Multiprocess  # noqa: E402 - likewise
+from uvicorn.supervisors import Multiprocess  # noqa: E402 - after the check above
 
 from fastapi_prodkit.sections import LimitsSettings  # noqa: E402
 from fastapi_prodkit.shutdown.termination import EXIT_TIME, FAILED_START  # noqa: E402

@@ -37,7 +37,7 @@ _ABORTED = "COMMIT saved nothing: the transaction was aborted by a statement tha
 _ENDED = "there is no transaction to commit: a statement has ended it; use the session's commit() and rollback()"
 
 
-class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # likewise
+class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """A connection whose `close` is never interrupted, but has a time-out; pass it to asyncpg as `connection_class`.
 
     Attributes:

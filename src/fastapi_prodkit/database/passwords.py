@@ -59,7 +59,7 @@ async def get_password(provider: PasswordProvider) -> str:
     try:
         answer = provider()
         return await answer if inspect.isawaitable(answer) else answer
-    except Exception as error:  # whatever a store or its client raises; the cause is chained
+    except Exception as error:  # any error of a store or its client; the cause is chained
         raise ConnectionError(f"the password could not be read: {type(error).__name__}") from error
 
 

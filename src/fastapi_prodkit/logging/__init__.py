@@ -54,10 +54,10 @@ def configure_logging(
         service: Name of the service, in every line.
         version: Version of the service, in every line.
         environment: Where it runs, in every line.
-        processors: Called with each event, in this order, before it is masked and rendered: with the logger, the level
-            in lower case, and the fields of the line. Each returns the fields for the next one, or raises
-            `structlog.DropEvent`, and then there is no line. If one raises anything else, the line has `logging_error`,
-            the message and what every line has.
+        processors: Called in this order for each event, before masking and rendering, with the logger, the level in
+            lower case, and the fields of the line. Each returns the fields for the next one, or raises
+            `structlog.DropEvent` to drop the line. After any other exception, the line has only `logging_error`, the
+            message and the standard fields.
 
             def add_region(logger, method_name, event_dict):
                 return {**event_dict, "region": "eu-central-1"}

@@ -61,7 +61,7 @@ class EventHandler(logging.Handler):
         settings: Format and further key names to mask. The field `level` is not used.
         service: Name of the service, in every line.
         version: Version of the service, in every line.
-        environment: Where it runs, in every line.
+        environment: Name of the environment, in every line.
         processors: Called with each event, in this order, before it is masked and rendered; see `configure_logging`.
 
     Attributes:

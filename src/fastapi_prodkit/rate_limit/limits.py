@@ -48,7 +48,7 @@ class Limit:
         self.belong_to(owner)
 
     def belong_to(self, owner: str) -> None:
-        """Set the id; limits of several owners are counted apart, whatever else they have in common."""
+        """Set the id from owner, name, amount and seconds: limits of different owners are counted separately."""
         self.id = f"{quote(owner, safe='/:#<>')}/{self.name}/{self.amount}/{self.seconds}"
 
     def beside(self, names: Collection[str]) -> "Limit":

@@ -39,8 +39,8 @@ def store_of(
 class SharedStore:
     """Count in a store outside of this process.
 
-    Nothing connects before the first request. A fixed window costs one round trip, whatever the number of limits;
-    the other strategies cost two, because `limits` asks for what is left separately.
+    It connects at the first request. A fixed window takes one round trip for any number of limits. The other strategies
+    take two, because `limits` queries the remaining requests separately.
 
     Args:
         settings: URL of the store, strategy, and the policy while the store fails. Fixed windows begin at multiples of

@@ -1,4 +1,4 @@
-"""Rules about the packages that are installed."""
+"""Rules about installed packages."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ __all__ = ["RULES"]
 
 @rule("dependency-slow-server", "info", "uvicorn could be faster")
 def slow_server(facts: Facts) -> Iterator[Fault]:
-    """Tell of uvicorn without the event loop and the parser in C; a slow head is not bounded without the latter."""
+    """Report uvicorn without uvloop or httptools; without httptools, heads have no time-out."""
     if "uvicorn" not in facts.installed or sys.implementation.name != "cpython" or sys.platform == "win32":
         return
     missing = [name for name in ("uvloop", "httptools") if name not in facts.installed]

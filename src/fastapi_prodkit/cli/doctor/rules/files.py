@@ -9,12 +9,12 @@ from fastapi_prodkit.cli.doctor.finding import Fault, rule
 
 __all__ = ["RULES"]
 
-_EXAMPLES = ("dist", "example", "sample", "template")  # what the names of files to copy end in
+_EXAMPLES = ("dist", "example", "sample", "template")  # endings of names of files to copy
 _CONFIGURATION = {
     *(".cfg", ".conf", ".env", ".ini", ".json", ".properties", ".sh", ".tf", ".tfvars", ".toml", ".yaml", ".yml"),
 }
-_LARGEST = 1_000_000  # bytes; a larger file is no configuration
-# In a shell's form, in JSON or in YAML; `--reload` is for a developer.
+_LARGEST = 1_000_000  # bytes; a larger file is not a configuration file
+# Commands in a shell script, JSON or YAML. Commands with `--reload` are for development and ignored.
 _UVICORN = re.compile(
     r"""(?m)^(?!.*--reload)[^#\n]*(?:\buvicorn["',\s]+[\w.]+:\w|\bUvicornWorker\b|\bfastapi["',\s]+run\b)"""
 )
@@ -22,11 +22,11 @@ _UVICORN = re.compile(
 
 @rule("files-env-file", "error", "A .env file is under git")
 def env_file(facts: Facts) -> Iterator[Fault]:
-    """Tell which tracked files are read as environments; what they hold is not looked at."""
+    """Report tracked .env files; their content is not read."""
     for name in facts.tracked:
         if _is_dotenv(name) and not name.endswith(_EXAMPLES):
             yield Fault(
-                f"{name}: git keeps the secrets in it for ever, and everybody who has the repository has them.",
+                f"{name}: git keeps its secrets for ever, and everyone with the repository can read them.",
                 f"git rm --cached {name}, add it to .gitignore, and change the secrets in it.",
             )
 
