@@ -509,7 +509,7 @@ async def test_the_limit_of_a_role_counts(server, caplog):
 
 async def test_a_server_that_does_not_tell_its_limit_still_serves(server, monkeypatch, caplog):
     """What is like PostgreSQL may lack its catalogue."""
-    monkeypatch.setattr("fastapi_prodkit.database.sizing.ALLOWED", "SELECT nothing")
+    monkeypatch.setattr("fastapi_prodkit.database.sizing.ALLOWED_CONNECTIONS_SQL", "SELECT nothing")
 
     assert await ask(settings_of(server.url()), "SELECT 1") == [1]
     assert "is not known: UndefinedColumnError" in caplog.text
