@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run a task of tasks.yaml, wait for it, show its log, and end with its exit code:
+# Run a task of tasks.yaml, wait for it, show its log, and exit with its exit code:
 #
 #     run-task.sh NAME TASK          such as: run-task.sh shop-prod migrate
 #
@@ -23,7 +23,7 @@ arn=$(aws ecs run-task --cluster "$name" --task-definition "$definition" --launc
 [ "$arn" != None ] || { echo "$task could not be started: the cluster has no room, or the network is wrong" >&2; exit 1; }
 echo "$task runs: $arn" >&2
 
-# One `wait` gives up after ten minutes.
+# One `wait` fails after ten minutes.
 for ((waits = 6 * ${TASK_HOURS:-1}; waits > 0; waits--)); do
   aws ecs wait tasks-stopped --cluster "$name" --tasks "$arn" && break
 done

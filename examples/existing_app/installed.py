@@ -12,7 +12,7 @@ from fastapi_prodkit import Settings, install
 
 
 class OutOfStockError(Exception):
-    """The warehouse has fewer than were ordered."""
+    """The warehouse has fewer items than were ordered."""
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ app = FastAPI(title="Orders", docs_url=None, redoc_url=None)
 
 
 async def stock_is_reachable() -> None:
-    """Ask whatever the app depends on; raise if it does not answer."""
+    """Query what the app depends on; raise if it does not answer."""
 
 
 app.include_router(health_router(checks={"stock": stock_is_reachable}))

@@ -60,7 +60,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def sqlite() -> Iterator[tuple[str, str]]:
-    """Yield the URL of a file, and what becomes of the data."""
+    """Yield the URL of a file, and a sentence about where the data is kept."""
     DIRECTORY.mkdir(exist_ok=True)
     yield f"sqlite:///{DIRECTORY / 'service.sqlite3'}", f"stays in {DIRECTORY}"
 
@@ -68,7 +68,7 @@ def sqlite() -> Iterator[tuple[str, str]]:
 # fastapi-prodkit new: postgresql
 @contextlib.contextmanager
 def postgresql() -> Iterator[tuple[str, str]]:
-    """Start a real PostgreSQL, which ends with the demo, and yield the same."""
+    """Start a real PostgreSQL, which ends with the demo; yield its URL, and a sentence about where the data is kept."""
     from fastapi_prodkit.testing import postgres  # noqa: PLC0415 - it needs the extra `testing`
 
     print("Starting PostgreSQL ...", flush=True)
@@ -84,7 +84,7 @@ DATABASES = {
 
 
 def listen(port: str) -> socket.socket:
-    """Take the port before the work begins, so that a port that cannot be had is known at once."""
+    """Bind the port first, so that a port in use is reported at once."""
     try:
         return socket.create_server(("127.0.0.1", int(port)))
     except (ValueError, OverflowError):
@@ -94,14 +94,14 @@ def listen(port: str) -> socket.socket:
 
 
 def prepare(settings: ServiceSettings) -> None:
-    """Migrate the database, and load the airports unless they are there."""
+    """Migrate the database, and load the airports if the table is empty."""
     print("Migrating the database ...", flush=True)
     migrate.upgrade(settings)
     asyncio.run(load_once(settings))
 
 
 async def load_once(settings: ServiceSettings) -> None:
-    """Load the airports unless they are there."""
+    """Load the airports if the table is empty."""
     database = Database(settings.database)
     async with database.lifespan(None), database.session() as session:
         if not await any_loaded(session):

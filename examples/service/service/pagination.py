@@ -15,7 +15,7 @@ Row = TypeVar("Row")
 
 
 def encode_cursor(key: str | int) -> str:
-    """Return the cursor for what comes after the row with this key."""
+    """Return the cursor for the rows after the one with this key."""
     return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
 
 
@@ -35,13 +35,13 @@ def decode_cursor(cursor: str, *, pattern: str) -> str:
 
 
 def cut(rows: Sequence[Row], limit: int, key: Callable[[Row], str | int]) -> tuple[Sequence[Row], str | None]:
-    """Cut the page from rows of which one too many was asked for; return it with the cursor of the next page."""
+    """Return the page and the cursor of the next one, from rows that were queried with a limit of one more."""
     page = rows[:limit]
     return page, encode_cursor(key(page[-1])) if len(rows) > limit else None
 
 
 def link_next(request: Request, response: Response, cursor: str | None) -> None:
-    """Add the Link header (RFC 8288) that leads to the next page, relative to the page at hand."""
+    """Add the Link header (RFC 8288) to the next page, relative to the current one."""
     if cursor is not None:
         query = request.url.include_query_params(cursor=cursor).query
         response.headers["Link"] = f'<?{query}>; rel="next"'

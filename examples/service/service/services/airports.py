@@ -50,7 +50,7 @@ async def by_code(session: AsyncSession, code: str) -> Airport | None:
 
 
 async def any_loaded(session: AsyncSession) -> bool:
-    """Say whether `service.load` has run."""
+    """Return whether the table has airports: `service.load` has run."""
     return await session.scalar(select(Airport.icao).limit(1)) is not None
 
 
