@@ -1,4 +1,4 @@
-"""Make the two roles of the database: `migrator` owns the tables, `app` reads and writes their rows.
+"""Create the two roles of the database: `migrator` owns the tables, `app` reads and writes their rows.
 
 Both come with a token of IAM, never with a password. Runs as the owner of the database, whom libpq's variables name
 (PGHOST, PGDATABASE, PGUSER, PGPASSWORD, PGSSLMODE, PGSSLROOTCERT); what is there already stays, so it may run again.
@@ -36,7 +36,7 @@ REVOKE migrator FROM CURRENT_USER;
 
 
 async def main() -> None:
-    """Connect, and make them: all of it or nothing."""
+    """Connect, and create the roles in one transaction."""
     connection = await asyncpg.connect(timeout=10)
     try:
         async with connection.transaction():
