@@ -410,7 +410,7 @@ class TestData:
 
     def test_the_page_says_when_an_alarm_rings(self):
         """Who is called at night finds each with its number, and what helps."""
-        section = PAGE.read_text().partition("## What else rings")[2].partition("\n## ")[0]
+        section = PAGE.read_text().partition("## Other alarms")[2].partition("\n## ")[0]
         alarms = of_type(TEMPLATES["data"], "AWS::CloudWatch::Alarm")
 
         rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \| .+ \|$", section, re.MULTILINE))
