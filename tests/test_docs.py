@@ -1,6 +1,6 @@
 """The documentation, which runs: every python block of a page, in order, in one process of its own."""
 
-import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -80,6 +80,15 @@ def test_the_example_in_the_docstring_of_every_middleware_runs(module, name):
 
     assert [each.cls for each in app.user_middleware] == [middleware]
     assert TestClient(app).get("/openapi.json").status_code in {200, 400}  # 400: it is not called testserver
+
+
+@pytest.mark.parametrize("piece", ["auth", "tracing"])
+def test_what_the_front_page_leaves_out_is_not_there(piece):
+    """The front page says that authentication and tracing are not included, which a new piece would make false."""
+    front_page = (ROOT / "docs/index.md").read_text()
+
+    assert "Not included: authentication, and tracing of its own." in front_page
+    assert importlib.util.find_spec(f"fastapi_prodkit.{piece}") is None
 
 
 def test_the_table_of_sections_is_that_of_the_code():
