@@ -31,7 +31,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep, add_outage_handlers, is_unavailable
 from fastapi_prodkit.database.failure import _handle_error
 
-POOL_TIMEOUT = 1.0
+POOL_TIMEOUT = 1.5  # a busy machine keeps the margin of LATEST
 LATEST = 1.9 * POOL_TIMEOUT  # twice would be one wait after another
 SECRET = "hunter2-7f3a"
 NOWHERE = f"postgresql://user:{SECRET}@127.0.0.1:1/name"
