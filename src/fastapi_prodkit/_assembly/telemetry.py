@@ -31,9 +31,9 @@ def switch_off_if_unused(app: FastAPI) -> None:
 
 @contextmanager
 def _switched_off(app: FastAPI) -> Iterator[None]:
-    before = app._telemetry.copy()  # noqa: SLF001 - no public way either
-    app._telemetry |= {"tracing": False, "metrics": False, "logs": False}  # noqa: SLF001 - nor to switch it off
+    before = app._telemetry.copy()  # noqa: SLF001 - there is no public way to read it
+    app._telemetry |= {"tracing": False, "metrics": False, "logs": False}  # noqa: SLF001 - or to switch it off
     try:
         yield
     finally:
-        app._telemetry |= before  # noqa: SLF001 - no public way either; the next start of the app asks again
+        app._telemetry |= before  # noqa: SLF001 - restored for the next start of the app

@@ -76,10 +76,11 @@ def near_misses(given: Collection[str], ours: Iterable[str], known: Collection[s
     missing = [name for name in ours if name not in names]
     own = tuple(f"{name}_" for name in known)
     for name in sorted(names.difference(known)):
+        if name.startswith(own):
+            continue
         length = max(len(name), _SHORTEST)
-        near = get_close_matches(name, missing, n=1, cutoff=(length - 1) / length)  # all letters but one
-        if near and not name.startswith(own):
-            yield name, near[0]
+        for near in get_close_matches(name, missing, n=1, cutoff=(length - 1) / length):  # all letters but one
+            yield name, near
 
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: str) -> dict[str, str]:

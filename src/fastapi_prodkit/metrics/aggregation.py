@@ -190,7 +190,7 @@ def _join(sample: str, kind: str, mode: str | None) -> Callable[[Iterable[float]
 
 def _modes(registry: "CollectorRegistry") -> dict[str, str]:
     """Return each gauge's `multiprocess_mode`; prometheus_client has no public function for this."""
-    collectors = dict(registry._collector_to_names)  # noqa: SLF001 - see above
+    collectors = dict(registry._collector_to_names)  # noqa: SLF001 - there is no public function
     return {
         name: mode
         for collector, names in collectors.items()

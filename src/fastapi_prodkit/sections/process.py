@@ -81,7 +81,7 @@ class EventLoopSettings(Section):
 
 
 class MetricsSettings(Section):
-    """Who may read /metrics: by default nobody."""
+    """Access to /metrics, which is a 404 unless it has a token or is public."""
 
     token: SecretStr | None = Field(None, min_length=1, description="Bearer token that opens /metrics.")
     public: bool = Field(False, description="Open /metrics to everybody.")
