@@ -1,6 +1,7 @@
 """How a connection begins: time-outs on the server, options, poolers, passwords that change, and room for it."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -536,6 +537,34 @@ async def test_disposal_of_a_frozen_server_is_bounded(server, caplog):
     assert took < 2
     assert caplog.text.count("4 connections were dropped") == 2
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+async def test_failed_close_that_nobody_waits_for_is_not_logged(server, caplog):
+    """SQLAlchemy closes the connection of a cancelled statement, and a second cancellation ends its wait."""
+    database = Database(settings_of(server.url(), pool_timeout=0.4))
+
+    async def sleep():
+        async with database.session() as session:
+            await session.execute(text("SELECT 1"))
+            started.set()
+            await session.execute(text("SELECT pg_sleep(30)"))
+
+    with Outages(server) as outages:
+        async with database.lifespan(None):
+            started = asyncio.Event()
+            sleeping = asyncio.ensure_future(sleep())
+            await started.wait()
+            with outages.frozen():
+                while not sleeping.done():
+                    sleeping.cancel()
+                    await asyncio.sleep(0)
+                closing = asyncio.all_tasks() - {asyncio.current_task()}
+                await asyncio.wait(closing)
+            del closing, sleeping
+            gc.collect()
+
+    assert "never retrieved" not in caplog.text
 
 
 async def test_disposal_is_bounded(server, monkeypatch, caplog):

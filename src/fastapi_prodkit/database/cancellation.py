@@ -45,19 +45,26 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncp
         has_session_state: Whether a statement that changes the state of the server's session was prepared or executed.
         closed_here: Whether this process has begun to close it; later errors are not the server's fault.
         needs_reset: Whether the state of the server's session may have changed since the checkout.
+        was_aborted: Whether a close has failed, so that the connection was aborted.
     """
 
     close_timeout = 2.0  # SQLAlchemy's own time-out of a close
     has_session_state = False
     closed_here = False
     needs_reset = False
+    was_aborted = False
     _closing = False
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
-        """Cancel the running statement and close the connection; abort the connection after the time-out."""
+        """Cancel the running statement and close the connection; abort the connection after the time-out.
+
+        A failed close raises nothing: SQLAlchemy may no longer wait for it, and asyncio would log the exception.
+        """
         self._closing = self.closed_here = True
         try:
             await super().close(timeout=min(timeout or self.close_timeout, self.close_timeout))
+        except (OSError, asyncpg.PostgresError):  # a TimeoutError is an OSError; asyncpg has aborted the connection
+            self.was_aborted = True
         finally:
             self._closing = False
 

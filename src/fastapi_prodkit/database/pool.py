@@ -71,10 +71,9 @@ class BoundedPool(AsyncAdaptedQueuePool):
 
 async def _close(connections: Sequence[Any]) -> None:
     """Close asyncpg connections concurrently; each one aborts its socket after the time-out."""
-    closing = [connection.close(timeout=_CLOSE_TIMEOUT) for connection in connections]
-    failed = [result for result in await asyncio.gather(*closing, return_exceptions=True) if result is not None]
-    if failed:
-        _logger.warning("%d connections were dropped: the server does not answer", len(failed))
+    await asyncio.gather(*[connection.close(timeout=_CLOSE_TIMEOUT) for connection in connections])
+    if aborted := sum(connection.was_aborted for connection in connections):
+        _logger.warning("%d connections were dropped: the server does not answer", aborted)
 
 
 def check_idle_connections(engine: AsyncEngine, timeout: float) -> None:
