@@ -34,6 +34,11 @@ _SYSTEM_TESTS_OF_EXAMPLES = re.compile(
 _IS_SYSTEM_AS_A_WHOLE = re.compile(r"^pytestmark = .*pytest\.mark\.system\b", re.MULTILINE)
 
 
+def pytest_sessionstart():
+    """Collect no garbage while tests are collected: a million objects come, and none goes."""
+    gc.disable()
+
+
 def pytest_ignore_collect(collection_path, config):
     """Do not import modules of which the markers that are asked for leave no test: some load for seconds."""
     if collection_path.suffix != ".py" or "system" not in config.option.markexpr:
@@ -58,6 +63,7 @@ def pytest_collection_finish():
     """Freeze the objects that collection has made, so that garbage collections skip them."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -476,9 +476,10 @@ def test_pages_without_a_route_are_reported_by_path(caplog, tmp_path):
     app = Starlette(routes=[*directories, answer])
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(PagePolicyMiddleware)
+    client = TestClient(app)
 
     for path in ("/site/", "/shop/index.html", "/shop/index.html", *(f"/any/{number}" for number in range(200))):
-        TestClient(app).get(path)
+        client.get(path)
 
     assert "the page at /site is sent" in reported(caplog)[0]
     assert "the page at /shop/index.html is sent" in reported(caplog)[1]

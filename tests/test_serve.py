@@ -10,6 +10,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import wire
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 pytest.importorskip("httptools", reason="needs the extra: pip install 'fastapi-prodkit[standard]'")
@@ -17,6 +20,7 @@ pytest.importorskip("httptools", reason="needs the extra: pip install 'fastapi-p
 from processes import free_port, running
 from wire import connection, read_response, request
 
+from fastapi_prodkit import create_app
 from fastapi_prodkit.cli import main
 from fastapi_prodkit.cli.serve import _default_workers, _load, _protocol, _run
 from fastapi_prodkit.cli.supervisor import ServeConfig, Supervisor, bound_exit
@@ -92,6 +96,7 @@ def test_a_service(directory):
     assert announced[0].endswith(": 1 worker, keep-alive 75 s, header timeout 10 s, shutdown grace 20 s")
 
 
+@pytest.mark.system
 def test_a_factory(directory):
     """`--factory` calls what it is given."""
     with serving(directory, "served_app:create", "--factory") as server:
@@ -115,6 +120,7 @@ def test_workers(directory):
         assert any("Started parent process" in event["event"] for event in events(server))
 
 
+@pytest.mark.system
 def test_an_app_of_another_kind(directory):
     """What create_app did not make is served with the defaults, the limit of a head included."""
     with serving(directory, "plain:app", "--workers", "1") as server:
@@ -144,6 +150,7 @@ def test_what_the_server_refuses(directory):
     assert 'http_server_refusals_total{reason="malformed_request"} 1.0' in shown
 
 
+@pytest.mark.system
 def test_a_head_without_limits(directory):
     """LIMITS_ENABLED=false leaves them out."""
     with serving(directory, "served_app:app", LIMITS_ENABLED="false") as server:
@@ -266,7 +273,8 @@ def test_an_app_that_is_not_there(directory, monkeypatch, capsys, application, s
     assert (code, error) == (2, f"fastapi-prodkit: {said}\n")
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.system)])
+@pytest.mark.system
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_start_that_fails_has_exit_code_3(directory, workers):
     """As uvicorn has it, so that a platform sees it; the log says what it was, also for an app that configures none."""
     (directory / "broken.py").write_text(
@@ -491,25 +499,25 @@ def test_without_httptools(monkeypatch):
     assert _protocol() == "auto"
 
 
-def test_health(directory, monkeypatch, capsys):
+def test_health(monkeypatch, capsys):
     """0 for a 2xx, 1 for anything else or nothing; without an address it is the port of the container."""
-    with serving(directory, "served_app:app") as server:
-        monkeypatch.setenv("PORT", str(server.port))
-        well, missing = main(["health"]), main(["health", f"http://127.0.0.1:{server.port}/nowhere"])
+    with wire.serving(create_app()) as port:
+        monkeypatch.setenv("PORT", str(port))
+        well, missing = main(["health"]), main(["health", f"http://127.0.0.1:{port}/nowhere"])
     gone = main(["health"])
 
     captured = capsys.readouterr()
     assert (well, missing, gone) == (0, 1, 1)
-    assert captured.out == '200 {"status":"pass"}\n'
+    assert '200 {"status":"pass"}\n' in captured.out
     assert "404" in captured.err
     assert "no answer" in captured.err
 
 
-def test_health_asks_where_liveness_is(directory, monkeypatch):
+def test_health_asks_where_liveness_is(monkeypatch):
     """A container that serves liveness on another path needs no address either: the first of its paths is asked."""
-    with serving(directory, "served_app:app") as server:
-        monkeypatch.setenv("PORT", str(server.port))
-        codes = []
+    codes = []
+    with wire.serving(create_app()) as port:
+        monkeypatch.setenv("PORT", str(port))
         for paths in ("/health, /livez", "/livez,/health"):
             monkeypatch.setenv("HEALTH_LIVE_PATHS", paths)
             codes.append(main(["health"]))
@@ -517,15 +525,14 @@ def test_health_asks_where_liveness_is(directory, monkeypatch):
     assert codes == [0, 1]
 
 
-def test_health_follows_nobody(directory):
+def test_health_follows_nobody():
     """A redirect is somebody else's answer."""
-    (directory / "moved.py").write_text(
-        "from fastapi import FastAPI\nfrom fastapi.responses import RedirectResponse\napp = FastAPI()\n"
-        "@app.get('/health')\nasync def health():\n    return RedirectResponse('/well')\n"
-        "@app.get('/well')\nasync def well():\n    return 'ok'\n"
-    )
-    with serving(directory, "moved:app", "--workers", "1") as server:
-        assert main(["health", f"http://127.0.0.1:{server.port}/health"]) == 1
+    app = FastAPI()
+    app.add_api_route("/health", lambda: RedirectResponse("/well"))
+    app.add_api_route("/well", lambda: "ok")
+
+    with wire.serving(app) as port:
+        assert main(["health", f"http://127.0.0.1:{port}/health"]) == 1
 
 
 def test_health_of_something_else(capsys):

@@ -347,6 +347,7 @@ def test_the_variables_of_the_example_exist(example, monkeypatch, capsys):
     assert {line.partition("=")[0] for line in lines if line and not line.startswith("#")} <= known
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete_commands(shell):
     """The script that the shell loads asks the command, which knows its own."""
