@@ -910,7 +910,7 @@ def refusing() -> FastAPI:
         log=None,
         hosts={"allowed": ["testserver"]},
         cors={"origins": ["https://app.example"]},
-        limits={"max_body_size": 10, "request_timeout": 0.1, "max_concurrent": 1, "queue_timeout": None},
+        limits={"max_body_size": 10, "request_timeout": 0.5, "max_concurrent": 1, "queue_timeout": None},
         database={"url": "postgresql://u@127.0.0.1:1/x", "connect_timeout": 1, "ssl": "off"},
     )
     app = create_app(settings, registry=CollectorRegistry())
@@ -990,7 +990,7 @@ BODY = "body larger than LIMITS_MAX_BODY_SIZE=10; max_body_size= on the route"
 LARGE = "body larger than max_body_size=20"
 ORIGIN = "Origin: 'https://evil.example' is not one of CORS_ORIGINS"
 HOST = "Host: 'evil.example' is not one of HOSTS_ALLOWED"
-TIMEOUT = "no response within LIMITS_REQUEST_TIMEOUT=0.1 seconds; Timeout() on the route"
+TIMEOUT = "no response within LIMITS_REQUEST_TIMEOUT=0.5 seconds; Timeout() on the route"
 UNAVAILABLE = "the database is unavailable: CannotConnectError ConnectionRefusedError"
 
 FOREIGN = {"Origin": "https://evil.example"}
