@@ -428,7 +428,7 @@ async def test_route_that_never_queries_takes_no_connection() -> None:
 
 async def test_fifty_requests_share_five_connections(settings: DatabaseSettings) -> None:
     """More requests than connections wait for their turn, and each of them is stored."""
-    database = Database(settings.model_copy(update={"max_overflow": 0}))
+    database = Database(settings.model_copy(update={"max_overflow": 0, "pool_timeout": 30.0}))
     app = app_with(database)
     names = [f"item-{number:02}" for number in range(50)]
 

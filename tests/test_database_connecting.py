@@ -519,7 +519,7 @@ async def test_a_server_that_does_not_tell_its_limit_still_serves(server, monkey
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 async def test_disposal_of_a_frozen_server_is_bounded(server, caplog):
     """All connections are dropped together, without a traceback for each."""
-    database = Database(settings_of(server.url(), read_url=server.url(), pool_timeout=0.6))
+    database = Database(settings_of(server.url(), read_url=server.url(), pool_timeout=2))
 
     async def use(engine):
         async with engine.connect() as connection:

@@ -184,8 +184,10 @@ async def test_a_statement_that_is_cancelled_has_taken_its_time_as_well(registry
     with postgres_or_skip() as server:
         database = Database(DatabaseSettings(url=server.url(), ssl="off", slow_query=0.05), registry=registry)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.5), database.session() as session:
-                await session.execute(text("SELECT pg_sleep(60)"))
+            async with database.session() as session:
+                await session.connection()
+                async with asyncio.timeout(0.2):
+                    await session.execute(text("SELECT pg_sleep(60)"))
         await database.engine.dispose()
 
     assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 1
