@@ -19,10 +19,9 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from fastapi_prodkit import _context, _scope
+from fastapi_prodkit import _context, _scope, sections
 from fastapi_prodkit._context import bind
 from fastapi_prodkit.logging.handler import EVENT_DICT, EventHandler
-from fastapi_prodkit.sections import LogSettings
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -38,7 +37,7 @@ _SERVER_ACCESS = ("uvicorn.access", "hypercorn.access", "gunicorn.access")
 
 
 def configure_logging(
-    settings: LogSettings | None = None,
+    settings: "sections.LogSettings | None" = None,
     *,
     service: str = "fastapi-service",
     version: str = "0.0.0",
@@ -64,7 +63,7 @@ def configure_logging(
 
             configure_logging(processors=[add_region])
     """
-    settings = settings or LogSettings()
+    settings = settings or sections.LogSettings()
     root = logging.getLogger()
     handler = EventHandler(settings, service=service, version=version, environment=environment, processors=processors)
     for existing in root.handlers[:]:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 
-from fastapi_prodkit import _context
+from fastapi_prodkit import _context, sections
 from fastapi_prodkit._terminal import coloured
 from fastapi_prodkit.logging.output import LineWriter
 from fastapi_prodkit.logging.redaction import Redactor, may_hold_secret
 from fastapi_prodkit.logging.repetition import inputs
-from fastapi_prodkit.sections import LogSettings
 
 if TYPE_CHECKING:
     from structlog.types import Processor
@@ -71,7 +70,7 @@ class EventHandler(logging.Handler):
 
     def __init__(
         self,
-        settings: LogSettings | None = None,
+        settings: "sections.LogSettings | None" = None,
         *,
         service: str = "fastapi-service",
         version: str = "0.0.0",
@@ -81,7 +80,7 @@ class EventHandler(logging.Handler):
         from structlog.contextvars import get_contextvars  # noqa: PLC0415 - structlog is loaded where it is used
 
         super().__init__()
-        settings = settings or LogSettings()
+        settings = settings or sections.LogSettings()  # loaded here: access_log does not need it
         self._contextvars = get_contextvars
         self._redactor = Redactor(settings.redact)
         self._known_safe_keys: set[str] = set()  # keys of earlier events that need no masking
