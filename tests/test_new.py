@@ -552,7 +552,7 @@ class Making:
     """What a user does first, in a folder of their own and with an empty home."""
 
     @pytest.fixture
-    def home(self, tmp_path, tmp_path_factory):
+    def home(self, tmp_path):
         caches = [
             subprocess.run([*command, "cache", "dir"], capture_output=True, text=True, check=True).stdout.strip()
             for command in ([sys.executable, "-m", "pip"], [Path(sys.executable).with_name("uv")])
@@ -560,7 +560,8 @@ class Making:
         kept = {name: value for name, value in os.environ.items() if re.match(r"PATH|PIP_|UV_|.*_CA_|SSL_|LANG", name)}
         uncovered = "--no-cov -W ignore::pytest_cov.CovDisabledWarning"  # coverage costs a minute
         ours = dict(zip(("PIP_CACHE_DIR", "UV_CACHE_DIR"), caches, strict=True))
-        ours["MYPY_CACHE_DIR"] = str(tmp_path_factory.getbasetemp().parent / "mypy")  # of all processes of the run
+        if (ROOT / ".mypy_cache").exists():  # of `make types`, with the options of a new service
+            ours["MYPY_CACHE_DIR"] = str(shutil.copytree(ROOT / ".mypy_cache", tmp_path / "mypy"))
         return kept | ours | {"PYTEST_ADDOPTS": uncovered, "PORT": "0", "HOME": str(tmp_path / "home")}
 
     def make(self, folder, environment, *targets):
