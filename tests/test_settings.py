@@ -588,6 +588,14 @@ class TestProfiles:
         assert list(PROFILES) == ["dev", "test", "staging", "prod"]
         assert names <= set(VARIABLES)
 
+    def test_the_profiles_on_the_page_are_those_of_the_code(self):
+        """The page lists every default that ENVIRONMENT changes, and its value in `dev` and `test`."""
+        table = PAGE.read_text().partition("\n## Profiles\n")[2].partition("\n## ")[0]
+        rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`)?[^|]*\| (?:`(.*?)`)?[^|]*\|", table, re.MULTILINE)
+
+        assert {name: value for name, value, _ in rows if value} == PROFILES["dev"]
+        assert {name: value for name, _, value in rows if value} == PROFILES["test"]
+
 
 class TestErrors:
     def test_every_error_is_told_at_once_by_variable(self, refused, tmp_path):
