@@ -112,7 +112,7 @@ class TestScripts:
         returned, _, errors = aws.run(FOLDER / "run-task.sh", NAME, "migrate")
 
         assert returned == 1
-        assert "migrate never began: CannotPullContainerError: not found" in errors
+        assert "migrate did not start: CannotPullContainerError: not found" in errors
 
     def test_a_task_that_is_not_accepted_is_a_failure(self, aws):
         """ECS answers with failures instead of tasks, and the call itself succeeds."""
@@ -167,7 +167,7 @@ class TestScripts:
             returned, _, errors = aws.run(FOLDER / "release.sh", NAME, "image@sha256:1", "1.1.0", TRY_SECONDS="1")
 
         assert returned == 1
-        assert f"{url}/ready does not answer: going back from 1.1.0 to 1.0.0\n" in errors
+        assert f"{url}/ready does not answer: rolling back from 1.1.0 to 1.0.0\n" in errors
         before, after = aws.deployed()
         assert before == [f"Name={NAME}", "Image=image@sha256:1", "Version=1.1.0"]
         assert after == [f"Name={NAME}", "Image=image@sha256:0", "Version=1.0.0"]

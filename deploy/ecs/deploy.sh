@@ -3,7 +3,7 @@
 #
 #     deploy.sh NAME IMAGE VERSION [PARAMETER=VALUE ...]
 #
-# The first time it needs Domain=... and Certificate=...; from then on they stay. It fails if the release is rolled back.
+# The first deployment needs Domain=... and Certificate=...; later ones keep them. It fails if the release is rolled back.
 # RELEASE_ROLE is the role that CloudFormation acts in (release.yaml).
 set -euo pipefail
 

@@ -3,7 +3,8 @@
 #
 #     migrate.sh NAME IMAGE          such as: migrate.sh shop-prod 123456789012.dkr.ecr.eu-central-1.../shop-prod@sha256:...
 #
-# It ends with the exit code of `fastapi-prodkit db upgrade`. RELEASE_ROLE is the role that CloudFormation acts in (release.yaml).
+# It ends with the exit code of `fastapi-prodkit db upgrade`. RELEASE_ROLE is the role that CloudFormation acts in
+# (release.yaml).
 set -euo pipefail
 
 [ $# = 2 ] || { echo "usage: $0 NAME IMAGE" >&2; exit 2; }

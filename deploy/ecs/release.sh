@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Deploy a release, after migrate.sh; try it from outside; go back to the one before if it does not answer:
+# Deploy a release, after migrate.sh. Request paths from outside, and deploy the previous release again if one fails:
 #
 #     release.sh NAME IMAGE VERSION [PATH ...]
 #
-# Each PATH, /ready if there is none, has a minute (TRY_SECONDS) to answer without an error. Going back is a failure, too.
-# The first release is made with deploy.sh: there is nothing to go back to.
+# Each PATH, by default /ready, must answer without an error within a minute (TRY_SECONDS). A rollback makes it fail.
+# For the first release use deploy.sh, because there is no previous one.
 set -euo pipefail
 
 [ $# -ge 3 ] || { echo "usage: $0 NAME IMAGE VERSION [PATH ...]" >&2; exit 2; }
@@ -25,7 +25,7 @@ url=$(service "Outputs[?OutputKey=='Url'].OutputValue")
 for path; do
   curl --silent --show-error --fail --output /dev/null --max-time 10 --retry 1000 --retry-delay 2 --retry-all-errors \
     --retry-max-time "${TRY_SECONDS:-60}" "$url$path" && echo "$url$path answers" && continue
-  echo "$url$path does not answer: going back from $version to $version_before" >&2
+  echo "$url$path does not answer: rolling back from $version to $version_before" >&2
   "$here/deploy.sh" "$name" "$image_before" "$version_before"
   exit 1
 done

@@ -3,7 +3,7 @@
 #
 #     run-task.sh NAME TASK          such as: run-task.sh shop-prod migrate
 #
-# It waits for an hour at most, or TASK_HOURS. After that the task still runs, and this fails.
+# It waits for TASK_HOURS hours at most, by default one. Then it fails, and the task continues.
 set -euo pipefail
 
 [ $# = 2 ] || { echo "usage: $0 NAME TASK" >&2; exit 2; }
@@ -23,17 +23,17 @@ arn=$(aws ecs run-task --cluster "$name" --task-definition "$definition" --launc
 [ "$arn" != None ] || { echo "$task could not be started: the cluster has no room, or the network is wrong" >&2; exit 1; }
 echo "$task runs: $arn" >&2
 
-# One `wait` fails after ten minutes.
+# `aws ecs wait` fails after ten minutes.
 for ((waits = 6 * ${TASK_HOURS:-1}; waits > 0; waits--)); do
   aws ecs wait tasks-stopped --cluster "$name" --tasks "$arn" && break
 done
 
 aws logs get-log-events --log-group-name "/ecs/$name" --log-stream-name "task/$task/${arn##*/}" --start-from-head \
-  --query 'events[].message' --output text | tr '\t' '\n' || true # a task that never began has none
+  --query 'events[].message' --output text | tr '\t' '\n' || true # a task that was not started has no log
 
 read -r status code reason < <(aws ecs describe-tasks --cluster "$name" --tasks "$arn" --output text \
   --query 'tasks[0].[lastStatus, containers[0].exitCode, stoppedReason]')
-[ "$status" = STOPPED ] || { echo "$task still runs; this has waited long enough" >&2; exit 1; }
-[ "$code" != None ] || { echo "$task never began: $reason" >&2; exit 1; }
+[ "$status" = STOPPED ] || { echo "$task still runs; gave up waiting for it" >&2; exit 1; }
+[ "$code" != None ] || { echo "$task did not start: $reason" >&2; exit 1; }
 echo "$task ended with exit code $code" >&2
 exit "$code"

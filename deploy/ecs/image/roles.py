@@ -1,7 +1,7 @@
 """Create the two roles of the database: `migrator` owns the tables, `app` reads and writes their rows.
 
-Both come with a token of IAM, never with a password. Runs as the owner of the database, whom libpq's variables name
-(PGHOST, PGDATABASE, PGUSER, PGPASSWORD, PGSSLMODE, PGSSLROOTCERT); what is there already stays, so it may run again.
+Both connect with an IAM token, never with a password. The script runs as the owner of the database, whose connection
+libpq's variables describe (PGHOST, PGDATABASE, PGUSER, PGPASSWORD, PGSSLMODE, PGSSLROOTCERT). It may run again.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO migrator;
 GRANT USAGE ON SCHEMA public TO app;
 
--- What migrator makes from now on, app may use. To say so one has to be a member of migrator for a moment.
+-- app may use what migrator creates from now on. Only a member of migrator may grant this, so the owner is one briefly.
 GRANT migrator TO CURRENT_USER;
 ALTER DEFAULT PRIVILEGES FOR ROLE migrator IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO app;
 ALTER DEFAULT PRIVILEGES FOR ROLE migrator IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO app;
