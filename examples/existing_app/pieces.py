@@ -18,7 +18,7 @@ async def stock_is_reachable() -> None:
 
 app.include_router(health_router(checks={"stock": stock_is_reachable}))
 app.add_middleware(SecurityHeadersMiddleware)
-app.add_middleware(RequestIDMiddleware)  # added last, so it is outside: every response below has the id
+app.add_middleware(RequestIDMiddleware)  # added last, so it is outermost
 
 
 @app.get("/orders/{order_id}")

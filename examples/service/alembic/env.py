@@ -1,6 +1,6 @@
-"""What Alembic runs, for `fastapi-prodkit db`, its own command line and `service.migrate`.
+"""The script that Alembic runs, for `fastapi-prodkit db`, its own command line and `service.migrate`.
 
-The database comes from the service's settings, so its password stands in no file here.
+The database is that of the service's settings, so no file here has its password.
 """
 
 from alembic import context

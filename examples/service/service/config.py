@@ -12,7 +12,7 @@ class ServiceSettings(Settings):
     """Settings of the airports service; DATABASE_URL is required."""
 
     database: DatabaseSettings
-    airports_page_size: int = Field(20, ge=1, le=100, description="Items on a page when the client does not say.")
+    airports_page_size: int = Field(20, ge=1, le=100, description="Items on a page, unless the client sets `limit`.")
 
 
 def _settings(request: Request) -> ServiceSettings:

@@ -1,4 +1,4 @@
-"""Try the service in one step: `python -m service.demo`, perhaps with the name of a database, see DATABASES.
+"""Try the service in one step: `python -m service.demo`, or with the name of another database, see DATABASES.
 
 It keeps an SQLite database in `.demo/` and fills it on the first run. It serves on 127.0.0.1 at the port PORT, or 8000.
 Ctrl-C ends it.

@@ -1,7 +1,7 @@
 """Migrations from code, for the demo and the tests; a deployment runs `fastapi-prodkit db upgrade` first.
 
-The service never migrates at start-up: there, replicas would race, and a long migration would look like a service
-that does not come up.
+The service never migrates at start-up: replicas would run the migrations at the same time, and a service with a long
+migration would seem not to start.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What every table shares."""
+"""The base class of all tables, and a column type for times."""
 
 from datetime import UTC, datetime
 
@@ -7,7 +7,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 
 class Base(DeclarativeBase):
-    """The metadata that Alembic compares with the database; named constraints are what a migration can drop."""
+    """The metadata that Alembic compares with the database; named constraints can be dropped by a migration."""
 
     metadata = MetaData(
         naming_convention={
@@ -21,7 +21,7 @@ class Base(DeclarativeBase):
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """A moment in UTC: PostgreSQL answers in UTC anyway, and SQLite drops the time zone, which is put back."""
+    """A time in UTC. SQLite drops the time zone, so it is added when a value is read."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

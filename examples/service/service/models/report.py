@@ -9,7 +9,7 @@ from service.models.base import Base, UTCDateTime
 
 
 class Report(Base):
-    """What a visitor says about an airport."""
+    """A visitor's report on an airport."""
 
     __tablename__ = "reports"
     __table_args__ = (CheckConstraint("rating between 1 and 5", name="rating"),)

@@ -1,1 +1,1 @@
-"""The HTTP side: each router turns requests into calls of services, and results into schemas."""
+"""HTTP: each router calls services, and returns their results as schemas."""

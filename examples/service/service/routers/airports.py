@@ -38,7 +38,7 @@ async def search(
     return schemas.AirportPage(items=[schemas.Airport.model_validate(airport) for airport in page], next_cursor=cursor)
 
 
-# Declared before /{code}, which would take "nearest" for a code.
+# Declared before /{code}, which also matches /nearest.
 @router.get("/nearest", summary="Find the nearest airports")
 async def nearest(query: Annotated[schemas.NearbyQuery, Query()], session: SessionDep) -> schemas.NearbyAirports:
     """Airports around a position, nearest first, by great-circle distance."""

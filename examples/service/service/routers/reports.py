@@ -30,7 +30,7 @@ UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"description": "No report has 
 async def create(
     report: schemas.ReportCreate, session: SessionDep, request: Request, response: Response
 ) -> schemas.Report:
-    """Store a visit report. `Location` leads to it."""
+    """Store a visit report. The `Location` header has its path."""
     airport = await _airport(session, report.airport, where="body")
     created = await reports.create(
         session, airport, visited_on=report.visited_on, rating=report.rating, comment=report.comment
@@ -78,7 +78,7 @@ def _unknown(report_id: int) -> ProblemError:
 
 
 async def _airport(session: AsyncSession, code: str, *, where: str) -> models.Airport:
-    """Return the airport that the client names in its body or query; a code that nobody has is a validation error."""
+    """Return the airport whose code is in the body or the query; an unknown code is a validation error."""
     airport = await airports.by_code(session, code)
     if airport is None:
         message = "no airport has this ICAO or IATA code"

@@ -52,11 +52,11 @@ class AirportPage(BaseModel):
     """Airports by ICAO code."""
 
     items: list[Airport]
-    next_cursor: str | None = Field(description="Leads to the next page; null on the last.", examples=["RURERg"])
+    next_cursor: str | None = Field(description="Cursor of the next page; null on the last page.", examples=["RURERg"])
 
 
 class NearbyAirport(Airport):
-    """An airport and how far away it is."""
+    """An airport and its distance."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{**NEW_YORK, "distance_km": 20.746}]})
 
@@ -64,7 +64,7 @@ class NearbyAirport(Airport):
 
     @classmethod
     def at(cls, airport: models.Airport, distance_km: float) -> Self:
-        """Describe an airport as seen from a place that far away."""
+        """Return an airport with its distance from a position."""
         return cls(**Airport.model_validate(airport).model_dump(), distance_km=round(distance_km, 3))
 
 
@@ -75,7 +75,7 @@ class NearbyAirports(BaseModel):
 
 
 class AirportQuery(BaseModel):
-    """Filters, which all have to be met, and the page. A misspelt parameter is an error, or it would filter nothing."""
+    """Filters, of which all must match, and the page. Misspelt parameters are errors: they would filter nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,12 +87,12 @@ class AirportQuery(BaseModel):
         None, description="Words that name or city contain; case and accents do not matter.", examples=["sao paulo"]
     )
     has_iata: bool | None = Field(None, description="Whether the airport has an IATA code.")
-    limit: Limit | None = Field(None, description="Most items on the page; AIRPORTS_PAGE_SIZE if left out.")
-    cursor: Cursor | None = Field(None, description="`next_cursor` of the page before.")
+    limit: Limit | None = Field(None, description="Maximum size of the page; AIRPORTS_PAGE_SIZE if left out.")
+    cursor: Cursor | None = Field(None, description="`next_cursor` of the previous page.")
 
 
 class NearbyQuery(BaseModel):
-    """A position, and how many airports to name."""
+    """A position, and how many airports to return."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -14,7 +14,7 @@ from service.schemas.text import Comment
 
 
 def _written_out(day: object) -> object:
-    """Refuse what pydantic takes for a date beside one: seconds since 1970, and midnights."""
+    """Refuse other values that pydantic accepts as a date: seconds since 1970, and times at midnight."""
     if not (isinstance(day, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", day)):
         raise ValueError("must be a date, such as 2025-05-04")
     return day
@@ -45,7 +45,7 @@ class ReportCreate(BaseModel):
 
 
 class Report(BaseModel):
-    """A report that was stored."""
+    """A stored report."""
 
     model_config = ConfigDict(
         from_attributes=True,
@@ -57,21 +57,21 @@ class Report(BaseModel):
     visited_on: date
     rating: Rating
     comment: Comment = Field(description="Plain text.")
-    created_at: AwareDatetime = Field(description="When the report arrived, UTC.")
+    created_at: AwareDatetime = Field(description="When the report was stored, UTC.")
 
 
 class ReportPage(BaseModel):
     """Reports, newest first."""
 
     items: list[Report]
-    next_cursor: str | None = Field(description="Leads to the next page; null on the last.", examples=["MTA"])
+    next_cursor: str | None = Field(description="Cursor of the next page; null on the last page.", examples=["MTA"])
 
 
 class ReportQuery(BaseModel):
-    """Which reports, and the page."""
+    """Which reports to list, and which page of them."""
 
     model_config = ConfigDict(extra="forbid")
 
     airport: AirportCode | None = Field(None, description="ICAO or IATA code.", examples=["FRA"])
-    limit: Limit | None = Field(None, description="Most items on the page; AIRPORTS_PAGE_SIZE if left out.")
-    cursor: Cursor | None = Field(None, description="`next_cursor` of the page before.")
+    limit: Limit | None = Field(None, description="Maximum size of the page; AIRPORTS_PAGE_SIZE if left out.")
+    cursor: Cursor | None = Field(None, description="`next_cursor` of the previous page.")

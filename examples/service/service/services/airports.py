@@ -57,8 +57,8 @@ async def any_loaded(session: AsyncSession) -> bool:
 async def nearest(session: AsyncSession, lat: float, lon: float, *, limit: int) -> list[tuple[Airport, float]]:
     """Return the `limit` airports that are nearest to a position, with their distances in kilometres.
 
-    The database looks into a small cube first, which the index answers, and into a larger one only where airports
-    are few.
+    The first query covers a small cube, for which the database uses an index. A larger cube follows only if there are
+    too few airports in it.
     """
     here = unit_vector(lat, lon)
     airports: Sequence[Airport] = ()

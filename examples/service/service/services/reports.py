@@ -35,5 +35,5 @@ async def latest(
 
 
 async def remove(session: AsyncSession, report_id: int) -> bool:
-    """Delete the report with this id; say whether there was one."""
+    """Delete the report with this id; return whether there was one."""
     return await session.scalar(delete(Report).where(Report.id == report_id).returning(Report.id)) is not None
