@@ -151,7 +151,7 @@ def history(
     *,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show files and dates.")] = False,
 ) -> None:
-    """List the migrations, newest first, without connecting to the database."""
+    """List the migrations, newest first; does not connect."""
     command = _extras.require("alembic.command", extra="database")
 
     command.history(_config(ctx), verbose=verbose)
@@ -187,7 +187,10 @@ def check(
         typer.Option("--base", metavar="BRANCH", help="With --lint: check those not on it; by default main."),
     ] = None,
 ) -> None:
-    """Exit with 3 if models and migrations differ or, with --lint, if a new migration is unsafe."""
+    """Compare models and migrations; --lint checks new migrations.
+
+    The exit code is 3 if they differ, or if a new migration is unsafe.
+    """
     if lint:
         _check_safety(ctx, start, base)
     elif start or base:

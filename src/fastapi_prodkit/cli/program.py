@@ -88,7 +88,7 @@ def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
 
 
 @app.callback(
-    epilog="Exit codes: 0 done, 1 failed, 2 usage error, 3 check negative, 130 and 143 stopped by a signal. "
+    epilog="Exit codes: 0 done, 1 failed, 2 usage error, 3 a check has failed, 130 and 143 stopped by a signal. "
     "FASTAPI_PRODKIT_TRACEBACK=1 shows the traceback of an error."
 )
 def _command(

@@ -28,7 +28,7 @@ def doctor(  # noqa: PLR0913 - an option each
     *,
     environment: Annotated[
         Environment | None,
-        typer.Option(help="Environment to check; by default prod, or staging if ENVIRONMENT says so."),
+        typer.Option(help="Environment to check; by default staging if ENVIRONMENT is staging, otherwise prod."),
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(metavar="ID", help="Skip a rule; may be repeated.")] = None,
     fail_on: Annotated[Severity, typer.Option(help="Lowest severity that fails the command.")] = "error",
