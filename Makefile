@@ -6,7 +6,7 @@
 # Where it is set, each of the hundreds of processes that tests start compiles every module anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-# uv installs in seconds what takes pip a minute; an index other than the public one is UV_DEFAULT_INDEX to it.
+# uv installs in seconds what takes pip a minute. To use another index than the public one, set UV_DEFAULT_INDEX.
 export UV_SYSTEM_CERTS ?= 1
 
 PYTHON ?= python3
@@ -35,8 +35,8 @@ test: $(VENV)/.test ## run all tests but those of whole systems, such as images 
 test-all: coverage ## run every test, with branch coverage
 	@$(RUN) $(SYSTEMS) -m 'system or example'
 
-# The tests that reach every branch. To look up the greenlet at each call costs a third of the time, so it is done for the
-# tests in which SQLAlchemy switches greenlets; the others fail if something does.
+# The tests that reach every branch. Coverage in greenlets costs a third of the time, so it is on only for the tests in which
+# SQLAlchemy switches greenlets; the other tests fail if a greenlet is switched.
 COVERED := $(PYTEST) -m 'not system' --cov
 IN_GREENLETS := $(wildcard tests/test_database*.py tests/test_doctor*.py tests/test_migration*.py) \
 	$(patsubst %,tests/test_%.py,cli testing)
@@ -116,14 +116,14 @@ build: $(VENV)/.dev ## build wheel and sdist into dist/
 	@$(RUN) -m build --no-isolation >/dev/null
 	@$(RUN) -m twine check --strict dist/*
 
-bench: $(VENV)/.test ## measure what the layer costs per request and per import
+bench: $(VENV)/.test ## measure the cost per request and per import
 	@$(RUN) benchmarks/in_process.py
 	@$(RUN) benchmarks/log_handlers.py
 	@$(RUN) benchmarks/rate_limit.py
 	@$(RUN) benchmarks/imports.py
 
 # Locks hold for every supported Python and platform. dev.txt is solved first; the others agree with it, because they
-# may be installed into the same .venv. They keep extras: pip takes `coverage[toml]` for pinned only if it is so in the lock.
+# may be installed into the same .venv. They keep extras: pip accepts `coverage[toml]` as pinned only with its extra.
 LOCK := $(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-emit-index-url \
 	--no-header --python-version 3.11 --fork-strategy fewest pyproject.toml
 AGREE := --constraints requirements/dev.txt
