@@ -56,6 +56,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("example")
             if _SYSTEM_TESTS_OF_EXAMPLES.search(item.nodeid):
                 item.add_marker("system")
+            if item.path.name == "test_service_demo.py":
+                item.add_marker("long")
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
