@@ -1330,7 +1330,7 @@ def test_a_preflight_with_cors_outside_of_metrics():
     """An order in which it would be measured without having been counted is refused where the list is made."""
     app = FastAPI()
 
-    with pytest.raises(ConfigurationError, match="MetricsMiddleware stands behind CORSMiddleware"):
+    with pytest.raises(ConfigurationError, match="MetricsMiddleware is behind CORSMiddleware"):
         Edge([CORSMiddleware(app), MetricsMiddleware(app)])
 
 

@@ -454,10 +454,10 @@ async def test_exempt_requests(nested):
     [
         (
             [Door(None), Note(None, "a", [])],
-            "Note stands behind Door.*on_response_start and on_end of Note",
+            "Note is behind Door.*on_response_start and on_end of Note",
         ),
-        ([Note(None, "a", [], answer=ok), Keep(None)], "Keep stands behind Note, .* then on_end of Keep"),
-        ([Door(None), Door(None), Ending()], "Ending stands behind Door"),
+        ([Note(None, "a", [], answer=ok), Keep(None)], "Keep is behind Note, .*; on_end of Keep"),
+        ([Door(None), Door(None), Ending()], "Ending is behind Door"),
     ],
 )
 def test_an_order_that_cannot_work(layers, message):

@@ -91,7 +91,7 @@ async def test_without_a_response_it_is_answered(ending, caplog):
     assert start["status"] == 503
     assert dict(start["headers"])[b"retry-after"] == b"1"
     assert json.loads(body["body"])["status"] == 503
-    reason = "no response before the end of the process; SHUTDOWN_GRACE is the time for it"
+    reason = "no response before the process ended; SHUTDOWN_GRACE limits the time for it"
     assert lines(caplog) == [(503, "WARNING", reason)]
 
 

@@ -1,4 +1,4 @@
-"""Cancel the task that serves a request, and tell this cancellation from an error of the app."""
+"""Cancel the task that serves a request, and distinguish this cancellation from an error of the app."""
 
 from asyncio import CancelledError, Task, current_task
 from typing import Any, cast
@@ -25,7 +25,7 @@ def cut(exchange: Exchange, reason: str) -> None:
 
 
 def is_cancelled(exchange: Exchange) -> bool:
-    """Say whether the request was cancelled: by `cut`, by the server, or by a task group around it.
+    """Return whether the request was cancelled: by `cut`, by the server, or by a task group around it.
 
     `Task.cancelling` alone is not reliable: a task group of anyio, such as that of `@app.middleware("http")`, may call
     `uncancel` more often than `cancel`.

@@ -1,4 +1,4 @@
-"""`Edge` puts layers around an app, outside of Starlette's own middleware and of whatever agents add, however late.
+"""`Edge` puts layers around an app, outside of Starlette's middleware and of everything that agents add later.
 
 Agents such as OpenTelemetry's, Sentry's or Elastic's hook into an app in two ways: they wrap what
 `app.build_middleware_stack()` returns, and they patch the classes of Starlette and FastAPI. The edge works with both.
@@ -21,7 +21,7 @@ from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._asgi import route_path
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
-from fastapi_prodkit._pipeline.layers import APP_ERRORS, Layer, LayerStack, answers
+from fastapi_prodkit._pipeline.layers import APP_ERRORS, Layer, LayerStack, may_answer
 from fastapi_prodkit._pipeline.management import ManagementRoutes
 from fastapi_prodkit._problem import INTERNAL_ERROR, Refusal
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
@@ -30,7 +30,7 @@ __all__ = ["Edge"]
 
 _KINDS: Final = ("http", "websocket")
 _MOST_DROPPED: Final = 65_536  # bytes of an unread body that the server may read and drop to keep the connection open
-_MOST_DIGITS: Final = 18  # of a Content-Length that are parsed
+_MOST_DIGITS: Final = 18  # digits of a Content-Length that are parsed
 _internal_error: Final = Refusal(ProblemError(500, INTERNAL_ERROR))
 _Failures = list[tuple[Exchange, BaseException]]
 
@@ -73,7 +73,7 @@ class Edge:
         self._management = ManagementRoutes(management or Starlette())
         self._stacks: dict[str, LayerStack] = {kind: _EdgeStack(kind, layers, self._management) for kind in _KINDS}
         self._stacks["http"].add_on_response_start(_close_unread)
-        self._refusals = _RefusalStack([*takewhile(lambda layer: not answers(layer), layers)], _no_app)
+        self._refusals = _RefusalStack([*takewhile(lambda layer: not may_answer(layer), layers)], _no_app)
 
     def put_around(self, app: Starlette) -> None:
         """Put the edge around a Starlette or FastAPI app that has not started, and keep it outermost.
@@ -84,7 +84,7 @@ class Edge:
             ConfigurationError: The app has started, or has an edge already.
         """
         if app.middleware_stack is not None:
-            raise ConfigurationError("the edge came too late: the app has already started; put it around a new app")
+            raise ConfigurationError("the app has already started: put the edge around it before that")
         if hasattr(app, _scope.APP_STACK):
             raise ConfigurationError("the app has an edge already: put all layers into one")
         self._management.app_inside = app
@@ -96,13 +96,13 @@ class Edge:
         """Return this edge around an ASGI app, ready to serve."""
         served = copy(self)
         served.app = app
-        served._stacks = {kind: stack.around(app) for kind, stack in self._stacks.items()}  # noqa: SLF001 - a copy's own
+        served._stacks = {kind: stack.around(app) for kind, stack in self._stacks.items()}  # noqa: SLF001 - the copy is ours
         return served
 
     def around_refusal(self, refusal: Refusal) -> ASGIApp:
-        """Return an app that answers a request which the server refuses; it is logged and counted like any other.
+        """Return an app that answers a request that the server has refused.
 
-        The app has those layers around it that are in front of the first layer that may answer.
+        The request passes the layers in front of the first one that may answer, so that it is logged and counted.
         """
         return self._refusals.around(refusal)
 

@@ -42,7 +42,7 @@ class Exchange:
         send_failed: Sending a message of the app has failed, in the server or in a layer.
         body_received: Bytes of the request's body that have been received.
         request_complete: The last message of the request's body has been received.
-        exempt: The hooks of some layer are not called, because its `exempt` has the path.
+        exempt: The path is in `exempt` of some layer, whose hooks are not called.
         started_at: When the request arrived, on the clock of `perf_counter`.
         task: The task that serves the request; set before an app that a layer has returned is called, and before the
             app itself if a layer may cancel it.
@@ -78,7 +78,7 @@ class Exchange:
     task: "Task[Any] | None" = None
     stream: ResponseStream | None = None
     _start: Message  # the first message of the response, as the app has sent it
-    _held = False  # a layer has returned an app of its own, which may have delayed the request
+    _held = False  # a layer has returned an app, which may delay the request before it calls `call_inner`
     _waited = False  # `on_wait` was called
 
     def __init__(  # noqa: PLR0913, PLR0917 - called for every request: keywords cost
@@ -147,7 +147,7 @@ class Exchange:
                 self.task = asyncio.current_task()  # the app may read the body, which has a time-out
                 return answer(self.scope, receive, send)
         if self.hooks.may_cancel_app and not self._waited:
-            # The time for which a layer has delayed the request does not count.
+            # A delay by such an app does not count.
             self.start_deadlines(perf_counter() if self._held else self.started_at)
         return self.app(self.scope, receive, send)
 
@@ -162,9 +162,9 @@ class Exchange:
         self.app = app
 
     def start_deadlines(self, started_at: float) -> None:
-        """Call `on_wait` of each layer: the app is about to be called, and deadlines count from `started_at`.
+        """Call `on_wait` of each layer, immediately before the app is called; deadlines count from `started_at`.
 
-        Must be called from the task that serves the request: that task is the one a deadline cancels.
+        Must be called from the task that serves the request, because a deadline cancels the calling task.
         """
         self._waited = True
         self.task = asyncio.current_task()

@@ -31,8 +31,8 @@ class Hooks(Generic[_Exchange]):
         may_cancel_app: Some layer may cancel the task that serves the request.
         layers: The layers that handle the request, outermost first, those of outer exchanges included. Of type Any,
             because the module of Layer imports this one.
-        further_in: The hooks of layers inside of these layers, cached. The key is the hooks of the inner layers alone,
-            and whether these layers have joined the exchange of the outer ones.
+        further_in: Cache: the hooks of layers inside of these layers. The key is the hooks of the inner layers alone,
+            and whether the inner layers have joined the exchange of the outer ones.
     """
 
     __slots__ = (
@@ -70,7 +70,7 @@ class Hooks(Generic[_Exchange]):
         self.further_in: dict[tuple[Hooks[_Exchange], bool], Hooks[_Exchange]] = {}
 
     def joined_to(self, outer: "Hooks[_Exchange]") -> "Hooks[_Exchange]":
-        """Return these hooks with those of outer layers around them, whose `on_request` was called already."""
+        """Return these hooks combined with those of outer layers, except `on_request`, which was called already."""
         return Hooks(
             on_request=self.on_request,
             on_wait=outer.on_wait,
@@ -83,7 +83,7 @@ class Hooks(Generic[_Exchange]):
         )
 
     def add_on_response_start(self, hook: OnResponseStart[_Exchange]) -> None:
-        """Call a function as the hook of an outermost layer, for requests in progress too, in joined hooks too."""
+        """Call `hook` after the `on_response_start` of all layers, in joined hooks and requests in progress too."""
         self.on_response_start.append(hook)
         self.on_plain_response_start.append(hook)
         for (_, joined), inner in self.further_in.items():

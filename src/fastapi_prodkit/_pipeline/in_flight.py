@@ -1,4 +1,4 @@
-"""Find the requests in progress when the process ends, in the frames of its tasks: there is no list to keep."""
+"""Find the requests in progress when the process ends: in the frames of its tasks, so that no list is kept."""
 
 import asyncio
 from asyncio import AbstractEventLoop, Task
@@ -17,10 +17,10 @@ from fastapi_prodkit.exceptions import ProblemError
 __all__ = ["abandon", "cut_requests", "exchanges_in", "frames_of"]
 
 _SERVE: Final = LayerStack.__call__.__code__
-_RETRY_AFTER: Final = "1"  # seconds; another process serves the client by then
+_RETRY_AFTER: Final = "1"  # seconds; by then another process serves requests
 _stopped: Final = Refusal(
     ProblemError(503, "The service is stopping; try again.", headers={"Retry-After": _RETRY_AFTER}),
-    Reason("shutdown", "no response before the end of the process; SHUTDOWN_GRACE is the time for it"),
+    Reason("shutdown", "no response before the process ended; SHUTDOWN_GRACE limits the time for it"),
 )
 _ABANDONED: Final = Reason("shutdown", "no response: the process exited while the handler ran")
 
@@ -58,7 +58,7 @@ def cut_requests(loop: AbstractEventLoop) -> int:
 
 
 def _cut(exchange: Exchange, task: "Task[Any]") -> None:
-    exchange.task = task  # so far it is set only if a layer may cancel it
+    exchange.task = task  # not set yet if no layer may cancel the request
     if exchange.complete:  # only its background tasks still run
         cut(exchange, "complete")
     elif not exchange.interrupt(_stopped):

@@ -25,7 +25,7 @@ class Interruption:
         self._answer = task.get_loop().create_task(_send_within(context, answer))
 
     def is_current_task(self) -> bool:
-        """Say whether the running task is the one that sends the answer, and not the app."""
+        """Return whether the running task sends the answer; False for a task of the app."""
         return asyncio.current_task() is self._answer
 
     def withdraw_cancellation(self) -> bool:
@@ -41,5 +41,5 @@ class Interruption:
 
 
 async def _send_within(context: dict[str, Any], answer: Awaitable[None]) -> None:
-    _context.begin(context)  # in the context of this task, which ends with it
+    _context.begin(context)  # never reset: the task's context ends with the task
     await answer

@@ -33,9 +33,9 @@ class Layer:
 
     Attributes:
         app: The app to serve, where the layer is used alone.
-        exempt: Paths relative to the app, without trailing slash. No hook is called for GET and HEAD requests for them.
-        where_exempt: A layer that is used in place of this one for those requests, if there is one.
-        scope_types: Types of scope for which the hooks are called; for others the app is called without them.
+        exempt: Paths relative to the app, without trailing slash, whose GET and HEAD requests call no hook.
+        where_exempt: The layer to use in place of this one for those requests; None for no layer.
+        scope_types: Types of scope for which the hooks are called.
         may_answer: `on_request` may return an app. Set it to False where `on_request` always returns None; then layers
             with `on_response_start` or `on_end` may be further in.
         may_cancel_app: The layer may cancel the task that serves the request. Outside of a stack it opens an exchange
@@ -92,8 +92,8 @@ class Layer:
     def inside(self, outer: "Layer") -> "Layer | None":  # noqa: ARG002 - for those that override it
         """Return the layer to use in place of this one if `outer` is further out; None to leave it out.
 
-        Called for each layer further out, once and not for each request. A layer that would repeat what `outer` does
-        returns None. A layer whose settings must win over those of `outer` may return another layer that ensures this.
+        Called once for each layer further out, not per request. A layer that would repeat what `outer` does returns
+        None. A layer whose settings must win over those of `outer` may return another layer that ensures this.
         """
         return self
 
@@ -131,7 +131,7 @@ class LayerStack:
         self.hooks = _hooks_of(layers)
         paths = {path for layer in layers for path in layer.exempt}
         self._exempt = {path: _hooks_of(_layers_for(path, layers)) for path in paths}
-        # The types that are in `scope_types` of all layers; for others some layers are used, or none.
+        # Types that every layer handles. For any other type, `_for_type` makes a stack of the layers that handle it.
         self._types = _TYPES.intersection(*(layer.scope_types for layer in layers))
         self._others: dict[str, ASGIApp] = {}
 
@@ -163,7 +163,7 @@ class LayerStack:
             raise
         finally:
             exchange.finish()
-            # Break the cycle of references between exchange and scope, which the garbage collector would have to find.
+            # Break the reference cycle of exchange and scope, so that the exchange is freed without a collection.
             scope[EXCHANGE] = outer
             exchange.receive_from_server = receive
             _context.end(token)
@@ -172,7 +172,7 @@ class LayerStack:
         """Return the same layers around another app."""
         stack = copy(self)
         stack.app = app
-        stack._others = {}  # noqa: SLF001 - a copy's own; the stacks in the dict have the old app inside
+        stack._others = {}  # noqa: SLF001 - the copy is ours; the stacks in the dict serve the old app
         return stack
 
     def _for_type(self, kind: str) -> ASGIApp:
@@ -191,7 +191,7 @@ class LayerStack:
         return hooks
 
     def add_on_response_start(self, hook: OnResponseStart[Exchange]) -> None:
-        """Call a function as the hook of an outermost layer: in copies of this stack too, and for current requests."""
+        """Call `hook` after the `on_response_start` of all layers, in copies of this stack and current requests too."""
         for hooks in (self.hooks, *self._exempt.values()):
             hooks.add_on_response_start(hook)
 
@@ -227,14 +227,14 @@ def checked_exempt(paths: Collection[str]) -> frozenset[str]:
     return frozenset(paths)
 
 
-def answers(layer: Layer) -> bool:
-    """Say whether the layer may answer a request in place of the layers further in and the app."""
+def may_answer(layer: Layer) -> bool:
+    """Return whether the layer may answer a request in place of the layers further in and the app."""
     return layer.may_answer and _overrides(layer, "on_request")
 
 
 def _layers_for(path: str, layers: Sequence[Layer]) -> Sequence[Layer]:
-    working = (layer.where_exempt if path in layer.exempt else layer for layer in layers)
-    return [layer for layer in working if layer is not None]
+    replaced = (layer.where_exempt if path in layer.exempt else layer for layer in layers)
+    return [layer for layer in replaced if layer is not None]
 
 
 def _check_order(layers: Sequence[Layer]) -> None:
@@ -244,10 +244,10 @@ def _check_order(layers: Sequence[Layer]) -> None:
         if first is not None and finishing:
             inner, outer = type(layer).__name__, type(first).__name__
             raise ConfigurationError(
-                f"{inner} stands behind {outer}, which may answer a request itself: then {' and '.join(finishing)} of "
-                f"{inner} would be called for a request that it has not seen; put {inner} before {outer}"
+                f"{inner} is behind {outer}, which may answer a request before {inner} sees it; "
+                f"{' and '.join(finishing)} of {inner} would still be called: put {inner} before {outer}"
             )
-        if first is None and answers(layer):
+        if first is None and may_answer(layer):
             first = layer
 
 

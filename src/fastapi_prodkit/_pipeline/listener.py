@@ -39,7 +39,7 @@ class DisconnectListener:
             return message
         message = await self._received.get()
         if message["type"] == "http.disconnect":
-            self._received.put_nowait(message)  # for every further call
+            self._received.put_nowait(message)  # every further call returns it again
         elif message.get("more_body"):
             self._listening = None  # the app receives the rest
         return message
@@ -48,7 +48,7 @@ class DisconnectListener:
         """Stop listening."""
         if self._listening is not None:
             self._listening.cancel()
-            self._listening = None  # the exception of the task refers, through its traceback, to this object
+            self._listening = None  # breaks a cycle: the traceback of the task's exception refers to this object
 
     async def _listen(self) -> None:
         message = await self._receive()
@@ -58,5 +58,5 @@ class DisconnectListener:
                 return
             message = await self._receive()
         self._received.put_nowait(message)
-        if message["type"] == "http.disconnect":  # ASGI has no other message here, but some test clients do
+        if message["type"] == "http.disconnect":  # some test clients send other messages here, against ASGI
             self._on_disconnect()

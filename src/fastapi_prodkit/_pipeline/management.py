@@ -1,4 +1,4 @@
-"""Management routes, such as probes: the edge answers them, so that `app.routes` holds the app's own routes only."""
+"""Serve management routes, such as probes, in the edge, so that `app.routes` holds the app's own routes only."""
 
 import logging
 from collections.abc import Iterator

@@ -7,7 +7,7 @@ from starlette.types import Send
 
 __all__ = ["ResponseStream"]
 
-_FRAMING = frozenset({b"content-length", b"content-encoding"})  # these fix where the stream ends
+_FRAMING = frozenset({b"content-length", b"content-encoding"})  # with either, no chunk can be added
 
 
 class ResponseStream:
