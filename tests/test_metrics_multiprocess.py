@@ -672,7 +672,7 @@ def test_production_refuses_workers_that_count_alone(server, workers, directory)
             assert get(port, "/metrics").startswith("#")
         else:
             deadline = time.monotonic() + 30
-            while "would count for itself" not in process.output():
+            while "would count separately" not in process.output():
                 assert time.monotonic() < deadline, process.output()
                 time.sleep(0.05)
 

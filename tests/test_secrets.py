@@ -116,7 +116,7 @@ class TestMountedFiles:
             Settings(secrets={"dir": str(tmp_path)})
 
         assert list(caught.value.problems) == ["SECRETS_AWS_SECRET_ID"]
-        assert "the mounted files cannot tell where secrets are" in str(caught.value)
+        assert "the mounted files cannot set it" in str(caught.value)
 
 
 class TestSecretsManager:
@@ -147,8 +147,8 @@ class TestSecretsManager:
 
         assert set(caught.value.problems) == {"SECRETS_AWS_SECRET_ID", "LOG_LEVEL"}
         assert caught.value.problems["SECRETS_AWS_SECRET_ID"].startswith(
-            "AWS refuses or is out of reach (ResourceNotFoundException): check the name, the region, and that the role "
-            "may secretsmanager:GetSecretValue"
+            "AWS refuses or cannot be reached (ResourceNotFoundException): check the name, the region, and that the "
+            "role may secretsmanager:GetSecretValue"
         )
         assert caught.value.__context__ is None
 

@@ -240,7 +240,7 @@ def test_workers_that_count_for_themselves(directory, monkeypatch, capsys, setti
     code = main(["serve", "served_app:app", "--workers", "2"])
 
     assert (code != 0, started == []) == (refused, refused)
-    assert ("each of 2 worker processes would count for itself" in capsys.readouterr().err) == refused
+    assert ("each of 2 worker processes would count separately" in capsys.readouterr().err) == refused
 
 
 def test_a_factory_is_called_for_its_settings(directory, monkeypatch):
@@ -345,7 +345,7 @@ def start():
         raise RuntimeError("no settings") from error
 """
 
-WITHHELD = "is refused; the reason is withheld because it repeats the value"
+WITHHELD = "cannot be used; the reason is not shown because it repeats the value"
 
 
 @pytest.mark.parametrize(

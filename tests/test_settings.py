@@ -19,7 +19,7 @@ from fastapi_prodkit.settings import PROFILES, Settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "pieces" / "settings.md"
 SECRET = "hunter2-correct-horse"
-WITHHELD = "is refused; the reason is withheld because it repeats the value"
+WITHHELD = "cannot be used; the reason is not shown because it repeats the value"
 SAFE = {"ENVIRONMENT": "prod", "HOSTS_ALLOWED": "api.example.com"}
 VARIABLES = variables.variables(Settings)
 
@@ -516,7 +516,7 @@ class TestSources:
 
         problems = refused()
 
-        assert problems == {".env": "is not text in UTF-8: save it as such"}
+        assert problems == {".env": "is not encoded in UTF-8: save it in UTF-8"}
 
     def test_a_subclass_can_add_a_source(self, load):
         """The hook is pydantic-settings' own, and `super()` has the order."""
@@ -696,10 +696,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("url", "message"),
         [
-            (f"{SECRET}@myredis:6379/0", "is refused; the reason is withheld because it repeats the value"),
+            (f"{SECRET}@myredis:6379/0", "cannot be used; the reason is not shown because it repeats the value"),
             (
                 f"redis://user:{SECRET}@myredis:6379/0",
-                "is refused; the reason is withheld because it repeats the value",
+                "cannot be used; the reason is not shown because it repeats the value",
             ),
             ("redis://a:b@c", "unknown scheme redis, host ['b@c']"),
         ],
@@ -869,11 +869,11 @@ class TestRefusals:
             "DEBUG": "shows tracebacks and variables to every client: set it to false",
             "PROXY_TRUSTED": "lets every client choose its own address: list the load balancer's addresses or networks",
             "HOSTS_ALLOWED": "is required: list the host names of the service, such as api.example.com",
-            "CORS_ORIGINS": "* together with credentials would let every web site act for its visitors, and browsers "
+            "CORS_ORIGINS": "* together with credentials would let every web site act as its visitors, and browsers "
             "refuse it: list what is allowed, or set CORS_ALLOW_CREDENTIALS=false",
-            "CORS_ORIGIN_REGEX": "also matches https://probe.invalid, which anybody could own: escape every dot, put "
-            "no .* next to a name, or list CORS_ORIGINS",
-            "RATE_LIMIT_ENABLED": "each of the WEB_CONCURRENCY workers would count for itself, so that clients get a "
+            "CORS_ORIGIN_REGEX": "also matches https://probe.invalid, whose domain anyone could register: escape every "
+            "dot, put no .* next to a name, or list CORS_ORIGINS",
+            "RATE_LIMIT_ENABLED": "each of the WEB_CONCURRENCY workers would count separately, so that clients get a "
             "multiple of the limit: set RATE_LIMIT_STORAGE_URL=redis://..., which all of them share, run one worker "
             "per container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false",
             "DATABASE_SSL": "sends passwords and data in plain text to another host: use verify-full",
@@ -901,10 +901,10 @@ class TestRefusals:
         assert set(refused({**SAFE, "PROXY_TRUSTED": trusted})) == {"PROXY_TRUSTED"}
 
     def test_any_host_is_refused_and_leaving_the_check_to_others_is_not(self, refused, load):
-        """`*` looks like a setting and checks nothing; HOSTS_ENABLED=false says what it does."""
+        """`*` allows every host; HOSTS_ENABLED=false says so."""
         problems = refused({**SAFE, "HOSTS_ALLOWED": "api.example.com, *"})
 
-        assert problems["HOSTS_ALLOWED"].startswith("* checks nothing")
+        assert problems["HOSTS_ALLOWED"].startswith("* allows every host name")
         assert "HOSTS_ENABLED=false" in problems["HOSTS_ALLOWED"]
         assert load({**SAFE, "HOSTS_ALLOWED": "*", "HOSTS_ENABLED": "false"}).hosts is None
 

@@ -87,7 +87,7 @@ def parameter_store(prefix: str) -> dict[str, str]:
 
 
 class VariablesSource(EnvSettingsSource):
-    """Read the fields from variables that have the form of environment variables, whatever their origin.
+    """Read the fields from variables of any origin that have the form of environment variables.
 
     Unknown names are ignored, even the name of a section. A list is separated by commas, or JSON.
     """
@@ -136,7 +136,7 @@ class VariablesSource(EnvSettingsSource):
             try:
                 return json.loads(value)
             except ValueError:
-                if '"' in value:  # JSON with a mistake; without quotes it is a list that begins with an IPv6 address
+                if '"' in value:  # invalid JSON; without quotes it is a list that begins with an IPv6 address
                     return value
         return [item for item in (part.strip() for part in value.split(",")) if item]
 
@@ -154,10 +154,10 @@ _STORES: Final[Mapping[str, tuple[str, Callable[[str], dict[str, str]]]]] = {  #
 def read_stores(
     settings_cls: type[BaseSettings], states: Sequence[Mapping[str, Any]]
 ) -> tuple[list[VariablesSource], dict[str, Any]]:
-    """Read the sources that SECRETS_* names in `states`, which are ordered by precedence.
+    """Read the sources that SECRETS_* names in `states`, the values of other sources in order of precedence.
 
     Returns:
-        The sources, and a state with which validation reports each source that cannot be used, and why.
+        The sources, and values that fail validation for those that cannot be used, so that it reports why.
     """
     given: dict[str, Any] = {}
     try:
@@ -165,19 +165,19 @@ def read_stores(
             given |= dict(state.get("secrets", {}))
         configured = SecretsSettings.model_validate(given)
     except (TypeError, ValueError):
-        return [], {}  # validation will find this error again, and report it with others
+        return [], {}  # validation finds this error again, and reports it with others
     stores: list[VariablesSource] = []
     problems: dict[str, Unusable] = {}
     for key, (origin, read) in _STORES.items():
-        place = getattr(configured, key)
+        location = getattr(configured, key)
         try:
-            variables = read(place) if place else {}
+            variables = read(location) if location else {}
         except ConfigurationError as error:
             problems[key] = Unusable(str(error))
             continue
         store = VariablesSource(settings_cls, variables, origin)
-        late = Unusable(f"{origin} cannot tell where secrets are: set it in the environment or in .env")
-        problems |= dict.fromkeys(store().get("secrets", {}), late)
+        misplaced = Unusable(f"{origin} cannot set it: set it in the environment or in .env")
+        problems |= dict.fromkeys(store().get("secrets", {}), misplaced)
         stores.append(store)
     return stores, {"secrets": problems} if problems else {}
 
@@ -199,5 +199,5 @@ def _aws(service: str, permission: str) -> Iterator[Any]:
     else:
         return
     raise ConfigurationError(
-        f"AWS refuses or is out of reach ({reason}): check the name, the region, and that the role may {permission}"
+        f"AWS refuses or cannot be reached ({reason}): check the name, the region, and that the role may {permission}"
     )

@@ -59,7 +59,7 @@ PROFILES: Final[Mapping[str, Mapping[str, str]]] = {
     "prod": {},
 }
 
-_ANOTHER_ENVIRONMENT = "another source names another environment: set it in the process's environment or in .env only"
+_CONTRADICTED = "another source has another value: set it in the process's environment or in .env only"
 
 
 class Settings(BaseSettings):
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         env_file=".env",
         env_nested_delimiter="_",
         env_nested_max_split=1,
-        extra="forbid",  # for arguments that do not exist; unknown variables are ignored
+        extra="forbid",  # an unknown argument is an error; unknown variables are ignored
         frozen=True,
         hide_input_in_errors=True,
     )
@@ -112,8 +112,8 @@ class Settings(BaseSettings):
         except ValidationError as error:
             problems = variables.problems(error, type(self), _prefix(type(self)))
         except UnicodeDecodeError:
-            problems = {".env": "is not text in UTF-8: save it as such"}
-        if problems:  # raised outside of `except`: the ValidationError, which has the values, would be its context
+            problems = {".env": "is not encoded in UTF-8: save it in UTF-8"}
+        if problems:  # outside of `except`, so that the ValidationError, which has the values, is not its context
             raise SettingsError(problems)
 
     @field_validator("*", mode="before")
@@ -143,15 +143,15 @@ class Settings(BaseSettings):
         return value
 
     @classmethod
-    def settings_customise_sources(  # type: ignore[override]  # BaseSettings passes these, its signature says less
+    def settings_customise_sources(  # type: ignore[override]  # the base class declares wider types than it passes
         cls,
         settings_cls: type[BaseSettings],
         init_settings: InitSettingsSource,
         env_settings: EnvSettingsSource,
         dotenv_settings: DotEnvSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - SECRETS_DIR is its successor
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - SECRETS_DIR replaces it
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order the sources; to add one, override this and put it into the tuple that `super()` returns."""
+        """Return the sources in order of precedence; to add one, override this and extend the tuple of `super()`."""
         environment = VariablesSource(settings_cls, env_settings.env_vars, "the environment")
         dotenv = VariablesSource(settings_cls, dotenv_settings.env_vars, ".env")
         chosen = [init_settings(), environment(), dotenv(), {"environment": cls.model_fields["environment"].default}]
@@ -159,7 +159,7 @@ class Settings(BaseSettings):
         overlay = VariablesSource(settings_cls, _overlay(dotenv_settings, profile), f".env.{profile}")
         stores, problems = read_stores(settings_cls, [chosen[0], chosen[1], overlay(), chosen[2]])
         if any(source().get("environment", profile) != profile for source in (overlay, *stores)):
-            problems["environment"] = variables.Unusable(_ANOTHER_ENVIRONMENT)
+            problems["environment"] = variables.Unusable(_CONTRADICTED)
         _warn_of_near_misses(settings_cls, [environment, overlay, dotenv, *stores])
         return (
             InitSettingsSource(settings_cls, problems),

@@ -59,7 +59,7 @@ def with_keywords(
             return settings.model_validate({**before, **values})
         except ValidationError as error:
             problems = {given.get(field, field): reason for field, reason in _reasons(error)}
-    # Raised outside of `except`: the ValidationError, which has the values, would be the context of this error.
+    # Outside of `except`, so that the ValidationError, which has the values, is not the context of this error.
     raise ConfigurationError("\n".join(f"{owner}({name}=...): {reason}" for name, reason in problems.items()))
 
 

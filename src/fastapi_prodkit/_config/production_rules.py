@@ -24,14 +24,14 @@ _PORT = re.compile(r":\d*$")
 # The refusals that `deferred` collects; None outside of it, where a refusal stops the start.
 _deferred: ContextVar[dict[str, str] | None] = ContextVar("deferred_refusals", default=None)
 
-COUNTS_ALONE = (
-    "would count for itself, so that clients get a multiple of the limit: set RATE_LIMIT_STORAGE_URL=redis://..., "
+SEPARATE_COUNTS = (
+    "would count separately, so that clients get a multiple of the limit: set RATE_LIMIT_STORAGE_URL=redis://..., "
     "which all of them share, run one worker per container (WEB_CONCURRENCY=1), or set RATE_LIMIT_ENABLED=false"
 )
 
 
-def counts_alone(rate_limit: RateLimitSettings | None) -> bool:
-    """Say whether several workers would count requests separately."""
+def counts_separately(rate_limit: RateLimitSettings | None) -> bool:
+    """Return whether several workers would count requests separately."""
     return rate_limit is not None and not rate_limit.shared
 
 
@@ -41,11 +41,11 @@ def refuse_worker(rate_limit: RateLimitSettings | None, environment: str) -> Non
     The rules for settings do not detect such a worker if it comes from `--workers`, which sets no variable.
 
     Raises:
-        SettingsError: In staging or prod this process is one of several workers, and each would count for itself.
+        SettingsError: In staging or prod this process is one of several workers, and each would count separately.
     """
-    if not (counts_alone(rate_limit) and is_one_of_several_workers()):
+    if not (counts_separately(rate_limit) and is_one_of_several_workers()):
         return
-    reason = f"this is a worker process, and each {COUNTS_ALONE}"
+    reason = f"this is a worker process, and each {SEPARATE_COUNTS}"
     if environment in ("staging", "prod"):
         raise SettingsError({"RATE_LIMIT_ENABLED": reason})
     warnings.warn(f"RATE_LIMIT_ENABLED: {reason}; staging and prod refuse it", SettingsWarning, stacklevel=1)
@@ -53,7 +53,7 @@ def refuse_worker(rate_limit: RateLimitSettings | None, environment: str) -> Non
 
 @contextmanager
 def deferred() -> Iterator[dict[str, str]]:
-    """Collect what would be refused, so that `fastapi-prodkit doctor` can examine an app that would not start."""
+    """Collect refusals instead of raising them: `fastapi-prodkit doctor` examines apps that would not start."""
     found: dict[str, str] = {}
     token = _deferred.set(found)
     try:
@@ -113,8 +113,8 @@ def _hosts(hosts: HostsSettings) -> Iterator[tuple[str, str]]:
         yield "hosts_allowed", "is required: list the host names of the service, such as api.example.com"
     elif "*" in hosts.allowed:
         text = (
-            "* checks nothing and looks as if something did: list the host names; where a load balancer in front "
-            "checks them, say so with HOSTS_ENABLED=false"
+            "* allows every host name: list the host names, or set HOSTS_ENABLED=false if a load balancer in front "
+            "checks them"
         )
         yield "hosts_allowed", text
 
@@ -122,18 +122,18 @@ def _hosts(hosts: HostsSettings) -> Iterator[tuple[str, str]]:
 def _cors(cors: CorsSettings, hosts: HostsSettings | None) -> Iterator[tuple[str, str]]:
     for key in ("origins", "allow_methods", "allow_headers", "expose_headers"):
         if cors.allow_credentials and "*" in getattr(cors, key):
-            text = "* together with credentials would let every web site act for its visitors, and browsers refuse it"
+            text = "* together with credentials would let every web site act as its visitors, and browsers refuse it"
             yield f"cors_{key}", f"{text}: list what is allowed, or set CORS_ALLOW_CREDENTIALS=false"
     names = [*(hosts.allowed if hosts else ()), *(origin.partition("://")[2].split(":")[0] for origin in cors.origins)]
     foreign = _foreign_origin(cors.origin_regex, names) if cors.origin_regex else None
     if foreign is not None:
-        text = f"also matches {foreign}, which anybody could own"
+        text = f"also matches {foreign}, whose domain anyone could register"
         yield "cors_origin_regex", f"{text}: escape every dot, put no .* next to a name, or list CORS_ORIGINS"
 
 
 def _rate_limit(rate_limit: RateLimitSettings) -> Iterator[tuple[str, str]]:
-    if (configured_workers() or 1) > 1 and counts_alone(rate_limit):
-        yield "rate_limit_enabled", f"each of the WEB_CONCURRENCY workers {COUNTS_ALONE}"
+    if (configured_workers() or 1) > 1 and counts_separately(rate_limit):
+        yield "rate_limit_enabled", f"each of the WEB_CONCURRENCY workers {SEPARATE_COUNTS}"
 
 
 def _database(database: DatabaseSettings) -> Iterator[tuple[str, str]]:
@@ -145,7 +145,7 @@ def _database(database: DatabaseSettings) -> Iterator[tuple[str, str]]:
 
 
 def _foreign_origin(pattern: str, names: Sequence[str]) -> str | None:
-    """Return an origin that the pattern allows although anybody could own it, if there is one."""
+    """Return an origin that the pattern allows although its domain is not one of `names`; None if there is none."""
     for scheme in ("https://", "http://"):
         for host in ("probe.invalid", "probe.vercel.app", *_lookalikes(pattern, scheme, names)):
             if re.fullmatch(pattern, scheme + host):
@@ -154,7 +154,7 @@ def _foreign_origin(pattern: str, names: Sequence[str]) -> str | None:
 
 
 def _lookalikes(pattern: str, scheme: str, names: Sequence[str]) -> Iterator[str]:
-    """Yield hosts that begin or end like one of `names`; a pattern that lacks an anchor or a dot matches them."""
+    """Yield hosts that begin or end like one of `names`; a pattern without an anchor or an escaped dot matches them."""
     for name in names:
         domain = name.removeprefix("*.")
         yield f"{domain}.probe.invalid"
@@ -171,11 +171,11 @@ def _encrypted(url: str) -> bool:
     query = parse_qs(url.rpartition("?")[2])
     if {"require", "verify-ca", "verify-full"}.intersection(query.get("sslmode", []) + query.get("ssl", [])):
         return True  # a URL may be stricter than the setting
-    return stays_here(url)
+    return is_on_this_machine(url)
 
 
-def stays_here(url: str) -> bool:
-    """Say whether the database of the URL is on this machine, as a file or as a server."""
+def is_on_this_machine(url: str) -> bool:
+    """Return whether the database of the URL is a file or a server on this machine."""
     scheme, _, rest = url.partition("://")
     if scheme.startswith("sqlite"):
         return True

@@ -1,4 +1,4 @@
-"""The names of variables: list them, find the one that an error is about, and the one that a misspelt name means.
+"""List the names of variables, find the variable that an error is about, and the one that a misspelt name means.
 
 The field `pool_size` of the section `database` is DATABASE_POOL_SIZE; with the prefix `APP_`, APP_DATABASE_POOL_SIZE.
 Names are compared in lower case and shown in upper case. Values are never shown.
@@ -21,8 +21,8 @@ from fastapi_prodkit.sections import Section
 _BUILT_IN = frozenset(get_args(core_schema.ErrorType))
 _FREE_TEXT = {"value_error", "assertion_error", "import_error", "union_tag_invalid"}  # messages may repeat the value
 _SECRET_LENGTH = 6  # a message may contain a shorter value by chance
-_SHORTEST = len("DEBUG")  # of our names: a shorter one has too few letters to be near
-_MOST_MISSING = 2  # letters that a near name lacks; a longer list for difflib only costs time
+_SHORTEST = len("DEBUG")  # the length of our shortest name; a shorter name is compared as if it had this length
+_MOST_MISSING = 2  # letters that a near name may lack; longer names are not passed to difflib
 _SCHEME = re.compile(r"^[a-z+]+://")
 _WORD = re.compile(r"[^\s:/@?&=,;'\"]+")
 
@@ -61,15 +61,15 @@ def variables(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo |
 
 
 def variable(prefix: str, *path: str) -> str:
-    """Return the name of the variable of a field; a field that would be a keyword of Python ends in an underscore."""
+    """Return the variable of a field, such as ERRORS_RAISE for the field `raise_` of the section `errors`."""
     return f"{prefix}{'_'.join(path)}".rstrip("_").upper()
 
 
 def near_misses(given: Collection[str], ours: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield each given name that differs from one of ours by one letter wrong, extra or swapped, or by two missing.
 
-    Known names are correct, and so are names that start with one, because a user's own field may be a model. If one of
-    ours is given as well, the other name is not taken for a misspelling of it.
+    Known names are correct, and so are names that start with one, because a user's own field may be a model. A name of
+    ours that is given as well is not suggested.
     """
     from difflib import get_close_matches  # noqa: PLC0415 - on first use
 
@@ -143,7 +143,7 @@ def _nested_variable(model: type[BaseModel], prefix: str, path: list[str]) -> st
 
 
 def _text(details: ErrorDetails, model: type[BaseModel], *, secret: bool) -> str:
-    """Say what is wrong, without the value; of a secret, without any part of the value."""
+    """Return what is wrong, without the value; for a secret, without any part of the value."""
     given = details["input"]
     if isinstance(given, Unusable):
         return given.reason
@@ -155,7 +155,7 @@ def _text(details: ErrorDetails, model: type[BaseModel], *, secret: bool) -> str
     text = details["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     free = details["type"] in _FREE_TEXT or details["type"] not in _BUILT_IN
     if free and any(part in text for value in _values(given) for part in (_parts(value) if secret else [value])):
-        return "is refused; the reason is withheld because it repeats the value"
+        return "cannot be used; the reason is not shown because it repeats the value"
     if isinstance(given, str | SecretStr):  # pydantic calls the characters of a secret items
         text = text.replace("items after validation", "characters").replace("item after validation", "character")
     return re.sub(r"^(Input|String|Value|Tuple|List) should", "must", text)

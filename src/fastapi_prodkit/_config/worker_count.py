@@ -1,10 +1,9 @@
 """Find the number of worker processes: from WEB_CONCURRENCY and from the server's command line.
 
-`fastapi-prodkit serve` sets WEB_CONCURRENCY for its workers. Other servers set no variable: their workers know the
-command line that started them, and that they have a parent. A command without a number and without a configuration file
-starts one worker. Not seen is a number in gunicorn.conf.py, in another file of the server or in a call such as
-`uvicorn.run(workers=4)`. A worker whose number is not seen counts as one of several; WEB_CONCURRENCY=1 says that it is
-the only one.
+`fastapi-prodkit serve` sets WEB_CONCURRENCY for its workers. Other servers set no variable, so a worker is recognised
+by its parent process, and its number is read from the command line. A command without a number and without a
+configuration file starts one worker. A number in gunicorn.conf.py, in another file of the server or in a call such as
+`uvicorn.run(workers=4)` is not found; such a worker counts as one of several, unless WEB_CONCURRENCY is 1.
 """
 
 import multiprocessing
@@ -41,11 +40,11 @@ def is_one_of_several_workers() -> bool:
 
 
 def _has_default(arguments: str) -> bool:
-    """Say whether a server's command, which starts one worker by default, has nothing that could say another number."""
+    """Return whether the server starts its default of one worker, as no file or variable can set another number."""
     elsewhere = _FILE.search(arguments) or Path("gunicorn.conf.py").exists() or "GRANIAN_WORKERS" in os.environ
     return _COMMAND.search(sys.argv[0]) is not None and not elsewhere
 
 
 def _reloads() -> bool:
-    """Say whether the server starts its one worker anew whenever a file changes: `--reload`, or `fastapi dev`."""
+    """Return whether the server restarts its one worker when a file changes: `--reload`, or `fastapi dev`."""
     return "--reload" in sys.argv or sys.argv[1:2] == ["dev"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fastapi_prodkit import _extras
-from fastapi_prodkit._config.production_rules import COUNTS_ALONE, counts_alone
+from fastapi_prodkit._config.production_rules import SEPARATE_COUNTS, counts_separately
 from fastapi_prodkit.cli.failure import logged_failure
 from fastapi_prodkit.cli.target import resolve
 from fastapi_prodkit.exceptions import SettingsError
@@ -94,12 +94,12 @@ def _settings_of(loaded: Any) -> Any:
 def _refuse_workers(settings: Any, processes: int) -> None:
     """Refuse settings that each worker would refuse: uvicorn would restart the workers for ever."""
     strict = settings is not None and settings.environment in ("staging", "prod")
-    if processes > 1 and strict and counts_alone(settings.rate_limit):
-        raise SettingsError({"RATE_LIMIT_ENABLED": f"each of {processes} worker processes {COUNTS_ALONE}"})
+    if processes > 1 and strict and counts_separately(settings.rate_limit):
+        raise SettingsError({"RATE_LIMIT_ENABLED": f"each of {processes} worker processes {SEPARATE_COUNTS}"})
 
 
 def _default_workers(settings: Any) -> int:
-    if counts_alone(getattr(settings, "rate_limit", None)):
+    if counts_separately(getattr(settings, "rate_limit", None)):
         return 1  # several workers would count separately
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return cores or 1

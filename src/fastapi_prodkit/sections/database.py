@@ -30,7 +30,7 @@ class DatabaseSettings(Section):
     )
     pool_recycle: float = Field(300.0, gt=0, description="Age at which a connection is replaced, seconds.")
     pooler: Annotated[Literal["pgbouncer"] | None, OrNone] = Field(
-        None, description="pgbouncer, if the URL leads to one that pools transactions."
+        None, description="pgbouncer, if the URL is that of a PgBouncer that pools transactions."
     )
     password_secret: str | None = Field(
         None, min_length=1, description="AWS Secrets Manager secret with the password; read for each new connection."

@@ -68,9 +68,9 @@ class HealthSettings(Section):
         taken = {each for value in info.data.values() if isinstance(value, tuple) for each in value}
         for path in paths:
             if not re.fullmatch(r"/|(/[\w.~-]+)+", path):
-                raise ValueError("must be plain: a slash first, none at the end, no parameters")
+                raise ValueError("must start with a slash, not end with one, and have no parameters")
             if path in taken or paths.count(path) > 1:
-                raise ValueError("must name each path once: one path is one probe")
+                raise ValueError("must not repeat a path, or have one of another probe: one path is one probe")
         return paths
 
 
@@ -84,7 +84,7 @@ class MetricsSettings(Section):
     """Access to /metrics, which is a 404 unless it has a token or is public."""
 
     token: SecretStr | None = Field(None, min_length=1, description="Bearer token that opens /metrics.")
-    public: bool = Field(False, description="Open /metrics to everybody.")
+    public: bool = Field(False, description="Serve /metrics without a token.")
 
 
 class DocsSettings(Section):

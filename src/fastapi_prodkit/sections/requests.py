@@ -21,7 +21,7 @@ __all__ = [
 
 
 class AccessLogSettings(Section):
-    """Whether requests are logged; ACCESS_LOG_ENABLED=false leaves the line out."""
+    """The log line of each request; ACCESS_LOG_ENABLED=false turns it off."""
 
 
 class ErrorsSettings(Section):
@@ -98,7 +98,7 @@ class CorsSettings(Section):
             if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]+)?", origin):
                 raise ValueError("an origin is scheme://host or scheme://host:port in lower case, without a path")
             if re.fullmatch(r"http://.*:80|https://.*:443", origin):
-                raise ValueError("browsers leave the scheme's own port out of an origin; leave :80 and :443 out")
+                raise ValueError("browsers omit the default port of a scheme; leave :80 and :443 out")
         return origins
 
     @field_validator("allow_methods", "allow_headers", "expose_headers")
@@ -156,9 +156,9 @@ class LimitsSettings(Section):
         None, ge=1, description="Most requests that are served at a time; or none."
     )
     queue_timeout: Annotated[float | None, OrNone] = Field(
-        1.0, gt=0, description="Longest wait in the queue for one of them, seconds; none refuses at once."
+        1.0, gt=0, description="Longest wait in the queue, seconds; none refuses at once."
     )
-    cancel_on_disconnect: bool = Field(False, description="Cancel the handler of a client that has disconnected.")
+    cancel_on_disconnect: bool = Field(False, description="Cancel the handler when its client disconnects.")
 
 
 class RateLimitSettings(Section):

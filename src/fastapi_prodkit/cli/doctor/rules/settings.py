@@ -7,9 +7,9 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BaseModel, SecretStr
 
 from fastapi_prodkit._config import production_rules, variables
-from fastapi_prodkit._config.production_rules import stays_here
+from fastapi_prodkit._config.production_rules import is_on_this_machine
 from fastapi_prodkit.cli.doctor.facts import Facts
-from fastapi_prodkit.cli.doctor.finding import Fault, rule
+from fastapi_prodkit.cli.doctor.finding import Problem, rule
 from fastapi_prodkit.cli.doctor.placeholders import is_placeholder
 from fastapi_prodkit.sections.process import SHORTEST_TOKEN
 
@@ -19,14 +19,14 @@ _SHORTEST = 8  # characters of a secret that another system issues, which choose
 
 
 @rule("settings-invalid", "error", "A setting cannot be used")
-def invalid(facts: Facts) -> Iterator[Fault]:
+def invalid(facts: Facts) -> Iterator[Problem]:
     """Report invalid values, with which the service does not start."""
     for name, text in facts.unusable.items():
         yield _split(name, text, f"Set {name} to a value of that form.")
 
 
 @rule("settings-unsafe", "error", "A setting is unsafe in production")
-def unsafe(facts: Facts) -> Iterator[Fault]:
+def unsafe(facts: Facts) -> Iterator[Problem]:
     """Report values with which staging and prod refuse to start, also for settings of other environments."""
     refused = dict(facts.refused)
     if facts.settings is not None:
@@ -41,46 +41,46 @@ def unsafe(facts: Facts) -> Iterator[Fault]:
 
 
 @rule("settings-near-miss", "warning", "A variable is probably misspelt")
-def near_miss(facts: Facts) -> Iterator[Fault]:
+def near_miss(facts: Facts) -> Iterator[Problem]:
     """Report variables that look like a misspelt setting and have no effect."""
     for text in facts.warned:
         what, asked, meant = text.partition("; did you mean ")
         if asked:
-            yield Fault(f"{what}, so it changes nothing.", f"Write {meant.rstrip('?')}.")
+            yield Problem(f"{what}, so it changes nothing.", f"Write {meant.rstrip('?')}.")
 
 
 @rule("settings-environment", "warning", "The app chooses its environment itself")
-def environment(facts: Facts) -> Iterator[Fault]:
+def environment(facts: Facts) -> Iterator[Problem]:
     """Report an app whose code sets its environment."""
     own = getattr(facts.settings, "environment", facts.environment)
     if own != facts.environment:
-        yield Fault(
+        yield Problem(
             f"It runs as {own} although ENVIRONMENT is {facts.environment}, with the relaxed settings of {own}.",
             "Leave environment= out of the code, and set ENVIRONMENT where the service runs.",
         )
 
 
 @rule("settings-weak-secret", "error", "A secret can be guessed")
-def weak_secret(facts: Facts) -> Iterator[Fault]:
+def weak_secret(facts: Facts) -> Iterator[Problem]:
     """Report tokens and passwords that are short, or are common placeholders."""
     for name, value in _secrets(facts.settings):
         if name in facts.refused:
             continue
         if "://" in value:
             password = _password(value)
-            if password and is_placeholder(password) and not stays_here(value):
-                yield Fault(f"The password in {name} is a common placeholder.", "Change the password where it is kept.")
+            if password and is_placeholder(password) and not is_on_this_machine(value):
+                yield Problem(f"The password in {name} is a common placeholder.", "Change it where it is kept.")
             continue
         shortest = SHORTEST_TOKEN if name.endswith("_TOKEN") else _SHORTEST
         if is_placeholder(value) or len(value) < shortest:
-            yield Fault(
+            yield Problem(
                 f"{name} is a common placeholder, or has fewer than {shortest} characters.",
                 "Generate one: openssl rand -hex 16.",
             )
 
 
 @rule("settings-limit-off", "warning", "A limit is switched off")
-def limit_off(facts: Facts) -> Iterator[Fault]:
+def limit_off(facts: Facts) -> Iterator[Problem]:
     """Report request limits that are `none`."""
     if facts.settings is None:
         return
@@ -91,17 +91,17 @@ def limit_off(facts: Facts) -> Iterator[Fault]:
         ("body_timeout", "A client that stops sending is never disconnected"),
     ):
         if limits is None or getattr(limits, name) is None:
-            yield Fault(
+            yield Problem(
                 f"{what}: LIMITS_{name.upper()} is off.", f"Set LIMITS_{name.upper()}; routes may have their own."
             )
 
 
-def _split(name: str, text: str, otherwise: str) -> Fault:
+def _split(name: str, text: str, otherwise: str) -> Problem:
     """Split a problem text into reason and remedy, which follows the last colon if there is one."""
     reason, colon, remedy = text.partition(": ")
     if not colon:
-        return Fault(f"{name} {text}.", otherwise)
-    return Fault(f"{name} {reason}.", f"{remedy[0].upper()}{remedy[1:]}.")
+        return Problem(f"{name} {text}.", otherwise)
+    return Problem(f"{name} {reason}.", f"{remedy[0].upper()}{remedy[1:]}.")
 
 
 def _secrets(settings: Any) -> Iterator[tuple[str, str]]:
