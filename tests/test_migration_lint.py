@@ -53,13 +53,17 @@ class TestRules:
         [
             (DROP, "ban-drop-column", "First release code that does not use it"),
             ('op.drop_table("items")', "ban-drop-table", "First release code that does not use it"),
-            ('op.rename_table("items", "things")', "renaming-table", "Add a new one beside it"),
+            ('op.rename_table("items", "things")', "renaming-table", "Add a new one, write to both"),
             (
                 'op.alter_column("items", "name", new_column_name="title")',
                 "renaming-column",
-                "Add a new one beside it",
+                "Add a new one, write to both",
             ),
-            ('op.alter_column("items", "name", type_=sa.Text())', "changing-column-type", "Add a new one beside it"),
+            (
+                'op.alter_column("items", "name", type_=sa.Text())',
+                "changing-column-type",
+                "Add a new one, write to both",
+            ),
             ('op.alter_column("items", "name", nullable=False)', "adding-not-nullable-field", "CHECK"),
             ('op.create_index("by_name", "items", ["name"])', "require-concurrent-index-creation", "concurrently"),
             ('op.drop_index("by_name")', "require-concurrent-index-deletion", "CONCURRENTLY"),
@@ -223,7 +227,7 @@ class TestNotChecked:
             (f"if context.is_offline_mode():\n    return\n{DROP}", "It emits nothing offline.", []),
             (
                 f'{DROP}\nif not op.get_context().as_sql:\n    op.execute("TRUNCATE items")',
-                "It asks whether it runs offline, and may do more in a database.",
+                "It checks whether it runs offline, and may do more in a database.",
                 ["ban-drop-column"],
             ),
         ],

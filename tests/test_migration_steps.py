@@ -171,7 +171,7 @@ class TestRepetition:
 
         assert sum(clock.pauses) == pytest.approx(2.0)
         assert str(caught.value) == (
-            "0003 did not get a lock in time: ALTER TABLE items ADD size int. Nothing of it is done. It was tried for "
+            "0003 did not get a lock in time: ALTER TABLE items ADD size int. It is rolled back. It was tried for "
             "2 s: look for transactions that stay open in pg_stat_activity, and run it again."
         )
         assert version(url) == ["0002"]
@@ -255,7 +255,7 @@ class TestPartialRevision:
         assert str(caught.value) == (
             "0003 did not get a lock in time: CREATE INDEX CONCURRENTLY IF NOT EXISTS items_name ON items (name). "
             "A part of 0003 is committed, as an autocommit block does, so it is not repeated. The index items_name is "
-            "INVALID: DROP INDEX CONCURRENTLY items_name. Undo what else it has done, and run it again, with a longer "
+            "INVALID: DROP INDEX CONCURRENTLY items_name. Undo its other changes, and run it again, with a longer "
             "--statement-lock-timeout if transactions last longer."
         )
         assert version(url) == ["0002"]
@@ -297,7 +297,7 @@ class TestPartialRevision:
         migration(directory, "0003", f'op.execute("COMMIT")\nop.execute("{after}")\nop.execute("DROP TABLE items")')
         begin("INSERT INTO items VALUES (1)")
 
-        with pytest.raises(MigrationError, match=r"A part of 0003 is committed.* Undo what else it has done"):
+        with pytest.raises(MigrationError, match=r"A part of 0003 is committed.* Undo its other changes"):
             upgrade()
 
     def test_other_errors_leave_an_index_behind_as_well(self, directory, url, upgrade, caplog):
@@ -310,7 +310,7 @@ class TestPartialRevision:
             upgrade()
 
         assert [line.partition("INVALID")[2] for line in caplog.messages if "A part of 0003 is committed" in line] == [
-            ": DROP INDEX CONCURRENTLY items_name. Undo what else it has done, and run it again."
+            ": DROP INDEX CONCURRENTLY items_name. Undo its other changes, and run it again."
         ]
 
 

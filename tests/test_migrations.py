@@ -173,7 +173,7 @@ class TestSqliteForeignKeys:
         )
         migration(directory, "0003", 'op.execute("DELETE FROM items")')
 
-        with pytest.raises(MigrationError, match="0003 would leave rows that refer to nothing: parts -> items"):
+        with pytest.raises(MigrationError, match="0003 would violate foreign keys: parts -> items"):
             command.upgrade(configured(directory, on_sqlite), "head")
 
         assert version(on_sqlite) == ["0002"]

@@ -14,7 +14,7 @@ from fastapi_prodkit import _extras
 
 _extras.require("sqlalchemy", extra="database")
 
-from fastapi_prodkit.database.client_errors import CLIENT_ERRORS  # noqa: E402 - a hint, not a traceback
+from fastapi_prodkit.database.client_errors import CLIENT_ERRORS  # noqa: E402 - after the check above
 from fastapi_prodkit.database.failure import (  # noqa: E402 - after the check above
     add_outage_handlers,
     is_transient,

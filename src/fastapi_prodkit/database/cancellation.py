@@ -33,7 +33,7 @@ __all__ = ["CancellableConnection", "set_close_timeout"]
 # deferred constraints and wait for a replica.
 _ANSWERED_AT_ONCE = ("BEGIN", "ROLLBACK")
 _COMMIT, _END_OF_TRANSACTION = "COMMIT;", ("COMMIT;", "ROLLBACK;")  # as asyncpg writes them
-_ABORTED = "COMMIT saved nothing: the transaction was aborted by a statement that had failed"
+_ABORTED = "COMMIT saved nothing: a failed statement has aborted the transaction"
 _ENDED = "there is no transaction to commit: a statement has ended it; use the session's commit() and rollback()"
 
 

@@ -32,9 +32,9 @@ class ClosingSession(AsyncSession):
         try:
             await super().close()
         except IllegalStateChangeError:
-            event.listen(self.sync_session, "after_begin", _give_back)
+            event.listen(self.sync_session, "after_begin", _return_connection)
 
 
-def _give_back(_session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+def _return_connection(_session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     connection.close()
     raise InvalidRequestError("the session was closed while another task used it: give each task a session of its own")

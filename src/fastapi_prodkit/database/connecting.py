@@ -76,5 +76,5 @@ async def _open(options: dict[str, Any]) -> asyncpg.Connection:
         # Removed for all later connections: the engine passes the same dict each time.
         if CHECK_INTERVAL not in str(error) or settings.pop(CHECK_INTERVAL, None) is None:
             raise
-        _logger.warning("the server has no %s: queries of clients that are gone run on", CHECK_INTERVAL)
+        _logger.warning("the server has no %s: queries of disconnected clients continue", CHECK_INTERVAL)
     return await asyncpg.connect(**options)

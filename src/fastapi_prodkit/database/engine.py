@@ -195,7 +195,7 @@ def _notice_lost_transactions(engine: AsyncEngine) -> None:
 
     def ended(connection: Connection) -> None:
         if connection.info.pop(_LOST, False):
-            raise PendingRollbackError("COMMIT would not save all: a statement has ended the transaction")
+            raise PendingRollbackError("COMMIT would save a part only: a statement has ended the transaction")
 
     event.listen(engine.sync_engine, "before_cursor_execute", before)
     event.listen(engine.sync_engine, "after_cursor_execute", after)

@@ -46,7 +46,7 @@ class _JoiningSyncSession(Session):
         if writer is None:
             return super().get_bind(mapper, clause=clause, **others)
         if _writes(mapper, clause):
-            raise InvalidRequestError("the session for reading writes nothing: use the session for writing")
+            raise InvalidRequestError("the session for reading cannot write: use the session for writing")
         connection = writer.sync_session.connection()
         if connection is not self._joined:
             if self._joined is not None:

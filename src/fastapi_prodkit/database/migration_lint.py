@@ -45,18 +45,18 @@ _STYLE = frozenset(
 
 # Remedies for rules of squawk that come without one.
 _LATER = "First release code that does not use it, then drop it with a later release."
-_BESIDE = "Add a new one beside it, write to both, move the rows in batches, and drop the old one with a later release."
+_REPLACE = "Add a new one, write to both, copy the rows in batches, and drop the old one with a later release."
 _REMEDIES = {
     "ban-drop-column": _LATER,
     "ban-drop-table": _LATER,
-    "changing-column-type": _BESIDE,
-    "renaming-column": _BESIDE,
-    "renaming-table": _BESIDE,
+    "changing-column-type": _REPLACE,
+    "renaming-column": _REPLACE,
+    "renaming-table": _REPLACE,
 }
-_RENDERABLE = "Leave out what reads the database in offline mode, or say in the file: # squawk-skip: reason"
-_WITH_REASON = "Say which rule and why: # squawk-ignore RULE: reason, or # squawk-skip: reason"
+_RENDERABLE = "Do not read the database in offline mode, or write in the file: # squawk-skip: reason"
+_WITH_REASON = "Name the rule and the reason: # squawk-ignore RULE: reason, or # squawk-skip: reason"
 
-_SAME_SQL = "Do offline what it does otherwise, or say in the file: # squawk-skip: reason"
+_SAME_SQL = "Emit the same SQL in both modes, or write in the file: # squawk-skip: reason"
 
 _COMMENT = re.compile(r"(?:#|--)\s*squawk-(?:ignore\s+([\w-]+)|(skip))\s*:\s*(\S.*)")
 _ANY_COMMENT = re.compile(r"#\s*squawk-")
@@ -126,7 +126,7 @@ def _note_other_mode(verdict: Verdict, rendered: Rendered, skip: str | None) -> 
     if not rendered.has_statements and not is_empty(verdict.path):
         _note_unchecked(verdict, "It emits nothing offline.", _SAME_SQL, skip)
     elif asks_for_offline_mode(verdict.path):
-        _note_unchecked(verdict, "It asks whether it runs offline, and may do more in a database.", _SAME_SQL, skip)
+        _note_unchecked(verdict, "It checks whether it runs offline, and may do more in a database.", _SAME_SQL, skip)
 
 
 def _note_unchecked(verdict: Verdict, message: str, remedy: str, skip: str | None) -> None:

@@ -23,33 +23,33 @@ _RULES = (
     _Rule(
         "ban-lock-table",
         r"LOCK\b",
-        "LOCK TABLE blocks what uses the table until the end of the transaction.",
-        "Leave it out: each statement takes the lock that it needs.",
+        "LOCK TABLE blocks other queries of the table until the end of the transaction.",
+        "Remove it: each statement takes the lock that it needs.",
     ),
     _Rule(
         "ban-truncate",
         r"TRUNCATE\b",
-        "TRUNCATE blocks reads and writes, and deletes what the release that runs may need.",
+        "TRUNCATE blocks reads and writes, and deletes rows that the running release may need.",
         "Delete the rows in batches, when no release uses them.",
     ),
     _Rule(
         "ban-vacuum-full",
         r"VACUUM\s*(?:\([^)]*\bFULL\b|FULL\b)",
-        "VACUUM FULL writes the table anew and blocks reads and writes meanwhile.",
+        "VACUUM FULL rewrites the table and blocks reads and writes meanwhile.",
         _REPACK,
     ),
     _Rule(
         "ban-cluster",
         r"CLUSTER\b",
-        "CLUSTER writes the table anew and blocks reads and writes meanwhile.",
+        "CLUSTER rewrites the table and blocks reads and writes meanwhile.",
         _REPACK,
     ),
     _Rule(
         "ban-rewriting-table",
         r"ALTER\s+TABLE\b[^;]*\b(?:SET\s+(?:TABLESPACE|LOGGED|UNLOGGED|ACCESS\s+METHOD)"
         r"|ADD\s+COLUMN\b[^;]*\b(?:(?:BIG|SMALL)?SERIAL|AS\s+IDENTITY))\b",
-        "This writes the table anew and blocks reads and writes meanwhile.",
-        "Make a column or a table beside it, and fill it in batches.",
+        "This rewrites the table and blocks reads and writes meanwhile.",
+        "Add a new column or table, and fill it in batches.",
     ),
     _Rule(
         "require-concurrent-refresh",
@@ -67,8 +67,8 @@ _RULES = (
     _Rule(
         "unchecked-block",
         r"DO\b",
-        "What a DO block does is not checked.",
-        "Write its statements into the revision.",
+        "The statements of a DO block are not checked.",
+        "Write them into the revision.",
     ),
 )
 # A comment, a string or a dollar-quoted block; a semicolon inside does not end a statement.

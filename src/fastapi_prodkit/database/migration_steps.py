@@ -135,7 +135,7 @@ class Steps:
         self._repeat_until = self._repeat_until or now + self._retry_for
         if now >= self._repeat_until:
             raise MigrationError(
-                f"{self._refusal(error)} Nothing of it is done. It was tried for {self._retry_for:g} s: look for "
+                f"{self._refusal(error)} It is rolled back. It was tried for {self._retry_for:g} s: look for "
                 "transactions that stay open in pg_stat_activity, and run it again."
             ) from error
         longest = min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE)
@@ -152,8 +152,8 @@ class Steps:
         self._connection.rollback()
         drop = "".join(f" The index {name} is INVALID: DROP INDEX CONCURRENTLY {name}." for name in invalid)
         state = (
-            f"A part of {self._name} is committed, as an autocommit block does, so it is not repeated.{drop} Undo what "
-            "else it has done, and run it again"
+            f"A part of {self._name} is committed, as an autocommit block does, so it is not repeated.{drop} Undo its "
+            "other changes, and run it again"
         )
         if _sqlstate(error) not in (_LOCK_TIMEOUT, _DEADLOCK):
             _logger.warning("%s.", state)

@@ -112,7 +112,7 @@ def _section(config: Any, settings: Source | None) -> DatabaseSettings:
     url = config.get_alembic_option("sqlalchemy.url")
     if not url:
         raise ConfigurationError(
-            "there is no database to migrate: set DATABASE_URL, or hand the settings to run_migrations() in env.py"
+            "there is no database to migrate: set DATABASE_URL, or pass the settings to run_migrations() in env.py"
         )
     return DatabaseSettings(url=url)
 

@@ -41,7 +41,7 @@ from fastapi_prodkit.sections import DatabaseSettings
 __all__ = ["alembic_config", "run_migrations"]
 
 _POOLED = (
-    "migrations go through a pooler, which keeps two of them apart for one transaction only: "
+    "migrations go through a pooler, so the lock between two processes holds for one transaction only: "
     "set DATABASE_MIGRATIONS_URL to a URL of PostgreSQL itself"
 )
 
@@ -171,7 +171,7 @@ class _Run:
     def _applied(self, *, ctx: Any, step: Any, **_: Any) -> None:
         """Log a finished migration, before its commit: SQLite rolls back one that violates foreign keys."""
         if ctx.connection.dialect.name == "sqlite" and (alone := foreign_key_violations(ctx.connection)):
-            raise MigrationError(f"{step.up_revision_id} would leave rows that refer to nothing: {', '.join(alone)}")
+            raise MigrationError(f"{step.up_revision_id} would violate foreign keys: {', '.join(alone)}")
         now = time.monotonic()
         _logger.info("%s done in %.2f s", step.up_revision_id or "stamp", now - self._since)
         self._since = now

@@ -106,15 +106,15 @@ class _Watch:
         return statement, parameters
 
     def after(self, _connection: Any, _cursor: Any, statement: str, _parameters: Any, *rest: Any) -> None:
-        self._note(statement, perf_counter() - rest[0].prodkit_started)
+        self._log_slow(statement, perf_counter() - rest[0].prodkit_started)
 
     def failed(self, context: Any) -> None:
         """Measure a statement that failed, most often by a time-out."""
         started = getattr(context.execution_context, "prodkit_started", None)
         if started is not None and context.statement is not None:  # None if fetching rows failed
-            self._note(context.statement, perf_counter() - started)
+            self._log_slow(context.statement, perf_counter() - started)
 
-    def _note(self, statement: str, seconds: float) -> None:
+    def _log_slow(self, statement: str, seconds: float) -> None:
         self._durations.observe(seconds)
         request = _context.current()
         if request is not None:
@@ -137,7 +137,7 @@ class _Watch:
         counts[statement] += 1
         if counts[statement] == most + 1:
             _logger.warning(
-                "the same statement more than %d times in one request: load what belongs together at once",
+                "the same statement more than %d times in one request: load related rows by one statement",
                 most,
                 extra={"db_statement": statement[:_LONGEST]},
             )

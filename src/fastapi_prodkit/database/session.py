@@ -188,7 +188,7 @@ async def get_session(connection: HTTPConnection, response: Response) -> AsyncIt
         if not session.closed_idle:
             await _end(session, response)
     except BaseException as error:
-        await _abandon(session, error, connection)
+        await _roll_back(session, error, connection)
         raise
 
 
@@ -208,7 +208,7 @@ async def get_read_session(connection: HTTPConnection, response: Response) -> As
         if not session.is_closed:
             await _end(session, response)
     except BaseException as error:
-        await _abandon(session, error, connection)
+        await _roll_back(session, error, connection)
         raise
 
 
@@ -230,7 +230,7 @@ async def _end(session: ClosingSession, response: Response) -> None:
         session.sync_session.close()  # there is nothing to await
 
 
-async def _abandon(session: AsyncSession, error: BaseException, connection: HTTPConnection) -> None:
+async def _roll_back(session: AsyncSession, error: BaseException, connection: HTTPConnection) -> None:
     try:
         await session.__aexit__(None, None, None)  # unlike close(), it finishes even if the request is cancelled again
     except DBAPIError as lost:  # the server rolls back when a connection is lost

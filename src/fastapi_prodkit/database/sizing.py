@@ -41,7 +41,7 @@ def warn_if_pools_exceed_server(engine: AsyncEngine, settings: DatabaseSettings)
             # Without SQLAlchemy, which would begin a transaction and leave it open for the first session.
             allowed = connection.run_async(lambda driver: driver.fetchval(ALLOWED_CONNECTIONS_SQL))
         except Exception as error:  # noqa: BLE001 - a failed check must not stop the service
-            _logger.warning("how many connections the server allows is not known: %s", type(error).__name__)
+            _logger.warning("the server's limit of connections is unknown: %s", type(error).__name__)
             return
         if most > allowed:
             _logger.warning(
