@@ -585,12 +585,12 @@ async def test_a_store_that_answers_and_cannot_count_is_an_outage(server, url, s
     commands(server.port, break_it)
 
     assert await store.hit([limit], "a") == []
-    await store._outage._probe(partial(store._remote().answers, [limit], "a"))
+    await store._outage._probe(partial(store._remote().probe, [limit], "a"))
     assert store._outage.active
     assert f"({failure})" in caplog.text
 
     commands(server.port, mend_it)
-    await store._outage._probe(partial(store._remote().answers, [limit], "a"))
+    await store._outage._probe(partial(store._remote().probe, [limit], "a"))
     assert not store._outage.active
     assert [left for _, left, _ in await store.hit([limit], "a")] == [1]
     async with store.lifespan(None):
@@ -630,7 +630,7 @@ async def test_a_key_of_another_type_ends_an_outage(server, url):
     spoil(server, ("HSET", "field 1"))
     store._outage.report(TimeoutError())
 
-    await store._outage._probe(partial(store._remote().answers, [limit], "a"))
+    await store._outage._probe(partial(store._remote().probe, [limit], "a"))
 
     assert not store._outage.active
     async with store.lifespan(None):
@@ -678,7 +678,7 @@ async def test_a_store_that_is_slow_again_at_the_question_stays_out(server, url)
     """Back is a store that answers in time."""
     registry = CollectorRegistry()
     store = failing("allow", registry, url)
-    ask = partial(store._remote().answers, [Limit("default", 1, 60)], "a")
+    ask = partial(store._remote().probe, [Limit("default", 1, 60)], "a")
     store._outage.report(TimeoutError())
     server.pause()
     try:
@@ -741,7 +741,7 @@ async def test_a_store_that_raises_anything(caplog):
     store = store_of("plain://", on_storage_error="allow")
 
     quotas = await store.hit([Limit("default", 1, 60)], "a")
-    await store._outage._probe(partial(store._remote().answers, [], "a"))
+    await store._outage._probe(partial(store._remote().probe, [], "a"))
 
     assert quotas == []
     assert store._outage.active
@@ -767,7 +767,7 @@ async def test_a_store_is_back_although_connecting_takes_longer_than_an_operatio
     store = store_of("distant://", storage_timeout=0.05)
     store._outage.report(TimeoutError())
 
-    await store._outage._probe(partial(store._remote().answers, [], "a"))
+    await store._outage._probe(partial(store._remote().probe, [], "a"))
 
     assert not store._outage.active
 
@@ -934,7 +934,7 @@ async def test_a_time_limit_outside_of_a_task():
     asyncio.get_running_loop().call_soon(callback)
     await asyncio.sleep(0)
 
-    assert found == ["a TimeLimit is for what is awaited in a task"]
+    assert found == ["a TimeLimit must be entered in a task"]
 
 
 @pytest.mark.parametrize("fault", ["slow", "reset"])

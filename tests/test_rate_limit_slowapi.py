@@ -136,7 +136,7 @@ def test_slowapis_middlewares_do_not_count(middleware, caplog):
 
     assert statuses == [200] * 5 + [429]
     assert [record.message for record in caplog.records if record.name == "fastapi_prodkit.rate_limit"] == [
-        "slowapi's middlewares do nothing here but cost time, and break streams: remove them"
+        "slowapi's middlewares have no effect here, cost time and break streams: remove them"
     ]
 
 
@@ -403,7 +403,7 @@ def test_without_an_edge():
 @pytest.mark.parametrize("name", ["default_limits", "storage_uri", "headers_enabled"])
 def test_arguments_that_have_another_place(name):
     """What the settings say is refused here, with the variable that says it."""
-    with pytest.raises(ConfigurationError, match=f"{name}=.*instead"):
+    with pytest.raises(ConfigurationError, match=f"{name}=.*use "):
         Limiter(**{name: "x"})
 
 
@@ -420,7 +420,7 @@ def test_variables_that_have_another_place(variable, monkeypatch, tmp_path):
     Limiter()
     (tmp_path / ".env").write_text(f"{variable}=redis://127.0.0.1\n")
 
-    with pytest.raises(ConfigurationError, match=f"{variable}.*instead of it there is RATE_LIMIT_"):
+    with pytest.raises(ConfigurationError, match=f"{variable}.*use RATE_LIMIT_"):
         Limiter()
 
 
@@ -788,7 +788,7 @@ def test_a_decorator_in_the_wrong_order_is_reported(caplog):
         client.get("/wrong/1")
 
     assert [record.message for record in caplog.records] == [
-        "the limit of /wrong/{number} does nothing: put its decorator below the one of the route"
+        "the limit of /wrong/{number} has no effect: put its decorator below that of the route"
     ]
 
 

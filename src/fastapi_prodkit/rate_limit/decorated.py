@@ -29,7 +29,7 @@ FindHit = Callable[[HTTPConnection | None], "Hit | None"]
 
 
 class Hit(NamedTuple):
-    """The limits, the key and the cost of one request, and the text of the limits."""
+    """What a decorator counts for one request: limits, the text of the limits, key and cost."""
 
     limits: list[Limit]
     key: str

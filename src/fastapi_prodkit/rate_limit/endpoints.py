@@ -97,7 +97,7 @@ def _report(context: RouteContext, path: str) -> None:
     marks = getattr(context.endpoint, "__dict__", {})
     if _LIMIT_ELSEWHERE in marks:
         del marks[_LIMIT_ELSEWHERE]
-        _logger.warning("the limit of %s does nothing: put its decorator below the one of the route", path)
+        _logger.warning("the limit of %s has no effect: put its decorator below that of the route", path)
 
 
 def _pattern(template: str) -> str:

@@ -88,20 +88,20 @@ class _Recent(Generic[_Value]):
         self._old: dict[str, _Value] = {}
         self._default = default
 
-    def recall(self, key: str) -> _Value:
+    def touch(self, key: str) -> _Value:
         """Add a key to the newer generation, with its value from the older one or the default; return the value."""
         value = self._old.get(key)
         if len(self.new) >= MAX_CLIENTS // 2:
-            self.turn()
+            self.rotate()
         self.new[key] = value = self._default() if value is None else value
         return value
 
-    def look(self, key: str) -> _Value | None:
+    def peek(self, key: str) -> _Value | None:
         """Return the value of a key without moving the key to the newer generation."""
         value = self.new.get(key)
         return self._old.get(key) if value is None else value
 
-    def turn(self) -> None:
+    def rotate(self) -> None:
         """Drop the older generation and start a new one."""
         self._old, self.new, self.size = self.new, {}, 0
 
@@ -124,7 +124,7 @@ class _FixedWindow:
         counts = self._used.new
         used = counts.get(key)
         if used is None:
-            used = self._used.recall(key)
+            used = self._used.touch(key)
             counts = self._used.new
         remaining = self._amount - used - cost
         if remaining >= 0:
@@ -151,8 +151,8 @@ class _SlidingWindow:
             self._number = int(number)
         used = self._used.new.get(key)
         if used is None:
-            used = self._used.recall(key)
-        before = self._last.look(key) or 0
+            used = self._used.touch(key)
+        before = self._last.peek(key) or 0
         overlap = math.floor(before * (1 - elapsed / self._seconds))
         remaining = self._amount - overlap - used - cost
         if remaining >= 0:
@@ -179,7 +179,7 @@ class _MovingWindow:
         recent = self._hits
         hits = recent.new.get(key)
         if hits is None:
-            hits = recent.recall(key)
+            hits = recent.touch(key)
             recent.size += len(hits)
         over = bisect_right(hits, now - self._seconds)
         if over * 2 > len(hits):  # not in every call: deleting moves the remaining items
@@ -190,7 +190,7 @@ class _MovingWindow:
             hits.extend([now] * cost)
             recent.size += cost
         if recent.size >= MAX_HITS // 2:
-            recent.turn()
+            recent.rotate()
         oldest = hits[over] if over < len(hits) else now
         return remaining, max(1, math.ceil(self._seconds - (now - oldest)))
 

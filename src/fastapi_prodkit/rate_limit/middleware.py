@@ -79,7 +79,7 @@ class RateLimitMiddleware(Layer):
                 "store=SharedStore(settings), and the app the lifespan of the store"
             )
         if settings.default is None:
-            raise ConfigurationError("RATE_LIMIT_DEFAULT is none: leave the middleware out, or say what the limit is")
+            raise ConfigurationError("RATE_LIMIT_DEFAULT is none: set a limit, or leave the middleware out")
         self.app = app
         self.exempt = checked_exempt(exempt)
         self._uncounted = uncounted

@@ -55,7 +55,7 @@ class StoreOutage:
         self._decisions = instrument(
             Counter,
             "rate_limit_storage_missed_total",
-            "Requests that were decided upon without the rate limit's store.",
+            "Requests that were decided without the rate limit's store.",
             ["policy"],
             registry=registry,
         ).labels(policy)

@@ -59,7 +59,7 @@ class Remote:
         self.storage = _open(url)
         self.connections = asyncio.Semaphore(_OPERATIONS)
         self.count = self._fixed
-        self._prefix = quote(prefix)  # some stores take no spaces
+        self._prefix = quote(prefix)  # some stores accept no spaces in a key
         self._clock = clock
         if strategy != "fixed-window":
             self._limiter = _limiter(self.storage, strategy)
@@ -76,8 +76,8 @@ class Remote:
                 with suppress(Exception), TimeLimit(1):
                     await client.aclose()
 
-    async def answers(self, limits: Sequence[Limit], key: str) -> None:
-        """Return if the store counts: a store that answers PING may still refuse to write.
+    async def probe(self, limits: Sequence[Limit], key: str) -> None:
+        """Count a request against each limit: a store that answers PING may still refuse to write.
 
         Raises:
             Exception: Any exception of the store's client.

@@ -104,7 +104,7 @@ class SharedStore:
             pass
         except Exception as error:  # noqa: BLE001 - each client has its own exceptions; the policy applies to all
             self._outage.report(error)
-        self._outage.probe_until_back(partial(remote.answers, limits, key))
+        self._outage.probe_until_back(partial(remote.probe, limits, key))
         return self._without(limits, key, cost)
 
     @asynccontextmanager

@@ -38,7 +38,7 @@ Value = str | Callable[..., str]
 
 _logger = logging.getLogger("fastapi_prodkit.rate_limit")
 _MEMORY = "RATE_LIMIT_ON_STORAGE_ERROR=memory, the default"
-# Arguments of slowapi's Limiter that this one refuses, and what replaces each.
+# Arguments of slowapi's Limiter that this one refuses, and what to use in place of each.
 _REPLACED: Mapping[str, str] = {
     "default_limits": "RATE_LIMIT_DEFAULT, which holds for every request",
     "application_limits": "RATE_LIMIT_DEFAULT, which is one quota for all of a client's requests",
@@ -50,7 +50,7 @@ _REPLACED: Mapping[str, str] = {
     "in_memory_fallback": _MEMORY,
     "in_memory_fallback_enabled": _MEMORY,
     "key_prefix": "SERVICE_NAME, which begins each key",
-    "key_style": "nothing: a limit is the endpoint's, whatever its path",
+    "key_style": "nothing: a limit belongs to the endpoint, whatever its path",
     "retry_after": "nothing: Retry-After is in seconds",
     "auto_check": "enabled",
     "config_filename": "the settings",
@@ -89,11 +89,11 @@ class Limiter(slowapi.Limiter):
         for name in replaced:
             if name not in _REPLACED:
                 raise TypeError(f"Limiter() got an unexpected keyword argument {name!r}")
-            raise ConfigurationError(f"Limiter({name}=...) is not used here; instead of it there is {_REPLACED[name]}")
+            raise ConfigurationError(f"Limiter({name}=...) is not supported; use {_REPLACED[name]}")
         variables = Config(".env" if os.path.isfile(".env") else None)  # noqa: PTH113 - as slowapi itself asks
         for name, place in _REPLACED_VARIABLES.items():
             if variables(name, default=None) is not None:
-                raise ConfigurationError(f"the variable {name} is slowapi's; instead of it there is {place}")
+                raise ConfigurationError(f"the variable {name} is slowapi's; use {place}")
         self._asked = False
         super().__init__(key_func, strategy="fixed-window", storage_uri="memory://")
         self.enabled = enabled and variables("RATELIMIT_ENABLED", cast=bool, default=True)
@@ -137,7 +137,7 @@ class Limiter(slowapi.Limiter):
         """Return False, so that slowapi's middlewares do not count; log once that they are in use."""
         if not self._asked:
             self._asked = True
-            _logger.warning("slowapi's middlewares do nothing here but cost time, and break streams: remove them")
+            _logger.warning("slowapi's middlewares have no effect here, cost time and break streams: remove them")
         return False
 
     @_auto_check.setter
@@ -211,7 +211,7 @@ def _refusal(
     if handler is slowapi._rate_limit_exceeded_handler:  # noqa: SLF001 - its documented name
         return problem  # the handler of slowapi's tutorial is replaced by our problem
     item = parse_many(hit.text)[next(place for place, quota in enumerate(quotas) if quota[1] < 0)]
-    if handler is not None:  # a handler of the app keeps working, with what slowapi gives it
+    if handler is not None:  # a handler of the app gets the exception and the state that slowapi sets
         problem.detail = message or str(item)
         noted[b"retry-after"] = headers["Retry-After"].encode()
         view = connection.state.view_rate_limit = _ViewRateLimit((item, [hit.key, rule.owner]))

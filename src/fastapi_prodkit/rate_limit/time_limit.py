@@ -34,7 +34,7 @@ class TimeLimit:
     def __enter__(self) -> None:
         task = asyncio.current_task()
         if task is None:
-            raise RuntimeError("a TimeLimit is for what is awaited in a task")
+            raise RuntimeError("a TimeLimit must be entered in a task")
         self._task = task
         self._before = task.cancelling()
         self._loop = asyncio.get_running_loop()
