@@ -544,21 +544,21 @@ async def test_a_signal_that_no_server_takes_is_left_alone():
 
 
 class FakeTermination:
-    """Note what the end of the process is told, and leave this process alone."""
+    """Record the calls, and let this process continue."""
 
-    told: list[object]
+    calls: list[object]
 
     def __init__(self, loop, *, exit_code, time):
-        FakeTermination.told = [(exit_code, time)]
+        FakeTermination.calls = [(exit_code, time)]
 
     def start(self):
-        self.told.append("start")
+        self.calls.append("start")
 
-    def hurry(self):
-        self.told.append("hurry")
+    def end_grace(self):
+        self.calls.append("end grace")
 
     def lifespan_ended(self):
-        self.told.append("lifespan ended")
+        self.calls.append("lifespan ended")
 
 
 @pytest.fixture
@@ -574,7 +574,7 @@ def uvicorn_server(monkeypatch):
     signal.signal(signal.SIGTERM, previous)
 
 
-async def test_uvicorn_is_told_to_end_and_how_long_it_may_take(uvicorn_server):
+async def test_stop_ends_uvicorn_within_the_grace(uvicorn_server):
     """It is not given the signal, which it would raise again in the end: that is exit code 143."""
     shutdown = Shutdown(ShutdownSettings(drain=0, grace=7))
 
@@ -586,7 +586,7 @@ async def test_uvicorn_is_told_to_end_and_how_long_it_may_take(uvicorn_server):
     assert uvicorn_server.config.timeout_graceful_shutdown == 7
     assert uvicorn_server._captured_signals == []
     assert not uvicorn_server.force_exit
-    assert FakeTermination.told == [(0, 7), "start", "lifespan ended"]
+    assert FakeTermination.calls == [(0, 7), "start", "lifespan ended"]
 
 
 async def test_a_second_signal_forces_uvicorn(uvicorn_server):
@@ -600,7 +600,7 @@ async def test_a_second_signal_forces_uvicorn(uvicorn_server):
             await asyncio.sleep(0)
 
     assert uvicorn_server.config.timeout_graceful_shutdown == 3
-    assert FakeTermination.told == [(0, 12), "start", "hurry", "lifespan ended"]
+    assert FakeTermination.calls == [(0, 12), "start", "end grace", "lifespan ended"]
 
 
 async def test_requests_are_cancelled_when_the_grace_is_over(uvicorn_server, caplog):
@@ -656,4 +656,4 @@ async def test_a_signal_during_the_start_cancels_it(uvicorn_server):
         await asyncio.create_task(start())
 
     assert uvicorn_server.should_exit
-    assert FakeTermination.told == [(3, 0), "start", "lifespan ended"]
+    assert FakeTermination.calls == [(3, 0), "start", "lifespan ended"]

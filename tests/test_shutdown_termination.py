@@ -124,7 +124,7 @@ def test_the_end_of_the_lifespans_leaves_threads_the_rest_of_the_grace(exits, mo
 def test_a_second_signal_ends_it_at_once(exits):
     """The grace is over."""
     termination = Termination(Loop(closed=False), exit_code=0, time=60)
-    termination.hurry()
+    termination.end_grace()
 
     watch(termination)
 

@@ -48,12 +48,12 @@ class HealthCheck:
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not 0 < self.timeout < math.inf:
-            raise ConfigurationError("HealthCheck: timeout has to be more than 0 seconds; leave it out for the default")
+            raise ConfigurationError("HealthCheck: timeout must be more than 0 seconds; leave it out for the default")
         if self.cache is not None and not self.cache >= 0:
-            raise ConfigurationError("HealthCheck: cache must not be less than 0 seconds; 0 asks for every probe")
+            raise ConfigurationError("HealthCheck: cache must be 0 or more seconds; with 0 every probe runs the check")
 
     def __call__(self) -> Awaitable[None]:
-        """Return what the check returns."""
+        """Call the check, and return its result."""
         return self.call()
 
 
@@ -122,7 +122,7 @@ class _Watch:
         self._clock = clock
         self._expires = -math.inf
         self._failing = False
-        self._asked: asyncio.Task[_Result] | None = None
+        self._call: asyncio.Task[_Result] | None = None
         self._running: asyncio.Task[None] | None = None
 
     def is_due(self) -> bool:
@@ -135,14 +135,14 @@ class _Watch:
         return self._running
 
     async def _run(self) -> None:
-        if self._asked is None or _is_over(self._asked):  # a call that ignores its cancellation is not repeated
-            self._asked = asyncio.create_task(_ask(self._name, self.check))
-        asked = self._asked
+        if self._call is None or _is_over(self._call):  # a call that ignores its cancellation is not repeated
+            self._call = asyncio.create_task(_call(self._name, self.check))
+        call = self._call
         # Neither wait_for() nor timeout(): both wait until the call that they have cancelled has ended.
-        await asyncio.wait([asked], timeout=self._timeout)
-        if not asked.done() and not asked.cancelling():  # once: a driver cancelled again leaves its query running
-            asked.cancel()
-        self._keep(_Result("fail", self._timeout, "timed out") if asked.cancelling() else asked.result())
+        await asyncio.wait([call], timeout=self._timeout)
+        if not call.done() and not call.cancelling():  # once: a driver cancelled again leaves its query running
+            call.cancel()
+        self._keep(_Result("fail", self._timeout, "timed out") if call.cancelling() else call.result())
 
     def _keep(self, result: _Result) -> None:
         fails = result.status == "fail"
@@ -156,7 +156,7 @@ class _Watch:
         self._expires = math.inf if started else self._clock() + self._cache
 
 
-async def _ask(name: str, check: Check) -> _Result:
+async def _call(name: str, check: Check) -> _Result:
     """Run one check. The result has no message of an exception, which may contain credentials."""
     started = time.perf_counter()
     status: _Status = "pass"
@@ -182,10 +182,10 @@ def _is_over(task: asyncio.Task[Any]) -> bool:
 
 def _verify(name: str, check: Check) -> None:
     if not name:
-        raise ConfigurationError("checks: a check has an empty name; name what it looks at, such as 'database'")
+        raise ConfigurationError("checks: a check has an empty name; name it after what it checks, such as 'database'")
     if not callable(check):
         raise ConfigurationError(f"checks: {name!r} is not callable; pass the async function, without calling it")
-    # Lambdas and callable objects may well return an awaitable; if one does not, its check fails and says so.
+    # A lambda or a callable object may return an awaitable; if it does not, its check fails with this reason.
     function = inspect.unwrap(check)
     declared = isinstance(function, FunctionType | MethodType) and function.__name__ != "<lambda>"
     if declared and not inspect.iscoroutinefunction(function):

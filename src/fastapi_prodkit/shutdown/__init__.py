@@ -27,7 +27,7 @@ from fastapi_prodkit.shutdown.termination import FAILED_START, Termination
 __all__ = ["STOP_TIMEOUT", "Shutdown"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_CUT_TIME = 0.05  # seconds between two checks for requests that still run when the grace is over
+_REPEAT_TIME = 0.05  # seconds between two checks for requests that still run when the grace is over
 STOP_TIMEOUT = 30.0  # seconds; the default of `stopTimeout` in an ECS task definition
 
 _logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Shutdown:
             del self._stop_callbacks[id(callback)]
 
     def stop(self) -> None:
-        """Call the callbacks of `at_stop`, such as those that end streams: the drain is over. The process continues."""
+        """Call the callbacks of `at_stop`, which end streams. Called when the drain is over; the process continues."""
         for callback in list(self._stop_callbacks.values()):
             callback()
 
@@ -97,14 +97,14 @@ class Shutdown:
         """
         self._draining = False
         signals = _Signals(self, self._settings)
-        signals.take()
+        signals.install()
         try:
             yield
         except asyncio.CancelledError:
             if not signals.forced:
                 raise
         finally:
-            signals.give_back()
+            signals.restore()
 
 
 class _Signals:
@@ -115,42 +115,42 @@ class _Signals:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._starting = asyncio.current_task()
-        self._taken: dict[int, MethodType] = {}
+        self._replaced: dict[int, MethodType] = {}
         self._repeated = False
         self._termination: Termination | None = None
-        self._cutting: asyncio.TimerHandle | None = None
+        self._cancelling: asyncio.TimerHandle | None = None
         self.forced = False  # a second signal has ended the server, which then cancels the lifespan
 
-    def take(self) -> None:
-        if threading.current_thread() is not threading.main_thread():  # the only one that gets signals
+    def install(self) -> None:
+        if threading.current_thread() is not threading.main_thread():  # only that thread can handle signals
             return
         for number in _SIGNALS:
             handler = signal.getsignal(number)
-            if isinstance(handler, MethodType):  # that of a server; those of Python and the event loop are functions
-                self._taken[number] = handler
+            if isinstance(handler, MethodType):  # a server's; handlers of Python and the event loop are functions
+                self._replaced[number] = handler
                 signal.signal(number, self._handle)
 
-    def give_back(self) -> None:
-        for number, handler in self._taken.items():
+    def restore(self) -> None:
+        for number, handler in self._replaced.items():
             signal.signal(number, handler)
-        if self._cutting is not None:
-            self._cutting.cancel()
+        if self._cancelling is not None:
+            self._cancelling.cancel()
         if self._termination is not None:
             self._termination.lifespan_ended()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        """Leave the work to the event loop: a signal handler runs between any two instructions of the main thread."""
-        # In an empty context: the current one is that of an interrupted request, and has its id.
+        """Let the event loop do the work, because a signal handler interrupts the main thread at any instruction."""
+        # In an empty context: the current context has the id of the interrupted request.
         self._loop.call_soon_threadsafe(self._force if self._repeated else self._begin, number, context=Context())
-        self._bound(self._server(number))
+        self._limit_exit_time(self._server(number))
         self._repeated = True
 
-    def _bound(self, server: Any) -> None:
+    def _limit_exit_time(self, server: Any) -> None:
         """Limit the time that uvicorn takes to end, even if the event loop is blocked."""
         if not hasattr(server, "should_exit"):
             return
         if self._termination is not None:
-            self._termination.hurry()
+            self._termination.end_grace()
             return
         grace = server.config.timeout_graceful_shutdown
         grace = self._settings.grace if grace is None else grace
@@ -160,7 +160,7 @@ class _Signals:
 
     def _begin(self, number: int) -> None:
         if self._starting is not None and not getattr(self._server(number), "started", True):
-            _logger.warning("%s during the start: giving it up", signal.Signals(number).name)
+            _logger.warning("%s during start-up: cancelling the start-up", signal.Signals(number).name)
             self._starting.cancel()
             self._end(number)
             return
@@ -172,13 +172,13 @@ class _Signals:
         self._shutdown.stop()
         server = self._server(number)
         if not hasattr(server, "should_exit"):  # it is not uvicorn
-            self._taken[number](number, None)
+            self._replaced[number](number, None)
             return
         if server.config.timeout_graceful_shutdown is None:
             server.config.timeout_graceful_shutdown = self._settings.grace
         # uvicorn cancels the requests as well, a moment later and without an answer.
-        self._cut_in(server.config.timeout_graceful_shutdown)
-        server.should_exit = True  # not by its handler, which raises the signal again at the end: exit code 143
+        self._cancel_requests_in(server.config.timeout_graceful_shutdown)
+        server.should_exit = True  # its handler would raise the signal again at the end: exit code 143
 
     def _force(self, number: int) -> None:
         """End the server and all requests. Called for the second signal."""
@@ -190,18 +190,18 @@ class _Signals:
         self._stop(number)
         if hasattr(server := self._server(number), "force_exit"):
             server.force_exit = True
-            self._cut()
+            self._cancel_requests()
 
-    def _cut(self) -> None:
+    def _cancel_requests(self) -> None:
         """Cancel all requests; repeat it for those that arrive before the server has closed its port."""
         if count := cut_requests(self._loop):
             _logger.warning("cancelling %d request(s), which have not ended in time", count)
-        self._cut_in(_CUT_TIME)
+        self._cancel_requests_in(_REPEAT_TIME)
 
-    def _cut_in(self, seconds: float) -> None:
-        if self._cutting is not None:
-            self._cutting.cancel()
-        self._cutting = self._loop.call_later(seconds, self._cut)
+    def _cancel_requests_in(self, seconds: float) -> None:
+        if self._cancelling is not None:
+            self._cancelling.cancel()
+        self._cancelling = self._loop.call_later(seconds, self._cancel_requests)
 
     def _server(self, number: int) -> Any:
-        return self._taken[number].__self__
+        return self._replaced[number].__self__

@@ -60,8 +60,8 @@ class Termination:
         # Not Thread.start, which takes a lock that the interrupted code may hold.
         _thread.start_new_thread(self._watch, ())
 
-    def hurry(self) -> None:
-        """Set an earlier deadline: the grace of requests is over. Called at the second signal."""
+    def end_grace(self) -> None:
+        """Set the deadline as if the grace of requests were over. Called at the second signal."""
         self._grace_end = monotonic()
         self._deadlines.put(self._grace_end + _SECOND_SIGNAL_TIME)
 
@@ -70,7 +70,7 @@ class Termination:
         self._deadlines.put(max(self._grace_end, monotonic() + _SETTLE_TIME))
 
     def _exiting(self) -> None:
-        """Set the deadline for the `atexit` hooks. Called as the first of them."""
+        """Set the deadline for the `atexit` hooks. Called by the interpreter, before the other hooks."""
         self._in_hooks = True
         self._deadlines.put(monotonic() + EXIT_TIME)
 
