@@ -32,7 +32,7 @@ __all__ = ["EventHandler", "RequestIDFilter", "bind", "configure_logging"]
 _SERVERS = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "hypercorn.error", "gunicorn.error")
 # Beginnings of uvicorn's lines that are dropped: access lines of WebSockets, which contain the query string with its
 # tokens, and the message for every handshake that was refused with a response.
-_TOLD_BY_ACCESS_LOG = ('%s - "WebSocket %s"', "ASGI callable returned without completing handshake.")
+_REPEATED_LINES = ('%s - "WebSocket %s"', "ASGI callable returned without completing handshake.")
 _SERVER_ACCESS = ("uvicorn.access", "hypercorn.access", "gunicorn.access")
 
 
@@ -73,7 +73,7 @@ def configure_logging(
             existing.close()
     root.addHandler(handler)
     root.setLevel(settings.level)
-    _adopt_servers()
+    _redirect_servers()
     for name in (*_SERVERS, *_SERVER_ACCESS):
         logging.getLogger(name).addFilter(_server_line)
     _configure_structlog()
@@ -117,7 +117,7 @@ def _writes_to_terminal(handler: logging.Handler) -> bool:
     return type(handler) is logging.StreamHandler and any(handler.stream is stream for stream in streams)
 
 
-def _adopt_servers() -> None:
+def _redirect_servers() -> None:
     """Send the servers' lines to the root handler; drop their access lines, which the access log replaces."""
     loggers = [logging.getLogger(name) for name in (*_SERVERS, *_SERVER_ACCESS)]
     theirs = [(logger, handler) for logger in loggers for handler in logger.handlers if _writes_to_terminal(handler)]
@@ -137,9 +137,9 @@ def _server_line(record: logging.LogRecord) -> bool:
     `uvicorn.run(app)` configures its loggers later than `configure_logging`. It replaces handlers but not filters, so
     this filter removes its handlers before the first line is written.
     """
-    _adopt_servers()
+    _redirect_servers()
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    if _scope.take_logged_mark(error) or str(record.msg).startswith(_TOLD_BY_ACCESS_LOG):
+    if _scope.take_logged_mark(error) or str(record.msg).startswith(_REPEATED_LINES):
         return False
     return record.levelno >= logging.getLogger(record.name).getEffectiveLevel()
 

@@ -46,7 +46,7 @@ _UNSAFE = re.compile("[\x80-\x9f\u2028-\u202e\u2066-\u2069]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _CONTROL_IN_BLOCK = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
-# Makes a line of the fields that every line has, of those of the event, and of texts to be masked wherever they stand.
+# Renders a line from the standard fields, the fields of the event, and the values to mask in every field.
 _Render: TypeAlias = Callable[[dict[str, Any], dict[str, Any], Sequence[str]], bytes]
 
 
@@ -220,7 +220,7 @@ def _errors(record: logging.LogRecord) -> Iterator[BaseException]:
 
 
 def _record_fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return a record's fields, the most important first, because a large event is cut at its end."""
+    """Return a record's fields, the most important first, because a large event is truncated at its end."""
     attributes = vars(record)
     extra = {key: attributes[key] for key in attributes if key not in _STANDARD}
     if EVENT_DICT in attributes:

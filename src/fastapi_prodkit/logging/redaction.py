@@ -69,7 +69,7 @@ _BARE_TOKEN = re.compile(
 _QUOTED = re.compile(r"[bfru]{0,2}\\?(['\"])(.*?)\\?\1", re.IGNORECASE | re.DOTALL)
 # Anchored at the start of a word, or a long word without digits would be scanned from each of its letters.
 _WORD_WITH_DIGIT = re.compile(r"(?<![^\s\"'\\,;()\[\]{}<>@])[^\s\"'\\,;()\[\]{}<>@\d]*+\d[^\s\"'\\,;()\[\]{}<>@]*+")
-_HEAD = frozenset({"timestamp", "level", "logger", "service", "environment", "version"})  # what each line has
+_HEAD = frozenset({"timestamp", "level", "logger", "service", "environment", "version"})  # in every line
 _CODE = frozenset({"exception", "stack"})
 
 # All bytes except those that may indicate a secret, and JSON's own quotes and colons. J and I occur in the prefixes of
@@ -117,13 +117,13 @@ class Redactor:
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         every = [name.lower().replace("-", "_") for name in (*_NAMES, *names)]
-        endings = [_squeeze(name) for name in every]
+        endings = [_normalized(name) for name in every]
         self._endings = (*endings, *(f"{name}s" for name in endings))
         self._pair = pair(every)
 
     def is_secret(self, key: str) -> bool:
         """Return whether values of this key are masked, except counts; see `hides`."""
-        return _squeeze(key).rstrip("0123456789").endswith(self._endings)
+        return _normalized(key).rstrip("0123456789").endswith(self._endings)
 
     def hides(self, key: str, value: Any) -> bool:
         """Return whether this value of this key is masked."""
@@ -167,7 +167,7 @@ class Redactor:
             yield from [quoted[2]] if quoted else _WORD_WITH_DIGIT.findall(value)
 
     def fields(self, fields: Mapping[str, Any], *, size: int, withheld: Iterable[str] = ()) -> dict[str, Any]:
-        """Return a copy that any JSON encoder accepts. What is masked in one field is masked in all but standard ones.
+        """Return a copy that any JSON encoder accepts. A value masked in one field is masked in all but standard ones.
 
         Args:
             fields: The event. If two values are too large, more of the first one is kept.
@@ -292,5 +292,5 @@ class _Copy:
         return text
 
 
-def _squeeze(name: str) -> str:
+def _normalized(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")

@@ -1,4 +1,4 @@
-"""Find the values of secrets in a text: each begins after a secret name, and its form says where it ends.
+"""Find the values of secrets in a text: each begins after a secret name, and its form determines where it ends.
 
 A quoted value ends at the closing quote; quotes inside may be doubled or escaped. A collection or a call ends at its
 closing bracket, including nested ones. `<a repr>` ends at `>`. A YAML block ends with its last indented line. Any other

@@ -5,7 +5,7 @@ own metrics and those that the others have written. All numbers in an answer hav
 decreases when a worker is killed. Counters of a dead worker are kept; its gauges are dropped.
 
 Each worker locks a file. The operating system releases the lock when the process ends, in whatever way, which tells the
-other workers. Process ids would not do, because they are reused.
+other workers. Process ids are not sufficient, because they are reused.
 """
 
 import logging
@@ -72,7 +72,7 @@ def make_directory() -> None:
             Path(named).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(
-                f"{_VARIABLE}={named} cannot be made ({error}); name one that can, or none"
+                f"{_VARIABLE}={named} cannot be created ({error}): set it to another directory, or unset it"
             ) from None
 
 
@@ -139,7 +139,7 @@ class Workers:
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._directory.stat().st_uid != os.geteuid():
-                raise PermissionError(f"{self._directory} belongs to somebody else")
+                raise PermissionError(f"{self._directory} belongs to another user")
             with self._locked():
                 if not any(map(_is_held, self._directory.glob("*.alive"))):
                     self._clear()  # files of an earlier run
