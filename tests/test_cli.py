@@ -242,7 +242,7 @@ class TestMigrate:
         assert run("db", "upgrade") == (0, "", "Nothing to do: the database is up to date.\n")
         assert run("db", "current") == (0, "0002 (head)\n", "")
         assert "Done: 1 migration in " in run("db", "downgrade", "-1")[2]
-        assert run("db", "downgrade", "0001") == (0, "", "Nothing to do: the database is there already.\n")
+        assert run("db", "downgrade", "0001") == (0, "", "Nothing to do: the database is at this revision already.\n")
 
     def test_current_can_ask(self, run, shop):
         """`current --check` is a question for scripts: 3 is no."""
@@ -266,7 +266,7 @@ class TestMigrate:
 
         assert code == 3
         assert err.splitlines() == [
-            "The migrations lack what the models have:",
+            "The migrations lack changes of the models:",
             "  add column items size",
             "  modify type items name",
             "  add index ix_items_size on items",
@@ -418,7 +418,7 @@ class TestErrors:
         assert code == 1
         assert err.splitlines()[-2:] == [
             "Running upgrade 0002 -> 0003",
-            'fastapi-prodkit: the database says: near "nonsense": syntax error',
+            'fastapi-prodkit: the database reports: near "nonsense": syntax error',
         ]
 
     def test_a_migration_that_raises(self, run, shop, monkeypatch):

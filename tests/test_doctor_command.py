@@ -99,7 +99,7 @@ class TestCommand:
             "proxy-untrusted",
             "shutdown-cuts-requests",
         ]
-        assert "\n1 error, 1 warning, 1 info; judged as prod.\n" in out
+        assert "\n1 error, 1 warning, 1 info; checked as prod.\n" in out
         assert max(len(line) for line in out.splitlines() if "https://" not in line) <= 80
 
     @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ class TestCommand:
         first = capsys.readouterr().out.splitlines()[0]
         assert code == 0
         assert first.startswith(
-            "::notice title=shutdown-cuts-requests%3A A shutdown cuts the longest requests::A request may take 60 s"
+            "::notice title=shutdown-cuts-requests%3A A shutdown aborts the longest requests::A request may take 60 s"
         )
         assert first.endswith("/pieces/doctor/#shutdown-cuts-requests")
 
@@ -259,7 +259,7 @@ class TestCommand:
         assert "No module named 'xyzzy_is_not_installed'" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
-        ("variable", "option", "judged"),
+        ("variable", "option", "checked_as"),
         [
             ("dev", [], "prod"),
             ("prod", [], "prod"),
@@ -267,15 +267,15 @@ class TestCommand:
             ("staging", ["--environment", "prod"], "prod"),
         ],
     )
-    def test_whose_settings_are_judged(self, monkeypatch, capsys, variable, option, judged):
+    def test_whose_settings_are_judged(self, monkeypatch, capsys, variable, option, checked_as):
         """Those of production, unless this is staging; `.env.dev` has nothing to say about either."""
         monkeypatch.setenv("ENVIRONMENT", variable)
-        Path(f".env.{judged}").write_text("SHUTDOWN_DRAIN=0\n")
+        Path(f".env.{checked_as}").write_text("SHUTDOWN_DRAIN=0\n")
 
         main(["doctor", *option])
 
         out = capsys.readouterr().out
-        assert f"judged as {judged}.\n" in out
+        assert f"checked as {checked_as}.\n" in out
         assert "shutdown-no-drain" in out
 
     def test_a_rule_can_be_ignored(self, monkeypatch, capsys):

@@ -362,8 +362,8 @@ class TestCommand:
             ("../shop", "try: fastapi-prodkit new shop"),
             ("é", "try: fastapi-prodkit new my-service"),
             ("a" * 41, f"try: fastapi-prodkit new {'a' * 40}"),
-            ("json", "'json' is a name of Python's own; try: fastapi-prodkit new json-service"),
-            ("class", "'class' is a name of Python's own; try: fastapi-prodkit new class-service"),
+            ("json", "'json' is a name that Python uses; try: fastapi-prodkit new json-service"),
+            ("class", "'class' is a name that Python uses; try: fastapi-prodkit new class-service"),
             ("there", "there exists already; try: fastapi-prodkit new there --directory there-2"),
         ],
     )  # fmt: skip
@@ -406,7 +406,7 @@ class TestCommand:
         ("chosen", "message"),
         [
             (["--database", "sqlite"], "tasks on ECS keep no files; try: --database postgresql, or --deploy docker"),
-            (["--no-redis"], "tasks on ECS count rate limits together; try: --redis, or --deploy docker"),
+            (["--no-redis"], "tasks on ECS need a shared store for rate limits; try: --redis, or --deploy docker"),
         ],
     )
     def test_what_does_not_go_together(self, chosen, message, capsys):
@@ -455,7 +455,7 @@ class TestRepository:
 
         main(["new", "my-shop", "--yes"])
 
-        assert "It lies in a repository already" in capsys.readouterr().out
+        assert "It is inside a repository already" in capsys.readouterr().out
         assert not Path("my-shop/.git").exists()
 
     def test_git_may_fail(self, tmp_path, capsys):
@@ -479,7 +479,7 @@ class TestRepository:
 
     def test_a_silent_failure_is_said_to_be_one(self):
         """git may say nothing; the sentence is whole all the same."""
-        assert repository._last_line("") == "it does not say why"
+        assert repository._last_line("") == "git gives no reason"
 
 
 class TestTemplate:

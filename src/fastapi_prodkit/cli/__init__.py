@@ -4,6 +4,6 @@ from fastapi_prodkit import _extras
 
 _extras.require("typer", extra="cli")
 
-from fastapi_prodkit.cli.program import COMMANDS, main  # noqa: E402 - a hint, not a traceback
+from fastapi_prodkit.cli.program import COMMANDS, main  # noqa: E402 - after the check above
 
 __all__ = ["COMMANDS", "main"]

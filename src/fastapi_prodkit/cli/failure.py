@@ -115,7 +115,7 @@ def _database(error: BaseException) -> str:
     reason = _first_line(_CLASS.sub("", str(cause))) or type(cause).__name__
     if type(error).__name__ == "CannotConnectError":
         return f"cannot connect to the database: {reason}"
-    return f"the database says: {reason}"
+    return f"the database reports: {reason}"
 
 
 def _place(error: BaseException) -> str:

@@ -68,7 +68,7 @@ def _check(name: str, folder: Path) -> None:
         rule = f"lower-case letters, digits and single hyphens, at most {_LONGEST}"
         raise ConfigurationError(f"{name!r} cannot name a service ({rule}); try: fastapi-prodkit new {_nearest(name)}")
     if keyword.iskeyword(name) or name in sys.stdlib_module_names:
-        raise ConfigurationError(f"{name!r} is a name of Python's own; try: fastapi-prodkit new {name}-service")
+        raise ConfigurationError(f"{name!r} is a name that Python uses; try: fastapi-prodkit new {name}-service")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists already; try: fastapi-prodkit new {name} --directory {folder}-2")
 
@@ -88,7 +88,7 @@ def _check_deploy(service: Service) -> None:
     if service.deploy == Deploy.ECS and service.database == Database.SQLITE:
         raise ConfigurationError("tasks on ECS keep no files; try: --database postgresql, or --deploy docker")
     if service.deploy == Deploy.ECS and not service.redis:
-        raise ConfigurationError("tasks on ECS count rate limits together; try: --redis, or --deploy docker")
+        raise ConfigurationError("tasks on ECS need a shared store for rate limits; try: --redis, or --deploy docker")
 
 
 def _ask(what: str, default: Answer) -> Answer:

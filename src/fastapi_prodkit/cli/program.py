@@ -109,24 +109,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with _ended_by_sigterm(), warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: _complain(f"warning: {message}")
+            warnings.showwarning = lambda message, *_: _print_error(f"warning: {message}")
             result = app(arguments, prog_name="fastapi-prodkit", standalone_mode=False)
     except typer.TyperException as error:
-        return _misused(error)
+        return _report_usage_error(error)
     except typer.Abort:
-        _complain("interrupted")
+        _print_error("interrupted")
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001 - any error of a command becomes one line and an exit code
         if os.environ.get("FASTAPI_PRODKIT_TRACEBACK"):
             traceback.print_exc()
-        _complain(describe(error))
+        _print_error(describe(error))
         return _FAILED
     if result == _INTERRUPTED:  # typer returns this for KeyboardInterrupt
-        _complain("interrupted")
+        _print_error("interrupted")
     return result if isinstance(result, int) else 0
 
 
-def _misused(error: typer.TyperException) -> int:
+def _report_usage_error(error: typer.TyperException) -> int:
     """Print the usage error in one line, with a suggestion; return the exit code."""
     message = error.format_message()
     if "\n" in message:  # a command without arguments shows its help
@@ -139,7 +139,7 @@ def _misused(error: typer.TyperException) -> int:
     elif not isinstance(error, UnknownCommandError):
         message = message.replace("Value error, ", "").rstrip(".")
         message = f"{message}; try: {path} {_choice(error, message) or '--help'}"
-    _complain(message)
+    _print_error(message)
     return error.exit_code
 
 
@@ -151,7 +151,7 @@ def _choice(error: typer.TyperException, message: str) -> str | None:
     return f"{parameter.opts[0]} {near[0]}" if near and parameter else None
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     label = f"{_RED}fastapi-prodkit:{_PLAIN}" if coloured(sys.stderr) else "fastapi-prodkit:"
     typer.echo(f"{label} {message}", err=True, color=True)
 

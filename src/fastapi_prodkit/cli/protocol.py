@@ -18,7 +18,7 @@ from fastapi_prodkit import _extras
 
 _extras.require("httptools", extra="standard")
 
-from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade  # noqa: E402 - a hint, not a traceback
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade  # noqa: E402 - after the check above
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol  # noqa: E402 - after the check above
 
 from fastapi_prodkit._context import Code, Reason  # noqa: E402

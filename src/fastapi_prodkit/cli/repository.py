@@ -18,7 +18,7 @@ def commit(folder: Path) -> str:
     if shutil.which("git") is None:
         return "git is not installed, so there is no repository yet."
     if _git(folder.parent, "rev-parse", "--is-inside-work-tree").returncode == 0:
-        return "It lies in a repository already: commit it there."
+        return "It is inside a repository already: commit it there."
     unknown = [f"{key}={value}" for key, value in _DEFAULT_AUTHOR.items() if _git(folder, "config", key).returncode]
     for command, *options in (
         ("init", "--quiet", "--initial-branch=main"),
@@ -37,4 +37,4 @@ def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it does not say why"])[-1]
+    return (text.strip().splitlines() or ["git gives no reason"])[-1]

@@ -11,7 +11,7 @@ from fastapi_prodkit import _extras
 
 _extras.require("uvicorn", extra="standard")
 
-from uvicorn import Config  # noqa: E402 - a hint, not a traceback
+from uvicorn import Config  # noqa: E402 - after the check above
 from uvicorn.supervisors import Multiprocess  # noqa: E402 - after the check above
 
 from fastapi_prodkit.sections import LimitsSettings  # noqa: E402

@@ -18,7 +18,7 @@ from fastapi_prodkit.cli.terminal import show_progress
 
 __all__ = ["Examination", "examine", "gather"]
 
-_UNREAD = "the app could not be loaded, and its settings with it"
+_UNREAD = "the app could not be loaded, so its settings are unknown"
 _UNUSED = "the app has no settings of fastapi-prodkit: HOSTS_ALLOWED, DATABASE_URL and the others have no effect"
 
 
@@ -94,7 +94,7 @@ def _server(loaded: Loaded, timeout: float | None, skipped: dict[str, str]) -> S
     elif timeout is None:
         skipped["database"] = "--offline"
     else:
-        with show_progress(f"asking the database, for {timeout:g} s at most"):
+        with show_progress(f"querying the database, for {timeout:g} s at most"):
             return ask(database, timeout)
     return None
 

@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from fastapi_prodkit.cli.doctor.facts import Facts
 
-__all__ = ["DOCS", "SEVERITIES", "Check", "Fault", "Finding", "Rule", "Severity", "rule"]
+__all__ = ["DOCS", "SEVERITIES", "Check", "Finding", "Problem", "Rule", "Severity", "rule"]
 
 Severity: TypeAlias = Literal["error", "warning", "info"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "info")  # most severe first
@@ -14,14 +14,14 @@ SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "info")  # most s
 DOCS: Final = "https://fastapi-prodkit.github.io/fastapi-prodkit/pieces/doctor/"
 
 
-class Fault(NamedTuple):
+class Problem(NamedTuple):
     """A problem that a check found, and its remedy."""
 
     reason: str
     remedy: str
 
 
-Check: TypeAlias = Callable[[Facts], Iterator[Fault]]
+Check: TypeAlias = Callable[[Facts], Iterator[Problem]]
 
 
 @dataclass(frozen=True)

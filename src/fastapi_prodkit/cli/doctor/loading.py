@@ -108,14 +108,14 @@ def _collected_warnings() -> Iterator[list[str]]:
     """Collect warnings about settings, and ignore other warnings."""
     texts: list[str] = []
 
-    def hear(message: Warning | str, category: type[Warning], *_: object) -> None:
+    def collect(message: Warning | str, category: type[Warning], *_: object) -> None:
         if issubclass(category, SettingsWarning):
             texts.append(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", SettingsWarning)
         logging.captureWarnings(capture=True)  # first: later calls by the app have no effect
-        warnings.showwarning = hear  # type: ignore[assignment]  # the other arguments are not needed
+        warnings.showwarning = collect  # type: ignore[assignment]  # the other arguments are not needed
         try:
             yield texts
         finally:

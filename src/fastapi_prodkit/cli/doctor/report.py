@@ -84,7 +84,7 @@ def _summary(examination: Examination) -> Iterator[str]:
     found = ", ".join(
         f"{count} {name if count == 1 or name == 'info' else f'{name}s'}" for name, count in counts.items()
     )
-    yield f"{found}; judged as {facts.environment}."
+    yield f"{found}; checked as {facts.environment}."
 
 
 def _counts(examination: Examination) -> dict[Severity, int]:

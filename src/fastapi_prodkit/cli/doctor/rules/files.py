@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from fastapi_prodkit.cli.doctor.facts import Facts
-from fastapi_prodkit.cli.doctor.finding import Fault, rule
+from fastapi_prodkit.cli.doctor.finding import Problem, rule
 
 __all__ = ["RULES"]
 
@@ -21,22 +21,22 @@ _UVICORN = re.compile(
 
 
 @rule("files-env-file", "error", "A .env file is under git")
-def env_file(facts: Facts) -> Iterator[Fault]:
+def env_file(facts: Facts) -> Iterator[Problem]:
     """Report tracked .env files; their content is not read."""
     for name in facts.tracked:
         if _is_dotenv(name) and not name.endswith(_EXAMPLES):
-            yield Fault(
-                f"{name}: git keeps its secrets for ever, and everyone with the repository can read them.",
+            yield Problem(
+                f"{name}: git keeps its secrets for ever, and anyone with the repository can read them.",
                 f"git rm --cached {name}, add it to .gitignore, and change the secrets in it.",
             )
 
 
 @rule("files-uvicorn", "warning", "The head of a request has no size limit")
-def uvicorn(facts: Facts) -> Iterator[Fault]:
+def uvicorn(facts: Facts) -> Iterator[Problem]:
     """Report tracked files that start a server without a limit for the head of a request."""
     for name in facts.tracked:
         if _is_command(name) and _UVICORN.search(text := _read(facts, name)) and "h11" not in text.lower():
-            yield Fault(
+            yield Problem(
                 f"{name} starts uvicorn, which does not limit the head: one endless header line blocks it for seconds.",
                 "Use fastapi-prodkit serve or uvicorn --http h11. If a load balancer limits heads, ignore this.",
             )
