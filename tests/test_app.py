@@ -1021,7 +1021,7 @@ def test_install_does_not_overwrite_the_apps_own_state():
     install(own, settings_of())
 
     assert own.state.settings == "mine"
-    with pytest.raises(ConfigurationError, match=r"app\.state\.rate_limit is taken"):
+    with pytest.raises(ConfigurationError, match=r"app\.state\.rate_limit exists already"):
         install(taken, settings_of())
 
 
@@ -1546,5 +1546,5 @@ def test_an_object_that_the_app_has_already_is_no_other():
 
     other = FastAPI()
     other.state.rate_limit = Bounded(9)
-    with pytest.raises(ConfigurationError, match=r"app\.state\.rate_limit is taken"):
+    with pytest.raises(ConfigurationError, match=r"app\.state\.rate_limit exists already"):
         install(other, settings_of(), store=store)

@@ -370,7 +370,7 @@ async def test_a_stalled_body_says_why(caplog):
 
     [record] = [each for each in caplog.records if each.name == "fastapi_prodkit.access"]
     assert (record.levelname, record.http_status) == ("WARNING", 408)
-    assert record.reason == "nothing of the body for LIMITS_BODY_TIMEOUT=0.05 seconds"
+    assert record.reason == "no part of the body for LIMITS_BODY_TIMEOUT=0.05 seconds"
 
 
 async def test_stalled_body_of_a_plain_app():

@@ -250,7 +250,7 @@ def test_malformed_entry(entry):
 @pytest.mark.parametrize("entry", ["0.0.0.0/0", "::/0", "::ffff:0:0/96"])
 def test_everybody(entry):
     """A network of everybody would make an invented left-most entry count, so it fails at construction."""
-    with pytest.raises(ConfigurationError, match="takes every client for a proxy"):
+    with pytest.raises(ConfigurationError, match="trusts every client as a proxy"):
         ProxyHeadersMiddleware(Starlette(), ProxySettings(trusted=(entry,)))
 
 

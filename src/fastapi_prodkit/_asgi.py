@@ -79,7 +79,7 @@ def route_template(scope: Scope, root_path: str) -> str:
 
 
 def requested_template(scope: Scope, root_path: str) -> str:
-    """Return the template of the route that would have served a request which was refused before routing.
+    """Return the template of the route for a request that was refused before routing.
 
     The method only decides between routes of the same path: a preflight has another method than the request that it
     asks for. Results are cached on the app, so that a flood of refused requests does not cost routing each time.
@@ -134,7 +134,7 @@ def chosen_route(scope: Scope) -> Any:
 
 
 def walk_dependencies(dependant: Any) -> Iterator[Any]:
-    """Yield what a route with this `dependant` depends on, in the order in which FastAPI calls it."""
+    """Yield the dependencies of a route with this `dependant`, in the order in which FastAPI calls them."""
     for each in getattr(dependant, "dependencies", ()):
         yield from walk_dependencies(each)
         yield each.call
@@ -176,7 +176,7 @@ def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:
 
     For a mounted app without routes, it is the app.
     """
-    scope = {**scope, "fastapi": {}}  # matching writes into this entry, which the app must not see
+    scope = {**scope, "fastapi": {}}  # matching writes into this entry; the app's scope must not change
     for context in iter_route_contexts(routes):
         match, found = context.matches(scope)
         if match is Match.FULL:
@@ -187,15 +187,15 @@ def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:
 
 def is_routed(routes: Sequence[BaseRoute], scope: Scope) -> bool:
     """Say whether a route matches the path and the method of a request."""
-    scope = {**scope, "fastapi": {}}  # matching writes into this entry, which the app must not see
+    scope = {**scope, "fastapi": {}}  # matching writes into this entry; the app's scope must not change
     return any(route.matches(scope)[0] is Match.FULL for route in routes)
 
 
 class LabelledRoute(Route):
     """A Starlette route that stores itself in the scope when it matches, as FastAPI's routes do.
 
-    Routing asks it about every request. So it tries its regular expression only if the request's path contains the
-    part of its own path in front of the first parameter.
+    Routing calls `matches` for every request, so the regular expression is tried only if the request's path contains
+    the route's path up to its first parameter.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:

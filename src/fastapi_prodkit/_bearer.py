@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BearerToken"]
 
-_MOST_GUESSES: Final = 10  # of a client in a minute
+_MOST_GUESSES: Final = 10  # wrong tokens of one client in a minute
 _MINUTE: Final = 60.0  # seconds
-_MOST_CLIENTS: Final = 10_000  # that are remembered; they take about 2 MB
+_MOST_CLIENTS: Final = 10_000  # clients whose wrong tokens are counted; they take about 2 MB
 
 _logger = logging.getLogger("fastapi_prodkit.tokens")
 
@@ -61,7 +61,7 @@ class BearerToken:
         """Refuse a request that does not carry the token.
 
         Raises:
-            ProblemError: 401 without the token, as RFC 6750 section 3 has it; 429 after too many wrong ones.
+            ProblemError: 401 without the token (RFC 6750 section 3); 429 after too many wrong tokens.
         """
         refusal = self._refusal_of(connection)
         if refusal is None:
@@ -96,7 +96,7 @@ class BearerToken:
         counter = instrument(
             prometheus_client.Counter,
             "http_server_refused_tokens_total",
-            "Requests whose token was wrong, or not looked at after too many wrong ones.",
+            "Requests whose token was wrong, or was not checked after too many wrong ones.",
             ["http_route"],
             registry=self._registry,
         )

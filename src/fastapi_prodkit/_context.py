@@ -1,4 +1,4 @@
-"""The request context: one mutable dict per request, which every log line carries.
+"""The request context: one mutable dict per request, whose fields are in every log line.
 
 Sync dependencies, thread pools and tasks run in a copy of the context. A ContextVar that is set there is lost, but a
 change of the dict is not: the copy refers to the same dict.
@@ -63,7 +63,7 @@ _UNEXPLAINED: Final[Mapping[int, Reason]] = {
 }
 
 
-# The statuses of refusals. With another status, the reason is that of a refusal which the app has caught.
+# The statuses of refusals. With another status the app has caught the refusal, and its reason does not count.
 _REFUSING: Final = frozenset({400, 401, 403, *_UNEXPLAINED})
 _REFUSING_HANDSHAKE: Final = _REFUSING.union(range(400, 499))  # 499 stands for a client that has disconnected
 _LONGEST_TEXT: Final = 200  # characters of a text from the app

@@ -35,10 +35,10 @@ def instrument(
     """
     from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use: a piece without metrics does not load it
 
-    home = registry or REGISTRY
-    known: dict[str, Any] = vars(home).setdefault(_scope.REGISTRY_INSTRUMENTS, {})
+    target = registry or REGISTRY
+    known: dict[str, Any] = vars(target).setdefault(_scope.REGISTRY_INSTRUMENTS, {})
     if name not in known:
-        known[name] = kind(name, documentation, labels, registry=home, **options)
+        known[name] = kind(name, documentation, labels, registry=target, **options)
     made: Instrument = known[name]
     return made
 
@@ -52,11 +52,11 @@ def collector(kind: type[Collector], registry: "CollectorRegistry | None" = None
     """
     from prometheus_client import REGISTRY  # noqa: PLC0415 - on first use
 
-    home = registry or REGISTRY
-    known: dict[str, Any] = vars(home).setdefault(_scope.REGISTRY_INSTRUMENTS, {})
+    target = registry or REGISTRY
+    known: dict[str, Any] = vars(target).setdefault(_scope.REGISTRY_INSTRUMENTS, {})
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name not in known:
         known[name] = made = kind()
-        home.register(made)  # type: ignore[arg-type]  # it asks for its own base class, and uses `collect` only
+        target.register(made)  # type: ignore[arg-type]  # declared for its own base class, but only `collect` is called
     found: Collector = known[name]
     return found

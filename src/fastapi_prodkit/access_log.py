@@ -1,4 +1,4 @@
-"""One line of the log for each request.
+"""Write one log line for each request.
 
 Exactly one line is written whatever happens: an exception, a client that disconnects (status 499), a cancellation, a
 WebSocket (when it is closed).
@@ -38,7 +38,7 @@ class AccessLogMiddleware(Layer):
 
     Args:
         app: The app to serve.
-        exempt: Paths relative to the app, without trailing slash, whose requests get no line.
+        exempt: Paths relative to the app, without trailing slash, that are not logged.
     """
 
     scope_types = frozenset({"http", "websocket"})
@@ -50,7 +50,7 @@ class AccessLogMiddleware(Layer):
         self._direct = {level: DirectWriter(_logger, _EVENT, level) for level in levels}
 
     def inside(self, outer: Layer) -> Layer | None:
-        """Leave the line to a layer further out, which sees the final status."""
+        """Return None if a layer further out writes the line: only the outermost sees the final status."""
         return None if isinstance(outer, AccessLogMiddleware) else self
 
     def on_end(self, exchange: Exchange) -> None:

@@ -71,7 +71,9 @@ class AllowedHostsMiddleware(Layer):
         **keywords: Unpack[AllowedHostsKeywords],
     ) -> None:
         if www_redirect:
-            raise ConfigurationError("www_redirect: nothing is redirected here; redirect in the proxy, or in a route")
+            raise ConfigurationError(
+                "www_redirect: this middleware never redirects; redirect in the proxy, or in a route"
+            )
         accepted = AllowedHostsKeywords.__optional_keys__
         settings = with_keywords(self, settings or HostsSettings(), keywords, accepted, _STARLETTE_NAMES)
         self.app = app

@@ -58,7 +58,7 @@ __all__ = ["Edge", "Layer", "LayerStack", "create_app", "install"]
 _LEFT_TO_CONSTRUCTOR = "generate_unique_id_function=fastapi_prodkit.openapi.operation_id"
 
 
-def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is made of
+def create_app(  # noqa: PLR0913 - keywords
     settings: Settings | None = None,
     *,
     routers: Sequence[APIRouter] = (),
@@ -80,12 +80,12 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
         settings: Read from the environment unless given.
         routers: Included in this order.
         checks: Further readiness checks by name; each raises to fail.
-        lifespan: The app's own; it starts after the database's and ends before it.
-        middleware: The app's own, inside the edge.
-        mounted_lifespans: Run the lifespans of mounted apps, which Starlette does not; False leaves them to `lifespan`.
-        database: In place of one from `settings.database`. The app's lifespan runs the database's own, which closes it.
-        store: Where requests are counted, in place of one from `settings.rate_limit`. The app's lifespan runs the
-            store's own, if it has one.
+        lifespan: The app's own lifespan; it starts after the database's and ends before it.
+        middleware: The app's own middleware, inside the edge.
+        mounted_lifespans: Run the lifespans of mounted apps, as Starlette does not; False leaves them to `lifespan`.
+        database: Used in place of one from `settings.database`. The app's lifespan runs its lifespan, which closes it.
+        store: Counts requests, in place of a store from `settings.rate_limit`. The app's lifespan runs the store's
+            lifespan, if it has one.
         registry: The registry of all metrics, which /metrics shows; prometheus_client's default registry unless given.
             A database or store that is given keeps the registry with which it was created.
         csp_policies: Content-Security-Policy by path, in place of HEADERS_CSP: for a path and all paths below it.
@@ -94,7 +94,7 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
     Raises:
         ConfigurationError: A setting or an argument cannot be used, such as a limit that cannot be parsed.
         SettingsError: The environment cannot be used; the error lists all problems.
-        MissingExtraError: A piece is switched on whose optional dependency is not installed.
+        MissingExtraError: The optional dependency of a piece that is switched on is not installed.
     """
     settings = _start(settings, store)
     app = FastAPI(
@@ -106,7 +106,7 @@ def create_app(  # noqa: PLR0913 - keywords, one for each thing that an app is m
     return app
 
 
-def install(  # noqa: PLR0913 - keywords, as those of create_app
+def install(  # noqa: PLR0913 - keywords
     app: FastAPI,
     settings: Settings | None = None,
     *,
@@ -129,9 +129,9 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
         app: An app that has not started.
         settings: Read from the environment unless given.
         checks: Further readiness checks by name; each raises to fail.
-        mounted_lifespans: Run the lifespans of mounted apps, which Starlette does not; False leaves them to the app's.
-        database: In place of one from the settings; run and closed by the app's lifespan.
-        store: Where requests are counted, in place of one from the settings; run and closed by the app's lifespan.
+        mounted_lifespans: Run the lifespans of mounted apps, as Starlette does not; False leaves them to the app's.
+        database: Used in place of one from the settings; run and closed by the app's lifespan.
+        store: Counts requests, in place of a store from the settings; run and closed by the app's lifespan.
         registry: The registry of all metrics, in place of prometheus_client's default registry.
         csp_policies: Content-Security-Policy by path, in place of HEADERS_CSP: for a path and all paths below it.
 
@@ -139,11 +139,11 @@ def install(  # noqa: PLR0913 - keywords, as those of create_app
         ConfigurationError: The app has started, or `install` was called on it before. Or a setting or an argument
             cannot be used, such as a limit that cannot be parsed.
         SettingsError: The environment cannot be used; the error lists all problems.
-        MissingExtraError: A piece is switched on whose optional dependency is not installed.
+        MissingExtraError: The optional dependency of a piece that is switched on is not installed.
     """
     settings = _start(settings, store)
     if app.middleware_stack is not None:
-        raise ConfigurationError("install(app) came too late: the app has already started; call it where app is made")
+        raise ConfigurationError("the app has already started: call install(app) before that, where app is created")
     if hasattr(app.state, _scope.INSTALLED):
         raise ConfigurationError("install(app) was called before on this app; call it once")
     app.debug = app.debug or settings.debug
@@ -201,7 +201,7 @@ def _make_objects(app: FastAPI, settings: Settings, given: Given) -> dict[str, A
     pieces = make_pieces(settings, given)
     taken = next((name for name, piece in pieces.items() if getattr(app.state, name, piece) is not piece), None)
     if taken is not None:
-        raise ConfigurationError(f"app.state.{taken} is taken, and that is where dependencies look: rename yours")
+        raise ConfigurationError(f"app.state.{taken} exists already, but dependencies look up ours there: rename yours")
     for name, piece in {"settings": settings, **pieces, _scope.INSTALLED: pieces}.items():
         if not hasattr(app.state, name):
             setattr(app.state, name, piece)
@@ -259,7 +259,7 @@ def _layers(
     limits, hosts, rate_limit = settings.limits, settings.hosts, settings.rate_limit
     cors, proxy, store = settings.cors, settings.proxy, pieces.get("rate_limit")
     layers = [
-        # The real client and scheme, which everything below reads.
+        # Sets the client and the scheme that all layers below read.
         proxy and proxy.trusted and ProxyHeadersMiddleware(app, proxy),
         # Opens the request context, so that everything below can log with the id.
         settings.request_id and RequestIDMiddleware(app, settings.request_id),
@@ -285,9 +285,9 @@ def _layers(
         rate_limit
         and rate_limit.default
         and RateLimitMiddleware(app, rate_limit, exempt=exempt, store=store, uncounted=ExemptEndpoints(app)),
-        # Limits the time of the app; without a general time-out it is there for routes with one of their own.
+        # Limits the time of the app; without a general time-out, only of routes that have a time-out of their own.
         limits and DeadlineMiddleware(app, limits, exempt=exempt),
-        # Cancels the app as the deadline does; a route's own `cancel_on_disconnect` needs the deadline's layer only.
+        # Cancels the app if the client disconnects; a route's own `cancel_on_disconnect` does not need this layer.
         limits and limits.cancel_on_disconnect and DisconnectMiddleware(app, limits, exempt=exempt),
         limits and BodyLimitMiddleware(app, limits, largest=lambda: largest_limit(app.routes)),
     ]

@@ -30,7 +30,7 @@ from fastapi_prodkit.sections import LimitsSettings
 
 __all__ = ["BodyLimitMiddleware", "largest_limit"]
 
-_MOST_DIGITS = 18  # of a Content-Length that are parsed: an exabyte is too large already
+_MOST_DIGITS = 18  # digits of a Content-Length that are parsed: an exabyte is too large already
 
 # Content-Type and Content-Length of Starlette's and FastAPI's own 413: `Content Too Large` as text, and in JSON.
 _REFUSALS = {(b"text/plain; charset=utf-8", b"17"), (b"application/json", b"30")}
@@ -93,7 +93,7 @@ class BodyLimitMiddleware(Layer):
         self._size = math.inf if size is None else size
         self._largest = largest
         seconds = settings.body_timeout
-        reason = Reason("body_timeout", f"nothing of the body for LIMITS_BODY_TIMEOUT={seconds} seconds")
+        reason = Reason("body_timeout", f"no part of the body for LIMITS_BODY_TIMEOUT={seconds} seconds")
         self._timer = None if seconds is None else SharedTimer(seconds, partial(_BodyTimeout.expire, reason=reason))
 
     def inside(self, outer: Layer) -> Layer:
@@ -124,7 +124,7 @@ class BodyLimitMiddleware(Layer):
 
     @cached_property
     def _thresholds(self) -> tuple[float, float]:
-        """The largest Content-Length that is accepted, and the largest for which received bytes are not counted.
+        """Return the largest Content-Length that is accepted, and the largest for which no bytes are counted.
 
         Computed at the first body, when start-up is over: until then an app may change its routes.
         """
@@ -186,7 +186,7 @@ class _BodyTimeout:
         else:
             self._expired = self._complete = True
             exchange.client_disconnected |= not exchange.complete
-            cast("Task[Any]", self._waiting).cancel()  # there is one: the time-out runs only while a task waits
+            cast("Task[Any]", self._waiting).cancel()  # set, because the time-out runs only while a task waits
 
 
 async def _further_in(scope: Scope, receive: Receive, send: Send) -> None:
@@ -196,8 +196,8 @@ async def _further_in(scope: Scope, receive: Receive, send: Send) -> None:
 
 def _reason(limit: int, size: int | None) -> Reason:
     """Return the reason with the limit that a body has exceeded: `size` of the settings, or that of a route or app."""
-    ours, theirs = f"LIMITS_MAX_BODY_SIZE={limit}; max_body_size= on the route", f"max_body_size={limit}"
-    return Reason("body_too_large", f"body larger than {ours if limit == size else theirs}")
+    general, special = f"LIMITS_MAX_BODY_SIZE={limit}; max_body_size= on the route", f"max_body_size={limit}"
+    return Reason("body_too_large", f"body larger than {general if limit == size else special}")
 
 
 class _ProblemForRefusal:

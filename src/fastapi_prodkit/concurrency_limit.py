@@ -46,7 +46,7 @@ class ConcurrencyLimitMiddleware(Layer):
     disconnects.
 
     A request counts until the app returns: a stream until its end, background tasks too. WebSockets neither count nor
-    wait, because they are open for long and idle most of the time. Each process counts for itself.
+    wait, because they are open for long and idle most of the time. Each process counts separately.
 
     Args:
         app: The app to serve.
@@ -56,7 +56,7 @@ class ConcurrencyLimitMiddleware(Layer):
 
     Keyword Args:
         max_concurrent: Most requests that are served at a time. Required.
-        queue_timeout: Longest wait in the queue for one of them, seconds; None refuses at once. Default: 1.0.
+        queue_timeout: Longest wait in the queue, seconds; None refuses at once. Default: 1.0.
 
     Raises:
         ConfigurationError: There is no `max_concurrent`; or a keyword does not exist, or its value cannot be used.
@@ -74,7 +74,7 @@ class ConcurrencyLimitMiddleware(Layer):
         accepted = ConcurrencyLimitKeywords.__optional_keys__
         settings = with_keywords(self, settings or LimitsSettings(), keywords, accepted)
         if settings.max_concurrent is None:
-            raise ConfigurationError("LIMITS_MAX_CONCURRENT is not set: say how many requests are served at a time")
+            raise ConfigurationError("LIMITS_MAX_CONCURRENT is not set: set how many requests are served at a time")
         self.app = app
         self._most = settings.max_concurrent
         self._timeout = settings.queue_timeout

@@ -1,8 +1,8 @@
 """Strict CORS: which web origins may read responses, according to the Fetch standard.
 
 An origin is allowed if it is listed, if `origin_regex` matches the whole of it, or if it is a deployment of one Vercel
-project. Other origins get no Access-Control header. Nor does the origin `null`, which a sandboxed frame of any site
-sends.
+project. Other origins get no Access-Control header. The origin `null` is never allowed: a sandboxed frame of any site
+sends it.
 """
 
 import re
@@ -158,7 +158,7 @@ class CORSMiddleware(Layer):
 
     def _decide(self, exchange: Exchange, scope: Scope, origin: bytes | None) -> ASGIApp | None:
         if scope["type"] == "websocket":
-            return self._handshake(exchange, origin)
+            return self._handshake_refusal(exchange, origin)
         allowed = self._allowed(origin)
         preflight = origin is not None and scope["method"] == "OPTIONS" and _REQUEST_METHOD in exchange.headers
         refusal = self._preflight_refusal(exchange, origin, allowed) if preflight else None
@@ -202,8 +202,8 @@ class CORSMiddleware(Layer):
         if fields:
             exchange.response_headers[b"vary"] = b", ".join(fields.values())
 
-    def _handshake(self, exchange: Exchange, origin: bytes | None) -> ASGIApp | None:
-        if origin is None or _is_own(exchange, origin) or self._admits(exchange, origin):
+    def _handshake_refusal(self, exchange: Exchange, origin: bytes | None) -> ASGIApp | None:
+        if origin is None or _is_own(exchange, origin) or self._may_connect(exchange, origin):
             return None
         return _refusal("WebSocket handshakes", origin)
 
@@ -219,7 +219,7 @@ class CORSMiddleware(Layer):
                 return origin
         return None
 
-    def _admits(self, exchange: Exchange, origin: bytes) -> bool:
+    def _may_connect(self, exchange: Exchange, origin: bytes) -> bool:
         if self._public:  # `*` excludes credentials, and a handshake may have cookies
             return b"cookie" not in exchange.headers
         return self._allowed(origin) is not None
@@ -280,5 +280,5 @@ def _refuse_wildcards(settings: CorsSettings) -> None:
     if wild and settings.allow_credentials:
         raise ConfigurationError(
             f"{', '.join(wild)}: browsers refuse `*` together with CORS_ALLOW_CREDENTIALS; "
-            "list what is allowed, or turn the credentials off"
+            "list what is allowed, or set it to false"
         )

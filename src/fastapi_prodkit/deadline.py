@@ -180,7 +180,7 @@ def _expire(response: Refusal, exchange: Exchange) -> None:
     """Interrupt the request, unless its response has started or its route has a time-out of its own."""
     own = _timeout_of(exchange.scope)
     if own is not None:
-        own.replace_deadline(exchange)  # FastAPI calls the dependency itself only when the body has been read
+        own.replace_deadline(exchange)  # FastAPI calls the dependency only after it has read the body
     else:
         exchange.interrupt(response)
 

@@ -104,7 +104,7 @@ async def cancel_on_disconnect(connection: HTTPConnection) -> None:
 
 
 async def ignore_disconnect() -> None:
-    """Let the handlers of a route or router finish although the client disconnects: `Depends(ignore_disconnect)`."""
+    """Let the handlers of a route or router finish even if the client disconnects: `Depends(ignore_disconnect)`."""
 
 
 def _listen(exchange: Exchange) -> None:
@@ -124,7 +124,7 @@ def _cancel(exchange: Exchange) -> None:
 
 
 def _may_cancel(scope: Scope) -> bool:
-    """Say what the last of the route's two dependencies says; without one True, because the setting is on."""
+    """Return whether the last of the two dependencies of the route allows it; True without one: the setting is on."""
     choices = [each for each in route_dependencies(scope) if each in (cancel_on_disconnect, ignore_disconnect)]
     return not choices or choices[-1] is cancel_on_disconnect
 

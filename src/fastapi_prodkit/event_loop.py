@@ -3,9 +3,9 @@
 One call of a blocking function in an `async def` delays every request of the process, including the probes, and nothing
 names that function. Here a timer on the event loop measures how late it fires, and a thread checks whether it fires. If
 it does not fire for longer than the limit, the thread logs the stack of the callback that blocks the loop. The line is
-written while the loop is blocked, so it is there even if the process hangs for ever.
+written while the loop is blocked, even if the process hangs for ever.
 
-A request costs nothing; the timer and the thread wake four times in each limit.
+There is no cost per request; the timer and the thread wake four times in each limit.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EventLoop"]
 
-_TICKS = 4  # of the timer in each limit
+_TICKS = 4  # how often the timer fires in each limit
 _MINUTE = 60.0  # seconds; the usual interval of scrapes, so that no scrape misses the longest delay
 _DEEPEST = 40  # innermost calls of the stack
 

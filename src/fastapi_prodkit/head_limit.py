@@ -1,6 +1,6 @@
 """Limit the number of header lines of a request.
 
-Each layer that searches the header lines of a request would spend time on a million of them. The size of a head must be
+A request with a million header lines would cost time in each layer that searches them. The size of a head must be
 limited by the server, which reads it first: `fastapi-prodkit serve` does this.
 """
 
@@ -50,9 +50,7 @@ class HeadLimitMiddleware(Layer):
     ) -> None:
         settings = with_keywords(self, settings or LimitsSettings(), keywords, HeadLimitKeywords.__optional_keys__)
         if settings.max_headers is None:
-            raise ConfigurationError(
-                "LIMITS_MAX_HEADERS is none: leave the middleware out, or say how many are allowed"
-            )
+            raise ConfigurationError("LIMITS_MAX_HEADERS is none: set a number, or leave the middleware out")
         self.app = app
         self._most = settings.max_headers
         reason = Reason("head_too_large", f"more header lines than LIMITS_MAX_HEADERS={settings.max_headers}")

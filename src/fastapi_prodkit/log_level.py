@@ -142,7 +142,7 @@ class _Levels:
 def _logger_of(name: str) -> logging.Logger:
     """Return the existing logger of that name: `getLogger` would create a misspelt one, which has no effect."""
     if name != "root" and name not in logging.root.manager.loggerDict:
-        raise ProblemError(422, "There is no logger of that name in this process; `root` is the one above all.")
+        raise ProblemError(422, "There is no logger of that name in this process; the root logger is `root`.")
     return logging.getLogger(name)
 
 

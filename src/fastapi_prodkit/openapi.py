@@ -128,8 +128,8 @@ def add_problem_schemas(app: FastAPI) -> None:
     dependency, such as a rate limit's 429, are shown on the routes that depend on it. If operations share an id, their
     method is added to it, and their path if it differs. Webhooks stay as they are, because other services answer them.
 
-    This wraps `app.openapi`, even if the app overrides it. Call it again if the override is set later. The work is
-    done once for each schema that is built.
+    This wraps `app.openapi`, even if the app overrides it; call it again if the override is set later. The problems
+    are added once to each schema that is built.
     """
     if not isinstance(app.openapi, _ProblemSchema):
         app.openapi = _ProblemSchema(app.openapi, app)  # type: ignore[method-assign] # FastAPI's documented way

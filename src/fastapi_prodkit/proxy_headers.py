@@ -1,4 +1,4 @@
-"""The client's own address and scheme, from the headers of trusted proxies.
+"""Read the client's address and scheme from the headers of trusted proxies.
 
 X-Forwarded-For and X-Forwarded-Proto are read only if the peer is a listed proxy, because any client can send them. The
 client is the right-most address that is not a listed proxy: each proxy appends the address of its peer, and a client
@@ -73,7 +73,7 @@ class ProxyHeadersMiddleware(Layer):
     ) -> None:
         if "*" in (keywords.get("trusted_hosts") or ()):
             raise ConfigurationError(
-                "trusted_hosts: with * uvicorn takes the left-most address, which a client can invent; list the "
+                "trusted_hosts: with * uvicorn takes the left-most address, which a client can forge; list the "
                 'proxies, or write trusted="*", which takes the right-most'
             )
         accepted = ProxyHeadersKeywords.__optional_keys__
@@ -86,7 +86,7 @@ class ProxyHeadersMiddleware(Layer):
         self._client = lru_cache(maxsize=1024)(self._find_client)
 
     def inside(self, outer: Layer) -> Layer | None:
-        """Leave the headers to a layer further out, which has put the client in place of the peer already."""
+        """Return None if a layer further out has put the client in place of the peer already."""
         return None if isinstance(outer, ProxyHeadersMiddleware) else self
 
     def on_request(self, exchange: Exchange) -> None:
@@ -159,5 +159,5 @@ def _network(entry: str) -> Network:
     if isinstance(network, IPv6Network) and (mapped := network.network_address.ipv4_mapped):
         network = ip_network((mapped, network.prefixlen - 96))
     if network.prefixlen == 0:
-        raise ConfigurationError(f"PROXY_TRUSTED: {entry!r} takes every client for a proxy; list the proxies' networks")
+        raise ConfigurationError(f"PROXY_TRUSTED: {entry!r} trusts every client as a proxy; list the proxies' networks")
     return network

@@ -1,4 +1,4 @@
-"""Every request has an id: in its response, its log lines and its error body.
+"""Give every request an id, which is in its response, its log lines and its error body.
 
 A valid id that the client sends is kept, so that one id follows a request through several services; anything else
 is replaced, because a value that is sent back must not contain line breaks or markup. The app can read the id from the
@@ -105,7 +105,7 @@ class RequestIDMiddleware(Layer):
         name, context = self._header, exchange.context
         sent = exchange.headers.get(name)
         chosen = sent if self._trust_inbound and sent is not None and self._accepts(sent) else None
-        if "request_id" in context:  # an app around this one has chosen
+        if "request_id" in context:  # an outer app has chosen the id
             outer = str(context["request_id"]).encode()
             chosen = outer if _is_safe(outer) else None
         if chosen is None:

@@ -43,7 +43,7 @@ GRAPHIQL_CSP: Final = (
 """For the GraphiQL page of strawberry: its inline script and style, and what it loads from unpkg.com."""
 
 SWITCHING_PROTOCOLS, BAD_REQUEST = 101, 400
-_MOST_PAGES = 100  # about which a warning is logged
+_MOST_PAGES = 100  # pages for which a warning is logged
 _SECURE = frozenset({"https", "wss"})
 _REMOVED = frozenset({b"server", b"x-powered-by"})
 _CSP = b"content-security-policy"
@@ -169,7 +169,7 @@ class PagePolicyMiddleware(Layer):
         self._reported: set[str] = set()
 
     def inside(self, outer: Layer) -> Layer | None:
-        """Return None if a layer further out checks the policy, which sees the one that is sent."""
+        """Return None if a layer further out checks the policy: the outermost sees the policy that is sent."""
         return None if isinstance(outer, PagePolicyMiddleware) else self
 
     def on_response_start(self, exchange: Exchange, headers: RawHeaders, present: Mapping[bytes, bytes]) -> None:
@@ -182,8 +182,8 @@ class PagePolicyMiddleware(Layer):
         if blocked and place not in self._reported and len(self._reported) < _MOST_PAGES:
             self._reported.add(place)
             _logger.warning(
-                "the page at %s is sent under a Content-Security-Policy that allows no %s: give its path a policy of "
-                "its own, SecurityHeadersMiddleware(policies={...}) or create_app(csp_policies={...})",
+                "the page at %s is sent under a Content-Security-Policy that allows no %s: give its path "
+                "another policy, SecurityHeadersMiddleware(policies={...}) or create_app(csp_policies={...})",
                 place,
                 " and no ".join(blocked),
             )

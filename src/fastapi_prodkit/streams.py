@@ -70,7 +70,7 @@ class Stream:
         self._idle_timeout = math.inf if idle_timeout is None else idle_timeout
 
     async def __call__(self, connection: HTTPConnection) -> AsyncIterator[None]:
-        """Watch the stream of this request until it has ended."""
+        """Apply the options to the stream of this request. Called by FastAPI, before the handler."""
         scope = connection.scope
         exchange = cancellable_exchange(scope)
         if exchange is None or scope["type"] != "http":
@@ -92,10 +92,10 @@ class Stream:
         """Send heartbeats, and end the stream when it has been idle for `idle_timeout`."""
         if math.isinf(min(self._heartbeat, self._idle_timeout)):
             return
-        look = min(_START_TIME, self._heartbeat, self._idle_timeout)
-        while not exchange.status:  # noqa: ASYNC110 - every response of every route would have to set an event
-            await asyncio.sleep(look)
-        await asyncio.sleep(look)  # a response in one piece is complete by now, and is no stream
+        interval = min(_START_TIME, self._heartbeat, self._idle_timeout)
+        while not exchange.status:  # noqa: ASYNC110 - setting an event would cost every response
+            await asyncio.sleep(interval)
+        await asyncio.sleep(interval)  # by now a response in one part is complete, and not a stream
         while not exchange.complete and exchange.interruption is None:
             now, stream = perf_counter(), exchange.open_stream()
             idle_at = stream.active_at + self._idle_timeout

@@ -1,4 +1,4 @@
-"""One lifespan out of several: ours, the user's, and those of mounted apps, which Starlette does not run."""
+"""Combine several lifespans into one: ours, the user's, and those of mounted apps, which Starlette does not run."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -67,8 +67,8 @@ class _Watched:
             return await stack.enter_async_context(self._lifespan(self._app))
         except RuntimeError as error:
             raise ConfigurationError(
-                f"the lifespan of the app mounted at {self._place} cannot start: {error} (if your own lifespan starts "
-                "the same already, pass mounted_lifespans=False to create_app or install)"
+                f"the lifespan of the app mounted at {self._place} cannot start: {error} (if your own lifespan "
+                "starts it already, pass mounted_lifespans=False to create_app or install)"
             ) from error
 
     def _start(self, app: Any) -> AbstractAsyncContextManager[Mapping[str, Any] | None]:

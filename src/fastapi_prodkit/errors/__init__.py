@@ -1,7 +1,7 @@
-"""Every error is a problem: `application/problem+json`, RFC 9457.
+"""Answer every error with a problem: `application/problem+json`, RFC 9457.
 
-`add_problem_handlers(app)` replaces FastAPI's own handlers, and only those: a handler that the user registered, before
-or after, stays in charge of its exceptions.
+`add_problem_handlers(app)` replaces FastAPI's own handlers only: a handler that the user registers, before or after,
+still handles its exceptions.
 
 A validation error names the place and the problem, never the submitted value. FastAPI's own handler repeats the value,
 passwords included, and fails with a 500 if JSON cannot express the value, such as NaN or a lone surrogate. If the
@@ -123,7 +123,7 @@ class ErrorBoundaryMiddleware(Layer):
         self._explain = cache(_explain) if explain else _nothing  # cached: called once
 
     def inside(self, outer: Layer) -> Layer | None:
-        """Leave the exception to a layer further out, which knows whether the response is complete."""
+        """Return None if a layer further out handles the exception: the outermost sees whether a response is sent."""
         return None if isinstance(outer, ErrorBoundaryMiddleware) else self
 
     def on_error(self, exchange: Exchange, error: BaseException) -> bool:
@@ -150,8 +150,8 @@ def _log(error: BaseException, path: str) -> None:
 
 def _explain() -> None:
     _logger.info(
-        "this exception ends here; for a tracker around the app object, such as SentryAsgiMiddleware(app), "
-        "set ERRORS_RAISE=true"
+        "this exception is not passed on; if an error tracker is around the app object, such as "
+        "SentryAsgiMiddleware(app), set ERRORS_RAISE=true"
     )
 
 
@@ -205,7 +205,7 @@ async def _recursion(request: HTTPConnection, error: Exception) -> Response | No
     return await answer if isinstance(answer, Awaitable) else answer
 
 
-async def _unhandled(request: Request, error: Exception) -> Response:  # noqa: ARG001 - nothing of it leaves the process
+async def _unhandled(request: Request, error: Exception) -> Response:  # noqa: ARG001 - the response does not show the error
     return _problem.response(request, ProblemError(500, _problem.INTERNAL_ERROR))
 
 

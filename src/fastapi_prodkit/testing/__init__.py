@@ -17,7 +17,7 @@ from fastapi_prodkit import _counting, _extras
 
 _extras.require("pytest", extra="testing")
 
-import pytest  # noqa: E402 - a hint, not a traceback
+import pytest  # noqa: E402 - after the check above
 
 from fastapi_prodkit.sections import DatabaseSettings  # noqa: E402
 from fastapi_prodkit.testing.databases import Databases  # noqa: E402
