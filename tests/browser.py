@@ -1,4 +1,4 @@
-"""A real browser without a window, for tests about what a page may load."""
+"""Run a headless browser, for tests about what a page may load."""
 
 import shutil
 import subprocess
@@ -23,14 +23,14 @@ _FLAGS = (
 
 
 class Page(NamedTuple):
-    """What became of a page: its elements after its scripts have run, and what the browser has complained about."""
+    """The result of a visit: the elements after all scripts have run, and the messages of the console."""
 
     dom: str
     complaints: list[str]
 
 
 def visit(url: str, *flags: str) -> Page:
-    """Open a page in a browser of its own."""
+    """Open a page in a new browser."""
     assert BROWSER is not None
     with tempfile.TemporaryDirectory() as profile:
         run = subprocess.run(
@@ -45,7 +45,7 @@ def visit(url: str, *flags: str) -> Page:
 
 @contextmanager
 def other_hosts(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
-    """Serve files over TLS as every other host; yield the flags of a browser that finds them there."""
+    """Serve files over TLS for all other hosts; yield the options with which a browser resolves these hosts to it."""
 
     async def app(scope, receive, send):
         file = files.get(scope["path"])

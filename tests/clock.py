@@ -1,8 +1,8 @@
-"""A clock for tests of what happens after a while."""
+"""A clock for tests of time-dependent code."""
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """Seconds that pass only when the test advances them."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""CloudFormation templates as data, and stacks made of them in moto, for the tests about deploy/ecs."""
+"""Load CloudFormation templates as data, and create stacks from them in moto, for the tests of deploy/ecs."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ def of_type(template: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def default(template: Mapping[str, Any], parameter: str) -> Any:
-    """Return what a parameter is unless it is given."""
+    """Return the default of a parameter."""
     return template["Parameters"][parameter]["Default"]
 
 
@@ -55,7 +55,7 @@ def containers(template: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def statements(template: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each statement that allows something to a role, with the name of the role or policy."""
+    """Yield each statement of a policy, with the name of its role or policy."""
     documents = [
         (name, policy["PolicyDocument"])
         for name, role in of_type(template, "AWS::IAM::Role").items()
@@ -70,7 +70,7 @@ def statements(template: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any
 
 
 class Account:
-    """An account in moto, in which stacks are made as deploy/ecs/README.md says.
+    """An account in moto; its stacks are created as deploy/ecs/README.md describes.
 
     Args:
         client: Opens a client of boto3.
@@ -83,7 +83,7 @@ class Account:
         self._cloudformation = client("cloudformation")
 
     def create(self, template: str, **parameters: str) -> dict[str, str]:
-        """Make a stack and return its outputs."""
+        """Create a stack and return its outputs."""
         stack = f"{self.name}-{template}"
         given = {"Name": self.name, **parameters}
         self._cloudformation.create_stack(

@@ -1,4 +1,4 @@
-"""What every test leaves as it was, and what lets coverage measure threads and greenlets together."""
+"""Restore process-wide state after each test, and let coverage measure threads and greenlets together."""
 
 import gc
 import logging
@@ -11,8 +11,8 @@ import weakref
 import pytest
 
 
-class _ForgetsInC(weakref.WeakKeyDictionary):
-    """A dictionary that runs no Python code when a key is gone."""
+class _WeakCache(weakref.WeakKeyDictionary):
+    """A dictionary that runs no Python code when a key is garbage collected."""
 
     def __init__(self, *items):
         super().__init__(*items)
@@ -22,7 +22,7 @@ class _ForgetsInC(weakref.WeakKeyDictionary):
 # Coverage has such a dictionary of greenlets for each thread. Greenlet destroys those of a thread that has ended in a
 # "pending call", and in one of these CPython 3.11 never gets beyond the first line of traced code while another is due.
 if sys.version_info < (3, 12) and "coverage" in sys.modules:
-    weakref.WeakKeyDictionary = _ForgetsInC
+    weakref.WeakKeyDictionary = _WeakCache
 
 
 # Of the example, whose users copy its tests without markers of ours.
@@ -40,7 +40,7 @@ def pytest_sessionstart():
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Do not import modules of which the markers that are asked for leave no test: some load for seconds."""
+    """Do not import modules without a test for the selected markers: some take seconds to import."""
     if collection_path.suffix != ".py" or "system" not in config.option.markexpr:
         return None
     source = collection_path.read_text()
@@ -50,7 +50,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests of the examples, and begin with the longest: at the end they would run alone."""
+    """Mark the tests of the examples, and run the longest tests first: at the end they would run alone."""
     for item in items:
         if "examples" in item.path.parts:
             item.add_marker("example")
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Freeze the objects that collection has made, so that garbage collections skip them."""
+    """Freeze the objects that collection has created, so that garbage collections skip them."""
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -70,7 +70,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def _no_greenlets():
-    """Fail a test that switches greenlets while coverage measures threads alone: it would count lines for others."""
+    """Fail a test that switches greenlets while coverage measures only threads: its line counts would be wrong."""
     if os.environ.get("COVERAGE_CONCURRENCY") != "thread":
         yield
         return
@@ -85,7 +85,7 @@ def _no_greenlets():
 
 @pytest.fixture(scope="module")
 def server():
-    """A PostgreSQL of the module's own, which its tests may stop, fill and reconfigure."""
+    """A PostgreSQL server for one module, whose tests may stop, fill and reconfigure it."""
     from postgres import postgres_or_skip
 
     with postgres_or_skip() as running:
@@ -93,7 +93,7 @@ def server():
 
 
 def _logging_stays():
-    """`create_app` configures the logging of the whole process; the next test starts with pytest's own.
+    """Restore logging and hooks after a test, because `create_app` configures the whole process.
 
     With pytest's own hooks a resource that nobody closed fails a test, instead of being a line in the log of one.
     """

@@ -1,4 +1,4 @@
-"""Build and run images where there is no Docker engine: `with engine(base) as it: it.build(context, "name")`.
+"""Build and run images without a Docker engine: `with engine(base) as it: it.build(context, "name")`.
 
 buildah and podman do the work, as root and with a storage of their own, so that nothing of the machine's is touched.
 There is no registry either: `python:3.13-slim` is a stand-in, Debian trixie with its own Python 3.13. What is tested is
@@ -53,11 +53,11 @@ HARDENED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--secur
 
 
 class ContainersMissingError(Exception):
-    """This machine cannot build and run images."""
+    """This machine cannot build or run images."""
 
 
 class Engine:
-    """A place of its own for images and containers.
+    """A separate storage for images and containers.
 
     Args:
         folder: Where everything lies.
@@ -75,7 +75,7 @@ class Engine:
         (folder / "containers.conf").write_text(CONTAINERS)
 
     def call(self, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command of buildah's or podman's."""
+        """Run a command."""
         done = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
@@ -83,7 +83,7 @@ class Engine:
         return done
 
     def provide(self, base: Path) -> None:
-        """Take a root file system as the base image; pip inside asks the index that this machine's pip asks."""
+        """Import a root file system as the base image; pip inside uses the package index of this machine's pip."""
         variables = {
             "PATH": "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
             "LANG": "C.UTF-8",
@@ -108,7 +108,7 @@ class Engine:
         return Image(self, f"localhost/{name}")
 
     def clear(self) -> None:
-        """End what runs and let go of what is mounted, so that the folder can be removed."""
+        """Stop the containers and unmount their file systems, so that the folder can be removed."""
         self.call("podman", "rm", "--all", "--force", "--time", "0", check=False)
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for mount in reversed([path for path in mounts if path.startswith(f"{self.folder}/")]):
@@ -124,7 +124,7 @@ class Image:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What an engine is told about running it."""
+        """Return the image's configuration of its process."""
         described: dict[str, Any] = json.loads(
             self.engine.call("buildah", "inspect", "--type", "image", self.name).stdout
         )
@@ -145,7 +145,7 @@ class Image:
     def once(
         self, *command: str, environment: Mapping[str, str] | None = None, options: Sequence[str] = ()
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in a container of its own, hardened, and return how it ended."""
+        """Run a command in a new hardened container, and return how it ended."""
         given = [*variables(environment), *options]
         run = ("podman", "run", "--rm", "--network", "slirp4netns:allow_host_loopback=true", *HARDENED)
         return self.engine.call(*run, *given, self.name, *command, check=False)
@@ -154,7 +154,7 @@ class Image:
     def run(
         self, port: int, *, environment: Mapping[str, str] | None = None, options: Sequence[str] = ()
     ) -> Iterator["Container"]:
-        """Run what the image runs, hardened, with its port 8000 as `port` of 127.0.0.1."""
+        """Run the image's command, hardened, with its port 8000 as `port` of 127.0.0.1."""
         given = [*variables(environment), *options, "--publish", f"127.0.0.1:{port}:8000"]
         run = ("podman", "run", "--detach", "--network", "slirp4netns:allow_host_loopback=true", *HARDENED)
         container = Container(self.engine, self.engine.call(*run, *given, self.name).stdout.strip())
@@ -165,14 +165,14 @@ class Image:
 
 
 class Container:
-    """A container that runs."""
+    """A running container."""
 
     def __init__(self, engine: Engine, id_: str) -> None:
         self.id = id_
         self._engine = engine
 
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command inside."""
+        """Run a command."""
         return self._engine.call("podman", "exec", self.id, *command, check=False)
 
     def healthy(self) -> bool:
@@ -196,7 +196,7 @@ class Container:
 
 @contextmanager
 def engine(base: Path) -> Iterator[Engine]:
-    """Yield an engine that has the base image; nothing of it is left afterwards.
+    """Yield an engine that has the base image; its files are removed afterwards.
 
     Args:
         base: File with the base's root file system; it is made where it is missing, which takes 20 seconds.
@@ -226,7 +226,7 @@ def refuse_without_means() -> None:
 
 
 def stand_in(base: Path, engine: Engine) -> Path:
-    """Make the root file system of the base, unless it is there."""
+    """Create the root file system of the base image, unless it exists."""
     if not base.exists():
         options = ["--quiet", "--variant=minbase", f"--include={PACKAGES}", f"--customize-hook={TIDY}"]
         fresh = base.with_name(f"{engine.folder.name}.tar")
@@ -236,7 +236,7 @@ def stand_in(base: Path, engine: Engine) -> Path:
 
 
 def package_index() -> dict[str, str]:
-    """Return the index that this machine's pip is told to use, if it is, as a variable for pip."""
+    """Return the package index of this machine's pip as a variable for pip; empty if none is configured."""
     asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
     told = os.environ.get("PIP_INDEX_URL") or subprocess.run(asked, capture_output=True, text=True, check=False).stdout
     return {"PIP_INDEX_URL": told.strip()} if told.strip() else {}

@@ -1,4 +1,4 @@
-"""A service that is in order, and what the doctor says of it, for tests that add a fault."""
+"""A service without findings, and helpers to run the doctor on it, for tests that add one problem."""
 
 import os
 import uuid
@@ -24,7 +24,7 @@ _OTHERS = ("ALEMBIC_", "DATABASE_", "GIT_", "HOSTS_", "LOG_", "FASTAPI_PRODKIT_T
 
 @pytest.fixture
 def in_order(tmp_path, monkeypatch):
-    """Be in an empty directory, with the variables of a service that is in order and no others."""
+    """Use an empty directory, and only the variables of a service without findings."""
     for name in list(os.environ):
         if name.startswith(_OTHERS) or name in {"ENVIRONMENT", "WEB_CONCURRENCY"}:
             monkeypatch.delenv(name)
@@ -41,12 +41,12 @@ def gathered(target=None):
 
 
 def ids(facts):
-    """Return the ids of what is found."""
+    """Return the ids of the findings."""
     return {finding.id for finding in examine(facts).findings}
 
 
 def module(source):
-    """Write the module of a service and return its name, which no other test has."""
+    """Write the module of a service and return its name, which is unique among all tests."""
     name = f"service_{uuid.uuid4().hex}"
     Path(f"{name}.py").write_text(source)
     return name

@@ -1,4 +1,4 @@
-"""A stand-in for the AWS CLI: answers from a file, notes what it was asked, knows the parameters of each call.
+"""A fake of the AWS CLI: returns answers from a file, records its calls, and checks their parameters.
 
 `Aws` puts it on a PATH; then it is run as a program, with the folder of both files in AWS_FAKE. `answers.json` holds
 for `SERVICE OPERATION` what AWS would answer; an answer that is a number is an exit code.
@@ -21,7 +21,7 @@ CUSTOM = {"cloudformation deploy", "ecr get-login-password", "ecs wait"}  # what
 
 
 class Aws:
-    """The stand-in, first on the PATH of what is run."""
+    """Put the fake first on the PATH of the commands that `run` starts."""
 
     def __init__(self, folder):
         self._folder = folder
@@ -35,13 +35,13 @@ class Aws:
         }
 
     def ends(self, status="STOPPED", code=0, reason="Essential container in task exited"):
-        """Say how the task ends; a container that never began has no exit code."""
+        """Set how the task ends; a container that never started has no exit code."""
         container = {} if code is None else {"exitCode": code}
         task = {"lastStatus": status, "stoppedReason": reason, "containers": [container]}
         self.answers["ecs describe-tasks"] = {"tasks": [task]}
 
     def environment(self):
-        """Write down the answers; return the variables for what asks for them."""
+        """Write the answers to their file; return the variables for commands that call the fake."""
         outputs = [{"OutputKey": key, "OutputValue": value} for key, value in self.outputs.items()]
         parameters = [{"ParameterKey": key, "ParameterValue": value} for key, value in PARAMETERS.items()]
         stacks = {"Stacks": [{"Outputs": outputs, "Parameters": parameters}]}
@@ -50,7 +50,7 @@ class Aws:
         return {"PATH": f"{self._folder}{os.pathsep}{os.environ['PATH']}", "AWS_FAKE": str(self._folder)}
 
     def run(self, *command, **environment):
-        """Run a command; return its exit code, and what it wrote to standard output and to standard error."""
+        """Run a command; return its exit code, standard output and standard error."""
         done = subprocess.run(
             command,
             env=self.environment() | environment,
@@ -62,7 +62,7 @@ class Aws:
         return done.returncode, done.stdout, done.stderr
 
     def calls(self, command):
-        """Return the arguments of every call of a command."""
+        """Return the arguments of each call of a command."""
         lines = (self._folder / "calls.jsonl").read_text().splitlines()
         return [call[2:] for call in map(json.loads, lines) if " ".join(call[:2]) == command]
 
@@ -104,7 +104,7 @@ def _refuse_unknown(service, operation, options):
 
 
 def _text(found):
-    """Write a value as `--output text` does."""
+    """Write a value in the format of `--output text`."""
     if isinstance(found, list):
         return "\t".join(_text(each) for each in found)
     return "None" if found is None else str(found)

@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and a server that does to the connection what networks do."""
+"""A TCP proxy between a client and a server that injects network faults."""
 
 import asyncio
 import threading
@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 
 class Proxy:
-    """Pass bytes on: late if `latency` is set (seconds each way), not at all if `broken`.
+    """Forward bytes, with a delay of `latency` seconds each way, or not at all if `broken`.
 
     Attributes:
         port: Where it listens on 127.0.0.1.
@@ -28,7 +28,7 @@ class Proxy:
         return server
 
     async def close(self) -> None:
-        """Leave no connection behind."""
+        """Close all connections."""
         for writer in self._open:
             writer.transport.abort()
         await asyncio.sleep(0.01)  # transports close in the next turns of the loop
@@ -60,7 +60,7 @@ class Proxy:
 
 @contextmanager
 def proxy(target: int) -> Iterator[Proxy]:
-    """Run a proxy to a port of 127.0.0.1 in a thread of its own."""
+    """Run a proxy to a port of 127.0.0.1 in a thread."""
     made = Proxy(target)
     ready, stop = threading.Event(), []
 

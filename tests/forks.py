@@ -1,4 +1,4 @@
-"""Run code in a process of its own, without paying for the imports each time: in a fork of a process that has them."""
+"""Run code in a separate process without its import time: in a fork of a process that has imported the modules."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ for line in sys.stdin:
 
 
 class Outcome(NamedTuple):
-    """How a run ended, and what it has written."""
+    """Exit code and output of a run."""
 
     code: int
     stdout: str

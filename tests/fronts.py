@@ -1,4 +1,4 @@
-"""What a released service answers to whoever tries it."""
+"""A fake of a deployed service, for tests of scripts that check its answers."""
 
 import http.server
 import shutil
@@ -24,7 +24,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def answering(statuses: dict[str, list[int]]) -> Iterator[str]:
-    """Serve for each path one status after the other, the last one for ever; yield the URL. curl has to be there."""
+    """Serve a sequence of statuses for each path, the last one repeatedly; yield the URL. Needs curl."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answer) as server:

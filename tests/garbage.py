@@ -1,4 +1,4 @@
-"""What is over is gone, and does not wait for the garbage collector."""
+"""Assert that code creates no reference cycles."""
 
 import gc
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def none_left():
-    """What is done in here leaves no cycle of references."""
+    """Fail if the block leaves reference cycles."""
     gc.collect()
     gc.disable()
     try:

@@ -46,7 +46,7 @@ def project(directory: Path, *, arguments: str = "") -> Path:
 
 
 def migration(directory: Path, revision: str, upgrade: str, downgrade: str = "pass") -> None:
-    """Write a migration that follows the one before."""
+    """Write a migration that follows the previous one."""
     previous = f"{int(revision) - 1:04}" if revision != "0001" else None
     body = f"""import sqlalchemy as sa
 from alembic import op
@@ -61,7 +61,7 @@ def downgrade():
 
 
 def sql(url: str, *statements: str) -> list[Any]:
-    """Run the statements, each on its own, and return the first column of what the last one answers."""
+    """Run each statement separately, and return the first column of the last result."""
     from sqlalchemy import text
 
     from fastapi_prodkit.database.engine import create_engine
@@ -84,7 +84,7 @@ def sql(url: str, *statements: str) -> list[Any]:
 
 
 def transaction(url: str, *statements: str) -> Callable[[], None]:
-    """Run the statements in a transaction that stays open, as another program does; return what ends it."""
+    """Run the statements in a transaction of another client that stays open; return a function that ends it."""
     from sqlalchemy import text
 
     from fastapi_prodkit.database.engine import create_engine
@@ -121,12 +121,12 @@ def configured(directory: Path, url: str, **attributes: Any) -> Any:
 
 
 def version(url: str) -> list[str]:
-    """Return the revisions that the database is at."""
+    """Return the revisions of the database."""
     return sql(url, "SELECT version_num FROM alembic_version")
 
 
 def environment(url: str, **more: str) -> dict[str, str]:
-    """Return what a deployment's step has in its environment."""
+    """Return the environment variables of a deployment step."""
     kept = {
         name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR", "COVERAGE_PROCESS_START") if name in os.environ
     }

@@ -1,4 +1,4 @@
-"""What can happen to a PostgreSQL of `postgres()`: it freezes, goes down, comes back. Linux only: it reads /proc."""
+"""Freeze, stop and restart a PostgreSQL server of `postgres()`. Linux only: it reads /proc."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ PATIENCE = 20.0
 
 
 class Outages:
-    """Freeze and restart a server; `with` stops what it has started."""
+    """Freeze and restart a server; at the end of the `with` block it runs again."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -33,7 +33,7 @@ class Outages:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Stop every process of the server: the kernel still accepts connections for it, and nobody answers."""
+        """Stop every process of the server: the kernel still accepts connections, but nothing responds."""
         stopped: list[int] = []
         try:
             while fresh := [pid for pid in self._family() if pid not in stopped]:  # the postmaster first: it forks
@@ -47,7 +47,7 @@ class Outages:
 
     @contextmanager
     def down(self) -> Iterator[None]:
-        """Shut the server down, and start it again at the end: the same port, the same data."""
+        """Shut the server down, and start it again at the end, with the same port and data."""
         command = Path(f"/proc/{self.pid}/cmdline").read_text().rstrip("\0").split("\0")
         data = Path(f"/proc/{self.pid}/cwd").resolve()
         os.kill(self.pid, signal.SIGINT)

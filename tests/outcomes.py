@@ -1,4 +1,4 @@
-"""Routes with each outcome that what reports on requests has to tell apart."""
+"""Routes for all outcomes of a request that logs and metrics have to distinguish."""
 
 from fastapi import APIRouter, BackgroundTasks
 from fastapi.responses import RedirectResponse, StreamingResponse
@@ -63,7 +63,7 @@ def outcomes() -> APIRouter:
 
 
 def items() -> APIRouter:
-    """Return what a mounted app has."""
+    """Return the routes of a mounted app."""
     router = APIRouter()
 
     @router.get("/items/{number}")

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for these tests: the launcher that users' tests have."""
+"""A real PostgreSQL server for these tests, started as in users' tests."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +12,7 @@ __all__ = ["PASSWORD", "PostgresMissingError", "Server", "postgres", "postgres_o
 
 @contextmanager
 def postgres_or_skip(*, certificate: bytes | None = None, key: bytes | None = None) -> Iterator[Server]:
-    """Start a server; where there is none, the tests that need it are skipped and say so."""
+    """Start a server; skip the tests that need it if PostgreSQL is not installed."""
     with ExitStack() as stack:
         try:
             server = stack.enter_context(postgres(certificate=certificate, key=key))

@@ -1,4 +1,4 @@
-"""Real servers as processes of their own, for tests about how they begin and end."""
+"""Run real servers in separate processes, for tests of their start and end."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ PATIENCE = 20.0  # seconds that a process may take on a busy machine
 
 
 class Process:
-    """A server that runs: its port, its process, and what it has written."""
+    """A running server: its port, its process and its output."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, output: Path) -> None:
         self.process = process
@@ -49,7 +49,7 @@ class Process:
 
 @contextmanager
 def running(*command: str, directory: Path, port: int, listening: bool = True, **environment: str) -> Iterator[Process]:
-    """Run `python -m <command>` in the directory, and end it with everything that it has started.
+    """Run `python -m <command>` in the directory, and end it and its children afterwards.
 
     Args:
         command: A module and its arguments.

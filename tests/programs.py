@@ -1,4 +1,4 @@
-"""Programs that tests run: those that came with a package into this environment, or else the machine's."""
+"""Find programs that tests run: from a package in this environment, or else on the machine."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ PROGRAMS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def program_or_skip(name: str) -> str:
-    """Return the path of a program; where it is missing, the test is skipped and says so."""
+    """Return the path of a program; skip the test if it is missing."""
     found = shutil.which(name, path=PROGRAMS)
     if found is None:
         pytest.skip(f"needs {name}")

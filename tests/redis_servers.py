@@ -34,7 +34,7 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        """Start it, and return when it answers."""
+        """Start the server, and wait until it responds."""
         arguments = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
         self._process = subprocess.Popen(
             [*self._command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -46,14 +46,14 @@ class Server:
             time.sleep(0.02)
 
     def pause(self) -> None:
-        """Have it accept and stay silent."""
+        """Make the server accept connections without responding."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it as a crash does."""
+        """Kill the server, as a crash does."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._signal(signal.SIGCONT)
@@ -74,7 +74,7 @@ class Server:
 
 @contextmanager
 def redis_server(*options: str) -> Iterator[Server]:
-    """Start a server, and end it whatever happens.
+    """Start a server, and stop it afterwards.
 
     Args:
         options: Further arguments of redis-server; the first may be a file.
@@ -92,7 +92,7 @@ def redis_server(*options: str) -> Iterator[Server]:
 
 @contextmanager
 def redis_or_skip(*options: str) -> Iterator[Server]:
-    """Start a server; where there is none, the tests that need it are skipped and say so."""
+    """Start a server; skip the tests that need it if Redis is not installed."""
     import pytest  # benchmarks, which use this module too, do without
 
     with ExitStack() as stack:

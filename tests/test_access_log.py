@@ -1,4 +1,4 @@
-"""The access log: exactly one line for each request, whatever happens, and every exception once."""
+"""The access log: exactly one line for each request, and one record for each exception."""
 
 import asyncio
 import dataclasses
@@ -39,18 +39,18 @@ FIELDS = ("http_method", "http_route", "http_path", "http_status", "client_ip")
 
 
 def with_both(app, *, raise_=False, **options):
-    """Return the app with its lines, and with the boundary of its exceptions inside of them."""
+    """Return the app inside an access log, and an error boundary inside of that."""
     return AccessLogMiddleware(ErrorBoundaryMiddleware(app, raise_=raise_), **options)
 
 
 @pytest.fixture(autouse=True)
 def level(caplog):
-    """Logging as `configure_logging` leaves it: at INFO."""
+    """Logging at INFO, as `configure_logging` sets it."""
     caplog.set_level(logging.INFO)
 
 
 class Handler(logging.Handler):
-    """A handler of others, which keeps its records."""
+    """A handler of another library, which keeps its records."""
 
     def __init__(self):
         super().__init__()
@@ -60,8 +60,7 @@ class Handler(logging.Handler):
         self.records.append(record)
 
 
-def test_a_path_is_cut():
-    """A path as long as the server reads is no reason for a line that is as long."""
+def test_line_truncates_a_long_path():
     handler = Handler()
     logger = logging.getLogger("fastapi_prodkit.access")
     logger.addHandler(handler)
@@ -74,7 +73,7 @@ def test_a_path_is_cut():
 
 
 def lines(caplog):
-    """Return the fields of each access-log line, but for its duration."""
+    """Return the fields of each access line, except its duration."""
     found = [record for record in caplog.records if record.name == "fastapi_prodkit.access"]
     assert all(record.duration_ms >= 0 for record in found)
     return [{name: vars(record)[name] for name in FIELDS if name in vars(record)} for record in found]
@@ -136,8 +135,8 @@ def service() -> FastAPI:
         ("GET", "/background", "/background", 200),
     ],
 )
-def test_every_outcome(method, path, route, status, caplog):
-    """Each request has one line with method, route, path, the status that the client saw, and the client."""
+def test_line_has_the_fields_of_every_outcome(method, path, route, status, caplog):
+    """Each line has method, route, path, the status that the client saw, and the client."""
     app = with_both(service())
     content = {"number": "more than ten bytes"} if status == 413 else None
 
@@ -148,8 +147,7 @@ def test_every_outcome(method, path, route, status, caplog):
     assert errors(caplog) == []
 
 
-def test_nothing_secret(caplog):
-    """Neither the query string nor a header nor the body is logged."""
+def test_line_contains_no_query_header_or_body(caplog):
     app = with_both(service())
 
     TestClient(app).post("/ok/1?token=s3cret", headers={"Authorization": "s3cret", "Cookie": "id=s3cret"})
@@ -159,8 +157,8 @@ def test_nothing_secret(caplog):
 
 
 @pytest.mark.parametrize("client", [None, "absent"])
-async def test_client_without_an_address(client, caplog):
-    """Where the server does not say who called, as on a Unix socket, the field is left out."""
+async def test_line_omits_a_client_without_an_address(client, caplog):
+    """For example on a Unix socket."""
     server = Server()
     server.scope["client"] = client
     if client == "absent":
@@ -173,7 +171,7 @@ async def test_client_without_an_address(client, caplog):
 
 
 class Server:
-    """A server that calls the app as servers do; it hangs up after `hang_up_after` messages of the response."""
+    """A fake server; it disconnects after `hang_up_after` messages of the response."""
 
     def __init__(self, *, hang_up_after=None, extensions=(), body=()):
         self.scope = {
@@ -207,7 +205,7 @@ def statuses(caplog):
 
 
 def respond_and(error=None):
-    """Return an app that answers completely, and then perhaps raises."""
+    """Return an app that sends a complete response, and then raises the exception, if there is one."""
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -219,7 +217,7 @@ def respond_and(error=None):
 
 
 def start_and(error):
-    """Return an app that raises in the middle of its response."""
+    """Return an app that raises after the start of its response."""
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -229,8 +227,8 @@ def start_and(error):
     return app
 
 
-async def test_exception_after_a_complete_response(caplog):
-    """It is logged once and goes no further: nothing is wrong with the connection."""
+async def test_exception_after_a_complete_response_is_swallowed(caplog):
+    """It is logged once; the connection is still usable."""
     error = RuntimeError("in a background task")
 
     await Server().call(with_both(respond_and(error)))
@@ -241,8 +239,8 @@ async def test_exception_after_a_complete_response(caplog):
     assert statuses(caplog) == [200]
 
 
-async def test_exception_in_the_middle_of_a_response(caplog):
-    """It is logged once and goes on to the server, which breaks off the transfer; the client saw a 200."""
+async def test_exception_in_the_middle_of_a_response_reaches_the_server(caplog):
+    """It is logged once, and the server aborts the transfer; the client saw a 200."""
     error = RuntimeError("in a stream")
 
     with pytest.raises(RuntimeError, match="in a stream"):
@@ -252,8 +250,8 @@ async def test_exception_in_the_middle_of_a_response(caplog):
     assert statuses(caplog) == [200]
 
 
-async def test_exception_before_the_response(caplog):
-    """It goes on to the server, which answers 500; so does the line."""
+async def test_exception_before_the_response_reaches_the_server(caplog):
+    """The server answers 500, and so does the line."""
 
     async def app(scope, receive, send):
         raise RuntimeError("at once")
@@ -265,8 +263,7 @@ async def test_exception_before_the_response(caplog):
     assert statuses(caplog) == [500]
 
 
-def test_unhandled_exception_in_fastapi(caplog):
-    """Around a whole app the 500 that it sends is complete, so the exception ends here."""
+def test_exception_in_fastapi_is_swallowed_after_its_500(caplog):
     app = FastAPI()
     app.get("/")(fail)
 
@@ -277,8 +274,8 @@ def test_unhandled_exception_in_fastapi(caplog):
     assert len(errors(caplog)) == 1
 
 
-def test_added_to_an_app(caplog):
-    """As the app's own middleware it is inside of what makes the 500, and says 500 as well."""
+def test_middleware_of_an_app_logs_500(caplog):
+    """As the app's own middleware it is inside of the layer that sends the 500."""
     app = FastAPI()
     app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware)
@@ -291,8 +288,7 @@ def test_added_to_an_app(caplog):
     assert len(errors(caplog)) == 1
 
 
-def test_failing_background_task(caplog):
-    """The client has its 200, and the failure has its record."""
+def test_failing_background_task_is_logged_after_a_200(caplog):
     app = FastAPI()
     app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware)
@@ -309,8 +305,7 @@ def test_failing_background_task(caplog):
     assert [str(record.exc_info[1]) for record in errors(caplog)] == ["after the response"]
 
 
-async def test_raise(caplog):
-    """For a test client every exception is raised on, and is logged all the same."""
+async def test_raise_setting_reraises_a_logged_exception(caplog):
     with pytest.raises(RuntimeError, match="after the response"):
         await Server().call(with_both(respond_and(RuntimeError("after the response")), raise_=True))
 
@@ -319,8 +314,8 @@ async def test_raise(caplog):
 
 
 @pytest.mark.parametrize(("app", "status"), [(respond_and, 200), (start_and, 499)])
-async def test_cancellation(app, status, caplog):
-    """A cancellation always passes, and is no error; before the end of the response it means that the client left."""
+async def test_cancellation_passes_and_is_no_error(app, status, caplog):
+    """Before the end of the response it means that the client has disconnected."""
 
     async def serve():
         asyncio.current_task().cancel()
@@ -333,8 +328,8 @@ async def test_cancellation(app, status, caplog):
     assert statuses(caplog) == [status]
 
 
-async def test_a_cancellation_of_something_else(caplog):
-    """A CancelledError that nobody has sent to the request is an error: it is logged, and swallowed after the end."""
+async def test_cancelled_error_without_a_cancellation_is_an_error(caplog):
+    """It is logged, and swallowed after a complete response."""
     with pytest.raises(asyncio.CancelledError):
         await Server().call(with_both(start_and(asyncio.CancelledError())))
     await Server().call(with_both(respond_and(asyncio.CancelledError())))
@@ -343,8 +338,8 @@ async def test_a_cancellation_of_something_else(caplog):
     assert statuses(caplog) == [200, 200]
 
 
-async def test_exceptions_are_marked():
-    """What is logged and raised on carries a mark, so that the server's own record of it can be dropped."""
+async def test_reraised_exception_is_marked_as_logged():
+    """So that the server's own record of it can be dropped."""
     raised, swallowed = RuntimeError(), RuntimeError()
 
     with pytest.raises(RuntimeError):
@@ -354,16 +349,16 @@ async def test_exceptions_are_marked():
     assert [_scope.is_logged(each) for each in (raised, swallowed)] == [True, False]
 
 
-async def test_a_websocket_disconnect_outside_of_a_websocket(caplog):
-    """In the handler of an HTTP request it is an error like any other, as of a WebSocket to somewhere else."""
+async def test_websocket_disconnect_in_an_http_handler_is_an_error(caplog):
+    """It may be from a WebSocket to another service."""
     with pytest.raises(WebSocketDisconnect):
         await Server().call(with_both(start_and(WebSocketDisconnect(1006))))
 
     assert len(errors(caplog)) == 1
 
 
-async def test_exceptions_that_cannot_be_changed(caplog):
-    """An exception class that is frozen is logged and swallowed like any other."""
+async def test_frozen_exception_is_logged_and_swallowed(caplog):
+    """Its class forbids setting attributes."""
 
     @dataclasses.dataclass(frozen=True)
     class FrozenError(Exception):
@@ -374,9 +369,7 @@ async def test_exceptions_that_cannot_be_changed(caplog):
     assert len(errors(caplog)) == 1
 
 
-async def test_client_leaves_while_it_sends(caplog):
-    """A client that is gone before its body was complete is status 499, and no error."""
-
+async def test_disconnect_during_the_body_is_status_499(caplog):
     async def app(scope, receive, send):
         await Request(scope, receive).body()
 
@@ -388,8 +381,7 @@ async def test_client_leaves_while_it_sends(caplog):
     assert statuses(caplog) == [499]
 
 
-async def test_client_leaves_during_a_stream(caplog):
-    """A client that hangs up in the middle of a stream is status 499, and no error."""
+async def test_disconnect_during_a_stream_is_status_499(caplog):
     app = StreamingResponse(iter([b"a", b"b", b"c"]))
 
     await Server(hang_up_after=2).call(with_both(app))
@@ -398,8 +390,8 @@ async def test_client_leaves_during_a_stream(caplog):
     assert statuses(caplog) == [499]
 
 
-async def test_client_leaves_and_the_app_notices(caplog):
-    """An app that asks, and then gives up quietly, leaves a 499 behind."""
+async def test_disconnect_that_the_app_receives_is_status_499(caplog):
+    """The app returns without a response."""
 
     async def app(scope, receive, send):
         if await Request(scope, receive).is_disconnected():
@@ -411,9 +403,7 @@ async def test_client_leaves_and_the_app_notices(caplog):
     assert statuses(caplog) == [499]
 
 
-async def test_client_leaves_after_the_response(caplog):
-    """A disconnect that the app sees after its response was complete is the usual end."""
-
+async def test_disconnect_after_the_response_changes_nothing(caplog):
     async def app(scope, receive, send):
         await respond_and()(scope, receive, send)
         assert (await receive())["type"] == "http.disconnect"
@@ -423,8 +413,8 @@ async def test_client_leaves_after_the_response(caplog):
     assert statuses(caplog) == [200]
 
 
-async def test_an_error_of_the_app_after_the_client_left(caplog):
-    """A failure that has nothing to do with the client's leaving is logged and raised."""
+async def test_error_after_a_disconnect_is_logged(caplog):
+    """An error that the disconnect has not caused is logged and re-raised."""
 
     async def app(scope, receive, send):
         await receive()
@@ -438,8 +428,8 @@ async def test_an_error_of_the_app_after_the_client_left(caplog):
 
 
 @pytest.mark.parametrize("error", [ClientDisconnect(), ConnectionRefusedError("database")])
-async def test_connection_errors_of_the_app_itself(error, caplog):
-    """An error of a connection to somewhere else is an error: the client is still there."""
+async def test_connection_error_of_the_app_is_an_error(error, caplog):
+    """It is from a connection to another service: the client is still connected."""
     with pytest.raises(type(error)):
         await Server().call(with_both(start_and(error)))
 
@@ -447,9 +437,7 @@ async def test_connection_errors_of_the_app_itself(error, caplog):
     assert statuses(caplog) == [200]
 
 
-async def test_sent_file(caplog):
-    """A file that the server sends by itself completes the response."""
-
+async def test_file_sent_by_the_server_completes_the_response(caplog):
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.pathsend", "path": "/tmp/file"})
@@ -460,8 +448,8 @@ async def test_sent_file(caplog):
     assert statuses(caplog) == [200]
 
 
-async def test_duration(caplog, monkeypatch):
-    """The duration is in milliseconds and ends with the response; a background task does not count."""
+async def test_duration_excludes_background_tasks(caplog, monkeypatch):
+    """In milliseconds, until the end of the response."""
     now = 1000.0
     monkeypatch.setattr(exchange, "perf_counter", lambda: now)
 
@@ -488,8 +476,7 @@ def websocket_line(status, *, route="/rooms/{room}", path="/rooms/7"):
     return {"http_route": route, "http_path": path, "http_status": status, "client_ip": "testclient"}
 
 
-def test_websocket(caplog):
-    """A WebSocket has one line, at its close."""
+def test_websocket_has_one_line_at_its_close(caplog):
     before_close = []
 
     async def endpoint(websocket: WebSocket, room: str):
@@ -504,8 +491,8 @@ def test_websocket(caplog):
     assert lines(caplog) == [websocket_line(101)]
 
 
-def test_websocket_that_the_client_closes(caplog):
-    """That a client closes its WebSocket is no error, even if the handler leaves it to the framework."""
+def test_websocket_closed_by_the_client_is_no_error(caplog):
+    """Even if the handler does not catch the disconnect."""
 
     async def endpoint(websocket: WebSocket, room: str):
         await websocket.accept()
@@ -520,9 +507,7 @@ def test_websocket_that_the_client_closes(caplog):
 
 
 @pytest.mark.parametrize("path", ["/rooms/7", "/nothing"])
-def test_refused_websocket(path, caplog):
-    """A handshake that is refused is a 403, which is what servers answer."""
-
+def test_refused_handshake_is_status_403(path, caplog):
     async def endpoint(websocket: WebSocket, room: str):
         await websocket.close()
 
@@ -532,9 +517,7 @@ def test_refused_websocket(path, caplog):
     assert statuses(caplog) == [403]
 
 
-def test_websocket_refused_with_a_response(caplog):
-    """A handshake that is refused with a response has that response's status."""
-
+def test_handshake_refused_with_a_response_has_its_status(caplog):
     async def endpoint(websocket: WebSocket, room: str):
         await websocket.send_denial_response(PlainTextResponse("no", 402))
 
@@ -544,8 +527,8 @@ def test_websocket_refused_with_a_response(caplog):
     assert lines(caplog) == [websocket_line(402)]
 
 
-def test_failing_websocket(caplog):
-    """An exception in a WebSocket is logged, and raised on: only the server can close the connection now."""
+def test_exception_in_a_websocket_is_logged_and_reraised(caplog):
+    """Only the server can close the connection."""
 
     async def endpoint(websocket: WebSocket, room: str):
         await websocket.accept()
@@ -562,8 +545,8 @@ def test_failing_websocket(caplog):
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/"])
-def test_exempt(path, caplog):
-    """A path that is exempt has no line, with or without a trailing slash; its exceptions have their record."""
+def test_exempt_path_has_no_line(path, caplog):
+    """With or without a trailing slash; its exceptions are logged."""
     app = FastAPI(redirect_slashes=False)
     app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware, exempt={"/health"})
@@ -575,8 +558,7 @@ def test_exempt(path, caplog):
     assert len(errors(caplog)) == 1
 
 
-def test_exempt_below_a_root_path(caplog):
-    """Exempt paths are relative to the app, wherever a proxy has put it."""
+def test_exempt_path_is_relative_to_the_root_path(caplog):
     app = FastAPI()
     app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware, exempt={"/health"})
@@ -588,8 +570,7 @@ def test_exempt_below_a_root_path(caplog):
     assert [found["http_path"] for found in lines(caplog)] == ["/api/other"]
 
 
-def test_level(caplog):
-    """Above INFO there are only lines of refusals and failures, and errors still have their records."""
+def test_level_above_info_keeps_refusals_and_failures(caplog):
     app = FastAPI()
     app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware)
@@ -617,14 +598,14 @@ def configure(monkeypatch, capsys):
 
 
 def access_lines(capsys):
-    """Return our own access lines, without what differs from one to the next."""
+    """Return our access lines, without the fields that differ between requests."""
     found = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     changing = {"timestamp", "duration_ms"}
     return [{key: each[key] for key in each if key not in changing} for each in found if each["event"] == "request"]
 
 
-def test_the_line_is_the_same_with_and_without_a_record(configure, capsys):
-    """A further handler, which makes records necessary, changes nothing in our own lines, in order neither."""
+def test_line_is_the_same_with_and_without_a_record(configure, capsys):
+    """Another handler makes records necessary; fields and their order stay the same."""
     app = RequestIDMiddleware(with_both(service()))
     headers = {"X-Request-ID": "abcdefgh"}
 
@@ -638,8 +619,7 @@ def test_the_line_is_the_same_with_and_without_a_record(configure, capsys):
     assert (direct["logger"], direct["request_id"]) == ("fastapi_prodkit.access", "abcdefgh")
 
 
-def test_structlogs_context_is_on_the_line(configure, capsys):
-    """As it is on every other line."""
+def test_line_has_the_context_of_structlog(configure, capsys):
     app = FastAPI()
     app.add_middleware(AccessLogMiddleware)
 
@@ -666,7 +646,7 @@ def add_to_logger(handler):
 
 
 def queue(handler):
-    """Put a queue in front of the handlers, as services do whose handlers are slow."""
+    """Put a queue in front of the handlers, as services with slow handlers do."""
     waiting = Queue()
     listener = QueueListener(waiting, handler, *logging.root.handlers)
     logging.root.handlers = [QueueHandler(waiting)]
@@ -682,7 +662,7 @@ def use_dict_config(handler):
 
 @pytest.fixture
 def restored():
-    """Give back what `configure_logging` and `dictConfig` leave on the package's loggers."""
+    """Undo what `configure_logging` and `dictConfig` change on the package's loggers."""
     yield
     for name in ("fastapi_prodkit", "fastapi_prodkit.access"):
         logging.getLogger(name).handlers.clear()
@@ -690,8 +670,8 @@ def restored():
 
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("add", [add_to_root, add_to_parent, add_to_logger, queue, use_dict_config])
-def test_a_handler_that_comes_in_the_lifespan_gets_every_line(add, configure, capsys):
-    """Observability SDKs add theirs when the app starts; each gets a record for each request, and ours its line."""
+def test_handler_added_in_the_lifespan_gets_every_record(add, configure, capsys):
+    """Observability SDKs add a handler at start-up; our line is still written."""
     theirs = Handler()
 
     @asynccontextmanager
@@ -724,7 +704,7 @@ def add_field(record):
 
 @pytest.mark.parametrize("where", ["handler", "logger"])
 def test_filters_add_fields_and_drop_lines(where, configure, capsys):
-    """Those of the root's handler and of the logger itself, whenever they come."""
+    """Filters of the root handler and of the logger, whenever they are added."""
     app = with_both(service())
     configure()
     [handler] = logging.root.handlers
@@ -741,8 +721,8 @@ def test_filters_add_fields_and_drop_lines(where, configure, capsys):
     assert [(line["http_path"], line["shelf"]) for line in access_lines(capsys)] == [("/ok/1", "A")]
 
 
-def test_a_record_factory_adds_fields(configure, capsys):
-    """It may be set while the service runs."""
+def test_record_factory_adds_fields(configure, capsys):
+    """Even if it is set while the service runs."""
     app = with_both(service())
     configure()
 
@@ -761,8 +741,8 @@ def test_a_record_factory_adds_fields(configure, capsys):
 
 
 @pytest.mark.parametrize(("name", "shown"), [("request_id", "own"), ("http_path", "/ok/1")])
-def test_a_record_factory_may_add_fields_of_ours(name, shown, configure, capsys):
-    """The request is served and logged; the factory's request id stays, and a field of the line is what happened."""
+def test_record_factory_may_set_our_fields(name, shown, configure, capsys):
+    """The request is served and logged; the factory's request id stays, and our other fields win."""
     app = RequestIDMiddleware(with_both(service()))
     configure()
 
@@ -781,8 +761,8 @@ def test_a_record_factory_may_add_fields_of_ours(name, shown, configure, capsys)
     assert [line[name] for line in access_lines(capsys)] == [shown]
 
 
-def test_an_exception_is_logged_where_a_record_factory_sets_its_field(configure, capsys):
-    """The record of an exception is not lost; where errors are switched off, there is none."""
+def test_exception_is_logged_if_a_record_factory_sets_its_field(configure, capsys):
+    """With ERROR switched off, there is no record."""
     app = FastAPI()
     app.get("/fails")(fail)
     client = TestClient(ErrorBoundaryMiddleware(app), raise_server_exceptions=False)
@@ -806,8 +786,8 @@ def test_an_exception_is_logged_where_a_record_factory_sets_its_field(configure,
     assert [(line["event"], line["http_path"]) for line in found] == [("unhandled exception", "/fails")]
 
 
-def test_an_agent_that_patches_the_standard_library_sees_every_line(configure, capsys, monkeypatch):
-    """Sentry's and New Relic's agents replace `Logger.callHandlers`."""
+def test_patched_call_handlers_sees_every_line(configure, capsys, monkeypatch):
+    """Agents of Sentry and New Relic replace `Logger.callHandlers`."""
     app, seen, original = with_both(service()), [], logging.Logger.callHandlers
     configure()
 
@@ -822,8 +802,8 @@ def test_an_agent_that_patches_the_standard_library_sees_every_line(configure, c
     assert len(access_lines(capsys)) == 1
 
 
-def test_logging_that_is_switched_off(configure, capsys, monkeypatch):
-    """`logging.disable`, the levels of logger and handler, and a logger that leads nowhere."""
+def test_disabled_logging_writes_no_line(configure, capsys, monkeypatch):
+    """By `logging.disable`, by the levels of logger and handler, or by a logger without a handler."""
     app, logger = with_both(service()), logging.getLogger("fastapi_prodkit.access")
     client = TestClient(app)
     configure()
@@ -842,8 +822,7 @@ def test_logging_that_is_switched_off(configure, capsys, monkeypatch):
     assert [line["http_path"] for line in access_lines(capsys)] == ["/ok/4"]
 
 
-def test_other_formats(caplog):
-    """The message says what happened, and the fields are attributes of the record, for any formatter."""
+def test_record_has_a_message_and_fields_for_any_formatter(caplog):
     app = RequestIDMiddleware(with_both(service()))
 
     TestClient(app).get("/ok/1", headers={"X-Request-ID": "abcdefgh"})
@@ -855,9 +834,7 @@ def test_other_formats(caplog):
     assert record.msg == "%s %s %s"
 
 
-def test_the_message_of_a_websocket(caplog):
-    """It has no method, and says so."""
-
+def test_message_of_a_websocket_names_it_in_place_of_a_method(caplog):
     async def endpoint(websocket: WebSocket, room: str):
         await websocket.accept()
         await websocket.close()
@@ -868,8 +845,7 @@ def test_the_message_of_a_websocket(caplog):
     assert "WebSocket /rooms/{room} 101" in caplog.messages
 
 
-async def test_other_scopes(caplog):
-    """Lifespan messages pass untouched."""
+async def test_lifespan_messages_pass_unchanged(caplog):
     seen = []
 
     async def app(scope, receive, send):
@@ -881,9 +857,7 @@ async def test_other_scopes(caplog):
     assert lines(caplog) == []
 
 
-def test_two_apps_in_one_process(caplog):
-    """Two apps with different exemptions do not know of each other."""
-
+def test_two_apps_have_separate_exemptions(caplog):
     async def ok(request):
         return PlainTextResponse("ok")
 
@@ -899,7 +873,7 @@ def test_two_apps_in_one_process(caplog):
 
 
 def refusing() -> FastAPI:
-    """Return an app with every layer that refuses, and routes that are refused by it or refuse themselves."""
+    """Return an app with every layer that refuses, and with routes that refuse requests themselves."""
     pytest.importorskip("redis", reason="needs the extra: pip install 'fastapi-prodkit[redis]'")
     pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
     from fastapi_prodkit.database import SessionDep
@@ -1007,7 +981,7 @@ def refuser():
 
 @pytest.fixture
 def records():
-    """The records of the access log, whatever the level of the root logger."""
+    """The records of the access log, at any level of the root logger."""
     handler, logger = Handler(), logging.getLogger("fastapi_prodkit.access")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -1036,8 +1010,8 @@ def records():
         ("GET /database", {}, 503, "/database", UNAVAILABLE),
     ],
 )
-def test_a_refusal_says_why(refuser, records, request_line, options, status, route, reason):
-    """The line is a warning with the reason, and has the route where routing can tell it."""
+def test_refusal_is_a_warning_with_its_reason(refuser, records, request_line, options, status, route, reason):
+    """The line has the route, even for a refusal before routing."""
     method, path = request_line.split()
 
     response = refuser.request(method, path, **options)
@@ -1060,8 +1034,8 @@ def test_a_refusal_says_why(refuser, records, request_line, options, status, rou
         ("/recovered/500", "ERROR"),
     ],
 )
-def test_level_of_what_the_app_answers(refuser, records, path, level):
-    """A 5xx is an error, unless an exception is behind it, which has a record of its own; other statuses refuse."""
+def test_level_depends_on_the_status_of_the_app(refuser, records, path, level):
+    """A 5xx is ERROR, unless an exception with its own record caused it."""
     refuser.get(path)
 
     [record] = records
@@ -1072,8 +1046,8 @@ def test_level_of_what_the_app_answers(refuser, records, path, level):
     ("headers", "reason"),
     [(FOREIGN, ORIGIN), (ELSEWHERE, HOST), ({}, "the app has closed it: no such room")],
 )
-def test_a_refused_websocket_says_why(refuser, records, headers, reason):
-    """By a layer, or by the app itself before it was open."""
+def test_refused_websocket_has_its_reason(refuser, records, headers, reason):
+    """By a layer, or by the app before it was open."""
     refused = (WebSocketDenialResponse, WebSocketDisconnect)
 
     with pytest.raises(refused), refuser.websocket_connect("/rooms/7", headers=headers):
@@ -1111,8 +1085,8 @@ def test_a_refused_websocket_says_why(refuser, records, headers, reason):
         ("/denied/502", "/denied/{status}", 502, "ERROR", None),
     ],
 )
-def test_a_handshake_that_the_app_refuses_says_why(refuser, records, path, route, status, level, reason):
-    """In whichever way the app refuses it; an error of the server is none."""
+def test_handshake_refused_by_the_app_has_its_reason(refuser, records, path, route, status, level, reason):
+    """A server error is not a refusal."""
     refused = (WebSocketDenialResponse, WebSocketDisconnect)
 
     with pytest.raises(refused), refuser.websocket_connect(path):
@@ -1123,16 +1097,16 @@ def test_a_handshake_that_the_app_refuses_says_why(refuser, records, path, route
     assert getattr(record, "reason", None) == reason
 
 
-def test_what_an_app_says_of_a_handshake_is_cut(refuser, records):
-    """What an app says may repeat what the client has sent."""
+def test_reason_of_a_handshake_is_truncated(refuser, records):
+    """The text of an app may repeat what the client has sent."""
     with pytest.raises(WebSocketDenialResponse), refuser.websocket_connect(f"/answered/403?detail={'x' * 1000}"):
         ...
 
     assert len(records[0].reason) == 200
 
 
-def test_refusals_are_counted():
-    """By a code of few, WebSockets too; what was served in the end is not."""
+def test_refusals_are_counted_by_code():
+    """WebSockets too; requests that were served in the end are not counted."""
     with TestClient(refusing(), raise_server_exceptions=False) as client:
         for path in ("/status/503", "/status/503", "/status/500", "/recovered", "/limited"):
             client.get(path)

@@ -1,4 +1,4 @@
-"""Allowed hosts: the service answers to its own names, and to no malformed Host at all."""
+"""Allowed hosts: requests for other host names, or with a malformed Host, are refused."""
 
 import pytest
 from starlette.applications import Starlette
@@ -17,7 +17,7 @@ async def ok(scope, receive, send):
 
 
 async def ask(app, *hosts, path="/", root_path="", http_version="1.1"):
-    """Send a request with these Host lines, which no client library would send; return the status and the problem."""
+    """Send a request with these Host lines, as no client library would; return the status and the problem."""
     sent = []
     scope = {
         "type": "http",
@@ -64,8 +64,8 @@ def guard(*allowed, **options):
         ("*", b"[2001:DB8::1]"),
     ],
 )
-async def test_allowed(allowed, host):
-    """Case, port, a trailing dot and the spelling of an IPv6 address do not matter."""
+async def test_allowed_host_ignores_case_port_and_trailing_dot(allowed, host):
+    """IPv6 addresses match in every spelling."""
     status, _ = await ask(guard(allowed), host)
 
     assert status == 200
@@ -85,8 +85,8 @@ async def test_allowed(allowed, host):
         ("[::1]", b"[::2]"),
     ],
 )
-async def test_foreign(allowed, host):
-    """A name that only resembles ours is refused; a pattern's own apex is not a subdomain."""
+async def test_other_host_is_refused(allowed, host):
+    """Similar names too; `*.example.com` does not allow example.com."""
     status, body = await ask(guard(allowed), host)
 
     assert status == 400
@@ -139,8 +139,8 @@ async def test_foreign(allowed, host):
         b"a" * 100_000,
     ],
 )
-async def test_invalid(allowed, host):
-    """A Host that is no host name is refused, even where any is allowed, and is not repeated in the answer."""
+async def test_invalid_host_is_refused_and_not_repeated(allowed, host):
+    """Even if any host is allowed."""
     status, body = await ask(guard(allowed), host)
 
     assert status == 400
@@ -149,8 +149,8 @@ async def test_invalid(allowed, host):
 
 
 @pytest.mark.parametrize("allowed", ["api.example.com", "*"])
-async def test_repeated(allowed):
-    """Two Host lines are refused, even equal ones: two readers may believe different ones."""
+async def test_repeated_host_is_refused(allowed):
+    """Even if the lines are equal, because proxies may read different ones."""
     status, body = await ask(guard(allowed), b"api.example.com", b"api.example.com")
 
     assert status == 400
@@ -159,16 +159,15 @@ async def test_repeated(allowed):
 
 @pytest.mark.parametrize("http_version", ["1.0", "1.1", "2"])
 @pytest.mark.parametrize("allowed", ["api.example.com", "*"])
-async def test_missing(allowed, http_version):
-    """A request without Host is refused in every version of HTTP."""
+async def test_missing_host_is_refused(allowed, http_version):
+    """In every version of HTTP."""
     status, body = await ask(guard(allowed), http_version=http_version)
 
     assert status == 400
     assert b"Host header is missing" in body
 
 
-def test_problem():
-    """The refusal is a problem that nobody stores."""
+def test_refusal_is_a_problem_that_is_not_cached():
     app = Starlette(middleware=[Middleware(AllowedHostsMiddleware, HostsSettings(allowed=("api.example.com",)))])
 
     response = TestClient(app).get("/items?secret=1")
@@ -187,8 +186,8 @@ def test_problem():
 
 @pytest.mark.parametrize("hosts", [(), (b"10.0.0.7:8000",), (b"a", b"b"), (b"\xff",)])
 @pytest.mark.parametrize("path", ["/health", "/health/"])
-async def test_exempt(path, hosts):
-    """An exempt path answers to any Host, with or without a trailing slash."""
+async def test_exempt_path_accepts_any_host(path, hosts):
+    """With or without a trailing slash."""
     app = guard("api.example.com", exempt={"/health"})
 
     status, _ = await ask(app, *hosts, path=path)
@@ -196,8 +195,7 @@ async def test_exempt(path, hosts):
     assert status == 200
 
 
-async def test_exempt_below_a_mount():
-    """An exempt path is relative to the app that has the middleware."""
+async def test_exempt_path_is_relative_to_the_mounted_app():
     app = guard("api.example.com", exempt={"/health"})
 
     inside, _ = await ask(app, b"10.0.0.7", path="/sub/health", root_path="/sub")
@@ -206,8 +204,7 @@ async def test_exempt_below_a_mount():
     assert (inside, outside) == (200, 400)
 
 
-def test_several_names():
-    """Any of several names is ours."""
+def test_each_of_several_names_is_allowed():
     app = AllowedHostsMiddleware(
         Starlette(routes=[Mount("/", ok)]), HostsSettings(allowed=("api.example.com", "*.example.org"))
     )
@@ -221,8 +218,8 @@ def test_several_names():
 
 
 @pytest.mark.parametrize("settings", [None, HostsSettings()])
-def test_no_hosts(settings):
-    """Without host names there is nothing to check against: construction fails, naming the variable and the remedy."""
+def test_middleware_without_hosts_fails_at_construction(settings):
+    """The error names the variable and the remedy."""
     with pytest.raises(ConfigurationError, match=r"HOSTS_ALLOWED is empty: list the host names"):
         AllowedHostsMiddleware(ok, settings)
 
@@ -247,8 +244,7 @@ def test_no_hosts(settings):
         "a." * 130 + "com",
     ],
 )
-def test_names_that_never_match(name):
-    """A name that no Host could ever match fails at construction."""
+def test_name_that_never_matches_fails_at_construction(name):
     with pytest.raises(ConfigurationError, match=r"HOSTS_ALLOWED: .* is not a host name"):
         guard("api.example.com", name)
 
@@ -262,8 +258,7 @@ def websocket_app(settings):
     return Starlette(routes=[WebSocketRoute("/", echo)], middleware=[Middleware(AllowedHostsMiddleware, settings)])
 
 
-def test_websocket():
-    """A WebSocket under our own name passes through."""
+def test_websocket_to_an_allowed_host_passes():
     app = websocket_app(HostsSettings(allowed=("testserver",)))
 
     with TestClient(app).websocket_connect("/") as session:
@@ -272,8 +267,7 @@ def test_websocket():
         assert session.receive_text() == "hello"
 
 
-def test_refused_websocket():
-    """A WebSocket handshake under a foreign name is refused with the same problem."""
+def test_websocket_to_another_host_is_refused():
     app = websocket_app(HostsSettings(allowed=("api.example.com",)))
 
     with pytest.raises(WebSocketDenialResponse) as refused, TestClient(app).websocket_connect("/"):
@@ -283,8 +277,7 @@ def test_refused_websocket():
     assert refused.value.headers["content-type"] == "application/problem+json"
 
 
-async def test_streaming():
-    """A streamed response passes chunk by chunk."""
+async def test_stream_passes_chunk_by_chunk():
     sent = []
 
     async def chunks():
@@ -304,9 +297,7 @@ async def test_streaming():
     assert sent == [None, b"a", b"b", b""]
 
 
-def test_exception_below():
-    """An exception from below passes as it is."""
-
+def test_exception_of_the_app_passes_unchanged():
     def fail(request):
         raise RuntimeError("boom")
 
@@ -316,16 +307,14 @@ def test_exception_below():
         TestClient(app).get("/")
 
 
-def test_lifespan():
-    """The lifespan passes through."""
+def test_lifespan_passes_unchanged():
     app = AllowedHostsMiddleware(Starlette(), HostsSettings(allowed=("*",)))
 
     with TestClient(app) as client:
         assert client.get("/").status_code == 404
 
 
-async def test_two_apps():
-    """Two apps in one process keep their own names."""
+async def test_two_apps_have_separate_hosts():
     one, other = guard("one.example.com"), guard("other.example.com")
 
     assert (await ask(one, b"one.example.com"))[0] == 200

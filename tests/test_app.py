@@ -1,4 +1,4 @@
-"""The assembly: what every response has, whatever happens; and that what users bring keeps working."""
+"""The assembly: what every response has, and that middleware, handlers and routes of users keep working."""
 
 import asyncio
 import functools
@@ -59,12 +59,12 @@ ORIGIN = "https://app.example.com"
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch, tmp_path):
-    """No variables and no .env files but the test's own."""
+    """No variables and no .env files except those of the test."""
     monkeypatch.chdir(tmp_path)
 
 
 def settings_of(**sections) -> Settings:
-    """Return production settings that can start; frozen, so equal ones are made once."""
+    """Return valid production settings; frozen, so equal ones are made once."""
     return _settings_of(json.dumps(sections), tuple(os.environ.items()))
 
 
@@ -109,7 +109,7 @@ def fail():
 
 @functools.cache
 def routes() -> APIRouter:
-    """Return one route for each outcome; made once, since apps only read it."""
+    """Return one route for each outcome; made once, because apps only read it."""
     router = APIRouter()
 
     @router.get("/ok")
@@ -273,8 +273,8 @@ def assert_no_header_twice(response: httpx.Response) -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
-def assert_told(response: httpx.Response, output: str, before: dict, label: str) -> None:
-    """The response has the whole edge, and is told of once: in one line, and in one sample under its label."""
+def assert_reported_once(response: httpx.Response, output: str, before: dict, label: str) -> None:
+    """The response has the headers of the edge, one access line, and one sample under its label."""
     (line,) = access_lines(output)
     told = (line["http_method"], line["http_path"], line["http_status"])
     assert_edge(response)
@@ -317,8 +317,8 @@ OUTCOMES = [
 
 @everywhere
 @pytest.mark.parametrize(("method", "path", "status", "route"), OUTCOMES)
-def test_every_outcome_has_the_whole_edge(prefix, method, path, status, route, capsys):
-    """Direct, nested or mounted: id, headers, one log line, and one sample under the route's template."""
+def test_every_outcome_has_headers_line_and_sample(prefix, method, path, status, route, capsys):
+    """For direct, nested and mounted routes; the label is the template of the route."""
     before = samples()
     with TestClient(service(), raise_server_exceptions=False, follow_redirects=False) as client:
         capsys.readouterr()
@@ -326,14 +326,15 @@ def test_every_outcome_has_the_whole_edge(prefix, method, path, status, route, c
         response = client.request(method, prefix + path, headers={"Origin": ORIGIN})
 
         assert response.status_code == status
-        assert_told(response, capsys.readouterr().out, before, route if route == "_unmatched" else prefix + route)
+        assert_reported_once(
+            response, capsys.readouterr().out, before, route if route == "_unmatched" else prefix + route
+        )
         assert response.headers["access-control-allow-origin"] == ORIGIN
         assert "internal-detail" not in response.text
 
 
 @pytest.mark.parametrize("path", ["/missing/7", "/nowhere", "/broken", "/unavailable", "/sync/seven"])
-def test_errors_are_problems(path):
-    """Every error body is application/problem+json with the id of its request."""
+def test_errors_are_problems_with_the_request_id(path):
     with TestClient(service(), raise_server_exceptions=False) as client:
         response = client.get(path)
 
@@ -347,8 +348,8 @@ def test_errors_are_problems(path):
 
 @everywhere
 @pytest.mark.parametrize("chunked", [False, True])
-def test_announced_and_chunked_oversize_are_413_problems(prefix, chunked, capsys):
-    """LIMITS_MAX_BODY_SIZE holds for both kinds of upload: before routing, and in it."""
+def test_oversized_body_is_a_413_problem(prefix, chunked, capsys):
+    """Announced or chunked: refused before routing, or while it is read."""
     before = samples()
     content = iter([b"x" * 60, b"x" * 60]) if chunked else b"x" * 101
     with TestClient(service(limits={"max_body_size": 100})) as client:
@@ -359,11 +360,11 @@ def test_announced_and_chunked_oversize_are_413_problems(prefix, chunked, capsys
     assert response.status_code == response.json()["status"] == 413
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["access-control-allow-origin"] == ORIGIN
-    assert_told(response, capsys.readouterr().out, before, prefix + "/items")
+    assert_reported_once(response, capsys.readouterr().out, before, prefix + "/items")
 
 
-def test_a_body_that_is_announced_too_large_leaves_the_handler_alone():
-    """A client that gets a 413 tries again: nothing may have been done. A route's own larger limit is respected."""
+def test_announced_oversized_body_never_reaches_the_handler():
+    """A client repeats the request after a 413. A larger limit of the route applies."""
     done = []
     app = create_app(settings_of(limits={"max_body_size": 100}))
 
@@ -382,8 +383,8 @@ def test_a_body_that_is_announced_too_large_leaves_the_handler_alone():
 
 
 @everywhere
-def test_limits_are_429_problems_with_headers(prefix, capsys):
-    """The default and a route's own limit share the headers; the refusal has the whole edge."""
+def test_rate_limits_are_429_problems_with_headers(prefix, capsys):
+    """The default limit and a limit of the route share the headers."""
     with TestClient(service()) as client:
         first = client.get(prefix + "/limited")
         before = samples()
@@ -397,12 +398,12 @@ def test_limits_are_429_problems_with_headers(prefix, capsys):
     assert 0 < int(second.headers["retry-after"]) <= 60
     assert second.headers["access-control-allow-origin"] == ORIGIN
     assert "RateLimit" in second.headers["access-control-expose-headers"]
-    assert_told(second, capsys.readouterr().out, before, prefix + "/limited")
+    assert_reported_once(second, capsys.readouterr().out, before, prefix + "/limited")
 
 
 @everywhere
-def test_the_default_limit_is_a_429_problem(prefix, capsys):
-    """It refuses before routing, whatever the route, which the line and the metrics name all the same."""
+def test_default_limit_is_a_429_problem_before_routing(prefix, capsys):
+    """Line and metrics still name the route."""
     with TestClient(service(rate_limit={"default": "1/minute"})) as client:
         client.get(prefix + "/ok")
         before = samples()
@@ -412,11 +413,11 @@ def test_the_default_limit_is_a_429_problem(prefix, capsys):
 
     assert response.status_code == response.json()["status"] == 429
     assert response.headers["access-control-allow-origin"] == ORIGIN
-    assert_told(response, capsys.readouterr().out, before, prefix + "/ok")
+    assert_reported_once(response, capsys.readouterr().out, before, prefix + "/ok")
 
 
-def test_the_default_limit_counts_every_kind_of_route():
-    """Direct, included, mounted and unknown paths use one quota; probes and preflights use none."""
+def test_default_limit_counts_every_kind_of_route():
+    """Direct, included, mounted and unknown paths share one quota; probes and preflights do not count."""
     preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET"}
     with TestClient(service(rate_limit={"default": "4/minute"})) as client:
         for path in ("/ok", "/outer/inner/ok", "/sub/ok", "/nowhere"):
@@ -430,8 +431,8 @@ def test_the_default_limit_counts_every_kind_of_route():
 
 
 @everywhere
-def test_preflights_are_answered_by_the_edge(prefix, capsys):
-    """A preflight has the whole edge, too, and never reaches a route."""
+def test_preflight_is_answered_by_the_edge(prefix, capsys):
+    """It has the headers of the edge, and never reaches a route."""
     headers = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
     before = samples()
     with TestClient(service()) as client:
@@ -441,11 +442,11 @@ def test_preflights_are_answered_by_the_edge(prefix, capsys):
 
     assert response.status_code == 204
     assert response.headers["access-control-allow-origin"] == ORIGIN
-    assert_told(response, capsys.readouterr().out, before, "_unmatched")
+    assert_reported_once(response, capsys.readouterr().out, before, "_unmatched")
 
 
-def test_unknown_hosts_are_refused_but_not_for_probes():
-    """A balancer probes by address; everything else needs a host name that is listed."""
+def test_unknown_host_is_refused_except_for_probes():
+    """Load balancers probe by address."""
     with TestClient(service(), base_url="http://10.0.0.7:8000") as client:
         assert client.get("/ok").status_code == 400
         assert client.get("/health").json() == {"status": "pass"}
@@ -478,8 +479,8 @@ def test_probes_and_metrics_are_neither_logged_nor_measured(capsys):
     ],
 )
 @pytest.mark.parametrize("root_path", ["", "/api"])
-def test_our_own_routes_have_the_whole_edge(root_path, method, path, status, capsys):
-    """They are neither the app's nor unknown: their label is their path."""
+def test_docs_routes_have_headers_line_and_sample(root_path, method, path, status, capsys):
+    """The label is their path."""
     app = create_app(settings_of(environment="dev", log={"format": "json", "level_token": "t" * 32}))
     before = samples()
     with TestClient(app, root_path=root_path) as client:
@@ -496,7 +497,7 @@ def test_our_own_routes_have_the_whole_edge(root_path, method, path, status, cap
 
 
 def test_unknown_paths_methods_and_hosts_add_no_series():
-    """Series are bounded by the code, not by what clients send."""
+    """The number of series depends on the code, not on requests."""
     with TestClient(service(), raise_server_exceptions=False) as client:
         client.get("/nowhere"), client.request("BREW", "/ok"), client.get("/ok", headers={"Host": "other"})
         before = len(samples())
@@ -510,7 +511,7 @@ def test_unknown_paths_methods_and_hosts_add_no_series():
 
 @everywhere
 def test_websockets_have_an_id_and_one_line(prefix, capsys):
-    """The handshake carries the id; the line comes at the close, without a duration sample."""
+    """The handshake carries the id; the line is written at the close, and there is no duration."""
     before = samples()
     with TestClient(service()) as client:
         capsys.readouterr()
@@ -526,7 +527,6 @@ def test_websockets_have_an_id_and_one_line(prefix, capsys):
 
 
 def test_websockets_from_foreign_origins_are_refused(capsys):
-    """A handshake that a foreign page's script makes is refused before it reaches the route."""
     with TestClient(service()) as client, pytest.raises(WebSocketDisconnect):  # noqa: SIM117
         with client.websocket_connect("/socket", headers={"Origin": "https://evil.example"}):
             pass  # pragma: no cover - not reached
@@ -536,7 +536,7 @@ def test_websockets_from_foreign_origins_are_refused(capsys):
 
 
 def headers_of(received: bytes, *, of_server: Container[str] = ()) -> dict[str, str]:
-    """Return the headers of a response on the wire, none of which is there twice unless the server does it."""
+    """Return the headers of a response as sent, and assert that only headers of the server are repeated."""
     lines = received.partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")[1:]
     pairs = [line.split(": ", 1) for line in lines]
     headers = {name: value for name, value in pairs if name not in of_server}
@@ -545,7 +545,7 @@ def headers_of(received: bytes, *, of_server: Container[str] = ()) -> dict[str, 
 
 
 class TestOnTheWire:
-    """What only a real server and a real connection can show."""
+    """Tests that need a real server and connection."""
 
     @pytest.mark.parametrize(
         "path",
@@ -643,7 +643,7 @@ class TestOnTheWire:
 
 
 class BrokenMiddleware:
-    """A user's own, which fails before or after what is inside of it."""
+    """Middleware of a user that fails before or after the app inside."""
 
     def __init__(self, app):
         self.app = app
@@ -657,7 +657,7 @@ class BrokenMiddleware:
 
 
 class BrokenBaseMiddleware(BaseHTTPMiddleware):
-    """The same, as Starlette makes it easy."""
+    """Middleware of a user that fails, based on BaseHTTPMiddleware."""
 
     async def dispatch(self, request, call_next):
         if request.url.path == "/broken-before":
@@ -678,10 +678,8 @@ class BrokenBaseMiddleware(BaseHTTPMiddleware):
         (BrokenBaseMiddleware, "/broken-after", 500, "/broken-after"),  # it was not sent
     ],
 )
-def test_an_exception_in_users_middleware_is_a_500_problem_logged_once(
-    added_later, middleware, path, status, route, capsys
-):
-    """User middleware is inside the edge, whether passed in or added later; and the connection stays usable."""
+def test_exception_in_user_middleware_is_a_500_problem(added_later, middleware, path, status, route, capsys):
+    """Passed in or added later; it is logged once, and the connection stays usable."""
     before = samples()
     app = create_app(settings_of(), middleware=[] if added_later else [Middleware(middleware)], routers=[routes()])
     if added_later:
@@ -705,8 +703,7 @@ def test_an_exception_in_users_middleware_is_a_500_problem_logged_once(
     assert added(before) == {("GET", route, str(status)): 1, ("GET", "/ok", "200"): 1}
 
 
-async def test_contexts_do_not_leak_between_200_concurrent_requests():
-    """Each request sees its own id and its own fields at every step."""
+async def test_contexts_of_concurrent_requests_are_separate():
     app = create_app(settings_of())
 
     @app.get("/{number}")
@@ -729,8 +726,7 @@ async def test_contexts_do_not_leak_between_200_concurrent_requests():
     assert current_request_id() is None
 
 
-def test_ids_reach_background_tasks_and_sync_routes(capsys):
-    """A line logged in the background carries the id of the request that started it."""
+def test_request_id_reaches_background_tasks_and_sync_routes(capsys):
     with TestClient(service()) as client:
         capsys.readouterr()
         response = client.get("/background")
@@ -767,7 +763,6 @@ def client():
 @pytest.mark.parametrize("media_type", ["application/json", "text/plain", "application/x-www-form-urlencoded"])
 @pytest.mark.parametrize("path", ["/items", "/outer/inner/items"])
 def test_hostile_bodies_are_4xx_problems(client, path, body, media_type):
-    """Never a 500, whatever is sent."""
     response = client.post(path, content=body, headers={"Content-Type": media_type})
 
     assert 400 <= response.status_code < 500
@@ -785,8 +780,8 @@ def test_hostile_bodies_are_4xx_problems(client, path, body, media_type):
         ("GET", "/float?x=nan", b""),
     ],
 )
-def test_what_cannot_be_sent_back_is_the_clients_error(method, path, body, capsys):
-    """The response fails on what JSON cannot express: a 422 with the whole edge, and no error in the log."""
+def test_response_that_repeats_unserializable_input_is_a_422(method, path, body, capsys):
+    """It has the headers of the edge, and nothing is logged as an error."""
     with TestClient(service()) as client:
         capsys.readouterr()
         response = client.request(method, path, content=body, headers={"Content-Type": "application/json"})
@@ -799,8 +794,8 @@ def test_what_cannot_be_sent_back_is_the_clients_error(method, path, body, capsy
     assert [line for line in lines if "exception" in line] == []
 
 
-def test_what_the_server_makes_up_itself_is_its_own_error(capsys):
-    """A response that fails on what the request does not carry is a 500, logged once."""
+def test_response_with_unserializable_data_of_the_app_is_a_500(capsys):
+    """It is logged once."""
     app = create_app(settings_of())
     app.add_api_route("/ratio", lambda: float("nan"))
 
@@ -813,8 +808,7 @@ def test_what_the_server_makes_up_itself_is_its_own_error(capsys):
     assert ["Out of range" in line["exception"] for line in lines if "exception" in line] == [True]
 
 
-def test_two_apps_in_one_process_do_not_share_settings_or_quotas():
-    """Each has its own limits, hosts and state."""
+def test_two_apps_have_separate_settings_and_quotas():
     limit = RateLimit("1/minute")
     one, other = (create_app(settings_of(rate_limit={"default": default})) for default in ("1/minute", "100/minute"))
 
@@ -831,8 +825,8 @@ def test_two_apps_in_one_process_do_not_share_settings_or_quotas():
 
 
 @pytest.mark.parametrize("path", ["/ok", "/broken"])
-def test_two_apps_in_one_process_have_an_edge_each(path, capsys):
-    """Id, policy, origins, line and metric are each app's own; logging is the process's, and the last app's."""
+def test_two_apps_have_separate_edges(path, capsys):
+    """Id, policy, origins, line and metric belong to the app; logging is that of the process, set by the last app."""
     origins = {"one": "https://one.example.com", "two": "https://two.example.com"}
     apps = {
         name: service(
@@ -867,8 +861,8 @@ def test_two_apps_in_one_process_have_an_edge_each(path, capsys):
         assert added(before) == {("GET", path, status): 2}
 
 
-def test_an_app_mounted_in_another_passes_its_edge_through(capsys):
-    """One id, one line, one set of headers; and the inner app's dependencies find its own pieces."""
+def test_mounted_app_uses_the_edge_of_the_outer_app(capsys):
+    """One id, line and set of headers; dependencies of the inner app find its own objects."""
     inner = create_app(settings_of())
 
     @inner.get("/pieces")
@@ -888,9 +882,7 @@ def test_an_app_mounted_in_another_passes_its_edge_through(capsys):
     assert line["http_route"] == "/inner/pieces"
 
 
-def test_users_handlers_and_arguments_win():
-    """Exception handlers and constructor arguments that the user gives are the ones that hold."""
-
+def test_handlers_and_arguments_of_the_user_win():
     async def teapot(request, error):
         return PlainTextResponse("short and stout", 418)
 
@@ -904,8 +896,7 @@ def test_users_handlers_and_arguments_win():
         assert_edge(client.get("/nowhere"))
 
 
-def test_install_serves_an_existing_app(capsys):
-    """Its middleware, handlers, lifespan and routes keep working, inside the edge."""
+def test_install_keeps_middleware_handlers_lifespan_and_routes(capsys):
     started = []
 
     @asynccontextmanager
@@ -955,8 +946,8 @@ def test_install_serves_an_existing_app(capsys):
     assert "generate_unique_id_function=" in capsys.readouterr().out
 
 
-def test_install_puts_our_docs_page_in_place_of_fastapis():
-    """FastAPI's own pages load their scripts from a CDN, which our policy forbids."""
+def test_install_replaces_the_docs_page_of_fastapi():
+    """FastAPI's page loads its scripts from a CDN, which the policy forbids."""
     app = FastAPI()
     install(app, settings_of(environment="dev"))
 
@@ -967,8 +958,7 @@ def test_install_puts_our_docs_page_in_place_of_fastapis():
         assert [client.get(path).status_code for path in ("/redoc", "/openapi.json")] == [404, 200]
 
 
-def test_install_refuses_what_would_silently_do_nothing():
-    """Too late, or twice: an error that says where to call it."""
+def test_install_refuses_a_started_or_installed_app():
     twice = create_app(settings_of())
     late = FastAPI()
     with TestClient(late):
@@ -989,14 +979,14 @@ def test_install_refuses_what_would_silently_do_nothing():
         ("cors", {"origins": ["*"], "allow_credentials": True}, "CORS_"),
     ],
 )
-def test_a_setting_that_a_layer_cannot_use_fails_where_the_app_is_made(section, value, named):
-    """Later, in the server's lifespan, uvicorn would take the error for an app without a lifespan, and serve."""
+def test_unusable_setting_fails_when_the_app_is_created(section, value, named):
+    """In the lifespan, uvicorn would ignore the error and serve."""
     with pytest.raises(ConfigurationError, match=named):
         create_app(settings_of(environment="dev", **{section: value}))
 
 
 def test_only_probes_are_exempt():
-    """A user's own route at such a path is limited and checked, and so is whatever only looks like one."""
+    """A user's own route at such a path is limited and checked."""
     app = create_app(settings_of(metrics=None, rate_limit={"default": "2/minute"}))
 
     @app.post("/health")
@@ -1012,8 +1002,8 @@ def test_only_probes_are_exempt():
         assert client.post("/health", headers={"Host": "evil.example"}).status_code == 400
 
 
-def test_install_does_not_overwrite_the_apps_own_state():
-    """What dependencies would look for is an error; settings of the app's own stay."""
+def test_install_does_not_overwrite_app_state():
+    """A name that dependencies look up is an error; other names stay."""
     own, taken = FastAPI(), FastAPI()
     own.state.settings = "mine"
     taken.state.rate_limit = "mine"
@@ -1025,8 +1015,8 @@ def test_install_does_not_overwrite_the_apps_own_state():
         install(taken, settings_of())
 
 
-def test_without_the_access_log_exceptions_are_still_settled(capsys):
-    """The connection stays usable and the exception is logged once, only the lines are gone."""
+def test_exceptions_are_handled_without_the_access_log(capsys):
+    """The exception is logged once, and the connection stays usable."""
     with serving(service(access_log=None)) as port, connection(port) as client:
         client.sendall(request("GET", "/broken"))
         first = read_response(client)
@@ -1040,8 +1030,8 @@ def test_without_the_access_log_exceptions_are_still_settled(capsys):
     assert [line for line in lines if line["event"] == "request"] == []
 
 
-def test_pieces_inside_a_mounted_app_share_the_context_and_the_headers(capsys):
-    """One id, one context, and every limit in the headers, although the mounted app has middleware of its own."""
+def test_middleware_in_a_mounted_app_shares_context_and_headers(capsys):
+    """One id, one context, and every limit in the headers."""
     sub = FastAPI()
     sub.add_middleware(RequestIDMiddleware)
     sub.add_middleware(RateLimitMiddleware, RateLimitSettings(default="5/minute"))
@@ -1070,7 +1060,7 @@ def test_pieces_inside_a_mounted_app_share_the_context_and_the_headers(capsys):
     ["log", "access_log", "request_id", "headers", "cors", "hosts", "limits", "rate_limit", "health", "metrics"],
 )
 def test_a_section_set_to_none_leaves_its_piece_out(section):
-    """Without any one piece the rest works."""
+    """The other pieces work without it."""
     sections = {section: None}
     if section == "hosts":
         sections["environment"] = "dev"
@@ -1087,8 +1077,8 @@ def test_a_section_set_to_none_leaves_its_piece_out(section):
     assert health.status_code == (404 if section == "health" else 200)
 
 
-def test_leaving_pieces_out_leaves_out_what_they_do(capsys):
-    """No access line, any host, any size of body, no metrics, and logging as it was."""
+def test_app_without_pieces_has_none_of_their_effects(capsys):
+    """No access line, no check of host and body, no metrics, and logging unchanged."""
     sections = {"access_log": None, "limits": None, "metrics": None, "log": None}
     with TestClient(service(**sections, environment="dev", hosts=None), base_url="http://anything") as client:
         response = client.post("/items", content=b'{"name": "' + b"x" * 1_100_000 + b'", "price": 1}')
@@ -1099,8 +1089,8 @@ def test_leaving_pieces_out_leaves_out_what_they_do(capsys):
     assert access_lines(capsys.readouterr().out) == []
 
 
-def test_a_piece_whose_extra_is_missing_fails_with_the_hint(monkeypatch):
-    """DATABASE_URL without SQLAlchemy: one line that says what to install, when the app is made."""
+def test_missing_extra_fails_when_the_app_is_created(monkeypatch):
+    """For example DATABASE_URL without SQLAlchemy; the error says what to install."""
     for name in [name for name in sys.modules if name.startswith("fastapi_prodkit.database")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
@@ -1109,8 +1099,8 @@ def test_a_piece_whose_extra_is_missing_fails_with_the_hint(monkeypatch):
         create_app(settings_of(database={"url": "sqlite://"}))
 
 
-def test_warnings_of_the_settings_are_lines_of_the_log(monkeypatch, capsys):
-    """A misspelt variable is reported by the log that it would otherwise precede."""
+def test_warnings_about_settings_are_logged(monkeypatch, capsys):
+    """Although logging is configured after the settings are read."""
     monkeypatch.setenv("ENVIRONMENT", "test")
     monkeypatch.setenv("RATE_LIMT_DEFAULT", "5/minute")
     warnings.simplefilter("always", SettingsWarning)
@@ -1140,8 +1130,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.system
-def test_production_refuses_a_limit_in_each_of_several_workers(tmp_path):
-    """`uvicorn --workers 2` starts children like this one, and tells them nothing of each other."""
+def test_production_refuses_separate_limits_of_several_workers(tmp_path):
+    """`uvicorn --workers 2` starts such child processes."""
     (tmp_path / "worker.py").write_text(WORKER)
     environment = {**os.environ, "ENVIRONMENT": "prod", "HOSTS_ALLOWED": "api.example.com"}
 
@@ -1152,8 +1142,8 @@ def test_production_refuses_a_limit_in_each_of_several_workers(tmp_path):
     assert "RATE_LIMIT_ENABLED: this is a worker process" in output
 
 
-def test_a_worker_is_refused_in_production_only(monkeypatch, capsys):
-    """Elsewhere a child process is warned about; without a limit there is nothing to say."""
+def test_worker_is_refused_in_production_only(monkeypatch, capsys):
+    """Other environments warn; without a limit nothing is said."""
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: "a parent")
     monkeypatch.setattr("fastapi_prodkit.metrics.multiprocess.shared_directory", lambda: None)
 
@@ -1169,8 +1159,8 @@ def test_a_worker_is_refused_in_production_only(monkeypatch, capsys):
         create_app(settings_of())
 
 
-def test_checks_decide_about_readiness():
-    """A check that fails makes /ready 503; a warning does not."""
+def test_failing_check_makes_readiness_503():
+    """A warning does not."""
 
     async def warns():
         raise CheckWarning("slow")
@@ -1186,8 +1176,8 @@ def test_checks_decide_about_readiness():
     assert "secret" not in response.text
 
 
-def test_the_proxys_client_and_scheme_are_used(capsys):
-    """Behind a trusted proxy: its client is logged and limited, its scheme decides about HSTS."""
+def test_client_and_scheme_of_a_trusted_proxy_are_used(capsys):
+    """The client is logged and limited; the scheme decides about HSTS."""
     app = service(proxy={"trusted": ["127.0.0.0/8"]}, rate_limit={"default": "1/minute"})
     with TestClient(app, client=("127.0.0.1", 4000)) as client:
         for address in ("198.51.100.1", "198.51.100.2"):
@@ -1198,8 +1188,7 @@ def test_the_proxys_client_and_scheme_are_used(capsys):
     assert [line["client_ip"] for line in access_lines(capsys.readouterr().out)] == ["198.51.100.1", "198.51.100.2"]
 
 
-def test_in_test_everything_propagates():
-    """ENVIRONMENT=test: an exception reaches TestClient, and with it the test that caused it."""
+def test_environment_test_reraises_exceptions():
     with TestClient(service(environment="test", hosts={"allowed": ["*"]})) as client:
         with pytest.raises(RuntimeError, match="internal-detail-route"):
             client.get("/broken")
@@ -1207,15 +1196,14 @@ def test_in_test_everything_propagates():
             client.get("/broken-background")
 
 
-def test_debug_gives_fastapis_traceback_page():
-    """DEBUG outside of production shows the traceback to the developer."""
+def test_debug_shows_the_traceback_page_of_fastapi():
     with TestClient(service(environment="dev", debug=True), raise_server_exceptions=False) as client:
         assert "internal-detail-route" in client.get("/broken").text
 
 
 @pytest.mark.parametrize(("environment", "lines"), [("dev", 1), ("prod", 0)])
-def test_dev_is_told_once_what_sees_swallowed_exceptions(capsys, environment, lines):
-    """Who has put a tracker around the app object, and gets nothing, reads what to set."""
+def test_dev_explains_swallowed_exceptions_once(capsys, environment, lines):
+    """With a tracker around the app object, the log names the setting."""
     with TestClient(service(environment=environment), raise_server_exceptions=False) as client:
         for _ in range(2):
             assert client.get("/broken").status_code == 500
@@ -1224,16 +1212,14 @@ def test_dev_is_told_once_what_sees_swallowed_exceptions(capsys, environment, li
 
 
 def test_docs_are_closed_in_production_and_open_in_dev():
-    """With the docs goes the schema."""
+    """The schema too."""
     with TestClient(service()) as client:
         assert [client.get(path).status_code for path in ("/docs", "/openapi.json", "/redoc")] == [404, 404, 404]
     with TestClient(create_app(settings_of(environment="dev"))) as client:
         assert [client.get(path).status_code for path in ("/docs", "/openapi.json", "/redoc")] == [200, 200, 404]
 
 
-def test_probes_are_free_of_the_apps_own_dependencies():
-    """An app-wide dependency, such as authentication, does not apply to a load balancer; a catch-all hides nothing."""
-
+def test_probes_skip_dependencies_and_catch_all_routes_of_the_app():
     async def refuse():
         raise HTTPException(401)
 
@@ -1250,8 +1236,7 @@ def edge_of(app):
     return app.middleware_stack
 
 
-def test_the_order_of_the_edge():
-    """The list in app.py is the order that the design gives reasons for."""
+def test_layers_are_in_the_order_of_the_design():
     limits = {"max_concurrent": 100, "cancel_on_disconnect": True}
     app = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]}, limits=limits))
     names = [type(layer).__name__ for layer in edge_of(app).layers]
@@ -1275,8 +1260,8 @@ def test_the_order_of_the_edge():
     assert type(edge_of(app).app).__name__ == "ServerErrorMiddleware"
 
 
-def test_what_may_refuse_is_inside_of_what_reports():
-    """Behind the first that answers requests nobody has part in responses, so that none is left half-way."""
+def test_layers_that_refuse_are_inside_of_layers_that_report():
+    """Layers behind the first one that may answer have no hooks for responses."""
     edge = edge_of(create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]})))
     names = [type(piece).__name__ for piece in edge.layers]
     inside = edge.layers[names.index("CORSMiddleware") + 1 :]
@@ -1286,8 +1271,8 @@ def test_what_may_refuse_is_inside_of_what_reports():
         assert (type(piece).on_response_start, type(piece).on_end) == (Layer.on_response_start, Layer.on_end)
 
 
-def test_the_list_can_be_copied(capsys):
-    """Public names are enough for the layers of create_app, in another app and with a layer of one's own."""
+def test_list_of_layers_can_be_built_from_public_names(capsys):
+    """In another app and with a layer of its own."""
 
     class Marking(Layer):
         def on_response_start(self, exchange, headers, present):
@@ -1322,20 +1307,19 @@ def test_the_list_can_be_copied(capsys):
 
     assert response.headers["x-mark"] == "500"
     assert response.headers["access-control-allow-origin"] == ORIGIN
-    assert_told(response, capsys.readouterr().out, before, "/broken")
+    assert_reported_once(response, capsys.readouterr().out, before, "/broken")
     assert TestClient(served).get("/").headers["x-mark"] == "200"
 
 
-def test_a_preflight_with_cors_outside_of_metrics():
-    """An order in which it would be measured without having been counted is refused where the list is made."""
+def test_cors_outside_of_metrics_is_refused():
+    """A preflight would be measured without having been counted."""
     app = FastAPI()
 
     with pytest.raises(ConfigurationError, match="MetricsMiddleware is behind CORSMiddleware"):
         Edge([CORSMiddleware(app), MetricsMiddleware(app)])
 
 
-def test_under_a_root_path_probes_stay_exempt_and_labels_right(capsys):
-    """A proxy that strips a prefix changes neither the exemptions nor the route's template."""
+def test_root_path_keeps_exemptions_and_labels(capsys):
     before = samples()
     with TestClient(service(), root_path="/api") as client:
         capsys.readouterr()
@@ -1347,8 +1331,7 @@ def test_under_a_root_path_probes_stay_exempt_and_labels_right(capsys):
     assert added(before) == {("GET", "/ok", "200"): 1}
 
 
-def test_settings_come_from_the_environment(monkeypatch):
-    """`create_app()` without arguments reads ENVIRONMENT and its variables."""
+def test_create_app_reads_settings_from_the_environment(monkeypatch):
     monkeypatch.setenv("ENVIRONMENT", "test")
     monkeypatch.setenv("SERVICE_NAME", "from-the-environment")
 
@@ -1356,8 +1339,8 @@ def test_settings_come_from_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(("environment", "reported"), [("dev", ["/page"]), ("test", [])])
-def test_pages_have_policies_by_path(environment, reported, caplog):
-    """A page under a policy that blocks it is reported in development; one with a policy of its own is not."""
+def test_page_has_the_policy_of_its_path(environment, reported, caplog):
+    """In dev, a page under a policy that blocks it is reported."""
     app = create_app(Settings(environment=environment), csp_policies={"/admin": SQLADMIN_CSP})
     for path in ("/page", "/admin/page"):
         app.add_api_route(path, lambda: "<p>", response_class=HTMLResponse)
@@ -1372,8 +1355,8 @@ def test_pages_have_policies_by_path(environment, reported, caplog):
     assert [record.args[0] for record in records] == reported
 
 
-def test_install_takes_policies_by_path():
-    """An app that exists gets them as a new one does, for what has no route, too."""
+def test_install_accepts_policies_by_path():
+    """For paths without a route too."""
     app = FastAPI()
     install(app, settings_of(), csp_policies={"/admin": SQLADMIN_CSP})
 
@@ -1382,9 +1365,7 @@ def test_install_takes_policies_by_path():
     assert response.headers.get_list("content-security-policy") == [SQLADMIN_CSP]
 
 
-def test_a_plain_starlette_app_inside_has_the_edge():
-    """A mounted Starlette app's plain answers carry the headers."""
-
+def test_mounted_starlette_app_has_the_headers():
     async def hello(request):
         return PlainTextResponse("hello")
 
@@ -1396,8 +1377,7 @@ def test_a_plain_starlette_app_inside_has_the_edge():
         assert_edge(client.get("/plain/nowhere"))
 
 
-def test_health_router_alone_does_not_clash():
-    """An app that includes its own health router and leaves ours out has one."""
+def test_app_may_include_its_own_health_router():
     app = create_app(settings_of(health=None))
     app.include_router(health_router(checks={}))
 
@@ -1405,8 +1385,8 @@ def test_health_router_alone_does_not_clash():
         assert client.get("/health").status_code == 200
 
 
-def test_a_drain_closes_connections():
-    """From the drain on each response says that it was the connection's last; one that says so itself says it once."""
+def test_drain_closes_connections():
+    """A response that already has the header gets no second one."""
     app = create_app(settings_of())
 
     @app.get("/")
@@ -1428,8 +1408,7 @@ def test_a_drain_closes_connections():
     assert ready.status_code == 503
 
 
-def test_a_server_may_keep_its_signals():
-    """SHUTDOWN_ENABLED=false leaves the drain out, and readiness to the checks."""
+def test_app_without_shutdown_leaves_signals_to_the_server():
     app = create_app(settings_of(shutdown=None))
 
     with TestClient(app) as client:
@@ -1441,7 +1420,7 @@ def test_a_server_may_keep_its_signals():
 
 
 class Bounded:
-    """A store of a user's own: so many requests in all, and a lifespan."""
+    """A store of a user: a fixed number of requests in total, and a lifespan."""
 
     def __init__(self, amount):
         self.left = amount
@@ -1470,8 +1449,8 @@ ways = pytest.mark.parametrize("way", ["create_app", "install"])
 
 
 @ways
-def test_a_store_that_is_given_counts_every_request(way):
-    """It counts the default limit and those of routes, and the app's lifespan is around that of the store."""
+def test_given_store_counts_every_request(way):
+    """For the default limit and limits of routes; the app's lifespan runs its lifespan."""
     store = Bounded(3)
     app = assembled(way, settings_of(), store=store)
     app.get("/limited", dependencies=[Depends(RateLimit("5/minute"))])(lambda: "ok")
@@ -1485,8 +1464,7 @@ def test_a_store_that_is_given_counts_every_request(way):
     assert (running, store.events) == (["started"], ["started", "closed"])
 
 
-def test_a_store_counts_for_routes_where_no_default_limit_is_wanted():
-    """A section that is None leaves out the layer, and not the store that is given."""
+def test_given_store_counts_for_routes_without_a_default_limit():
     app = create_app(settings_of(rate_limit=None), store=Bounded(1))
     app.get("/limited", dependencies=[Depends(RateLimit("5/minute"))])(lambda: "ok")
     client = TestClient(app)
@@ -1495,8 +1473,8 @@ def test_a_store_counts_for_routes_where_no_default_limit_is_wanted():
     assert [client.get("/limited").status_code for _ in range(2)] == [200, 429]
 
 
-def test_a_store_that_is_given_may_be_shared_by_workers(monkeypatch):
-    """Only a store in memory counts in each worker for itself, also where it is given."""
+def test_given_store_may_be_shared_by_workers(monkeypatch):
+    """Only a store in memory counts separately in each worker."""
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: "a parent")
     monkeypatch.setattr("fastapi_prodkit.metrics.multiprocess.shared_directory", lambda: None)
 
@@ -1507,8 +1485,8 @@ def test_a_store_that_is_given_may_be_shared_by_workers(monkeypatch):
 
 
 @ways
-def test_a_registry_that_is_given_has_all_metrics(way):
-    """Two apps in one process are measured apart; the default registry has nothing of them."""
+def test_given_registry_has_all_metrics(way):
+    """Two apps are measured separately; the default registry stays empty."""
     before = _samples(REGISTRY)
     registry = CollectorRegistry()
     options = {"limits": {"max_concurrent": 1}, "metrics": {"public": True}}
@@ -1537,8 +1515,7 @@ def _samples(registry):
     }
 
 
-def test_an_object_that_the_app_has_already_is_no_other():
-    """`app.state.rate_limit` may be the store that is given, and nothing else."""
+def test_app_state_may_have_the_given_object_only():
     store, app = Bounded(9), FastAPI()
     app.state.rate_limit = store
 

@@ -1,4 +1,4 @@
-"""What we read from the scope: the path relative to the app, and the template of the route that served it."""
+"""What is read from the scope: the path relative to the app, and the template of the matched route."""
 
 import pytest
 from fastapi import APIRouter, FastAPI, WebSocket
@@ -20,7 +20,7 @@ from fastapi_prodkit._asgi import (
 
 
 class Spy:
-    """Note what `route_template` says after each call."""
+    """Record what `route_template` returns after each call."""
 
     def __init__(self, app):
         self.app = app
@@ -53,8 +53,7 @@ def plain(request):
     return PlainTextResponse("ok")
 
 
-def test_header():
-    """The first value of a name counts, and None says that there is none."""
+def test_header_returns_the_first_value_or_none():
     headers = [(b"host", b"a"), (b"x-id", b"1"), (b"x-id", b"2")]
 
     assert header(headers, b"x-id") == b"1"
@@ -76,18 +75,18 @@ def test_header():
         ("/api", "/health", "/health"),
     ],
 )
-def test_route_path(root_path, path, expected):
-    """The path is relative to the app, below a root_path that ends at a segment, and never ends in a slash."""
+def test_route_path_is_relative_without_a_trailing_slash(root_path, path, expected):
+    """A root_path counts only if it ends at a segment of the path."""
     assert route_path({"path": path, "root_path": root_path}) == expected
 
 
-def test_route_path_without_root_path():
+def test_route_path_works_without_root_path():
     """ASGI makes root_path optional."""
     assert route_path({"path": "/health"}) == "/health"
 
 
-def test_route():
-    """A route's template stands for every path that it serves, for a method that it does not have as well."""
+def test_template_of_a_route():
+    """Also for a method that the route does not have."""
     fastapi, starlette = FastAPI(), Starlette(routes=[Route("/items/{item_id}", plain, methods=["GET"])])
     fastapi.get("/items/{item_id}")(hello)
 
@@ -96,8 +95,8 @@ def test_route():
         assert template(app, "/items/1", method="DELETE") == "/items/{item_id}"
 
 
-def test_starlette_route_in_fastapi():
-    """FastAPI does not say which of Starlette's own routes it chose, its docs pages included: the constant label."""
+def test_template_of_a_plain_starlette_route_is_unmatched():
+    """FastAPI does not store which Starlette route matched, its docs pages included."""
     app, router = FastAPI(), APIRouter()
     app.add_route("/plain/{name}", plain)
     router.add_route("/plain/{name}", plain)
@@ -109,16 +108,15 @@ def test_starlette_route_in_fastapi():
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/items/", "/items/1/2", "//items/1"])
-def test_no_route(path):
-    """What has no route, a redirect to the slash included, has the constant label and not its path."""
+def test_template_without_a_route_is_unmatched(path):
+    """Redirects to a trailing slash too."""
     app = FastAPI()
     app.get("/items")(hello)
 
     assert template(app, path) == UNMATCHED
 
 
-def test_nested_included_routers():
-    """The template of a route in nested routers carries the prefixes of all of them."""
+def test_template_has_the_prefixes_of_nested_routers():
     inner, outer = APIRouter(), APIRouter()
     inner.get("/{item_id}")(hello)
     outer.include_router(inner, prefix="/items")
@@ -130,8 +128,7 @@ def test_nested_included_routers():
     assert template(app, "/v1/nothing/1") == UNMATCHED
 
 
-def test_router_included_twice():
-    """One router under two prefixes has two templates for each of its routes."""
+def test_template_of_a_router_included_twice():
     router = APIRouter()
     router.get("/items/{item_id}")(hello)
     app = FastAPI()
@@ -142,8 +139,7 @@ def test_router_included_twice():
     assert template(app, "/v2/items/1") == "/v2/items/{item_id}"
 
 
-def test_websocket_in_an_included_router():
-    """A WebSocket route's template carries the router's prefix, too."""
+def test_template_of_a_websocket_has_the_prefix():
     router = APIRouter()
 
     @router.websocket("/rooms/{room}")
@@ -161,8 +157,7 @@ def test_websocket_in_an_included_router():
     assert spy.templates == ["/v1/rooms/{room}"]
 
 
-def test_mounted_apps():
-    """The template of a route in a mounted app begins with the mounts above it."""
+def test_template_has_the_paths_of_mounts():
     inner, outer, app = FastAPI(), Starlette(), FastAPI()
     inner.get("/items/{item_id}")(hello)
     outer.router.add_route("/items/{item_id}", plain)
@@ -175,8 +170,8 @@ def test_mounted_apps():
     assert template(app, "/outer/nothing") == UNMATCHED
 
 
-def test_mount_in_an_included_router():
-    """A mount below a router's prefix counts with the prefix, and what FastAPI noted on the way there does not."""
+def test_template_of_a_mount_in_an_included_router():
+    """The entry that FastAPI has stored for the mount does not count."""
     inner, router, app = FastAPI(), APIRouter(), FastAPI()
     inner.get("/items/{item_id}")(hello)
     router.mount("/inner", inner)
@@ -185,8 +180,8 @@ def test_mount_in_an_included_router():
     assert template(app, "/v1/inner/items/1") == "/v1/inner/items/{item_id}"
 
 
-def test_mount_with_path_parameters():
-    """A mount whose path has parameters would put their values into the label, so it has the constant one."""
+def test_template_of_a_mount_with_parameters_is_unmatched():
+    """Their values would be part of the label."""
     inner, app = FastAPI(), FastAPI()
     inner.get("/items")(hello)
     app.mount("/tenants/{tenant}", inner)
@@ -194,8 +189,7 @@ def test_mount_with_path_parameters():
     assert template(app, "/tenants/acme/items") == UNMATCHED
 
 
-def test_mount_added_later():
-    """An app that is mounted after the first request to a sibling is known, too."""
+def test_template_of_a_mount_added_after_a_request():
     app, first, second = FastAPI(), FastAPI(), FastAPI()
     first.get("/items")(hello)
     second.get("/items")(hello)
@@ -208,38 +202,35 @@ def test_mount_added_later():
     assert template(app, "/second/items") == "/second/items"
 
 
-def test_mount_of_something_else():
-    """A mounted thing without routes, such as static files, has the constant label."""
+def test_template_of_a_mount_without_routes_is_unmatched():
+    """Such as static files."""
     app = Starlette(routes=[Mount("/static", app=PlainTextResponse("file"))])
 
     assert template(app, "/static/../../etc/passwd") == UNMATCHED
 
 
-def test_mount_at_the_root():
-    """A mount at the root adds nothing to the template."""
+def test_template_of_a_mount_at_the_root():
     app = Starlette(routes=[Mount("/", routes=[Route("/items/{item_id}", plain)])])
 
     assert template(app, "/items/1") == "/items/{item_id}"
 
 
-def test_host_route():
-    """A Host route chooses by the name of the host, which never gets into the template."""
+def test_template_of_a_host_route_omits_the_host():
     app = Starlette(routes=[Host("{customer}.example.com", app=Router([Route("/items/{item_id}", plain)]))])
 
     assert template(app, "/items/1", host="acme.example.com") == "/items/{item_id}"
 
 
 @pytest.mark.parametrize("path", ["/api/items/1", "/items/1"])
-def test_root_path(path):
-    """A server's root_path is where the app is, not part of a route, whether or not the path repeats it."""
+def test_template_omits_the_root_path(path):
+    """Whether or not the path repeats it."""
     app = FastAPI()
     app.get("/items/{item_id}")(hello)
 
     assert template(app, path, root_path="/api") == "/items/{item_id}"
 
 
-def test_root_path_with_a_mount():
-    """Of a root_path that a mount has lengthened, only the mount's part counts."""
+def test_template_has_only_the_part_of_root_path_that_a_mount_added():
     app, inner = FastAPI(), FastAPI()
     inner.get("/items/{item_id}")(hello)
     app.mount("/inner", inner)
@@ -247,15 +238,13 @@ def test_root_path_with_a_mount():
     assert template(app, "/api/inner/items/1", root_path="/api") == "/inner/items/{item_id}"
 
 
-def test_a_framework_without_templates():
-    """A route object that has no template gives the constant label."""
+def test_template_of_a_route_of_another_framework_is_unmatched():
     scope = {"route": object(), "path": "/secret"}
 
     assert route_template(scope, "") == UNMATCHED
 
 
-def test_the_walk_over_mounts_is_done_once(monkeypatch):
-    """Mounts are looked through once for each set of routes, not at each request."""
+def test_mounts_are_searched_once_per_set_of_routes(monkeypatch):
     app, inner = FastAPI(), FastAPI()
     inner.get("/items")(hello)
     app.mount("/inner", inner)
@@ -304,25 +293,22 @@ def nested():
         *((path, UNMATCHED) for path in ("/tenants/a/items/1", "/static/a", "/nowhere", "/v1/nowhere", "/rooms/7")),
     ],
 )
-def test_route_of_a_request_that_is_refused(nested, path, expected):
-    """It is the template that the request would have had, and comes from the same bounded set."""
+def test_requested_template_equals_the_template_of_a_served_request(nested, path, expected):
     assert requested(nested, path) == expected
 
 
-def test_route_of_a_refused_preflight(nested):
-    """Of several routes with another method the first one is it."""
+def test_requested_template_of_a_preflight_is_that_of_the_first_route(nested):
     assert requested(nested, "/v1/items/1", method="OPTIONS") == "/v1/items/{item_id}"
     assert requested(nested, "/v1/items/1/parts", method="OPTIONS") == "/v1/items/{other_name}/parts"
 
 
-def test_route_of_a_refused_websocket_and_host(nested):
-    """A handshake has routes of its own, and a Host route adds nothing."""
+def test_requested_template_of_a_websocket_and_of_a_host_route(nested):
     assert requested(nested, "/rooms/7", type="websocket") == "/rooms/{room}"
     assert requested(nested, "/items/1", headers=[(b"host", b"a.example.com")]) == "/items/{item_id}"
 
 
-def test_route_of_a_request_that_a_mounted_app_refuses(nested):
-    """The mounts above it are part of the template, unless they have parameters."""
+def test_requested_template_in_a_mounted_app(nested):
+    """It has the paths of the mounts, unless they have parameters."""
     inner = next(route.app for route in nested.routes if getattr(route, "path", "") == "/inner")
     mounted = {"router": nested.router, "path": "/inner/items/1", "root_path": "/inner"}
     tenant = {"router": nested.router, "path": "/tenants/a/items/1", "root_path": "/tenants/a"}
@@ -331,8 +317,8 @@ def test_route_of_a_request_that_a_mounted_app_refuses(nested):
     assert requested(inner, **tenant) == UNMATCHED
 
 
-def test_routes_of_refused_requests_are_looked_for_once(nested, monkeypatch):
-    """A flood of refused requests does not cost routing; what is kept is bounded, and a route added later is found."""
+def test_requested_template_is_cached(nested, monkeypatch):
+    """The cache is bounded, and a route added later is found."""
     looked_for = []
     monkeypatch.setattr(_asgi, "iter_route_contexts", lambda routes: looked_for.append(routes) or [])
 
@@ -347,13 +333,12 @@ def test_routes_of_refused_requests_are_looked_for_once(nested, monkeypatch):
     assert requested(nested, "/nowhere/999") == "/nowhere/{number}"
 
 
-def test_route_of_a_request_outside_of_an_app(nested):
-    """Around an app of another framework there are no routes to look at."""
+def test_requested_template_without_an_app_is_unmatched(nested):
     assert requested(None, "/v1/items/1") == UNMATCHED
 
 
-def test_labelled_routes():
-    """A plain route may note itself, as FastAPI's own kind does; in a mounted app and for another method, too."""
+def test_labelled_route_stores_itself_in_the_scope():
+    """In a mounted app and for another method too."""
     app, inner = FastAPI(), FastAPI()
     for each in (app, inner):
         each.router.routes.append(LabelledRoute("/docs/{name}", plain, methods=["GET"]))
@@ -370,8 +355,8 @@ def test_labelled_routes():
     "path", ["/", "/docs", "/docs/", "/docs/a", "/docs/a/b", "/docsa", "/a/docs", "/do", "/docs\n"]
 )
 @pytest.mark.parametrize("own", ["/", "/docs", "/docs/{name}", "/docs/{name}/b", "/{name:path}"])
-def test_a_labelled_route_matches_as_a_plain_one(own, path, root_path):
-    """It looks at the path before its regular expression does, which changes no answer."""
+def test_labelled_route_matches_like_a_plain_route(own, path, root_path):
+    """Comparing the start of the path first changes no result."""
     scope = {"type": "http", "method": "GET", "path": f"{root_path}{path}", "root_path": root_path}
     route = LabelledRoute(own, plain)
 
@@ -383,8 +368,8 @@ def test_a_labelled_route_matches_as_a_plain_one(own, path, root_path):
 
 
 @pytest.mark.parametrize("routes", [5, {"/a": "b"}, list, ["a route"]])
-def test_a_mounted_app_of_another_framework(routes):
-    """Its attribute `routes` may be anything; whoever walks the routes leaves it alone, and the app serves."""
+def test_routes_of_another_framework_are_ignored(routes):
+    """Its attribute `routes` may be anything."""
 
     async def foreign(scope, receive, send):
         await PlainTextResponse("foreign")(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The keywords that `create_app` passes on: FastAPI's own, and of FastAPI's types."""
+"""The keywords that `create_app` passes to FastAPI, and their types."""
 
 import inspect
 import typing
@@ -16,15 +16,13 @@ SINCE_0_165 = {"form_limits"}
 FASTAPIS = inspect.signature(FastAPI).parameters.keys() - OWN
 
 
-def test_they_are_all_that_fastapi_takes():
-    """A keyword that FastAPI gains is known to type checkers here as well."""
+def test_keywords_are_all_that_fastapi_takes():
     ours = FastAPIKeywords.__optional_keys__
 
     assert ours - SINCE_0_165 == FASTAPIS - SINCE_0_165
 
 
-def test_they_have_fastapis_types():
-    """A type checker says the same of `create_app(...)` as of `FastAPI(...)`."""
+def test_keywords_have_the_types_of_fastapi():
     theirs = typing.get_type_hints(FastAPI.__init__)
     ours = typing.get_type_hints(FastAPIKeywords)
 
@@ -33,8 +31,8 @@ def test_they_have_fastapis_types():
     }
 
 
-def test_they_reach_fastapi():
-    """They win over what the settings imply, and one that FastAPI does not know is its own error."""
+def test_keywords_reach_fastapi():
+    """They win over values from the settings; FastAPI raises its own error for an unknown keyword."""
 
     async def gone(request, error):
         return PlainTextResponse("gone", status_code=410)

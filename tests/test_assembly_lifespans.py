@@ -35,8 +35,8 @@ class Passing:
         await self.app(scope, receive, send)
 
 
-def test_order():
-    """Ours start first and end last; mounted apps start after the app's own lifespan."""
+def test_lifespans_start_in_order_and_end_in_reverse():
+    """Ours, then the app's own, then those of mounted apps."""
     events = []
     app = FastAPI(lifespan=recording(events, "own"))
     app.mount("/sub", FastAPI(lifespan=recording(events, "sub")))
@@ -49,8 +49,8 @@ def test_order():
     assert events[3:] == ["-sub", "-own", "-ours"]
 
 
-def test_every_kind_of_mount_is_found():
-    """Apps below included routers, nested mounts, hosts and a mount's own middleware are started."""
+def test_lifespan_of_every_kind_of_mount_is_started():
+    """Below included routers, in nested mounts, hosts, and middleware of a mount."""
     events = []
     inner = Starlette(lifespan=recording(events, "inner"))
     wrapped = Starlette(lifespan=recording(events, "wrapped"))
@@ -71,8 +71,8 @@ def test_every_kind_of_mount_is_found():
     assert events[:4] == ["+included", "+inner", "+wrapped", "+hosted"]
 
 
-def test_apps_below_plain_routers_are_found():
-    """A mount may hold routes or a router instead of an app, with a lifespan or with apps of its own."""
+def test_lifespan_below_a_plain_router_is_started():
+    """A mount may hold routes or a router instead of an app."""
     events = []
     app = FastAPI()
     app.router.routes += [
@@ -88,8 +88,7 @@ def test_apps_below_plain_routers_are_found():
     assert events[:3] == ["+a", "+b", "+router"]
 
 
-def test_an_app_mounted_twice_starts_once():
-    """Two mounts of one app are one app."""
+def test_app_mounted_twice_is_started_once():
     events = []
     sub = FastAPI(lifespan=recording(events, "sub"))
     app = FastAPI()
@@ -104,8 +103,8 @@ def test_an_app_mounted_twice_starts_once():
 
 
 @pytest.mark.parametrize("way", ["inside", "shared"])
-def test_a_lifespan_that_the_user_runs_is_not_run_again(way):
-    """The known workarounds keep working: entering the sub-app's lifespan, or passing it as the app's own."""
+def test_lifespan_that_the_user_runs_is_not_run_again(way):
+    """By entering the sub-app's lifespan, or by passing it as the app's own."""
     events = []
     sub = FastAPI(lifespan=recording(events, "sub"))
 
@@ -126,7 +125,7 @@ def test_a_lifespan_that_the_user_runs_is_not_run_again(way):
 
 
 class Once:
-    """Something that can be started once, such as the session manager of an MCP server."""
+    """An object that can be started once, such as the session manager of an MCP server."""
 
     def __init__(self):
         self.runs = 0
@@ -140,7 +139,7 @@ class Once:
 
 
 def started_by_hand(way, path, once, **options):
-    """Return an app whose own lifespan starts what the lifespan of a mounted app starts as well."""
+    """Return an app whose own lifespan starts the same object as the lifespan of a mounted app."""
 
     @asynccontextmanager
     async def own(app):
@@ -159,8 +158,7 @@ def started_by_hand(way, path, once, **options):
 
 
 @pytest.mark.parametrize("way", ["create_app", "install"])
-def test_mounted_lifespans_can_be_left_out(way):
-    """An app whose own lifespan starts what a mounted app needs starts and serves with `mounted_lifespans=False`."""
+def test_mounted_lifespans_can_be_switched_off(way):
     once = Once()
 
     with TestClient(started_by_hand(way, "/", once, mounted_lifespans=False)) as client:
@@ -172,8 +170,8 @@ def test_mounted_lifespans_can_be_left_out(way):
 
 @pytest.mark.parametrize("way", ["create_app", "install"])
 @pytest.mark.parametrize("path", ["/", "/sub"])
-def test_what_is_started_twice(way, path):
-    """What can be started once and is started again is an error that names the mount, the argument and the reason."""
+def test_object_started_twice_is_an_error(way, path):
+    """It names the mount, the argument and the reason."""
     app = started_by_hand(way, path, Once())
     told = f"mounted at {path} cannot start: run.. can only be called once .*mounted_lifespans=False"
 
@@ -191,8 +189,7 @@ def test_what_is_started_twice(way, path):
         (lambda sub: Host("mcp.example.com", sub), "mcp.example.com"),
     ],
 )
-def test_the_place_of_what_is_started_twice(route, place):
-    """The error says where an app is mounted that is not a mount of the app itself."""
+def test_error_names_the_path_of_a_nested_mount(route, place):
     once = Once()
     app = FastAPI(lifespan=once.run)
     app.router.routes.append(route(Starlette(lifespan=lambda app: once.run())))
@@ -202,9 +199,7 @@ def test_the_place_of_what_is_started_twice(route, place):
         pass
 
 
-def test_other_errors_of_a_mounted_lifespan():
-    """A mounted app that does not start for another reason ends the start with its own error."""
-
+def test_other_errors_of_a_mounted_lifespan_are_raised():
     @asynccontextmanager
     async def failing(app):
         raise OSError("no server")
@@ -218,8 +213,7 @@ def test_other_errors_of_a_mounted_lifespan():
         pass
 
 
-def test_a_composed_app_inside_starts_its_own_mounts():
-    """An app that composes its lifespans itself is one lifespan to the app around it."""
+def test_mounted_composed_app_starts_its_own_mounts():
     events = []
     sub = FastAPI(lifespan=recording(events, "sub"))
     sub.mount("/leaf", FastAPI(lifespan=recording(events, "leaf")))
@@ -236,7 +230,7 @@ def test_a_composed_app_inside_starts_its_own_mounts():
 
 
 def test_states_are_merged():
-    """What lifespans yield is in request.state; the app's own wins over a mounted one's."""
+    """The app's own state wins over that of a mounted app."""
     events = []
     app = FastAPI(lifespan=recording(events, "own", {"who": "own"}))
     app.mount("/sub", FastAPI(lifespan=recording(events, "sub", {"who": "sub", "only": "sub"})))
@@ -251,8 +245,8 @@ def test_states_are_merged():
         assert client.get("/").json() == ["own", "sub"]
 
 
-def test_a_start_that_fails_ends_what_had_started():
-    """If the user's start-up fails, ours is ended, and the error is the user's."""
+def test_failed_start_ends_the_started_lifespans():
+    """The error of the user's lifespan is raised."""
     events = []
 
     @asynccontextmanager
@@ -269,8 +263,7 @@ def test_a_start_that_fails_ends_what_had_started():
     assert events == ["+ours", "-ours"]
 
 
-def test_routers_included_later_keep_their_lifespans():
-    """A router with a lifespan that is included after composing is started, too."""
+def test_lifespan_of_a_router_included_later_is_started():
     events = []
     app = FastAPI(lifespan=recording(events, "own"))
     compose(app, [recording(events, "ours")])

@@ -1,4 +1,4 @@
-"""FastAPI's own telemetry: it records what it records without us; where nothing takes that, it is off."""
+"""FastAPI's own telemetry: it works as without us, and is off if nothing receives it."""
 
 from contextlib import asynccontextmanager
 
@@ -11,7 +11,7 @@ from fastapi_prodkit import Settings, create_app, install
 
 
 class Recorder(TracerProvider, NoOpTracer):
-    """Keep the names of spans of requests."""
+    """Record the names of the spans of requests."""
 
     def __init__(self):
         self.spans = []
@@ -39,17 +39,15 @@ def settings():
     return Settings(environment="test", log=None)
 
 
-def test_telemetry_with_a_provider_of_the_constructor(recorder):
-    """What the constructor is given is used, once for each request."""
+def test_telemetry_uses_the_provider_of_the_constructor(recorder):
+    """Once for each request."""
     serve(create_app(settings(), telemetry={"tracer_provider": recorder, "operation_spans": False}))
 
     assert recorder.spans == ["GET"]
 
 
 @pytest.mark.parametrize("way", ["create_app", "install"])
-def test_telemetry_with_a_global_provider_set_while_the_app_starts(recorder, monkeypatch, way):
-    """A provider that a lifespan sets is in time."""
-
+def test_telemetry_uses_a_global_provider_set_in_the_lifespan(recorder, monkeypatch, way):
     @asynccontextmanager
     async def lifespan(_app):
         monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: recorder)
@@ -65,8 +63,8 @@ def test_telemetry_with_a_global_provider_set_while_the_app_starts(recorder, mon
 
 
 @pytest.mark.parametrize("way", ["create_app", "install"])
-def test_telemetry_is_off_where_nothing_takes_what_it_records(recorder, monkeypatch, way):
-    """Nothing is asked for at start-up, so requests do not pay for it: a provider that is set later gets nothing."""
+def test_telemetry_is_off_without_a_provider(recorder, monkeypatch, way):
+    """A provider that is set after start-up receives nothing."""
     app = FastAPI() if way == "install" else create_app(settings())
     if way == "install":
         install(app, settings())
@@ -78,8 +76,8 @@ def test_telemetry_is_off_where_nothing_takes_what_it_records(recorder, monkeypa
     assert recorder.spans == []
 
 
-def test_telemetry_of_an_app_that_starts_again(recorder, monkeypatch):
-    """A provider is looked for at each start, as in tests that start one app several times."""
+def test_telemetry_is_decided_at_each_start(recorder, monkeypatch):
+    """Tests start one app several times."""
     app = create_app(settings())
 
     serve(app)

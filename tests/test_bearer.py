@@ -1,4 +1,4 @@
-"""The tokens of operators: guesses are logged without what was guessed, counted, and few."""
+"""Bearer tokens of operators: wrong tokens are logged without their value, counted and limited."""
 
 import logging
 
@@ -42,7 +42,7 @@ def refusals(registry):
 
 @pytest.fixture
 def client(registry):
-    """A client of an app in production, all of whose tokens are the same."""
+    """A client of an app in production; all tokens of the app are equal."""
     tokens = {"metrics": {"token": TOKEN}, "health": {"token": TOKEN}, "log": {"level_token": TOKEN}}
     settings = Settings(environment="prod", hosts={"allowed": ["testserver"]}, **tokens)
     with TestClient(create_app(settings, registry=registry)) as client:
@@ -51,7 +51,7 @@ def client(registry):
 
 @pytest.fixture
 def lines(caplog):
-    """What is logged about tokens."""
+    """The log lines about tokens."""
     return lambda: [
         each.getMessage()
         for each in caplog.records
@@ -60,8 +60,8 @@ def lines(caplog):
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/log-level"])
-def test_a_guess_is_logged_and_counted(client, registry, lines, capsys, path):
-    """The line names the route and the client, and not the guess; a right token, or none, is no guess."""
+def test_wrong_token_is_logged_and_counted(client, registry, lines, capsys, path):
+    """The line names route and client, not the token; a right or missing token is not counted."""
     client.get(path)
     client.get(path, headers=bearer(TOKEN))
 
@@ -75,8 +75,8 @@ def test_a_guess_is_logged_and_counted(client, registry, lines, capsys, path):
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/log-level"])
-def test_guesses_are_limited(client, registry, lines, path):
-    """After ten of them in a minute no token of that client is looked at, and the log is not filled."""
+def test_eleventh_wrong_token_in_a_minute_is_not_checked(client, registry, lines, path):
+    """It is not logged, either."""
     statuses = [client.get(path, headers=bearer(f"guess-{number}")).status_code for number in range(12)]
 
     response = client.get(path, headers=bearer(TOKEN))
@@ -91,8 +91,8 @@ def test_guesses_are_limited(client, registry, lines, path):
 
 
 @pytest.mark.parametrize("path", ["/ready", "/startup"])
-def test_a_probe_answers_whatever_is_guessed(client, registry, lines, path):
-    """It is a probe first: after too many guesses it tells the details to nobody of that client, and nothing else."""
+def test_probe_answers_without_details_after_too_many_wrong_tokens(client, registry, lines, path):
+    """Even with the right token."""
     told = client.get(path, headers=bearer(TOKEN)).json()
     statuses = [client.get(path, headers=bearer("wrong")).status_code for _ in range(12)]
 
@@ -106,8 +106,8 @@ def test_a_probe_answers_whatever_is_guessed(client, registry, lines, path):
     assert refusals(registry) == {}
 
 
-def test_a_probe_that_fails_refuses_nothing(registry):
-    """Its 503 is an answer to what was asked, whatever token was sent for the details."""
+def test_failing_probe_is_not_a_refusal(registry):
+    """Its 503 is the answer of the probe, with any token."""
     app = create_app(
         Settings(environment="test", health={"token": TOKEN}), checks={"no": lambda: 1 / 0}, registry=registry
     )
@@ -119,8 +119,7 @@ def test_a_probe_that_fails_refuses_nothing(registry):
     assert refusals(registry) == {}
 
 
-def test_guesses_of_others_do_not_count(registry):
-    """Each client has its own ten, and again after a minute."""
+def test_wrong_tokens_are_counted_per_client_and_minute(registry):
     clock = Clock()
     token = BearerToken(SecretStr(TOKEN), registry=registry, clock=clock)
 
@@ -137,8 +136,7 @@ def test_guesses_of_others_do_not_count(registry):
     assert send(TOKEN, "203.0.113.1")
 
 
-def test_memory_is_bounded(registry, monkeypatch):
-    """Guesses of very many clients are forgotten, so that they take no more memory."""
+def test_number_of_counted_clients_is_bounded(registry, monkeypatch):
     monkeypatch.setattr(_bearer, "_MOST_CLIENTS", 2)
     token = BearerToken(SecretStr(TOKEN), registry=registry, clock=Clock())
 
@@ -152,8 +150,8 @@ def test_memory_is_bounded(registry, monkeypatch):
     assert len(token._guesses._counts) <= 3
 
 
-def test_without_a_route():
-    """Where no route was chosen, as in a middleware of somebody's own, the series stays one."""
+def test_wrong_token_without_a_route_is_unmatched():
+    """For example in a user's middleware."""
     registry = CollectorRegistry()
     token = BearerToken(SecretStr(TOKEN), registry=registry)
     request = Request({"type": "http", "headers": [(b"authorization", b"Basic abc")], "client": ("203.0.113.1", 1)})
@@ -165,8 +163,7 @@ def test_without_a_route():
     assert registry.get_sample_value(REFUSED, {"http_route": "_unmatched"}) == 1
 
 
-def test_alone(registry, lines):
-    """The routers count and limit by themselves, without an edge."""
+def test_routers_without_an_edge_limit_wrong_tokens(registry, lines):
     app = FastAPI()
     add_problem_handlers(app)
     app.include_router(metrics_router(MetricsSettings(token=TOKEN), registry=registry))

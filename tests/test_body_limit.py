@@ -1,4 +1,4 @@
-"""The body limit: what is too large is refused as a problem, announced or not; what an app says itself stays."""
+"""The body limit: a body that is too large or too slow is refused with a problem."""
 
 import asyncio
 import json
@@ -78,8 +78,8 @@ def is_problem(response):
 
 @pytest.mark.parametrize("handlers", [True, False])
 @pytest.mark.parametrize("path", ["/", "/unread", "/raw"])
-def test_announced_over_size(path, handlers):
-    """A body that says it is too large is refused with the problem, whether or not the route reads it."""
+def test_announced_oversized_body_is_refused(path, handlers):
+    """Whether or not the route reads the body."""
     response = TestClient(service(handlers=handlers)).post(path, json={"name": "more than twenty bytes"})
 
     assert is_problem(response)
@@ -87,8 +87,7 @@ def test_announced_over_size(path, handlers):
 
 @pytest.mark.parametrize("handlers", [True, False])
 @pytest.mark.parametrize("path", ["/", "/raw"])
-def test_chunked_over_size(path, handlers):
-    """A body that grows too large without having said so is the same problem."""
+def test_chunked_oversized_body_is_refused(path, handlers):
     response = TestClient(service(handlers=handlers)).post(
         path, content=chunks(21), headers={"Content-Type": "application/json"}
     )
@@ -96,8 +95,8 @@ def test_chunked_over_size(path, handlers):
     assert is_problem(response)
 
 
-async def test_an_announced_over_size_is_not_read():
-    """A refusal costs no upload, and a chunked body is read no further than to the limit."""
+async def test_refused_body_is_not_read():
+    """A chunked body is read up to the limit."""
     sent, received = [], []
 
     async def receive():
@@ -127,21 +126,19 @@ async def test_an_announced_over_size_is_not_read():
 
 
 @pytest.mark.parametrize(("content", "size"), [(b"x" * 20, 20), (b"", 0), (chunks(20), 20)])
-def test_allowed_size(content, size):
-    """A body that is not too large passes untouched."""
+def test_allowed_body_passes_unchanged(content, size):
     response = TestClient(service()).post("/raw", content=content)
 
     assert response.json() == size
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-def test_requests_without_a_body(method):
-    """A request that has no body costs no counting, and passes."""
+def test_request_without_a_body_passes_uncounted(method):
     assert TestClient(service()).request(method, "/raw").status_code == 405
 
 
-def test_no_limit():
-    """With `none` the app's own limit holds; around the app its plain refusal becomes the problem, too."""
+def test_none_leaves_the_limit_to_the_app():
+    """Around the app its plain refusal becomes a problem."""
     app = FastAPI(max_body_size=30)
 
     @app.post("/raw")
@@ -154,8 +151,7 @@ def test_no_limit():
     assert is_problem(client.post("/raw", content=b"x" * 31))
 
 
-def test_limit_of_a_route():
-    """A route's own limit wins over the general one."""
+def test_limit_of_a_route_wins():
     client = TestClient(service(20))
 
     assert client.post("/larger", content=b"x" * 40).json() == 40
@@ -164,15 +160,14 @@ def test_limit_of_a_route():
 
 @pytest.mark.parametrize(("path", "text"), [("/own", "No."), ("/own-json", '{"limit":7}')])
 @pytest.mark.parametrize("content", [b"", b"x"])
-def test_a_413_of_the_app_itself(path, text, content):
-    """A 413 that the app made is left as it is."""
+def test_413_of_the_app_stays(path, text, content):
     response = TestClient(service()).post(path, content=content)
 
     assert (response.status_code, response.text) == (413, text)
 
 
-async def test_a_413_without_headers():
-    """An ASGI app may leave out the headers of its response."""
+async def test_413_without_headers_stays():
+    """ASGI makes the headers of a response optional."""
     sent = []
 
     async def app(scope, receive, send):
@@ -189,8 +184,8 @@ async def test_a_413_without_headers():
 
 
 @pytest.mark.parametrize("version", ["2", "3"])
-async def test_http_2(version):
-    """A body needs no header to announce it in HTTP/2 and HTTP/3; it is counted there."""
+async def test_body_without_headers_is_counted_in_http_2(version):
+    """HTTP/2 and HTTP/3 need no header to announce a body."""
     sent, messages = [], [{"type": "http.request", "body": b"x" * 21}]
 
     async def receive():
@@ -206,9 +201,7 @@ async def test_http_2(version):
     assert json.loads(sent[1]["body"])["instance"] == "/raw"
 
 
-def test_plain_starlette():
-    """An app without FastAPI has the same limit."""
-
+def test_plain_starlette_app_has_the_limit():
     async def endpoint(request):
         return PlainTextResponse(str(len(await request.body())))
 
@@ -221,9 +214,7 @@ def test_plain_starlette():
     assert is_problem(client.post("/", content=chunks(21)))
 
 
-def test_default():
-    """Without arguments the limit is a mebibyte."""
-
+def test_default_is_one_mebibyte():
     async def endpoint(request):
         return PlainTextResponse(str(len(await request.body())))
 
@@ -235,8 +226,7 @@ def test_default():
     assert is_problem(client.post("/", content=b"x" * 1_048_577))
 
 
-def test_other_scopes():
-    """WebSockets and lifespan messages pass untouched."""
+def test_websockets_and_lifespan_pass_unchanged():
     app = service()
 
     @app.websocket("/ws")
@@ -249,8 +239,7 @@ def test_other_scopes():
         assert session.receive_text() == "x" * 50
 
 
-def test_two_apps_in_one_process():
-    """Two apps with different limits do not know of each other."""
+def test_two_apps_have_separate_limits():
     small, large = TestClient(service(10)), TestClient(service(30))
 
     statuses = [client.post("/raw", content=b"x" * 20).status_code for client in (small, large)]
@@ -263,8 +252,8 @@ def test_two_apps_in_one_process():
     # Between the general limit and the largest, Starlette refuses a body that is not read when the response starts.
     [("/unread", 20, 200), ("/unread", 21, 413), ("/unread", 41, 413), ("/larger", 40, 200), ("/larger", 41, 413)],
 )
-def test_with_the_largest_limit_known(path, announced, status):
-    """What no route takes is refused before any runs; up to a route's own limit it is the route's to decide."""
+def test_body_beyond_the_largest_limit_is_refused_before_routing(path, announced, status):
+    """A smaller body is left to the route."""
     inner = service(size=None)
     app = BodyLimitMiddleware(inner, LimitsSettings(max_body_size=20), largest=largest_limit(inner.routes))
 
@@ -273,8 +262,8 @@ def test_with_the_largest_limit_known(path, announced, status):
     assert response.status_code == status
 
 
-async def test_a_small_announced_body_is_not_looked_at():
-    """Where no route has a limit of its own, an announced size within the limit says it all; chunks are counted."""
+async def test_small_announced_body_is_not_counted():
+    """If no route has a limit of its own; chunked bodies are counted."""
     seen = []
 
     async def app(scope, receive, send):
@@ -288,8 +277,7 @@ async def test_a_small_announced_body_is_not_looked_at():
     assert seen == [False, True]
 
 
-def test_the_largest_limit_of_routes_and_mounts():
-    """Routes, included routers, mounted apps and what is mounted in them."""
+def test_largest_limit_includes_routers_and_mounts():
     leaf = FastAPI(max_body_size=300)
     sub = FastAPI()
     sub.mount("/leaf", leaf)
@@ -324,7 +312,7 @@ def paced(**options) -> FastAPI:
 
 
 async def stall(app, *, version="1.1", path="/", messages=(HALF,), headers=((b"content-length", b"3"),)):
-    """Call an app as a server does whose client sends these messages and then nothing."""
+    """Call an app like a server whose client sends these messages, and then nothing."""
     sent, coming = [], list(messages)
 
     async def receive():
@@ -341,7 +329,7 @@ async def stall(app, *, version="1.1", path="/", messages=(HALF,), headers=((b"c
 
 
 def is_stalled(sent, *, closed=True):
-    """Say whether the one response is the problem, and the connection is closed after it."""
+    """Return whether the response is the 408 problem and closes the connection."""
     headers = dict(sent[0]["headers"])
     assert sent[0]["status"] == json.loads(sent[1]["body"])["status"] == 408
     assert headers[b"content-type"] == PROBLEM.encode()
@@ -353,8 +341,8 @@ def is_stalled(sent, *, closed=True):
 @pytest.mark.parametrize("handlers", [True, False])
 @pytest.mark.parametrize("path", ["/", "/raw"])
 @pytest.mark.parametrize("headers", [((b"content-length", b"3"),), ((b"transfer-encoding", b"chunked"),)])
-async def test_stalled_body(handlers, path, headers):
-    """A body that stops coming is a 408 problem, announced or chunked, with the problem handlers and without."""
+async def test_stalled_body_is_a_408_problem(handlers, path, headers):
+    """Announced or chunked, with and without problem handlers."""
     app = paced()
     if handlers:
         add_problem_handlers(app)
@@ -364,8 +352,7 @@ async def test_stalled_body(handlers, path, headers):
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_a_stalled_body_says_why(caplog):
-    """The line of the log names the setting."""
+async def test_stalled_body_is_logged_with_the_setting(caplog):
     await stall(AccessLogMiddleware(paced()))
 
     [record] = [each for each in caplog.records if each.name == "fastapi_prodkit.access"]
@@ -373,8 +360,8 @@ async def test_a_stalled_body_says_why(caplog):
     assert record.reason == "no part of the body for LIMITS_BODY_TIMEOUT=0.05 seconds"
 
 
-async def test_stalled_body_of_a_plain_app():
-    """An app that knows no exceptions of HTTP gets the same answer; HTTP/2 closes no connection that way."""
+async def test_stalled_body_of_a_plain_asgi_app_is_a_408_problem():
+    """HTTP/2 has no `Connection: close`."""
 
     async def app(scope, receive, send):
         while True:
@@ -386,8 +373,7 @@ async def test_stalled_body_of_a_plain_app():
     assert is_stalled(await stall(limited, version="2", headers=()), closed=False)
 
 
-async def test_stalled_body_below_task_groups():
-    """A middleware that runs the app in another task changes nothing."""
+async def test_stalled_body_below_a_task_group_is_a_408_problem():
     app = paced()
     inner = app.middleware("http")
 
@@ -401,8 +387,8 @@ async def test_stalled_body_below_task_groups():
     assert is_stalled(await stall(app))
 
 
-async def test_a_handler_that_waits_for_a_stalled_body_is_cancelled():
-    """What it still says comes too late."""
+async def test_stalled_body_cancels_the_handler():
+    """What the handler sends afterwards is dropped."""
     cancelled = []
 
     async def app(scope, receive, send):
@@ -418,8 +404,7 @@ async def test_a_handler_that_waits_for_a_stalled_body_is_cancelled():
     assert len(cancelled) == 1
 
 
-async def test_body_that_stalls_after_the_response_has_started():
-    """Once the response has started, a client that sends no more counts as gone."""
+async def test_stalled_body_after_the_response_start_is_a_disconnect():
     seen = []
 
     async def app(scope, receive, send):
@@ -431,9 +416,7 @@ async def test_body_that_stalls_after_the_response_has_started():
     assert [message["type"] for message in seen] == ["http.request", "http.disconnect"]
 
 
-async def test_a_problem_of_the_app_is_its_own():
-    """A problem that the app raises while its body comes is raised on."""
-
+async def test_problem_raised_during_the_body_is_reraised():
     async def app(scope, receive, send):
         raise ProblemError(418)
 
@@ -441,8 +424,7 @@ async def test_a_problem_of_the_app_is_its_own():
         await stall(BodyLimitMiddleware(app))
 
 
-async def test_waiting_for_the_client_to_leave_takes_as_long_as_it_takes():
-    """When the body is complete, an app may wait for the disconnect without end."""
+async def test_wait_for_a_disconnect_has_no_time_out():
     gone = asyncio.Event()
     messages = [{"type": "http.request", "body": b"[1]"}]
 
@@ -464,8 +446,8 @@ async def test_waiting_for_the_client_to_leave_takes_as_long_as_it_takes():
 
 
 @pytest.mark.parametrize("late", [True, False])
-async def test_a_request_that_is_cancelled_while_its_body_comes(late):
-    """A request that the server cancels stays cancelled, even in the moment in which the time is over."""
+async def test_cancelled_request_stays_cancelled_during_its_body(late):
+    """Even if the time-out expires at the same moment."""
 
     async def receive():
         try:
@@ -487,9 +469,7 @@ async def test_a_request_that_is_cancelled_while_its_body_comes(late):
     assert task.cancelled()
 
 
-async def test_no_time_for_bodies():
-    """With `none` nothing is watched."""
-
+async def test_none_sets_no_body_timeout():
     async def app(scope, receive, send):
         seen.append(receive)
 
@@ -504,8 +484,7 @@ async def test_no_time_for_bodies():
     assert [each.__qualname__ for each in seen] == ["Exchange.receive"] * 2
 
 
-def test_stalled_body_on_the_wire():
-    """Under a real server a client that sends half of its body hears so, and its connection is closed."""
+def test_stalled_body_on_a_real_server_closes_the_connection():
     half = request("POST", "/", "Content-Type: application/json", body=b"[1, 2, 3]")[:-4]
 
     with serving(paced()) as port:
@@ -524,8 +503,7 @@ def test_stalled_body_on_the_wire():
     assert served.endswith(b"[1,2,3]")
 
 
-async def test_two_that_wait_for_one_body():
-    """A second task that asks for messages while the first waits gets what comes after that."""
+async def test_second_task_receives_the_message_after_the_first():
     messages = asyncio.Queue()
 
     async def app(scope, receive, send):

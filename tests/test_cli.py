@@ -1,4 +1,4 @@
-"""The command line: what it says, where it says it, and how it ends."""
+"""The command line: its output, streams and exit codes."""
 
 import os
 import re
@@ -55,8 +55,7 @@ def shop(tmp_path, monkeypatch):
 
 
 class TestProgram:
-    def test_without_the_extra_it_names_the_extra(self, monkeypatch, capsys):
-        """The command exists without typer, and says in one line what to install."""
+    def test_command_without_its_extra_names_the_extra(self, monkeypatch, capsys):
         for name in [name for name in sys.modules if name.startswith("fastapi_prodkit.cli")]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.delattr(fastapi_prodkit, "cli", raising=False)
@@ -69,16 +68,15 @@ class TestProgram:
             capsys.readouterr().err == "fastapi-prodkit: typer is not installed: pip install 'fastapi-prodkit[cli]'\n"
         )
 
-    def test_the_door_leads_to_the_commands(self, run, monkeypatch, capsys):
-        """`fastapi-prodkit` and `python -m fastapi_prodkit` take their arguments from the process."""
+    def test_command_takes_the_arguments_of_the_process(self, run, monkeypatch, capsys):
+        """Both `fastapi-prodkit` and `python -m fastapi_prodkit`."""
         monkeypatch.setattr(sys, "argv", ["fastapi-prodkit", "--version"])
 
         code = door.main()
 
         assert (code, capsys.readouterr().out) == (0, f"fastapi-prodkit {fastapi_prodkit.__version__}\n")
 
-    def test_it_is_a_module_to_run(self, run, monkeypatch, capsys):
-        """`python -m fastapi_prodkit` ends with the exit code of the command."""
+    def test_module_returns_the_exit_code(self, run, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["fastapi-prodkit", "xyzzy"])
         monkeypatch.delitem(sys.modules, "fastapi_prodkit.__main__")
 
@@ -89,7 +87,7 @@ class TestProgram:
 
     @pytest.mark.parametrize("arguments", [["--help"], []])
     def test_help_lists_the_commands(self, run, arguments):
-        """`fastapi-prodkit` alone shows what there is to type, as help that was not asked for."""
+        """`fastapi-prodkit` alone does, too."""
         code, out, err = run(*arguments)
 
         assert code == (0 if arguments else 2)
@@ -101,8 +99,8 @@ class TestProgram:
         "command",
         ["serve", "doctor", "health", "settings", "new", "db", *(f"db {each}" for each in ("upgrade", "revision"))],
     )
-    def test_help_names_what_an_option_takes(self, run, command):
-        """In capitals, such as FILE or SECONDS, or as the list of its choices; never by its type in Python."""
+    def test_help_names_the_values_of_options(self, run, command):
+        """In capitals, or as a list of choices; never by a Python type."""
         _, out, _ = run(*command.split(), "--help")
 
         taken = re.findall(r"^  (?:-\w, )?--[\w-]+ (\S[^\n]*?)(?:  |\n)", out, re.MULTILINE)
@@ -110,7 +108,7 @@ class TestProgram:
         assert all(each.isupper() or "|" in each or each.startswith("/ ") for each in (*taken, *usage))
 
     def test_help_loads_no_library_of_a_command(self):
-        """`--help` is quick: Alembic, SQLAlchemy and pydantic-settings are for those who migrate."""
+        """Such as Alembic, SQLAlchemy and pydantic-settings."""
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
         script = (
             "import sys; from fastapi_prodkit.cli import main; main(['db', '--help']);"
@@ -145,8 +143,7 @@ class TestProgram:
             ("db downgrade", "Missing argument 'REVISION'; try: fastapi-prodkit db downgrade --help"),
         ],
     )
-    def test_what_is_not_understood(self, run, typed, instead):
-        """One line says what to type instead, and the exit code is 2."""
+    def test_usage_error_suggests_a_command_and_exits_with_2(self, run, typed, instead):
         code, out, err = run(*typed.split())
 
         assert (code, out, err) == (2, "", f"fastapi-prodkit: {instead}\n")
@@ -160,8 +157,8 @@ class TestProgram:
             ({"TERM": "dumb"}, "fastapi-prodkit:"),
         ],
     )
-    def test_colour_is_for_terminals_that_want_it(self, run, monkeypatch, variables, label):
-        """NO_COLOR is honoured unless it is empty, and so is a terminal that knows none; a pipe gets none anyway."""
+    def test_colours_require_a_terminal_without_no_color(self, run, monkeypatch, variables, label):
+        """An empty NO_COLOR counts as not set."""
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         monkeypatch.delenv("NO_COLOR", raising=False)
         monkeypatch.setenv("TERM", "xterm")
@@ -173,8 +170,7 @@ class TestProgram:
         assert err.startswith(f"{label} there is no command")
 
     @pytest.mark.system
-    def test_sigterm_ends_a_command_in_order(self, shop, tmp_path):
-        """A container that is stopped lets go of the database and undoes the migration at hand; the code is 143."""
+    def test_sigterm_rolls_back_and_exits_with_143(self, shop, tmp_path):
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
         migration(shop, "0003", 'import time; print("begun", flush=True); time.sleep(60)')
         command = [sys.executable, "-m", "fastapi_prodkit", "db", "upgrade"]
@@ -193,8 +189,8 @@ class TestProgram:
         assert b"Traceback" not in err
         assert not (tmp_path / "shop.db-journal").exists()
 
-    def test_sigterm_undoes_the_migration_at_hand(self, run, shop):
-        """The same within this process: the transaction is rolled back, and the old handler is back."""
+    def test_sigterm_rolls_back_the_current_migration(self, run, shop):
+        """The earlier signal handler is restored."""
         before = signal.getsignal(signal.SIGTERM)
         migration(shop, "0003", "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)")
 
@@ -206,8 +202,8 @@ class TestProgram:
         assert run("db", "current")[:2] == (0, "")
 
     @pytest.mark.parametrize("stop", ["KeyboardInterrupt", "EOFError"])
-    def test_an_interrupted_command_says_so(self, run, shop, stop):
-        """Ctrl-C and Ctrl-D are no errors with a traceback."""
+    def test_interrupted_command_prints_one_line(self, run, shop, stop):
+        """For Ctrl-C and Ctrl-D."""
         migration(shop, "0003", f"raise {stop}")
 
         code, _, err = run("db", "upgrade")
@@ -216,8 +212,7 @@ class TestProgram:
         assert err.endswith("fastapi-prodkit: interrupted\n")
         assert "Traceback" not in err
 
-    def test_in_a_thread_it_leaves_signals_alone(self, run):
-        """A command may be run from code that is not in the main thread, where Python takes no handlers."""
+    def test_command_in_a_thread_installs_no_signal_handler(self, run):
         import threading
 
         codes = []
@@ -230,8 +225,7 @@ class TestProgram:
 
 
 class TestMigrate:
-    def test_up_and_down(self, run, shop):
-        """What is done is shown, step by step, on standard error."""
+    def test_db_shows_each_migration_on_standard_error(self, run, shop):
         code, out, err = run("db", "upgrade")
         lines = err.splitlines()
         assert (code, out) == (0, "")
@@ -244,16 +238,14 @@ class TestMigrate:
         assert "Done: 1 migration in " in run("db", "downgrade", "-1")[2]
         assert run("db", "downgrade", "0001") == (0, "", "Nothing to do: the database is at this revision already.\n")
 
-    def test_current_can_ask(self, run, shop):
-        """`current --check` is a question for scripts: 3 is no."""
+    def test_current_check_exits_with_3_if_not_at_head(self, run, shop):
         run("db", "upgrade", "0001")
 
         assert run("db", "current", "--check") == (3, "", "The database is not at the newest revision.\n")
         run("db", "upgrade")
         assert run("db", "current", "--check") == (0, "0002 (head)\n", "")
 
-    def test_check_compares_models_and_migrations(self, run, shop):
-        """A model without its migration is found in CI: 3 is no."""
+    def test_check_exits_with_3_for_a_model_without_a_migration(self, run, shop):
         run("db", "upgrade", "0001")
         assert run("db", "check") == (3, "", "The database lacks migrations: run `fastapi-prodkit db upgrade` first.\n")
         run("db", "upgrade")
@@ -272,8 +264,8 @@ class TestMigrate:
             "  add index ix_items_size on items",
         ]
 
-    def test_a_new_migration(self, run, shop):
-        """`revision` writes a file, empty or from the models."""
+    def test_revision_writes_a_file(self, run, shop):
+        """Empty, or from the models."""
         run("db", "upgrade")
 
         code, out, _ = run("db", "revision", "-m", "add prices", "--autogenerate")
@@ -283,8 +275,7 @@ class TestMigrate:
         assert "add prices" not in run("db", "history")[2]
         assert "(head)" in run("db", "history", "--verbose")[1]
 
-    def test_sql_goes_to_standard_output(self, run, shop):
-        """`--sql` is for whoever runs migrations by hand."""
+    def test_sql_is_printed_to_standard_output(self, run, shop):
         code, out, _ = run("db", "upgrade", "--sql")
         assert code == 0
         assert "CREATE TABLE items" in out
@@ -292,16 +283,16 @@ class TestMigrate:
         assert code == 0
         assert "DROP TABLE items" in out
 
-    def test_the_file_can_be_named(self, run, shop, tmp_path, monkeypatch):
-        """`--config`, or a variable, from any directory."""
+    def test_configuration_file_can_be_named(self, run, shop, tmp_path, monkeypatch):
+        """By `--config` or a variable, from any directory."""
         monkeypatch.chdir(tmp_path)
 
         assert run("db", "--config", str(shop / "alembic.ini"), "upgrade")[0] == 0
         monkeypatch.setenv("DATABASE_MIGRATIONS_CONFIG", str(shop / "alembic.ini"))
         assert run("db", "current") == (0, "0002 (head)\n", "")
 
-    def test_a_rollback_finds_the_database_ahead(self, run, shop):
-        """The step before an older release does not stop it."""
+    def test_upgrade_accepts_a_database_that_is_ahead(self, run, shop):
+        """After a rollback to an older release."""
         run("db", "upgrade")
         (shop / "migrations" / "versions" / "0002_step.py").unlink()
 
@@ -309,8 +300,7 @@ class TestMigrate:
 
         assert (code, err) == (0, "Nothing to do: the database is ahead, a newer release has migrated it.\n")
 
-    def test_a_project_of_alembics_own(self, run, shop):
-        """An env.py that does not know us runs as it does under `alembic`."""
+    def test_project_with_a_plain_env_py_runs(self, run, shop):
         (shop / "migrations" / "env.py").write_text(
             "import os, sqlalchemy\n"
             "from alembic import context\n"
@@ -329,8 +319,7 @@ class TestMigrate:
 
 
 class TestErrors:
-    def test_a_database_that_is_down(self, run, shop, monkeypatch):
-        """One line, without the password."""
+    def test_database_that_is_down_is_one_line_without_the_password(self, run, shop, monkeypatch):
         pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
         monkeypatch.setenv("DATABASE_URL", NOWHERE)
 
@@ -341,8 +330,7 @@ class TestErrors:
         assert err.count("\n") == 1
         assert SECRET not in err
 
-    def test_a_url_that_is_none(self, run, shop, monkeypatch):
-        """One line, without what was given."""
+    def test_invalid_url_is_one_line_without_the_url(self, run, shop, monkeypatch):
         monkeypatch.setenv("DATABASE_URL", f"//{SECRET}")
 
         code, _, err = run("db", "upgrade")
@@ -351,8 +339,8 @@ class TestErrors:
         assert "DATABASE_URL" in err
         assert SECRET not in err
 
-    def test_a_misspelt_variable(self, run, shop, monkeypatch):
-        """A warning is a line as well, without the place in our code."""
+    def test_misspelt_variable_is_one_line(self, run, shop, monkeypatch):
+        """The warning has no position in our code."""
         monkeypatch.setenv("DATABASE_POOL_SIZ", "5")
         monkeypatch.setattr(warnings, "filters", [])
         warnings.simplefilter("default")
@@ -362,16 +350,14 @@ class TestErrors:
         meant = "DATABASE_POOL_SIZ in the environment is not a setting; did you mean DATABASE_POOL_SIZE?"
         assert (code, err) == (0, f"fastapi-prodkit: warning: {meant}\n")
 
-    def test_no_database(self, run, shop, monkeypatch):
-        """The variable is named."""
+    def test_missing_database_names_the_variable(self, run, shop, monkeypatch):
         monkeypatch.delenv("DATABASE_URL")
 
         code, _, err = run("db", "upgrade")
 
         assert (code, "set DATABASE_URL" in err) == (1, True)
 
-    def test_no_alembic(self, run, monkeypatch):
-        """Where only the extra of the command line is installed, it names the other one."""
+    def test_missing_alembic_names_the_extra(self, run, monkeypatch):
         monkeypatch.setitem(sys.modules, "alembic", None)
 
         code, _, err = run("db", "upgrade")
@@ -381,8 +367,7 @@ class TestErrors:
             "fastapi-prodkit: alembic is not installed: pip install 'fastapi-prodkit[database]'\n",
         )
 
-    def test_no_migrations(self, run, tmp_path):
-        """In a directory without alembic.ini it says what was looked for, and where."""
+    def test_missing_configuration_names_the_files_and_the_directory(self, run, tmp_path):
         pytest.importorskip("alembic", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
 
         code, _, err = run("db", "upgrade")
@@ -394,14 +379,13 @@ class TestErrors:
         )
 
     @pytest.mark.parametrize("command", [["upgrade", "nope"], ["downgrade", "nope"]])
-    def test_a_revision_that_does_not_exist(self, run, shop, command):
-        """Alembic's own line."""
+    def test_unknown_revision_prints_the_error_of_alembic(self, run, shop, command):
         code, _, err = run("db", *command)
 
         assert (code, err) == (1, "fastapi-prodkit: Can't locate revision identified by 'nope'\n")
 
-    def test_scripts_that_are_not_there(self, run, shop):
-        """`check` does not take every complaint of Alembic's for a no."""
+    def test_check_without_scripts_is_an_error(self, run, shop):
+        """Not a negative check."""
         (shop / "migrations").rename(shop / "elsewhere")
 
         code, _, err = run("db", "check")
@@ -409,8 +393,8 @@ class TestErrors:
         assert code == 1
         assert err.startswith("fastapi-prodkit: Path doesn't exist: ")
 
-    def test_a_statement_that_fails(self, run, shop):
-        """The database's own words, under the migration that ran."""
+    def test_failed_statement_prints_the_error_of_the_database(self, run, shop):
+        """Below the migration that ran."""
         migration(shop, "0003", 'op.execute("nonsense")')
 
         code, _, err = run("db", "upgrade")
@@ -421,8 +405,8 @@ class TestErrors:
             'fastapi-prodkit: the database reports: near "nonsense": syntax error',
         ]
 
-    def test_a_migration_that_raises(self, run, shop, monkeypatch):
-        """The place is named, secrets are masked, and the traceback is there for whoever asks for it."""
+    def test_failed_migration_names_its_line_and_masks_secrets(self, run, shop, monkeypatch):
+        """A variable adds the traceback."""
         migration(shop, "0003", f'raise RuntimeError("cannot read postgresql://user:{SECRET}@host/name")')
 
         code, _, err = run("db", "upgrade")
@@ -434,8 +418,7 @@ class TestErrors:
         monkeypatch.setenv("FASTAPI_PRODKIT_TRACEBACK", "1")
         assert "Traceback" in run("db", "upgrade")[2]
 
-    def test_a_file_that_cannot_be_opened(self, run, shop):
-        """The file is named."""
+    def test_unreadable_file_is_named(self, run, shop):
         migration(shop, "0003", 'open("/nowhere/at/all")')
 
         code, _, err = run("db", "upgrade")
@@ -443,15 +426,13 @@ class TestErrors:
         assert code == 1
         assert err.splitlines()[-1] == "fastapi-prodkit: /nowhere/at/all: No such file or directory"
 
-    def test_an_error_in_a_library(self, run):
-        """Without a line of the project's own there is no place to name."""
+    def test_error_in_a_library_names_no_line(self, run):
         from fastapi_prodkit.cli.failure import describe
 
         assert describe(RuntimeError("")) == "RuntimeError: "
 
 
-def test_the_command_is_installed():
-    """`fastapi-prodkit` is on the path after `pip install`."""
+def test_command_is_installed():
     from importlib.metadata import entry_points
 
     found = entry_points(group="console_scripts", name="fastapi-prodkit")

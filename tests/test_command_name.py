@@ -1,4 +1,4 @@
-"""The command is ours, whatever else is installed: `prodkit` is the command of another package."""
+"""The name of the command: `prodkit` is the command of another package."""
 
 import json
 import os
@@ -26,7 +26,7 @@ OURS = f"fastapi-prodkit {__version__}\n"
 
 
 def test_no_file_names_the_command_of_another_package():
-    """`prodkit` as a word of its own stands only where its owner is named."""
+    """Except where that package is mentioned."""
     named = {
         f"{path.relative_to(ROOT)}: {line}"
         for path in tracked_files()
@@ -40,7 +40,7 @@ def test_no_file_names_the_command_of_another_package():
 
 @pytest.fixture(scope="module", params=["theirs first", "ours first", "theirs removed"])
 def both(request, tmp_path_factory):
-    """An environment with both packages; what they depend on is borrowed from this one."""
+    """An environment with both packages; their dependencies come from this environment."""
     folder = tmp_path_factory.mktemp("both")
     venv.create(folder, symlinks=True)
     [site] = folder.glob("lib/python*/site-packages")
@@ -61,7 +61,7 @@ def both(request, tmp_path_factory):
 
 @pytest.mark.system
 class TestBesideProdkit:
-    """Environments that have both packages, installed in either order, and one that has theirs no longer."""
+    """Environments with both packages, installed in either order, or without the other one again."""
 
     @pytest.fixture
     def environment(self, both, tmp_path):
@@ -69,7 +69,7 @@ class TestBesideProdkit:
         return {"PATH": f"{both / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path), **database}
 
     def run(self, environment, *command):
-        """Run a command in the folder of the example and return what it prints."""
+        """Run a command in the folder of the example and return its output."""
         done = subprocess.run(
             command, cwd=SERVICE, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
@@ -77,13 +77,12 @@ class TestBesideProdkit:
         return done.stdout
 
     @pytest.mark.parametrize("program", [["fastapi-prodkit"], ["python", "-m", "fastapi_prodkit"]], ids=" ".join)
-    def test_both_ways_to_call_the_command_are_ours(self, environment, program):
-        """The console script and the module answer with our version and list all of our commands."""
+    def test_script_and_module_run_our_commands(self, environment, program):
         assert self.run(environment, *program, "--version") == OURS
         assert set(COMMANDS) <= set(self.run(environment, *program, "--help").split())
 
-    def test_the_image_and_the_ecs_task_run_ours(self, environment, tmp_path):
-        """The migration of the ECS task, the image's CMD and its HEALTHCHECK do what they are for."""
+    def test_image_and_ecs_task_run_our_commands(self, environment, tmp_path):
+        """The migration of the ECS task, the image's CMD and its HEALTHCHECK."""
         port = free_port()
         lines = re.findall(r"^ *CMD (\[.*\])$", (SERVICE / "Dockerfile").read_text(), re.MULTILINE)
         check, serve = (json.loads(line.replace("8000", str(port))) for line in lines)

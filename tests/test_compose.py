@@ -21,7 +21,7 @@ OURS = {name: service for name, service in SERVICES.items() if "build" in servic
 
 
 def run(*command: str | Path, **environment: str) -> str:
-    """Run a command in the example's folder and return what it wrote; it has to succeed."""
+    """Run a command in the example's folder and return its output; fail if it fails."""
     done = subprocess.run(
         command,
         cwd=SERVICE,
@@ -34,23 +34,21 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
-def test_the_file_is_what_compose_reads():
-    """It holds the schema of the Compose Specification."""
+def test_file_is_valid_by_the_compose_specification():
     said = run(program_or_skip("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", "compose.yaml")
 
     assert "ok" in said
 
 
-def test_the_small_set_starts_by_default():
-    """The service with its database, store and migrations; the rest is asked for by profile."""
+def test_default_profile_starts_service_database_store_and_migrations():
     small = {name for name, service in SERVICES.items() if "profiles" not in service}
 
     assert small == {"service", "migrate", "postgres", "redis"}
     assert {"prometheus", "load"} == set(SERVICES) - small
 
 
-def test_the_service_starts_after_its_migrations():
-    """They are a step of their own, from the same image, once PostgreSQL answers."""
+def test_service_starts_after_its_migrations():
+    """They run in the same image, once PostgreSQL responds."""
     migrate, service = SERVICES["migrate"], SERVICES["service"]
 
     assert service["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
@@ -62,8 +60,7 @@ def test_the_service_starts_after_its_migrations():
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_the_image_runs_as_in_production(name):
-    """Read-only and without powers, as test_image.py runs it."""
+def test_service_runs_read_only_and_without_capabilities(name):
     service = OURS[name]
 
     assert service["read_only"] is True
@@ -71,8 +68,7 @@ def test_the_image_runs_as_in_production(name):
     assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_what_is_waited_for_says_when_it_is_ready():
-    """Whatever is waited for until it is healthy has a health check."""
+def test_dependencies_have_health_checks():
     waited = {
         name
         for service in SERVICES.values()
@@ -84,16 +80,15 @@ def test_what_is_waited_for_says_when_it_is_ready():
     assert all("test" in SERVICES[name]["healthcheck"] for name in waited)
 
 
-def test_only_this_machine_can_connect():
-    """Every port is published on loopback, so that passwords may stand in the file."""
+def test_ports_are_published_on_loopback():
+    """So that the file may contain passwords."""
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
 
     assert len(published) == 2
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
-def test_every_variable_is_a_setting():
-    """The service starts with what it is given: nothing is misspelt, refused or missing."""
+def test_variables_are_valid_settings():
     pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
     read = "from service.config import ServiceSettings; print(ServiceSettings().database.migrations_config)"
 
@@ -102,8 +97,7 @@ def test_every_variable_is_a_setting():
     assert said == "alembic.ini\n"
 
 
-def test_prometheus_asks_the_service():
-    """Its configuration is mounted, and names service and port as compose.yaml does."""
+def test_prometheus_scrapes_the_service():
     source = SERVICES["prometheus"]["volumes"][0].split(":")[0]
 
     configuration = yaml.safe_load((SERVICE / source).read_text())
@@ -113,8 +107,7 @@ def test_prometheus_asks_the_service():
     assert SERVICES["service"]["ports"][0].endswith(":8000")
 
 
-def test_prometheus_can_read_its_configuration():
-    """promtool finds nothing wrong with it."""
+def test_promtool_accepts_the_configuration():
     said = run(program_or_skip("promtool"), "check", "config", "prometheus.yml")
 
     assert "SUCCESS" in said

@@ -1,4 +1,4 @@
-"""The concurrency limit: never more at a time than allowed, and every place is given back, whatever happens."""
+"""The concurrency limit: never more requests at a time than allowed, and every slot is released."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def registry():
 
 
 class Service:
-    """An app whose requests stay inside until they are let go, in front of it the limit."""
+    """An app behind the limit, whose requests run until the test ends them."""
 
     def __init__(self, registry, *, most=1, patience=30.0, **options):
         self.inside = []
@@ -58,14 +58,14 @@ class Service:
         return call
 
     async def end(self):
-        """Let every request go, and wait until they are over."""
+        """End all requests, and wait for them."""
         self.gate.set()
         await asyncio.wait([call.task for call in self.calls], timeout=WITHIN)
         return [call.status for call in self.calls]
 
 
 class Call:
-    """One request, whose client can leave."""
+    """One request, whose client can disconnect."""
 
     def __init__(self, app, path, messages):
         self.sent = []
@@ -107,8 +107,8 @@ def refused(registry, reason):
     return registry.get_sample_value("http_server_shed_requests_total", {"reason": reason})
 
 
-async def test_the_limit(registry):
-    """As many as allowed are inside; as many wait; the next one is refused at once, as a problem."""
+async def test_limit_serves_queues_and_refuses(registry):
+    """As many requests as allowed are served; as many wait; the next is a 503 problem."""
     service = Service(registry, most=2)
     calls = [service.call(f"/{number}") for number in range(5)]
     await until(calls[4].task.done)
@@ -123,8 +123,7 @@ async def test_the_limit(registry):
     assert (queued(registry), refused(registry, "queue_full")) == (0, 1)
 
 
-async def test_first_come_first_served(registry):
-    """Places are handed on in the order in which requests came."""
+async def test_queue_is_first_come_first_served(registry):
     served = []
 
     async def app(scope, receive, send):
@@ -138,8 +137,8 @@ async def test_first_come_first_served(registry):
     assert served == [str(number) for number in range(10)]
 
 
-async def test_waiting_ends(registry):
-    """Who has waited for `queue_timeout` in vain is refused, and no longer in line."""
+async def test_wait_longer_than_queue_timeout_is_refused(registry):
+    """The request leaves the queue."""
     service = Service(registry, patience=0.05)
     service.call()
     late = service.call()
@@ -152,8 +151,7 @@ async def test_waiting_ends(registry):
     assert refused(registry, "queue_timeout") == 1
 
 
-async def test_no_waiting(registry):
-    """With `queue_timeout` none, what is too much is refused at once."""
+async def test_queue_timeout_none_refuses_at_once(registry):
     service = Service(registry, patience=None)
     service.call()
     second = service.call()
@@ -170,8 +168,7 @@ async def test_no_waiting(registry):
         (0.01, f"{SERVED}, for more than 0.01 s (LIMITS_QUEUE_TIMEOUT)"),
     ],
 )
-async def test_a_refusal_says_why(registry, caplog, patience, reason):
-    """The line of the log names the setting."""
+async def test_refusal_is_logged_with_the_setting(registry, caplog, patience, reason):
     service = Service(registry, patience=patience)
     service.app = AccessLogMiddleware(service.app)
     service.call()
@@ -183,8 +180,7 @@ async def test_a_refusal_says_why(registry, caplog, patience, reason):
     await service.end()
 
 
-async def test_a_full_queue_says_so(registry, caplog):
-    """It is another reason than a wait that was too long."""
+async def test_full_queue_is_another_reason_than_a_long_wait(registry, caplog):
     service = Service(registry)
     service.app = AccessLogMiddleware(service.app)
     calls = [service.call() for _ in range(3)]
@@ -196,14 +192,13 @@ async def test_a_full_queue_says_so(registry, caplog):
 
 
 async def status_of(service):
-    """The status of one more request: whether places have come back."""
+    """Return the status of one more request: 200 if a slot is free."""
     call = service.call()
     await asyncio.wait([call.task], timeout=WITHIN)
     return call.status
 
 
-async def test_a_client_that_leaves_the_line(registry):
-    """A client that leaves while it waits gives up its place in line, and the app never hears of it."""
+async def test_disconnect_in_the_queue_never_reaches_the_app(registry):
     service = Service(registry)
     service.call("/first")
     await until(lambda: service.inside)
@@ -220,8 +215,7 @@ async def test_a_client_that_leaves_the_line(registry):
     assert service.inside == []
 
 
-async def test_a_cancelled_request_leaves_the_line(registry):
-    """A request that is cancelled while it waits gives up its place in line."""
+async def test_cancelled_request_leaves_the_queue(registry):
     service = Service(registry)
     service.call()
     second = service.call()
@@ -237,8 +231,8 @@ async def test_a_cancelled_request_leaves_the_line(registry):
 
 
 @pytest.mark.parametrize("leave", [True, False])
-async def test_who_leaves_as_the_place_comes_hands_it_on(registry, leave):
-    """A place that comes in the same moment in which its client leaves, or is cancelled, goes to the next one."""
+async def test_slot_given_to_a_leaving_request_is_passed_on(registry, leave):
+    """It disconnects or is cancelled at the same moment."""
     service = Service(registry, most=2)
     inside = [service.call("/fails"), service.call()]
     await until(lambda: len(service.inside) == 2)
@@ -257,8 +251,7 @@ async def test_who_leaves_as_the_place_comes_hands_it_on(registry, leave):
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
-async def test_the_place_comes_back(registry, cancelled):
-    """A request inside that fails or is cancelled gives its place to the one that waits."""
+async def test_failed_or_cancelled_request_releases_its_slot(registry, cancelled):
     service = Service(registry)
     first = service.call("/fails")
     await until(lambda: service.inside)
@@ -275,8 +268,8 @@ async def test_the_place_comes_back(registry, cancelled):
     assert await status_of(service) == 200
 
 
-async def test_the_body_arrives_whole(registry):
-    """What a waiting client sends is the app's, in order; of a body in parts no more than one is kept meanwhile."""
+async def test_body_sent_while_waiting_reaches_the_app(registry):
+    """In order; of a body in parts at most one part is kept."""
     service = Service(registry)
     service.call()
     parts = [{"type": "http.request", "body": body, "more_body": body != b"c"} for body in (b"a", b"b", b"c")]
@@ -289,9 +282,7 @@ async def test_the_body_arrives_whole(registry):
     assert waiting.messages == parts[1:]
 
 
-async def test_an_error_of_the_server(registry):
-    """A server that fails to tell of the client fails the request, and its place in line is free."""
-
+async def test_error_of_receive_fails_the_request_and_frees_the_queue(registry):
     async def fail():
         raise OSError("gone")
 
@@ -307,8 +298,7 @@ async def test_an_error_of_the_server(registry):
     assert await status_of(service) == 200
 
 
-async def test_exempt_paths(registry):
-    """A probe neither counts nor waits."""
+async def test_exempt_path_neither_counts_nor_waits(registry):
     service = Service(registry, exempt={"/health"})
     service.call()
     await until(lambda: service.inside)
@@ -320,8 +310,7 @@ async def test_exempt_paths(registry):
     assert await service.end() == [200, 200]
 
 
-def test_streams_and_background_tasks_count(registry):
-    """A place is taken until the stream has ended, and the background task is done."""
+def test_slot_is_held_until_stream_and_background_task_end(registry):
     app, seen = FastAPI(), []
     limit = ConcurrencyLimitMiddleware(app, LimitsSettings(max_concurrent=3, queue_timeout=None), registry=registry)
 
@@ -338,8 +327,7 @@ def test_streams_and_background_tasks_count(registry):
     assert (seen, limit._active) == ([1, 1, 1], 0)
 
 
-def test_websockets_do_not_count(registry):
-    """An open WebSocket takes no place, and none has to wait for one."""
+def test_websocket_neither_counts_nor_waits(registry):
     app = FastAPI()
     app.add_middleware(
         ConcurrencyLimitMiddleware, LimitsSettings(max_concurrent=1, queue_timeout=None), registry=registry
@@ -364,14 +352,13 @@ def test_websockets_do_not_count(registry):
     assert statuses == [200, 200]
 
 
-def test_it_has_no_default():
-    """How much a service can do at a time nobody knows but its owner."""
+def test_middleware_without_max_concurrent_fails_at_construction():
     with pytest.raises(ConfigurationError, match="LIMITS_MAX_CONCURRENT"):
         ConcurrencyLimitMiddleware(FastAPI())
 
 
-def test_two_apps_in_one_process(registry):
-    """Two apps count apart, and their refusals add up."""
+def test_two_apps_count_separately(registry):
+    """Their refusals are added up."""
     apps = [
         ConcurrencyLimitMiddleware(PlainTextResponse("ok"), LimitsSettings(max_concurrent=1), registry=registry)
         for _ in range(2)
@@ -380,8 +367,7 @@ def test_two_apps_in_one_process(registry):
     assert [TestClient(app).get("/").status_code for app in apps] == [200, 200]
 
 
-def test_on_the_wire(registry):
-    """Under a real server waiting clients that hang up give their place up, and the others are served in order."""
+def test_real_server_frees_the_queue_of_disconnected_clients(registry):
     app = FastAPI()
     entered, served = [], asyncio.Event()
 
@@ -424,8 +410,8 @@ def wait_for(true):
         time.sleep(0.002)
 
 
-def test_in_the_whole_app(capsys):
-    """A client that leaves the line is a 499 in the access log; probes are served while others wait."""
+def test_disconnect_in_the_queue_is_status_499(capsys):
+    """Probes are served while others wait."""
     app = create_app(Settings(environment="prod", hosts={"allowed": "testserver"}, limits={"max_concurrent": 1}))
     entered, served = [], asyncio.Event()
 
@@ -456,16 +442,14 @@ def test_in_the_whole_app(capsys):
     assert [status for status in statuses if status in (499, 503)] == [499, 503]
 
 
-def test_left_out_without_a_limit():
-    """Without LIMITS_MAX_CONCURRENT there is no layer that could cost anything."""
+def test_app_without_the_limit_has_no_layer():
     app = create_app(Settings(environment="test"))
     TestClient(app).get("/")
 
     assert "ConcurrencyLimitMiddleware" not in [type(layer).__name__ for layer in app.middleware_stack.layers]
 
 
-def test_none_is_a_value():
-    """Each of the limits can be switched off by its variable."""
+def test_variables_accept_none():
     names = ("max_body_size", "body_timeout", "request_timeout", "max_concurrent", "queue_timeout")
 
     settings = LimitsSettings.model_validate(dict.fromkeys(names, "none"))

@@ -1,4 +1,4 @@
-"""Keywords of middleware: the fields of its section, and nothing that is misspelt or without effect."""
+"""The keywords of middleware: the fields of its section; misspelt ones are errors."""
 
 import inspect
 import re
@@ -68,7 +68,7 @@ def client(middleware, *args, **keywords):
 
 
 def answers(app):
-    """Return what a client sees of the requests that the middleware of this package differ about."""
+    """Return the responses to requests for which the middleware of this package differ."""
     app.headers |= {"X-Forwarded-For": "192.0.2.1", "Origin": APP, "X-Id": "a-chosen-id"}
     found = [
         app.get("/"),
@@ -90,8 +90,7 @@ def answers(app):
         (SecurityHeadersMiddleware, {"csp": "default-src 'self'", "frame_options": ""}),
     ],
 )
-def test_keywords_are_the_fields_of_the_section(middleware, keywords):
-    """A middleware with keywords answers like one with a section of these fields."""
+def test_keywords_equal_a_section_with_these_fields(middleware, keywords):
     section, _ = KEYWORDS[middleware]
 
     found = answers(client(middleware, **keywords))
@@ -100,8 +99,8 @@ def test_keywords_are_the_fields_of_the_section(middleware, keywords):
     assert found != answers(client(PassingMiddleware))
 
 
-def test_keywords_win_over_the_settings():
-    """What is given beside a section is more specific; the rest of the section stays."""
+def test_keyword_wins_over_the_section():
+    """The other fields of the section stay."""
     settings = sections.CorsSettings(origins=(APP,), max_age=60, allow_methods=("GET",))
 
     app = client(CORSMiddleware, settings, max_age=5)
@@ -114,8 +113,7 @@ def test_keywords_win_over_the_settings():
 
 
 @pytest.mark.parametrize("middleware", KEYWORDS)
-def test_a_misspelt_keyword_is_refused(middleware):
-    """It would be without effect; the error names the middleware and the keyword, and the one that was meant."""
+def test_misspelt_keyword_is_refused_with_a_suggestion(middleware):
     _, keywords = KEYWORDS[middleware]
     right = max(keywords.__optional_keys__, key=len)
 
@@ -125,8 +123,8 @@ def test_a_misspelt_keyword_is_refused(middleware):
     assert str(caught.value) == f"{middleware.__name__}({right}x=...): does not exist; did you mean {right}?"
 
 
-def test_a_misspelt_parameter_that_is_no_field_is_recognized():
-    """`exempt` is not a field, and is suggested as well."""
+def test_misspelt_parameter_is_refused_with_a_suggestion():
+    """Such as `exempt`, which is not a field."""
     with pytest.raises(ConfigurationError, match=r"\(exemt=...\): does not exist; did you mean exempt\?"):
         RateLimitMiddleware(respond, exemt={"/health"})
 
@@ -139,15 +137,13 @@ def test_a_misspelt_parameter_that_is_no_field_is_recognized():
         (RateLimitMiddleware, "storage_url"),
     ],
 )
-def test_a_field_without_effect_is_refused(middleware, keyword):
-    """A section may serve several pieces; a middleware takes the fields that it reads."""
+def test_field_of_another_middleware_is_refused(middleware, keyword):
+    """A section may serve several pieces."""
     with pytest.raises(ConfigurationError, match="does not exist"):
         middleware(respond, **{keyword: None})
 
 
-def test_everything_that_is_wrong_is_told_at_once_and_no_value():
-    """Names and reasons, in one error that keeps nothing of what was given."""
-
+def test_error_lists_all_problems_without_values():
     class Section(BaseModel):
         amount: int = 1
         token: SecretStr = SecretStr("x")
@@ -171,8 +167,8 @@ def test_everything_that_is_wrong_is_told_at_once_and_no_value():
     assert caught.value.__context__ is None
 
 
-def test_a_bad_value_is_told_under_the_name_that_was_given():
-    """Also where the field has another name."""
+def test_error_names_the_given_keyword():
+    """Even if the field has another name."""
     with pytest.raises(ConfigurationError) as caught:
         CORSMiddleware(respond, allow_origins=[f"{APP}/path"])
 
@@ -180,14 +176,12 @@ def test_a_bad_value_is_told_under_the_name_that_was_given():
 
 
 def test_two_names_of_one_field_are_refused():
-    """It could not be said which one counts."""
     with pytest.raises(ConfigurationError, match="means the same as"):
         CORSMiddleware(respond, origins=[APP], allow_origins=[APP])
 
 
 @pytest.mark.parametrize("middleware", KEYWORDS)
-def test_the_types_of_the_keywords_are_those_of_the_section(middleware):
-    """A type checker knows every field, and no other names than those of other libraries."""
+def test_keywords_have_the_types_of_the_section(middleware):
     section, keywords = KEYWORDS[middleware]
     own = keywords.__optional_keys__ - FOREIGN
 
@@ -196,8 +190,7 @@ def test_the_types_of_the_keywords_are_those_of_the_section(middleware):
         assert own == section.model_fields.keys() - OTHERS
 
 
-def test_the_section_of_several_middleware_is_divided_between_them():
-    """Each field of `LimitsSettings` is the keyword of one, or for the server."""
+def test_each_limits_field_belongs_to_one_middleware_or_the_server():
     keywords = [kind.__optional_keys__ for section, kind in KEYWORDS.values() if section is sections.LimitsSettings]
 
     named = [OF_SERVER, *(name for each in keywords for name in each)]
@@ -206,8 +199,7 @@ def test_the_section_of_several_middleware_is_divided_between_them():
 
 
 @pytest.mark.parametrize("middleware", KEYWORDS)
-def test_the_docstring_states_every_keyword_and_its_default(middleware):
-    """What an editor shows is true."""
+def test_docstring_states_every_keyword_and_its_default(middleware):
     section, keywords = KEYWORDS[middleware]
     listed = inspect.getdoc(middleware).partition("Keyword Args:\n")[2].partition("\n\n")[0]
     entries = dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", listed, re.MULTILINE))
@@ -227,8 +219,7 @@ def _written(default):
 # Names of other libraries
 
 
-def test_cors_takes_starlettes_keywords():
-    """A list of keywords that was written for Starlette's class of the same name means the same here."""
+def test_cors_accepts_keywords_of_starlette():
     app = client(
         CORSMiddleware,
         allow_origins=[APP],
@@ -255,8 +246,7 @@ def test_cors_takes_starlettes_keywords():
         assert read.headers["access-control-expose-headers"] == "X-Total"
 
 
-def test_allowed_hosts_takes_starlettes_keyword():
-    """`TrustedHostMiddleware` calls the same list `allowed_hosts`."""
+def test_allowed_hosts_accepts_the_keyword_of_starlette():
     app = client(AllowedHostsMiddleware, allowed_hosts=["api.example.com", "*.example.org"], www_redirect=False)
 
     statuses = [app.get("/", headers={"Host": host}).status_code for host in ("api.example.com", "a.example.org", "x")]
@@ -265,8 +255,8 @@ def test_allowed_hosts_takes_starlettes_keyword():
 
 
 @pytest.mark.parametrize("trusted", ["10.0.0.0/8,192.0.2.9", ["10.0.0.0/8", "192.0.2.9"]])
-def test_proxy_headers_takes_uvicorns_keyword(trusted):
-    """Addresses and networks, as a list or separated by commas."""
+def test_proxy_headers_accepts_the_keyword_of_uvicorn(trusted):
+    """As a list or separated by commas."""
     app = client(ProxyHeadersMiddleware, trusted_hosts=trusted)
 
     answer = app.get("/", headers={"X-Forwarded-For": "198.51.100.1, 203.0.113.5, 192.0.2.9"})
@@ -290,7 +280,7 @@ def test_proxy_headers_takes_uvicorns_keyword(trusted):
         (CORSMiddleware, {"settings": [APP]}, "list is not a section of settings; use keywords"),
     ],
 )
-def test_what_does_not_mean_the_same_is_refused(middleware, keywords, reason):
-    """With the reason, instead of a service that behaves otherwise than it was written for."""
+def test_keyword_with_another_meaning_is_refused(middleware, keywords, reason):
+    """The error has the reason."""
     with pytest.raises(ConfigurationError, match=reason):
         middleware(respond, **keywords)

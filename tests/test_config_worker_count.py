@@ -1,4 +1,4 @@
-"""What a process can know of the number of workers: its parent, its command line and its variables."""
+"""The number of workers, from the parent process, the command line and variables."""
 
 import multiprocessing
 import sys
@@ -40,14 +40,14 @@ def start(monkeypatch):
     ],
 )
 def test_worker_count_of_a_child_process(start, arguments, several):
-    """The command line says how many workers there are; a child process that nothing says it of is one of several."""
+    """Without a number on the command line, it is one of several."""
     start(arguments)
 
     assert is_one_of_several_workers() is several
 
 
 def test_worker_count_from_web_concurrency(start):
-    """WEB_CONCURRENCY says it where the command line does not."""
+    """Used if the command line has no number."""
     start("shop:app", WEB_CONCURRENCY="1")
     assert is_one_of_several_workers() is False
 
@@ -59,14 +59,14 @@ def test_worker_count_from_web_concurrency(start):
 
 
 def test_worker_count_of_a_process_without_a_parent(start):
-    """The parent that starts the workers is not one of them, nor is a command such as `migrate`."""
+    """It is the parent of the workers, or a command such as `migrate`."""
     start("shop:app --workers 2", child=False, WEB_CONCURRENCY="2")
 
     assert is_one_of_several_workers() is False
 
 
 def test_worker_count_under_gunicorn(start):
-    """gunicorn forks its workers, so they have no parent for multiprocessing, and has a variable for its arguments."""
+    """gunicorn's workers have no parent for multiprocessing; a variable has its arguments."""
     gunicorn = {"child": False, "SERVER_SOFTWARE": "gunicorn/25.0"}
 
     start("shop:app", **gunicorn)
@@ -81,7 +81,7 @@ def test_worker_count_under_gunicorn(start):
 
 @pytest.mark.parametrize("command", ["/venv/bin/gunicorn", "hypercorn", "/venv/granian/__main__.py"])
 def test_worker_count_of_a_command_without_a_number(start, command, tmp_path, monkeypatch):
-    """It starts one worker, unless a file or a variable of the server may say another number."""
+    """It starts one worker, unless a file or a variable of the server may set another number."""
     monkeypatch.chdir(tmp_path)
     start("shop:app", command=command)
     assert is_one_of_several_workers() is False

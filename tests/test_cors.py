@@ -1,4 +1,4 @@
-"""CORS: exact origins, nothing for anybody else, and one Vary that caches can rely on."""
+"""CORS: exact origins, and one Vary line."""
 
 import pytest
 from fastapi import FastAPI
@@ -46,7 +46,7 @@ def policy(response):
 
 
 async def exchange(app, *headers, method="GET"):
-    """Send headers that no client library would send; return the messages of the answer."""
+    """Send headers, as no client library would; return the messages of the answer."""
     sent = []
     scope = {"type": "http", "asgi": {"spec_version": "2.4"}, "method": method, "path": "/", "headers": list(headers)}
 
@@ -69,8 +69,8 @@ async def ok(scope, receive, send):
 
 
 @pytest.mark.parametrize("origin", [APP, "http://localhost:3000"])
-def test_listed_origin(origin):
-    """A listed origin may read the response and the headers that this library sends."""
+def test_listed_origin_may_read_the_response(origin):
+    """Including the headers that this library sends."""
     response = client(LISTED).get("/", headers={"Origin": origin})
 
     assert policy(response) == {
@@ -95,8 +95,8 @@ def test_listed_origin(origin):
         "HTTPS://APP.EXAMPLE.COM",
     ],
 )
-def test_foreign_origin(origin):
-    """Anybody else is served without any Access-Control header, and caches still learn that Origin matters."""
+def test_other_origin_gets_no_access_control_header(origin):
+    """Vary has Origin, for caches."""
     response = client(LISTED).get("/", headers={"Origin": origin})
 
     assert response.status_code == 200
@@ -104,16 +104,16 @@ def test_foreign_origin(origin):
     assert response.headers.get_list("vary") == ["Origin"]
 
 
-def test_no_origin():
-    """A response to a request without Origin varies too: a cache may give it to a request that has one."""
+def test_response_without_origin_varies():
+    """A cache may use it for a request with an origin."""
     response = client(LISTED).get("/")
 
     assert policy(response) == {}
     assert response.headers.get_list("vary") == ["Origin"]
 
 
-def test_credentials():
-    """Credentials are allowed with the exact origin, never with `*`."""
+def test_credentials_are_allowed_with_the_exact_origin():
+    """Never with `*`."""
     settings = CorsSettings(origins=(APP,), allow_credentials=True)
 
     response = client(settings).get("/", headers={"Origin": APP})
@@ -124,8 +124,7 @@ def test_credentials():
 
 
 @pytest.mark.parametrize("origin", [None, "null", "https://anybody.example"])
-def test_public(origin):
-    """With `*` every response is public, and the same for everybody: it does not vary."""
+def test_wildcard_response_does_not_vary(origin):
     response = client(CorsSettings(origins=("*",))).get("/", headers={"Origin": origin} if origin else {})
 
     assert response.headers["access-control-allow-origin"] == "*"
@@ -134,16 +133,16 @@ def test_public(origin):
 
 
 @pytest.mark.parametrize("field", ["origins", "allow_methods", "allow_headers", "expose_headers"])
-def test_wildcards_with_credentials(field):
-    """Browsers ignore `*` in requests with credentials, so the pair fails at construction."""
+def test_wildcard_with_credentials_fails_at_construction(field):
+    """Browsers ignore `*` in requests with credentials."""
     settings = CorsSettings(**{"origins": (APP,), "allow_credentials": True, field: ("*",)})
 
     with pytest.raises(ConfigurationError, match=rf"CORS_{field.upper()}: browsers refuse `\*`"):
         CORSMiddleware(ok, settings)
 
 
-def test_nobody():
-    """Without settings no origin is allowed, and responses do not vary."""
+def test_middleware_without_origins_allows_none():
+    """Responses do not vary."""
     app = client()
 
     response = app.get("/", headers={"Origin": APP})
@@ -153,8 +152,7 @@ def test_nobody():
     assert preflight(app, APP).status_code == 403
 
 
-def test_headers_of_the_app():
-    """Access-Control headers that the app sets are removed: one policy, never two lines."""
+def test_access_control_headers_of_the_app_are_removed():
     own = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Credentials": "true", "X-Own": "1"}
 
     allowed = client(LISTED, headers=own).get("/", headers={"Origin": APP})
@@ -181,9 +179,7 @@ def test_headers_of_the_app():
         ([b"\xff"], b"\xff, Origin"),
     ],
 )
-async def test_vary_of_the_app(lines, merged):
-    """A Vary of the app becomes one line with ours, and names nothing twice."""
-
+async def test_vary_of_the_app_is_merged_with_ours(lines, merged):
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"Vary", line) for line in lines]})
         await send({"type": "http.response.body"})
@@ -193,8 +189,7 @@ async def test_vary_of_the_app(lines, merged):
     assert [value for name, value in start["headers"] if name.lower() == b"vary"] == [merged]
 
 
-def test_vary_of_the_app_without_ours():
-    """Where the response does not depend on the origin, a Vary of the app stays as it is."""
+def test_vary_of_the_app_stays_if_ours_is_empty():
     public = client(CorsSettings(origins=("*",)), headers={"Vary": "Accept", "Access-Control-Max-Age": "1"})
     removed = client(CorsSettings(origins=("*",)), headers={"Access-Control-Max-Age": "1"})
 
@@ -202,8 +197,8 @@ def test_vary_of_the_app_without_ours():
     assert "vary" not in removed.get("/").headers
 
 
-async def test_constants_of_the_app():
-    """An app that sends the same message again and again gets it completed each time, and unchanged back."""
+async def test_messages_of_the_app_are_not_modified():
+    """An app may send the same message again."""
     constant = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
 
     async def app(scope, receive, send):
@@ -234,8 +229,7 @@ async def test_constants_of_the_app():
         ("null", False),
     ],
 )
-async def test_regex(origin, allowed):
-    """The regular expression has to match the whole origin."""
+async def test_regex_matches_the_whole_origin(origin, allowed):
     app = CORSMiddleware(ok, CorsSettings(origin_regex=r"https://(a|b)\.example\.com"))
 
     [start, _] = await exchange(app, (b"origin", origin.encode()))
@@ -266,8 +260,8 @@ async def test_regex(origin, allowed):
         b"https://" + b"a" * 100_000,
     ],
 )
-async def test_values_that_are_no_origin(origin):
-    """Whatever no browser sends is never reflected, however wide the regular expression."""
+async def test_invalid_origin_is_never_reflected(origin):
+    """However wide the regular expression."""
     app = CORSMiddleware(ok, CorsSettings(origin_regex=r"(?s).*"))
 
     [start, _] = await exchange(app, (b"origin", origin))
@@ -279,8 +273,7 @@ async def test_values_that_are_no_origin(origin):
     "origin",
     ["https://shop-a1b2c3d4e-acme.vercel.app", "https://shop-0-acme.vercel.app"],
 )
-def test_vercel(origin):
-    """A deployment of the project of the team is allowed."""
+def test_vercel_deployment_of_the_team_is_allowed(origin):
     response = client(VERCEL).get("/", headers={"Origin": origin})
 
     assert response.headers["access-control-allow-origin"] == origin
@@ -304,8 +297,8 @@ def test_vercel(origin):
         "http://shop-a1b2c3d4e-acme.vercel.app",
     ],
 )
-def test_not_vercel(origin):
-    """Other projects, other teams (one named `evil-acme` too) and branch hosts are not."""
+def test_other_vercel_deployment_is_refused(origin):
+    """Other projects, other teams (one named `evil-acme` too) and hosts of branches."""
     response = client(VERCEL).get("/", headers={"Origin": origin})
 
     assert policy(response) == {}
@@ -314,8 +307,7 @@ def test_not_vercel(origin):
 # Preflights
 
 
-def test_preflight():
-    """A preflight of an allowed origin is answered with what it may do, and does not reach the app."""
+def test_preflight_is_answered_without_the_app():
     response = preflight(client(LISTED), APP, **{"Access-Control-Request-Headers": "authorization"})
 
     assert response.status_code == 204
@@ -329,8 +321,8 @@ def test_preflight():
     }
 
 
-def test_preflight_settings():
-    """Methods, headers and the time are settings; an empty list leaves its header out."""
+def test_preflight_states_methods_headers_and_max_age():
+    """An empty list leaves its header out."""
     settings = CorsSettings(origins=(APP,), allow_methods=("PUT",), allow_headers=(), expose_headers=(), max_age=0)
 
     response = preflight(client(settings), APP)
@@ -343,8 +335,7 @@ def test_preflight_settings():
     assert policy(client(settings).get("/", headers={"Origin": APP})) == {"access-control-allow-origin": APP}
 
 
-def test_public_preflight():
-    """With `*` every preflight is answered."""
+def test_wildcard_answers_every_preflight():
     response = preflight(client(CorsSettings(origins=("*",))), "https://anybody.example")
 
     assert response.status_code == 204
@@ -352,8 +343,8 @@ def test_public_preflight():
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", ""])
-def test_foreign_preflight(origin):
-    """A preflight of a foreign origin is a 403 problem without any Access-Control header."""
+def test_preflight_of_another_origin_is_a_403_problem(origin):
+    """Without any Access-Control header."""
     response = preflight(client(LISTED), origin)
 
     assert response.status_code == 403
@@ -391,8 +382,8 @@ WILD = CorsSettings(origins=("*",), allow_methods=("*",), allow_headers=("*",))
         ),
     ],
 )
-def test_preflight_for_what_is_not_allowed(settings, headers, code, reason, caplog):
-    """It is a 403 problem without any Access-Control header, and the log names what was asked for."""
+def test_preflight_for_another_method_or_header_is_a_403_problem(settings, headers, code, reason, caplog):
+    """The log names the method or header."""
     registry = CollectorRegistry()
     app = FastAPI()
     app.add_middleware(CORSMiddleware, settings)
@@ -421,14 +412,14 @@ def test_preflight_for_what_is_not_allowed(settings, headers, code, reason, capl
         (WILD, {"Access-Control-Request-Method": "PURGE", **request_headers("x-any")}),
     ],
 )  # fmt: skip
-def test_preflight_for_what_is_allowed(settings, headers):
-    """Methods that need no preflight are always allowed, and case is no matter in a header's name (Fetch standard)."""
+def test_preflight_allows_simple_methods_and_any_case_of_headers(settings, headers):
+    """By the Fetch standard."""
     assert preflight(client(settings), APP, **headers).status_code == 204
 
 
 @pytest.mark.parametrize("lines", [(APP, APP), (APP, "https://evil.example"), ("https://evil.example", APP)])
-def test_two_origins(lines):
-    """Several Origin lines are a list (RFC 9110 section 5.3), and a list is nobody's origin."""
+def test_several_origin_lines_are_no_allowed_origin(lines):
+    """They are a list (RFC 9110 section 5.3)."""
     origins = [f"Origin: {line}" for line in lines]
     requests = [
         request("GET", "/", *origins),
@@ -447,8 +438,7 @@ def test_two_origins(lines):
 
 
 @pytest.mark.parametrize("headers", [{"Origin": APP}, {"Access-Control-Request-Method": "PUT"}, {}])
-def test_options(headers):
-    """OPTIONS that is no preflight reaches the app."""
+def test_options_without_preflight_headers_reaches_the_app(headers):
     response = client(LISTED).options("/", headers=headers)
 
     assert response.text == "ok"
@@ -469,8 +459,8 @@ def test_options(headers):
         ("ws://testserver/ws", {"Origin": "http://[::1]", "Host": "[::1]:80"}),
     ],
 )
-def test_websocket(url, headers):
-    """A handshake of a listed origin, of the host's own, or of no browser passes through."""
+def test_websocket_of_an_allowed_origin_passes(url, headers):
+    """Or of the same host, or without an origin."""
     with client(LISTED).websocket_connect(url, headers=headers) as session:
         session.send_text("hello")
 
@@ -490,8 +480,8 @@ def test_websocket(url, headers):
     ],
 )
 @pytest.mark.parametrize("settings", [None, LISTED], ids=["nobody", "listed"])
-def test_foreign_websocket(settings, url, headers):
-    """A handshake of any other origin is refused: browsers would send it with the user's cookies."""
+def test_websocket_of_another_origin_is_refused(settings, url, headers):
+    """Browsers would send it with the user's cookies."""
     with pytest.raises(WebSocketDenialResponse) as refused, client(settings).websocket_connect(url, headers=headers):
         pass
 
@@ -499,8 +489,8 @@ def test_foreign_websocket(settings, url, headers):
     assert refused.value.headers["content-type"] == "application/problem+json"
 
 
-def test_websocket_with_two_origins():
-    """A handshake with two Origin lines, which some servers let pass, is refused, the host's own twice as well."""
+def test_websocket_with_two_origins_is_refused():
+    """Even if both are the host's own; some servers let them pass."""
     own = Headers([("Origin", "http://testserver")] * 2)
 
     with pytest.raises(WebSocketDenialResponse) as refused, client(LISTED).websocket_connect("/ws", headers=own):
@@ -509,8 +499,8 @@ def test_websocket_with_two_origins():
     assert refused.value.status_code == 403
 
 
-def test_public_websocket():
-    """With `*` a foreign handshake is let in unless it brings cookies, because `*` never goes with credentials."""
+def test_wildcard_allows_websockets_without_cookies():
+    """Because `*` excludes credentials."""
     app = client(CorsSettings(origins=("*",)))
     anybody = {"Origin": "https://anybody.example"}
 
@@ -525,8 +515,8 @@ def test_public_websocket():
         pass
 
 
-async def test_foreign_websocket_on_an_older_server():
-    """A server that cannot send a response to a handshake closes it, for which clients see 403."""
+async def test_refused_websocket_is_closed_on_an_older_server():
+    """A server without the denial extension; clients see 403."""
     sent = []
 
     async def receive():
@@ -541,8 +531,7 @@ async def test_foreign_websocket_on_an_older_server():
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
-def test_client_that_leaves():
-    """A WebSocket client that leaves is the app's business, untouched."""
+def test_websocket_disconnect_passes_unchanged():
     seen = []
 
     async def listen(websocket):
@@ -562,9 +551,7 @@ def test_client_that_leaves():
 # The rest of ASGI
 
 
-async def test_streaming():
-    """Chunks pass one by one, behind a single start."""
-
+async def test_stream_passes_chunk_by_chunk():
     async def chunks():
         yield b"a"
         yield b"b"
@@ -574,9 +561,7 @@ async def test_streaming():
     assert [message.get("body") for message in sent] == [None, b"a", b"b", b""]
 
 
-def test_exception_below():
-    """An exception from below passes as it is."""
-
+def test_exception_of_the_app_passes_unchanged():
     def fail(request):
         raise RuntimeError("boom")
 
@@ -586,8 +571,8 @@ def test_exception_below():
         TestClient(app).get("/", headers={"Origin": APP})
 
 
-def test_server_error():
-    """Around the whole app, a 500 is readable for the front end too."""
+def test_500_has_the_cors_headers():
+    """If the middleware is around the whole app."""
 
     def fail(request):
         raise RuntimeError("boom")
@@ -600,8 +585,7 @@ def test_server_error():
     assert response.headers["access-control-allow-origin"] == APP
 
 
-def test_lifespan():
-    """The lifespan passes through."""
+def test_lifespan_passes_unchanged():
     app = FastAPI()
     app.add_middleware(CORSMiddleware)
 
@@ -609,8 +593,7 @@ def test_lifespan():
         assert running.get("/openapi.json").status_code == 200
 
 
-def test_two_apps():
-    """Two apps in one process keep their own origins."""
+def test_two_apps_have_separate_origins():
     one, other = client(LISTED), client(CorsSettings(origins=("https://other.example.com",)))
 
     assert policy(one.get("/", headers={"Origin": APP}))
@@ -635,8 +618,8 @@ def test_two_apps():
         "https://café.example.com",
     ],
 )
-def test_origins_that_never_match(origin):
-    """An origin that no browser would send so is refused as a setting."""
+def test_origin_that_never_matches_is_refused(origin):
+    """As a setting."""
     with pytest.raises(ValidationError, match="origin"):
         CorsSettings(origins=(origin,))
 
@@ -644,8 +627,7 @@ def test_origins_that_never_match(origin):
 @pytest.mark.parametrize(
     "origin", ["https://app.example.com:8443", "http://localhost:80800", "http://[::1]:3000", "capacitor://localhost"]
 )
-def test_origins_that_match(origin):
-    """Ports, IPv6 addresses and the schemes of apps are origins."""
+def test_origin_may_have_a_port_an_ipv6_address_or_another_scheme(origin):
     response = client(CorsSettings(origins=(origin,))).get("/", headers={"Origin": origin})
 
     assert response.headers["access-control-allow-origin"] == origin
@@ -653,7 +635,6 @@ def test_origins_that_match(origin):
 
 @pytest.mark.parametrize("field", ["allow_methods", "allow_headers", "expose_headers"])
 @pytest.mark.parametrize("name", ["", "a b", "a\r\nb", "é", '"a"', "a:b"])
-def test_names_that_could_break_a_header_line(field, name):
-    """Methods and header names are tokens."""
+def test_methods_and_headers_must_be_tokens(field, name):
     with pytest.raises(ValidationError, match="token"):
         CorsSettings(**{field: (name,)})

@@ -1,4 +1,4 @@
-"""Counts of a process, which tests begin with empty."""
+"""Clear the counters of a process, for tests."""
 
 import gc
 
@@ -12,8 +12,8 @@ from fastapi_prodkit._bearer import BearerToken
 from fastapi_prodkit.rate_limit import Limiter, MemoryStore, RateLimit
 
 
-def test_every_limit_starts_anew():
-    """The default one, those of routes, with an edge or without, slowapi's and guesses of tokens."""
+def test_clear_counts_resets_every_limit():
+    """The default limit, limits of routes, slowapi's, and wrong tokens."""
     limiter = Limiter()
     app = create_app(Settings(environment="test", rate_limit={"default": "3/minute"}))
     app.add_api_route("/limited", lambda: "ok", dependencies=[Depends(RateLimit("1/minute"))])
@@ -37,8 +37,7 @@ def test_every_limit_starts_anew():
     assert statuses() == before == [200, 429, 404, 429, 200, 429, 200, 429]
 
 
-def test_guesses_start_anew():
-    """So that a test of wrong tokens does not lock the next one out."""
+def test_clear_counts_resets_wrong_tokens():
     token = BearerToken(SecretStr("a-token-of-operators"))
 
     def sent(value):
@@ -54,8 +53,7 @@ def test_guesses_start_anew():
     assert sent("a-token-of-operators")
 
 
-def test_what_is_gone_is_not_kept():
-    """A store lives as long as its app."""
+def test_registered_store_is_garbage_collected():
     store = MemoryStore()
     before = len(_counting._every)
 
