@@ -1,4 +1,4 @@
-"""The database: sessions that commit before the response leaves, connections that are found, checked and closed."""
+"""The database: sessions that commit before the response is sent, and connections that are checked and closed."""
 
 import asyncio
 import contextlib
@@ -70,7 +70,7 @@ def server(authority: trustme.CA) -> Iterator[Server]:
 
 @asynccontextmanager
 async def database_on(server: Server) -> AsyncIterator[DatabaseSettings]:
-    """A PostgreSQL database of the test's own."""
+    """Create a PostgreSQL database for one test."""
     name = f"test_{uuid4().hex}"
     await administer(server, f"CREATE DATABASE {name} STRATEGY file_copy")
     settings = DatabaseSettings(url=server.url(name), ssl="off")
@@ -142,25 +142,25 @@ def client_of(app: Any, *, raise_app_exceptions: bool = False) -> httpx2.AsyncCl
 
 
 async def stored(settings: DatabaseSettings) -> list[str]:
-    """What another connection sees."""
+    """Return the rows that another connection sees."""
     other = Database(settings)
     async with other.lifespan(None), other.engine.connect() as connection:
         return list(await connection.scalars(select(Item.name).order_by(Item.name)))
 
 
-def everything_said(error: BaseException) -> str:
-    """All that a log or an error tracker could show of an error, including what `from None` hides."""
+def everything_shown(error: BaseException) -> str:
+    """Return all that a log or an error tracker could show of an error, including what `from None` hides."""
     said = [str(error), repr(error), *traceback.format_exception(error)]
     for linked in (error.__cause__, error.__context__):
-        said.append(everything_said(linked) if linked else "")
+        said.append(everything_shown(linked) if linked else "")
     return "\n".join(said)
 
 
 # --- the session of a request
 
 
-async def test_commit_comes_before_the_response(database: Database, settings: DatabaseSettings) -> None:
-    """When the first byte of the response is sent, another connection already sees the row."""
+async def test_commit_precedes_the_response(database: Database, settings: DatabaseSettings) -> None:
+    """When the first byte is sent, another connection sees the row."""
     app = app_with(database)
     seen_at: dict[str, list[str]] = {}
 
@@ -182,10 +182,8 @@ async def test_commit_comes_before_the_response(database: Database, settings: Da
     ("path", "status"),
     [("/exception", 500), ("/http-exception", 409), ("/validation?count=x", 422), ("/teardown", 500), ("/model", 500)],
 )
-async def test_rollback_on_every_bad_end(
-    database: Database, settings: DatabaseSettings, path: str, status: int
-) -> None:
-    """Whatever ends the request in an exception undoes what was flushed before it."""
+async def test_exception_rolls_back(database: Database, settings: DatabaseSettings, path: str, status: int) -> None:
+    """Whatever raises it."""
     app = app_with(database)
 
     async def write(session: SessionDep) -> None:
@@ -221,8 +219,8 @@ async def test_rollback_on_every_bad_end(
     assert await stored(settings) == []
 
 
-async def test_failing_commit_is_never_a_success(database: Database, settings: DatabaseSettings) -> None:
-    """A constraint that is checked only at the commit makes the response a conflict."""
+async def test_failed_commit_is_a_conflict(database: Database, settings: DatabaseSettings) -> None:
+    """For a constraint that is checked at the commit."""
     app = app_with(database)
 
     @app.post("/parts")
@@ -250,10 +248,10 @@ ABORTED = {
     [(kind, statement) for kind, statements in ABORTED.items() for statement in statements],
     indirect=["settings"],
 )
-async def test_aborted_transaction_is_never_a_success(
+async def test_aborted_transaction_is_a_500(
     settings: DatabaseSettings, statement: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A handler that goes on after a failed statement saves nothing: a 500, one record, and an error in jobs, too."""
+    """The handler has ignored a failed statement; in a job it is an error."""
     database = Database(settings)
     app = create_app(Settings(environment="test"), database=database)
 
@@ -288,10 +286,10 @@ async def test_aborted_transaction_is_never_a_success(
 
 
 @pytest.mark.parametrize(("statement", "saved"), [("ROLLBACK", []), ("COMMIT", [TWICE]), ("END", [TWICE])])
-async def test_transaction_that_a_statement_has_ended_is_never_a_success(
+async def test_transaction_ended_by_a_statement_is_a_500(
     settings: DatabaseSettings, statement: str, saved: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a handler ends behind the session's back may be lost: a 500 and one record that says what to use."""
+    """The one record says what to use."""
     database = Database(settings)
     app = create_app(Settings(environment="test"), database=database)
 
@@ -311,8 +309,9 @@ async def test_transaction_that_a_statement_has_ended_is_never_a_success(
     assert await stored(settings) == saved
 
 
-async def test_failure_in_a_savepoint_aborts_nothing(database: Database, settings: DatabaseSettings) -> None:
-    """What a savepoint has undone is no reason to refuse the commit, and the next transaction begins anew."""
+async def test_error_in_a_savepoint_does_not_abort_the_transaction(
+    database: Database, settings: DatabaseSettings
+) -> None:
     async with database.session() as session:
         session.add(Item(name=TWICE))
         await session.flush()
@@ -323,8 +322,8 @@ async def test_failure_in_a_savepoint_aborts_nothing(database: Database, setting
     assert await stored(settings) == [TWICE]
 
 
-async def test_transaction_that_sqlite_lost_may_be_rolled_back(on_sqlite: DatabaseSettings) -> None:
-    """A handler may roll back and begin again on the same connection; errors outside of transactions lose nothing."""
+async def test_transaction_lost_by_sqlite_may_be_rolled_back(on_sqlite: DatabaseSettings) -> None:
+    """The handler then begins another one on the same connection."""
     database = Database(on_sqlite)
 
     async with database.lifespan(None), database.session() as session:
@@ -341,7 +340,7 @@ async def test_transaction_that_sqlite_lost_may_be_rolled_back(on_sqlite: Databa
 
 @pytest.mark.parametrize("how", ["task", "scope"])
 async def test_cancelled_request_is_rolled_back(database: Database, settings: DatabaseSettings, how: str) -> None:
-    """A request that is cancelled, by its task or by a cancel scope as Starlette uses, stores and answers nothing."""
+    """Cancelled by its task, or by a cancel scope as Starlette uses."""
     app = app_with(database)
     flushed = asyncio.Event()
     sent: list[Any] = []
@@ -376,7 +375,6 @@ async def test_cancelled_request_is_rolled_back(database: Database, settings: Da
 
 
 async def test_dependencies_share_the_session(database: Database) -> None:
-    """One request has one session, however deep it is asked for."""
     app = app_with(database)
 
     async def inner(session: SessionDep) -> AsyncSession:
@@ -396,7 +394,6 @@ async def test_dependencies_share_the_session(database: Database) -> None:
 
 
 async def test_objects_stay_readable_after_the_commit(database: Database) -> None:
-    """A handler may commit itself and still return what it stored."""
     app = app_with(database)
 
     @app.post("/early")
@@ -413,7 +410,7 @@ async def test_objects_stay_readable_after_the_commit(database: Database) -> Non
 
 
 async def test_route_that_never_queries_takes_no_connection() -> None:
-    """With the database down, a route that only declares the session still answers."""
+    """It answers while the database is down."""
     app = app_with(Database(DatabaseSettings(url=NOWHERE, ssl="off")))
 
     @app.get("/")
@@ -427,7 +424,6 @@ async def test_route_that_never_queries_takes_no_connection() -> None:
 
 
 async def test_fifty_requests_share_five_connections(settings: DatabaseSettings) -> None:
-    """More requests than connections wait for their turn, and each of them is stored."""
     database = Database(settings.model_copy(update={"max_overflow": 0, "pool_timeout": 30.0}))
     app = app_with(database)
     names = [f"item-{number:02}" for number in range(50)]
@@ -444,8 +440,7 @@ async def test_fifty_requests_share_five_connections(settings: DatabaseSettings)
 # --- beyond the handler: streams, background tasks, WebSockets
 
 
-async def test_streaming_what_was_read_before(database: Database) -> None:
-    """A stream of rows that the handler has read is sent without a connection."""
+async def test_stream_of_rows_already_read_needs_no_connection(database: Database) -> None:
     app = app_with(database)
     checked_out: list[int] = []
 
@@ -470,7 +465,7 @@ async def test_streaming_what_was_read_before(database: Database) -> None:
 
 @pytest.mark.parametrize("path", ["/stream", "/background"])
 async def test_closed_session_refuses_work(database: Database, path: str) -> None:
-    """Streams and background tasks run after the commit: there the request's session is an error, not a leak."""
+    """Streams and background tasks run after the commit."""
     app = app_with(database)
 
     async def query(session: AsyncSession) -> list[str]:
@@ -492,12 +487,12 @@ async def test_closed_session_refuses_work(database: Database, path: str) -> Non
         with pytest.raises((InvalidRequestError, ExceptionGroup)) as caught:
             await client.get(path)
 
-    assert "permanently closed" in everything_said(caught.value)
+    assert "permanently closed" in everything_shown(caught.value)
     assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
 
 
-async def test_streams_and_tasks_open_their_own_session(database: Database, settings: DatabaseSettings) -> None:
-    """`database.session()` works after the response has begun, and commits."""
+async def test_session_works_after_the_response_start(database: Database, settings: DatabaseSettings) -> None:
+    """In streams and background tasks; it commits."""
     app = app_with(database)
 
     async def store(name: str) -> None:
@@ -520,7 +515,6 @@ async def test_streams_and_tasks_open_their_own_session(database: Database, sett
 
 
 async def test_job_is_rolled_back_on_an_exception(database: Database, settings: DatabaseSettings) -> None:
-    """`database.session()` stores nothing of a job that fails."""
     with pytest.raises(RuntimeError, match="job"):
         async with database.session() as session:
             session.add(Item(name="hammer"))
@@ -531,7 +525,6 @@ async def test_job_is_rolled_back_on_an_exception(database: Database, settings: 
 
 
 async def test_websocket_commits_when_it_ends(settings: DatabaseSettings) -> None:
-    """A WebSocket route has one session from its handshake to its end."""
     app = app_with(Database(settings))
 
     @app.websocket("/ws")
@@ -553,10 +546,7 @@ async def test_websocket_commits_when_it_ends(settings: DatabaseSettings) -> Non
 # --- how the session finds its database
 
 
-async def test_two_apps_keep_their_databases_apart(
-    on_sqlite: DatabaseSettings, on_postgresql: DatabaseSettings
-) -> None:
-    """Two apps in one process each write to their own database."""
+async def test_two_apps_have_separate_databases(on_sqlite: DatabaseSettings, on_postgresql: DatabaseSettings) -> None:
     first, second = Database(on_sqlite), Database(on_postgresql)
 
     async with first.lifespan(None), second.lifespan(None):
@@ -568,7 +558,7 @@ async def test_two_apps_keep_their_databases_apart(
 
 
 async def test_mounted_app_uses_the_database_of_the_edge(on_sqlite: DatabaseSettings) -> None:
-    """The scope key that the edge sets reaches a mounted app, which has no state of its own."""
+    """It has no database in its own state."""
     database = Database(on_sqlite)
     sub = app_with(database)
     del sub.state.database
@@ -587,7 +577,6 @@ async def test_mounted_app_uses_the_database_of_the_edge(on_sqlite: DatabaseSett
 
 @pytest.mark.parametrize("scope_key", [{}, {"fastapi_prodkit": {}}])
 async def test_missing_database_is_named_with_its_remedy(scope_key: dict[str, Any]) -> None:
-    """An app without a database says how to give it one."""
     app = FastAPI()
 
     @app.get("/")
@@ -602,7 +591,7 @@ async def test_missing_database_is_named_with_its_remedy(scope_key: dict[str, An
 
 
 async def test_session_can_be_overridden(on_sqlite: DatabaseSettings) -> None:
-    """`app.dependency_overrides[get_session]` puts a test's own session in the place of the request's."""
+    """By `app.dependency_overrides[get_session]`."""
     database = Database(on_sqlite)
     app = app_with(Database(DatabaseSettings(url=NOWHERE, ssl="off")))
 
@@ -619,8 +608,8 @@ async def test_session_can_be_overridden(on_sqlite: DatabaseSettings) -> None:
 # --- lifespan and check
 
 
-async def test_disposal_leaves_no_connection(server: Server, on_postgresql: DatabaseSettings) -> None:
-    """After shutdown the server knows no connection of ours, and nothing is left for the garbage collector."""
+async def test_shutdown_closes_every_connection(server: Server, on_postgresql: DatabaseSettings) -> None:
+    """Nothing is left for the garbage collector."""
     database = Database(on_postgresql)
     name = database.engine.url.database
 
@@ -635,7 +624,7 @@ async def test_disposal_leaves_no_connection(server: Server, on_postgresql: Data
 
 
 def test_app_starts_and_stops_while_the_database_is_down() -> None:
-    """Start-up does not need the database; readiness says that it is missing."""
+    """Readiness reports that it is missing."""
     app = app_with(Database(DatabaseSettings(url=NOWHERE, ssl="off")))
 
     with TestClient(app) as client:
@@ -644,8 +633,8 @@ def test_app_starts_and_stops_while_the_database_is_down() -> None:
     assert response.status_code == 404
 
 
-def test_app_can_be_started_again(settings: DatabaseSettings) -> None:
-    """A second start opens connections anew."""
+def test_app_can_be_restarted(settings: DatabaseSettings) -> None:
+    """It opens new connections."""
     app = app_with(Database(settings))
     statuses = []
 
@@ -657,14 +646,14 @@ def test_app_can_be_started_again(settings: DatabaseSettings) -> None:
 
 
 async def test_check_passes_while_the_database_answers(database: Database) -> None:
-    """The check of a database that is up returns, and gives its connection back."""
+    """It returns its connection."""
     await database.check()
 
     assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
 
 
-async def test_connections_that_the_server_ended_are_replaced(server: Server, on_postgresql: DatabaseSettings) -> None:
-    """After the server has ended the pooled connections, as a restart does, the next use opens new ones."""
+async def test_closed_connections_are_replaced(server: Server, on_postgresql: DatabaseSettings) -> None:
+    """The server has ended them, as a restart does."""
     database = Database(on_postgresql)
     name = database.engine.url.database
 
@@ -681,7 +670,6 @@ async def test_connections_that_the_server_ended_are_replaced(server: Server, on
 
 
 async def test_check_fails_when_the_server_is_down() -> None:
-    """A port where nobody listens fails the check."""
     database = Database(DatabaseSettings(url=NOWHERE, ssl="off"))
 
     with pytest.raises(OperationalError, match="Connect call failed"):
@@ -689,8 +677,8 @@ async def test_check_fails_when_the_server_is_down() -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?connect_timeout=0.2"])
-async def test_check_of_a_silent_server_ends(query: str) -> None:
-    """A server that accepts and says nothing costs the connect time-out, whose value in the URL wins."""
+async def test_check_of_a_silent_server_times_out(query: str) -> None:
+    """After the connect time-out; its value in the URL wins."""
     timeout = 60 if query else 0.2
 
     async with silent_server() as (port, _):
@@ -703,8 +691,7 @@ async def test_check_of_a_silent_server_ends(query: str) -> None:
     assert time.monotonic() - started < 5
 
 
-async def test_slow_statement_ends(on_postgresql: DatabaseSettings) -> None:
-    """A statement that takes longer than the command time-out is given up."""
+async def test_slow_statement_times_out(on_postgresql: DatabaseSettings) -> None:
     database = Database(on_postgresql.model_copy(update={"command_timeout": 0.2}))
 
     async with database.lifespan(None):
@@ -713,8 +700,8 @@ async def test_slow_statement_ends(on_postgresql: DatabaseSettings) -> None:
                 await session.execute(text("SELECT pg_sleep(60)"))
 
 
-async def test_check_of_a_server_that_falls_silent_ends(server: Server) -> None:
-    """A pooled connection whose server no longer answers costs the command and the connect time-out."""
+async def test_check_on_a_silent_pooled_connection_times_out(server: Server) -> None:
+    """After the command time-out and the connect time-out."""
     async with wire_to(server.port) as (port, connected):
         url = server.url().replace(f":{server.port}/", f":{port}/")
         database = Database(DatabaseSettings(url=url, ssl="off", connect_timeout=0.5, command_timeout=0.5))
@@ -732,16 +719,16 @@ async def test_check_of_a_server_that_falls_silent_ends(server: Server) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])
-def test_postgresql_urls_take_asyncpg(scheme: str) -> None:
-    """Every spelling of a PostgreSQL URL that platforms hand out works."""
+def test_postgresql_urls_use_asyncpg(scheme: str) -> None:
+    """In every spelling that platforms use."""
     database = Database(DatabaseSettings(url=f"{scheme}://user:p%40ss@host:5433/name?host=other", ssl="off"))
 
     assert database.engine.driver == "asyncpg"
     assert database.engine.url.password == "p@ss"
 
 
-async def test_any_character_may_be_in_a_password(server: Server) -> None:
-    """A percent-encoded password reaches the server as it is."""
+async def test_password_may_have_any_character(server: Server) -> None:
+    """Percent-encoded."""
     answer = await administer(server, "SELECT 1")
 
     assert answer == [1]
@@ -749,7 +736,6 @@ async def test_any_character_may_be_in_a_password(server: Server) -> None:
 
 
 async def test_application_name_of_the_url_is_sent(server: Server) -> None:
-    """`?application_name=` is what an operator sees in pg_stat_activity."""
     database = Database(DatabaseSettings(url=server.url(query="application_name=shop"), ssl="off"))
 
     async with database.lifespan(None), database.session() as session:
@@ -786,8 +772,7 @@ async def test_application_name_of_the_url_is_sent(server: Server) -> None:
         (f"sqlite://user:{SECRET}@/file.db", "sqlite:///relative.db"),
     ],
 )
-def test_bad_url_is_named_but_not_shown(url: str, remedy: str) -> None:
-    """What is wrong with DATABASE_URL is said without any part of it."""
+def test_invalid_url_is_an_error_without_its_text(url: str, remedy: str) -> None:
     settings = DatabaseSettings(url=url, ssl="off")
 
     with pytest.raises(ConfigurationError) as caught:
@@ -795,33 +780,31 @@ def test_bad_url_is_named_but_not_shown(url: str, remedy: str) -> None:
 
     assert remedy in str(caught.value)
     assert "DATABASE_URL" in str(caught.value)
-    assert SECRET not in everything_said(caught.value)
+    assert SECRET not in everything_shown(caught.value)
 
 
 @pytest.mark.parametrize("name", ["url", "read_url", "migrations_url"])
 @pytest.mark.parametrize("url", [SECRET, f"postgresql://u:{SECRET}@h/n?sslmode=x", f"postgresql://u:{SECRET}@h:0/n"])
-def test_the_variable_of_a_bad_url_is_named(name: str, url: str) -> None:
-    """DATABASE_READ_URL and DATABASE_MIGRATIONS_URL are not called DATABASE_URL."""
+def test_invalid_url_is_an_error_with_its_variable(name: str, url: str) -> None:
     settings = DatabaseSettings.model_validate({"url": "postgresql://u@h/n", "ssl": "off", name: url})
 
     with pytest.raises(ConfigurationError, match=f"^DATABASE_{name.upper()}\\b") as caught:
         create_engine(settings.model_copy(update={"url": getattr(settings, name)}))
 
-    assert SECRET not in everything_said(caught.value)
+    assert SECRET not in everything_shown(caught.value)
 
 
 @pytest.mark.parametrize(
     "url",
     ["postgresql:///n", "postgresql://u@/n", "postgresql://u:p@/n?host=/run/postgresql", "postgresql://u:p@[::1]:1/n"],
 )
-def test_a_socket_and_an_ipv6_address_are_hosts(url: str) -> None:
-    """What libpq understands is not refused."""
+def test_host_may_be_a_socket_or_an_ipv6_address(url: str) -> None:
     create_engine(DatabaseSettings(url=url, ssl="off"))
 
 
 @pytest.mark.parametrize("case", ["password", "database", "down"])
-async def test_refusal_does_not_show_the_credentials(server: Server, case: str) -> None:
-    """However the database refuses, neither the error nor the objects involved show the password."""
+async def test_connection_error_does_not_contain_the_password(server: Server, case: str) -> None:
+    """Nor do its objects."""
     url = {
         "password": server.url(password=SECRET),
         "database": server.url("missing"),
@@ -832,25 +815,23 @@ async def test_refusal_does_not_show_the_credentials(server: Server, case: str) 
     with pytest.raises(OperationalError) as caught:
         await database.check()
 
-    said = everything_said(caught.value) + repr(database.engine) + str(database.engine.url)
+    said = everything_shown(caught.value) + repr(database.engine) + str(database.engine.url)
     assert SECRET not in said
     assert PASSWORD not in said
 
 
-async def test_error_does_not_quote_the_row(database: Database) -> None:
-    """A violated constraint tells a log its name, not the values."""
+async def test_constraint_error_does_not_quote_the_row(database: Database) -> None:
     with pytest.raises(IntegrityError) as caught:
         async with database.session() as session:
             session.add_all([Item(name=SECRET)])
             await session.flush()
             await session.execute(text("INSERT INTO items VALUES (:name)"), {"name": SECRET})
 
-    assert SECRET not in everything_said(caught.value)
+    assert SECRET not in everything_shown(caught.value)
 
 
 @pytest.mark.parametrize("module", ["asyncpg", "aiosqlite"])
 def test_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    """A URL whose driver is not installed says what to install."""
     monkeypatch.setitem(sys.modules, module, None)
     url = {"asyncpg": NOWHERE, "aiosqlite": "sqlite://"}[module]
 
@@ -859,7 +840,6 @@ def test_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch, module:
 
 
 def test_missing_sqlalchemy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importing the package without SQLAlchemy is one line of advice."""
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
     monkeypatch.delitem(sys.modules, "fastapi_prodkit.database")
 
@@ -893,15 +873,14 @@ def root_cert(authority: trustme.CA, tmp_path: Path) -> str:
         ("require", "sslmode=disable", True),
     ],
 )
-async def test_stricter_of_setting_and_url_holds(server: Server, mode: Any, query: str, expected: bool) -> None:
-    """The URL's sslmode tightens what DATABASE_SSL says, and never loosens it."""
+async def test_stricter_of_setting_and_sslmode_applies(server: Server, mode: Any, query: str, expected: bool) -> None:
     settings = DatabaseSettings(url=server.url(query=query), ssl=mode)
 
     assert await encrypted(settings) is expected
 
 
-async def test_verified_connection(server: Server, root_cert: str) -> None:
-    """The right authority and the right host name connect, by setting or by URL."""
+async def test_verified_connection_is_opened(server: Server, root_cert: str) -> None:
+    """With the right authority and host name, by setting or by URL."""
     by_setting = DatabaseSettings(url=server.url(host="localhost"), ssl_root_cert=root_cert)
     query = f"sslmode=verify-ca&sslrootcert={root_cert}"
     by_url = DatabaseSettings(url=server.url(host="localhost", query=query), ssl="off")
@@ -911,7 +890,6 @@ async def test_verified_connection(server: Server, root_cert: str) -> None:
 
 
 async def test_certificate_of_an_unknown_authority_is_refused(server: Server, tmp_path: Path) -> None:
-    """Neither another authority nor the system's accept the server's certificate."""
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
 
     for root_cert in (str(tmp_path / "other.pem"), None):
@@ -920,14 +898,13 @@ async def test_certificate_of_an_unknown_authority_is_refused(server: Server, tm
 
 
 async def test_certificate_of_another_host_is_refused(server: Server, root_cert: str) -> None:
-    """A certificate for `localhost` does not speak for 127.0.0.1."""
     with pytest.raises(OperationalError, match=r"SSLCertVerificationError.*127\.0\.0\.1"):
         await encrypted(DatabaseSettings(url=server.url(host="127.0.0.1"), ssl_root_cert=root_cert))
 
 
 @pytest.mark.parametrize("mode", ["require", "verify-full"])
 async def test_server_without_tls_is_refused(mode: Any) -> None:
-    """A server, or somebody in between, that declines TLS gets no plain text instead."""
+    """It gets nothing in plain text."""
     async with silent_server(answer=b"N") as (port, received):
         settings = DatabaseSettings(url=f"postgresql://user:{SECRET}@127.0.0.1:{port}/name", ssl=mode)
         with pytest.raises(OperationalError, match="rejected SSL upgrade"):
@@ -937,8 +914,7 @@ async def test_server_without_tls_is_refused(mode: Any) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "not a certificate"])
-def test_unusable_root_certificate_fails_at_once(tmp_path: Path, content: str | None) -> None:
-    """A CA file that is missing or holds no certificate is named at construction."""
+def test_unusable_root_certificate_fails_at_construction(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "ca.pem"
     if content:
         path.write_text(content)
@@ -951,7 +927,6 @@ def test_unusable_root_certificate_fails_at_once(tmp_path: Path, content: str | 
 
 
 async def test_database_in_memory_is_shared_by_all_sessions() -> None:
-    """What one session creates in memory another one finds."""
     database = Database(DatabaseSettings(url="sqlite://"))
 
     async with database.lifespan(None):
@@ -967,7 +942,7 @@ async def test_database_in_memory_is_shared_by_all_sessions() -> None:
 
 
 async def test_sessions_in_memory_take_turns() -> None:
-    """A rollback in memory undoes its own session's work and nobody else's."""
+    """A rollback undoes the work of its own session only."""
     database = Database(DatabaseSettings(url="sqlite:///:memory:"))
     flushed = asyncio.Event()
 
@@ -996,7 +971,6 @@ async def test_sessions_in_memory_take_turns() -> None:
 
 
 async def test_sqlite_enforces_foreign_keys(on_sqlite: DatabaseSettings) -> None:
-    """A reference to nothing is refused, as it is in PostgreSQL."""
     database = Database(on_sqlite)
 
     async with database.lifespan(None):
@@ -1006,10 +980,10 @@ async def test_sqlite_enforces_foreign_keys(on_sqlite: DatabaseSettings) -> None
 
 
 @pytest.mark.parametrize("first", [True, False])
-async def test_savepoint_is_undone_with_its_transaction(
+async def test_savepoint_is_rolled_back_with_its_transaction(
     database: Database, settings: DatabaseSettings, first: bool
 ) -> None:
-    """A released savepoint is not a commit, even if it is the first thing in its transaction."""
+    """Even if it comes first in the transaction."""
     with pytest.raises(RuntimeError, match="after the savepoint"):
         async with database.session() as session:
             if not first:
@@ -1029,7 +1003,7 @@ async def test_savepoint_is_undone_with_its_transaction(
 async def tcp_server(
     talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[int]:
-    """Serve `talk` and yield the port; end when the other side has ended every conversation."""
+    """Serve connections with `talk`, and yield the port; wait until all connections are closed."""
     conversations: list[Any] = []
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -1046,7 +1020,7 @@ async def tcp_server(
 
 @asynccontextmanager
 async def silent_server(answer: bytes = b"") -> AsyncIterator[tuple[int, bytearray]]:
-    """Accept connections and never say more than `answer`; yields the port and what was received."""
+    """Accept connections and send only `answer`; yield the port and the received data."""
     received = bytearray()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -1060,7 +1034,7 @@ async def silent_server(answer: bytes = b"") -> AsyncIterator[tuple[int, bytearr
 
 @asynccontextmanager
 async def wire_to(target: int) -> AsyncIterator[tuple[int, asyncio.Event]]:
-    """Forward to the port `target` as long as the event is set; yields the port to connect to, and the event."""
+    """Forward to the port `target` while the event is set; yield the port to connect to, and the event."""
     connected = asyncio.Event()
     connected.set()
 

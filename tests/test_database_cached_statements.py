@@ -1,4 +1,4 @@
-"""Migrations under traffic: what the driver has prepared for the schema of before is prepared again."""
+"""Prepared statements that a migration has made invalid are prepared again."""
 
 import asyncio
 import logging
@@ -48,7 +48,7 @@ async def database(server: Server) -> AsyncIterator[Database]:
 
 
 async def migrate(server: Server, *statements: str) -> None:
-    """Change the schema as another process does."""
+    """Change the schema on another connection."""
     other = Database(DatabaseSettings(url=server.url(query="options=-c search_path=shop"), ssl="off"))
     async with other.lifespan(None), other.session() as session:
         for statement in statements:
@@ -95,10 +95,10 @@ def client_of(app: FastAPI) -> httpx2.AsyncClient:
     ("path", "migration"),
     [("/items", NEW_COLUMN_TYPE), ("/items", ("ALTER TABLE items DROP COLUMN size",)), ("/items/moods", NEW_ENUM)],
 )
-async def test_no_request_notices_a_migration(
+async def test_first_statement_of_a_transaction_is_prepared_again(
     server: Server, database: Database, path: str, migration: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A statement that was prepared before, on every connection, is prepared again if it is a transaction's first."""
+    """On every connection."""
     async with client_of(app_with(database)) as client:
         await asyncio.gather(*(client.get(path) for _ in range(CONNECTIONS)))
         await migrate(server, *migration)
@@ -108,8 +108,7 @@ async def test_no_request_notices_a_migration(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_rows_inserted_together_are_inserted_again(server: Server, database: Database) -> None:
-    """A statement for many rows is executed in another way, and is repeated as well."""
+async def test_executemany_is_prepared_again(server: Server, database: Database) -> None:
     statement = "INSERT INTO items (id, mood) VALUES (CAST(:id AS int), CAST(:mood AS mood))"
     rows = [{"id": key, "mood": "calm"} for key in (3, 4)]
     async with database.session() as session:
@@ -123,10 +122,8 @@ async def test_rows_inserted_together_are_inserted_again(server: Server, databas
     assert count == 6
 
 
-async def test_transaction_that_has_begun_is_not_repeated(
-    server: Server, database: Database, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What was written before would be lost: a 503 that asks for the request again, which then succeeds."""
+async def test_later_statement_is_a_503(server: Server, database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """Earlier writes of the transaction would be lost; the next request succeeds."""
     async with client_of(app_with(database)) as client:
         await on_every_connection(database.engine, "SELECT * FROM items")
         await migrate(server, *NEW_COLUMN_TYPE)
@@ -140,8 +137,8 @@ async def test_transaction_that_has_begun_is_not_repeated(
     assert "the database is unavailable: NotSupportedError InvalidCachedStatementError" in caplog.text
 
 
-async def test_transact_runs_it_again(server: Server, database: Database) -> None:
-    """`transact` repeats the whole transaction, and it is stored once."""
+async def test_transact_repeats_the_transaction(server: Server, database: Database) -> None:
+    """It is stored once."""
     attempts = []
 
     async def work(session: Any) -> None:
@@ -158,8 +155,8 @@ async def test_transact_runs_it_again(server: Server, database: Database) -> Non
     assert (len(attempts), count) == (2, 3)
 
 
-async def test_composite_type_that_has_changed_costs_one_request(server: Server, database: Database) -> None:
-    """asyncpg notices only from the rows that the type is another: a 503, and then new connections."""
+async def test_changed_composite_type_is_one_503(server: Server, database: Database) -> None:
+    """asyncpg detects the change in the rows; then it opens new connections."""
     async with client_of(app_with(database)) as client:
         await asyncio.gather(*(client.get("/items/pairs") for _ in range(CONNECTIONS)))
         await migrate(server, *NEW_ATTRIBUTE)
@@ -170,8 +167,7 @@ async def test_composite_type_that_has_changed_costs_one_request(server: Server,
     assert [answer.status_code for answer in again] == [200] * CONNECTIONS
 
 
-async def test_statement_without_a_transaction_is_repeated(server: Server, database: Database) -> None:
-    """Where each statement is a transaction of its own, a refused one has done nothing."""
+async def test_statement_in_autocommit_is_repeated(server: Server, database: Database) -> None:
     engine = database.engine.execution_options(isolation_level="AUTOCOMMIT")
     await on_every_connection(engine, "SELECT * FROM items")
     await migrate(server, *NEW_COLUMN_TYPE)
@@ -184,8 +180,8 @@ async def test_statement_without_a_transaction_is_repeated(server: Server, datab
     assert sizes == [7, 7]
 
 
-async def test_repeated_statement_sees_what_its_transaction_is_set_to(server: Server, database: Database) -> None:
-    """A setting that a hook makes at the beginning of each transaction is not lost: the transaction is not repeated."""
+async def test_transaction_with_settings_of_a_hook_is_not_repeated(server: Server, database: Database) -> None:
+    """The settings would be lost."""
 
     @event.listens_for(database.engine.sync_engine, "begin")
     def begin(connection: Any) -> None:
@@ -199,8 +195,7 @@ async def test_repeated_statement_sees_what_its_transaction_is_set_to(server: Se
     assert statuses == [503, 200]
 
 
-async def test_other_errors_are_raised_at_once(database: Database) -> None:
-    """A statement that fails for another reason is executed once: the sequence has moved by one."""
+async def test_other_errors_are_not_repeated(database: Database) -> None:
     async with database.session() as session:
         await session.execute(text("CREATE SEQUENCE attempts"))
     with pytest.raises(DBAPIError):

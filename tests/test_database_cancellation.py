@@ -1,4 +1,4 @@
-"""Cancelled requests: however they are cancelled, their queries end in PostgreSQL and the pool stays whole."""
+"""Queries of cancelled requests end in PostgreSQL, and the pool stays usable."""
 
 import asyncio
 import contextlib
@@ -61,7 +61,7 @@ def app_with(database: Database) -> FastAPI:
 
 
 async def running(server: Server) -> int:
-    """How many sleeping queries another connection sees."""
+    """Return the number of sleeping queries."""
     watcher = database_on(server)
     async with watcher.lifespan(None), watcher.engine.connect() as connection:
         return int((await connection.execute(text(RUNNING))).scalar_one())
@@ -115,8 +115,8 @@ async def by_deadline(call: Callable[[], Awaitable[Any]], go: asyncio.Event) -> 
 
 @pytest.mark.system
 @pytest.mark.parametrize("cancelled", [by_task, by_repeated_cancels, by_scope, by_deadline])
-async def test_cancelled_queries_end_and_the_pool_serves_on(server: Server, cancelled: Any) -> None:
-    """Two hundred requests that are cancelled in mid-query leave no query, and the next two hundred are served."""
+async def test_cancelled_requests_end_their_queries(server: Server, cancelled: Any) -> None:
+    """Two hundred requests; the next two hundred are served."""
     database = database_on(server)
     app = app_with(database)
     go = asyncio.Event()
@@ -136,15 +136,17 @@ async def test_cancelled_queries_end_and_the_pool_serves_on(server: Server, canc
 
 @pytest.fixture
 def slow_table(server: Server) -> Iterator[Database]:
-    """A database whose table `slow` takes 30 s for each row."""
+    """A database with a table `slow`, which takes 30 s for each row."""
     with Databases(server.url()).temporary() as url:
         yield Database(DatabaseSettings(url=url, ssl="off", pool_size=1, max_overflow=0))
 
 
 @pytest.mark.parametrize("cancelled", [by_task, by_repeated_cancels, by_scope, by_deadline])
 @pytest.mark.parametrize("size", [1, 1_000_000], ids=["all rows sent", "most rows not sent"])
-async def test_a_cancelled_executemany_ends(server: Server, slow_table: Database, cancelled: Any, size: int) -> None:
-    """Wherever asyncpg is with the rows, PostgreSQL ends the statement, nothing is written, and the pool serves on."""
+async def test_cancelled_executemany_ends_and_writes_nothing(
+    server: Server, slow_table: Database, cancelled: Any, size: int
+) -> None:
+    """At any point of its rows."""
     go = asyncio.Event()
 
     async def insert() -> None:
@@ -170,8 +172,8 @@ async def test_a_cancelled_executemany_ends(server: Server, slow_table: Database
 
 
 @pytest.mark.system
-async def test_clients_that_leave_a_stream_end_its_query(server: Server) -> None:
-    """Under a real server two hundred clients that hang up on a stream leave no query, and the pool serves on."""
+async def test_disconnect_during_a_stream_ends_its_query(server: Server) -> None:
+    """Two hundred clients of a real server."""
     database = database_on(server)
     app = app_with(database)
 
@@ -205,8 +207,8 @@ def get(port: int, path: str) -> int:
         return int(read_response(client).split()[1])
 
 
-async def test_query_past_the_deadline_ends(server: Server) -> None:
-    """Requests that meet LIMITS_REQUEST_TIMEOUT are a 504, and their queries end in PostgreSQL."""
+async def test_deadline_ends_the_query(server: Server) -> None:
+    """The request is a 504."""
     deadline = pytest.importorskip("fastapi_prodkit.deadline", reason="there is no deadline in this version")
     database = database_on(server)
     app = app_with(database)
@@ -226,8 +228,8 @@ async def test_query_past_the_deadline_ends(server: Server) -> None:
 
 
 @pytest.mark.parametrize("way", ["setting", "route"])
-async def test_query_of_a_client_that_disconnects_ends(server: Server, way: str, capsys: Any) -> None:
-    """A client that hangs up ends its query in PostgreSQL, nothing is committed, and its one line has status 499."""
+async def test_disconnect_ends_the_query(server: Server, way: str, capsys: Any) -> None:
+    """Nothing is committed; the access line has status 499."""
     sections = DatabaseSettings(url=server.url(), ssl="off")
     limits = LimitsSettings(cancel_on_disconnect=way == "setting")
     app = create_app(Settings(environment="test", database=sections, limits=limits))
@@ -252,8 +254,8 @@ async def test_query_of_a_client_that_disconnects_ends(server: Server, way: str,
     assert statuses(capsys.readouterr().out) == [499]
 
 
-async def test_what_is_committed_before_a_client_disconnects_stays(server: Server, capsys: Any) -> None:
-    """A handler that has committed and answered is left alone, and its background tasks run to their end."""
+async def test_disconnect_after_the_response_keeps_the_commit(server: Server, capsys: Any) -> None:
+    """Background tasks run to their end."""
     sections = DatabaseSettings(url=server.url(), ssl="off")
     limits = LimitsSettings(cancel_on_disconnect=True)
     app = create_app(Settings(environment="test", database=sections, limits=limits))
@@ -287,7 +289,7 @@ async def test_what_is_committed_before_a_client_disconnects_stays(server: Serve
 
 
 async def execute(server: Server, statement: str) -> list[Any]:
-    """Execute a statement on a connection of its own, and return the first column of what it gives."""
+    """Execute a statement on a new connection, and return the first column of its result."""
     database = Database(DatabaseSettings(url=server.url(), ssl="off"))
     async with database.lifespan(None), database.session() as session:
         result = await session.execute(text(statement))

@@ -1,4 +1,4 @@
-"""What a client sends and the database refuses: 422 or 409, one warning, and no value in either."""
+"""Values and conflicts that the database refuses: 422 or 409, and one warning without values."""
 
 import asyncio
 import logging
@@ -141,7 +141,7 @@ OURS = {  # name -> statement, value: errors of the program
 
 @pytest.fixture
 async def database(server: Server) -> AsyncIterator[Database]:
-    """The tables in a schema of their own, which the next test makes anew."""
+    """The tables in a schema that is created anew for each test."""
     async with made(server) as database:
         yield database
 
@@ -193,10 +193,10 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_what_postgresql_refuses_is_the_clients_error(
+async def test_value_that_postgresql_refuses_is_a_422_and_a_conflict_a_409(
     database: Database, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """A value that is not accepted is a 422, a conflict a 409; the one warning says which, and never the value."""
+    """The one warning says which, without the value."""
     statement, value, status, warning = REFUSED[name]
 
     response = await executed(app_with(database), statement, value)
@@ -212,10 +212,8 @@ async def test_what_postgresql_refuses_is_the_clients_error(
 
 
 @pytest.mark.parametrize("name", OURS)
-async def test_what_the_program_does_wrong_stays_a_500(
-    database: Database, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
-    """A wrong type, a division by zero, and a check that the program should have made are no errors of the client's."""
+async def test_error_of_the_app_stays_a_500(database: Database, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    """Such as a wrong type, a division by zero, or a check violation."""
     response = await executed(app_with(database), *OURS[name])
 
     assert response.status_code == 500
@@ -223,7 +221,7 @@ async def test_what_the_program_does_wrong_stays_a_500(
 
 
 async def test_too_many_arguments_stay_a_500(database: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """The program makes the statement: it can bound the list, or give it as one array."""
+    """The app can bound the list, or pass one array."""
     app = app_with(database)
 
     @app.post("/")
@@ -237,8 +235,8 @@ async def test_too_many_arguments_stay_a_500(database: Database, caplog: pytest.
     assert not warnings(caplog)
 
 
-async def test_what_arrives_as_text_is_refused_as_well(database: Database) -> None:
-    """The request as a client sends it: a NUL in a body and in a query, a key and a limit beyond the column's."""
+async def test_text_that_postgresql_refuses_is_a_422(database: Database) -> None:
+    """As a client sends it: a NUL in body or query, a key or a limit that is too large."""
     app = app_with(database)
 
     @app.post("/items")
@@ -268,7 +266,7 @@ async def test_what_arrives_as_text_is_refused_as_well(database: Database) -> No
 
 
 async def test_conflict_at_the_commit_is_a_409(database: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """A deferred constraint is checked by the commit, which comes before the response."""
+    """By a deferred constraint."""
     app = app_with(database)
 
     @app.post("/")
@@ -286,7 +284,6 @@ async def test_conflict_at_the_commit_is_a_409(database: Database, caplog: pytes
 
 
 async def test_conflict_in_a_task_group_is_a_409(sqlite: Database) -> None:
-    """What one task of the handler has met is what the request has met."""
     app = app_with(sqlite)
 
     @app.post("/")
@@ -312,10 +309,10 @@ async def test_conflict_in_a_task_group_is_a_409(sqlite: Database) -> None:
         ("SELECT * FROM missing WHERE name = :value", 1, 500, None),
     ],
 )
-async def test_what_sqlite_refuses_is_the_same(
+async def test_sqlite_errors_have_the_same_statuses(
     sqlite: Database, caplog: pytest.LogCaptureFixture, statement: str, value: Any, status: int, warning: str | None
 ) -> None:
-    """SQLite has no SQLSTATE: its own codes, and the exceptions of the driver, say as much."""
+    """By SQLite's own codes and the exceptions of the driver."""
     async with sqlite.session() as session:
         await session.execute(text("INSERT INTO owners (id) VALUES (1)"))
         await session.execute(text("INSERT INTO items (name) VALUES (:name)"), {"name": SECRET})
@@ -331,10 +328,10 @@ async def test_what_sqlite_refuses_is_the_same(
     ("statuses", "expected"),
     [(CLIENT_ERRORS, [409, 500]), ({}, [500, 500]), ({"23505": 400}, [400, 500]), ({"23514": 422}, [500, 422])],
 )
-async def test_one_argument_changes_the_statuses(
+async def test_client_errors_replaces_the_table(
     server: Server, statuses: Mapping[str, int], expected: list[int]
 ) -> None:
-    """`client_errors` is the whole table: without entries every such error is a 500."""
+    """Without entries every such error is a 500."""
     async with made(server, client_errors=statuses) as database:
         app = create_app(Settings(log=None), database=database)
 
@@ -354,8 +351,7 @@ async def test_one_argument_changes_the_statuses(
 
 
 @pytest.mark.parametrize("statuses", [{"2350": 409}, {"unique": 409}, {"23505": 200}, {"23505": 500}])
-def test_a_table_that_cannot_be_meant_is_refused(statuses: Mapping[str, int]) -> None:
-    """What is no SQLSTATE or no client error is a ConfigurationError that names it."""
+def test_invalid_sqlstate_or_status_is_refused(statuses: Mapping[str, int]) -> None:
     with pytest.raises(ConfigurationError, match="client_errors"):
         Database(DatabaseSettings(url="sqlite://"), client_errors=statuses)
     with pytest.raises(ConfigurationError, match="client_errors"):
@@ -364,10 +360,10 @@ def test_a_table_that_cannot_be_meant_is_refused(statuses: Mapping[str, int]) ->
 
 @pytest.mark.parametrize("kind", [IntegrityError, DBAPIError, SQLAlchemyError])
 @pytest.mark.parametrize("path", ["/session", "/own"])
-async def test_handler_of_the_app_stays_in_charge(
+async def test_handler_of_the_app_gets_the_error(
     sqlite: Database, caplog: pytest.LogCaptureFixture, kind: type[Exception], path: str
 ) -> None:
-    """A handler for the error, or for a base class of it, gets the error itself, whoever has opened the session."""
+    """For the error or a base class, in any kind of session."""
     app = app_with(sqlite)
 
     @app.exception_handler(kind)
@@ -393,8 +389,8 @@ async def test_handler_of_the_app_stays_in_charge(
 
 
 @pytest.mark.parametrize("kind", [Exception, ProgrammingError, 500])
-async def test_handler_for_other_errors_changes_nothing(sqlite: Database, kind: Any) -> None:
-    """A handler for whatever is unhandled, or for another error, is not asked."""
+async def test_handler_for_other_errors_is_not_called(sqlite: Database, kind: Any) -> None:
+    """Nor a handler for `Exception`."""
     app = app_with(sqlite)
     app.add_exception_handler(kind, lambda _request, _error: PlainTextResponse("mine", 418))
     add_outage_handlers(app)
@@ -404,8 +400,8 @@ async def test_handler_for_other_errors_changes_nothing(sqlite: Database, kind: 
     assert response.status_code == 409
 
 
-async def test_errors_of_sqlalchemys_own_stay_a_500(sqlite: Database) -> None:
-    """What does not come from the database, such as a row that is missing, is the program's."""
+async def test_error_of_sqlalchemy_stays_a_500(sqlite: Database) -> None:
+    """Such as a missing row."""
     app = app_with(sqlite)
     add_outage_handlers(app)
 
@@ -419,8 +415,8 @@ async def test_errors_of_sqlalchemys_own_stay_a_500(sqlite: Database) -> None:
     assert response.status_code == 500
 
 
-async def test_sessions_outside_of_a_request_raise_as_before(sqlite: Database) -> None:
-    """A job and `transact` get the exception of SQLAlchemy, and run the work once."""
+async def test_session_outside_of_a_request_raises_the_error(sqlite: Database) -> None:
+    """Jobs and `transact`, which does not repeat it."""
     attempts = []
 
     async def work(session: Any) -> None:

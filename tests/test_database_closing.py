@@ -1,4 +1,4 @@
-"""Connections of sessions on which several tasks work: they come back at once, and not by garbage collection."""
+"""Sessions that several tasks use: their connections return to the pool without garbage collection."""
 
 import asyncio
 import gc
@@ -52,14 +52,14 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 async def become_free(database: Database) -> None:
-    """Wait until no connection is checked out: those that were being opened come back when they are open."""
+    """Wait until no connection is checked out, including those that are being opened."""
     async with asyncio.timeout(10):
         while database.engine.pool.checkedout():  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
             await asyncio.sleep(0.01)
 
 
 async def together(session: AsyncSession) -> None:
-    """What SQLAlchemy does not allow: the second statement asks for the connection that the first one is obtaining."""
+    """Use a session in two tasks: the second statement needs the connection that the first is obtaining."""
     await asyncio.gather(session.scalar(ONE), session.scalar(ONE))
 
 
@@ -119,8 +119,8 @@ def app_with(database: Database, tasks: list[asyncio.Future[Any]]) -> FastAPI:
     ],
 )
 @pytest.mark.filterwarnings("ignore:nested transaction already deassociated:sqlalchemy.exc.SAWarning")
-async def test_connection_comes_back_whatever_runs_on_it(database: Database, path: str) -> None:
-    """As many such requests as the pool has connections are 500s, and leave none open."""
+async def test_connection_of_a_shared_session_is_returned(database: Database, path: str) -> None:
+    """Each such request is a 500."""
     tasks: list[asyncio.Future[Any]] = []
     transport = httpx2.ASGITransport(app_with(database, tasks), raise_app_exceptions=False)
 
@@ -136,8 +136,8 @@ async def test_connection_comes_back_whatever_runs_on_it(database: Database, pat
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback", "close", "invalidate"])
-async def test_statement_whose_transaction_another_task_ends_is_no_outage(database: Database, end: str) -> None:
-    """It is an error of the program that says what is wrong, and no 503; the other connections of the pool stay."""
+async def test_statement_in_a_transaction_ended_by_another_task_is_a_500(database: Database, end: str) -> None:
+    """The error says what is wrong; other connections stay."""
     app = app_with(database, [])
     errors: list[Exception] = []
 
@@ -204,10 +204,10 @@ async def use_the_driver_at_once(session: AsyncSession) -> None:
         (use_the_driver_at_once, InterfaceError),
     ],
 )
-async def test_other_misuse_is_no_outage(
+async def test_other_misuse_is_a_500(
     database: Database, misuse: Callable[[AsyncSession], Awaitable[None]], expected: type[Exception]
 ) -> None:
-    """What the program does wrong is a 500, with the error of SQLAlchemy's that says so."""
+    """With SQLAlchemy's error."""
     app = app_with(database, [])
 
     @app.get("/misused")
@@ -232,8 +232,7 @@ async def leave_running(session: AsyncSession, tasks: list[asyncio.Future[Any]])
 
 
 @pytest.mark.parametrize("way", ["session", "read_session", "sessionmaker", "read_sessionmaker"])
-async def test_connection_of_a_job_comes_back(database: Database, way: str) -> None:
-    """Sessions that a job or a script opens give their connection back like those of a request."""
+async def test_connection_of_a_job_is_returned(database: Database, way: str) -> None:
     tasks: list[asyncio.Future[Any]] = []
 
     async with asyncio.timeout(10):
@@ -249,8 +248,8 @@ async def test_connection_of_a_job_comes_back(database: Database, way: str) -> N
 
 
 @pytest.mark.parametrize("of_the_driver", [False, True])
-async def test_connection_without_a_session_comes_back(database: Database, of_the_driver: bool) -> None:
-    """So does one of the engine's own, on which a statement of another task runs, of SQLAlchemy's or of asyncpg's."""
+async def test_connection_of_the_engine_is_returned(database: Database, of_the_driver: bool) -> None:
+    """While another task runs a statement on it, by SQLAlchemy or asyncpg."""
     async with asyncio.timeout(10):
         with suppress(RuntimeError):
             async with database.engine.connect() as connection:
@@ -267,7 +266,7 @@ async def test_connection_without_a_session_comes_back(database: Database, of_th
 
 
 async def test_statement_of_another_task_ends_in_the_server(database: Database) -> None:
-    """The statement that was running on the connection is cancelled, and the connection is replaced."""
+    """The connection is replaced."""
     tasks: list[asyncio.Future[Any]] = []
     closed: list[object] = []
     event.listen(database.engine.sync_engine, "close", lambda connection, _: closed.append(connection))
@@ -284,8 +283,8 @@ async def test_statement_of_another_task_ends_in_the_server(database: Database) 
     assert running == 1  # the statement that asks
 
 
-async def test_connection_to_sqlite_comes_back(tmp_path: Path) -> None:
-    """SQLite runs one statement after another; the connection comes back after the one that is running."""
+async def test_connection_to_sqlite_is_returned(tmp_path: Path) -> None:
+    """After the running statement."""
     database = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/test.db"))
 
     async with database.lifespan(None):
@@ -296,7 +295,6 @@ async def test_connection_to_sqlite_comes_back(tmp_path: Path) -> None:
 
 
 async def test_other_misuse_closes_no_connection(database: Database) -> None:
-    """What asyncpg refuses for another reason than a statement that runs leaves the connection open."""
     async with database.engine.connect() as connection:
         driver: Any = (await connection.get_raw_connection()).driver_connection
         with pytest.raises(asyncpg.InterfaceError, match="expects 1 argument"):

@@ -1,4 +1,4 @@
-"""How a connection begins: time-outs on the server, options, poolers, passwords that change, and room for it."""
+"""Opening connections: time-outs of the server, options, poolers, changing passwords, and limits."""
 
 import asyncio
 import gc
@@ -38,7 +38,7 @@ def settings_of(url, **options):
 
 
 async def ask(settings, *statements):
-    """Return the first value of each statement, on one connection."""
+    """Execute each statement on one connection, and return the first values."""
     engine = create_engine(settings)
     try:
         async with engine.connect() as connection:
@@ -47,8 +47,7 @@ async def ask(settings, *statements):
         await engine.dispose()
 
 
-async def test_time_outs_of_the_server(server):
-    """A statement, a lock and an idle transaction end on the server, whatever becomes of the client."""
+async def test_server_ends_slow_statements_locks_and_idle_transactions(server):
     names = (
         *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
         "client_connection_check_interval",
@@ -65,19 +64,17 @@ async def test_time_outs_of_the_server(server):
     assert none == ["0", "0", "0", "1s"]
 
 
-async def test_a_time_out_below_a_millisecond_is_not_none(server):
-    """PostgreSQL counts in milliseconds, and its 0 means for ever."""
+async def test_time_out_below_a_millisecond_is_rounded_up(server):
+    """0 would mean no time-out."""
     assert await ask(settings_of(server.url(), lock_timeout=0.0001), "SHOW lock_timeout") == ["1ms"]
 
 
-async def test_a_statement_that_takes_too_long_is_ended_by_the_server(server):
-    """It is not only the client that stops waiting."""
+async def test_statement_timeout_ends_the_statement_in_the_server(server):
     with pytest.raises(DBAPIError, match="statement timeout"):
         await ask(settings_of(server.url(), statement_timeout=0.1), "SELECT pg_sleep(20)")
 
 
-async def test_the_query_of_a_client_that_is_gone_ends(server):
-    """A worker that was killed cannot ask the server to stop; the server notices by itself."""
+async def test_server_ends_the_query_of_a_killed_worker(server):
     engine = create_engine(settings_of(server.url(), pool_size=2))
     async with engine.connect() as witness:
         await witness.execution_options(isolation_level="AUTOCOMMIT")  # a transaction sees one state of the activity
@@ -104,8 +101,8 @@ async def test_the_query_of_a_client_that_is_gone_ends(server):
     await engine.dispose()
 
 
-async def test_a_server_that_does_not_know_the_check_of_clients(server, monkeypatch, caplog):
-    """It is left out, and the connection works; other options that nobody knows are the user's own error."""
+async def test_unknown_client_check_is_left_out(server, monkeypatch, caplog):
+    """Other unknown options are an error."""
     url = make_url(server.url()).update_query_dict({"options": "-c no_such_option=1"})
     settings = settings_of(url.render_as_string(hide_password=False))
 
@@ -122,8 +119,7 @@ async def test_a_server_that_does_not_know_the_check_of_clients(server, monkeypa
     "options",
     ["-c statement_timeout=5000 -c search_path=app", "-cstatement_timeout=5000 --search-path=app"],
 )
-async def test_options_of_the_url(server, options):
-    """libpq's `options` set what a session begins with, and win over the settings."""
+async def test_options_of_the_url_win_over_the_settings(server, options):
     url = make_url(server.url()).update_query_dict({"options": options}).render_as_string(hide_password=False)
 
     values = await ask(settings_of(url), "SHOW statement_timeout", "SHOW search_path")
@@ -132,8 +128,8 @@ async def test_options_of_the_url(server, options):
 
 
 @pytest.mark.parametrize("options", ["statement_timeout", "-c", "-c a b", "--=1"])
-def test_options_that_cannot_be_read(options):
-    """They are refused where the engine is made, and not repeated: they may be a part of a password."""
+def test_invalid_options_fail_without_their_text(options):
+    """They may be a part of a password."""
     url = make_url("postgresql://u:p@h/d").update_query_dict({"options": options}).render_as_string(hide_password=False)
 
     with pytest.raises(ConfigurationError, match="options are written as"):
@@ -141,14 +137,14 @@ def test_options_that_cannot_be_read(options):
 
 
 def several(server, *hosts, **query):
-    """Return a URL of several hosts, as libpq writes it."""
+    """Return a URL of several hosts in libpq's form."""
     before, _, after = server.url().partition(f"127.0.0.1:{server.port}")
     parameters = "&".join(f"{name}={value}" for name, value in query.items())
     return f"{before}{','.join(hosts)}{after}?{parameters}"
 
 
-async def test_target_session_attrs(server):
-    """Of several hosts the one that takes writes; where there is none, that is an outage."""
+async def test_target_session_attrs_chooses_the_primary(server):
+    """Without one it is an outage."""
     here = f"127.0.0.1:{server.port}"
     sqlalchemy_like = f"postgresql://postgres@/postgres?host=127.0.0.1:1&host={here}"
     urls = [
@@ -168,8 +164,8 @@ async def test_target_session_attrs(server):
     assert is_unavailable(nobody.value)
 
 
-async def test_a_silent_host_leaves_time_for_the_next(server):
-    """Each of several hosts has its part of the connect time-out, and the one that served is asked first."""
+async def test_silent_host_uses_only_its_part_of_the_time_out(server):
+    """The host that was reached is tried first from then on."""
     with socket.create_server(("127.0.0.1", 0)) as silent:  # connections wait in its backlog for ever
         url = several(server, f"127.0.0.1:{silent.getsockname()[1]}", f"127.0.0.1:{server.port}")
         engine = create_engine(settings_of(url, connect_timeout=0.6))
@@ -195,21 +191,19 @@ async def test_a_silent_host_leaves_time_for_the_next(server):
         ("postgresql://u:p@x,y/d?host=a&host=b:1", ("a:5432", "b:1")),
     ],
 )
-def test_several_hosts_are_read(url, hosts):
-    """They may be written as in libpq or as in SQLAlchemy, and the port has its default."""
+def test_several_hosts_are_parsed(url, hosts):
+    """In the form of libpq or SQLAlchemy; the port has a default."""
     plain, _ = parameters(parse(url))
 
     assert plain.normalized_query["host"] == hosts
 
 
-def test_a_comma_lists_nothing_before_the_hosts():
-    """A comma in the password is a part of the password."""
+def test_comma_in_a_password_separates_no_hosts():
     assert parse("postgresql://u:a,b@h/d").password == "a,b"
     assert parse("postgresql://u:a,b@h/d").host == "h"
 
 
-async def test_a_pooler_gets_no_settings_and_no_prepared_statements(server):
-    """It would refuse the ones, and mix up the others."""
+async def test_pooler_gets_no_settings_and_no_prepared_statements(server):
     url = server.url(query="application_name=orders")
     engine = create_engine(settings_of(url, pooler="pgbouncer"))
     async with engine.connect() as connection:
@@ -223,13 +217,12 @@ async def test_a_pooler_gets_no_settings_and_no_prepared_statements(server):
 
 
 def test_options_through_a_pooler_are_refused():
-    """The remedy is the role's own settings."""
+    """The error names the role's settings as the remedy."""
     with pytest.raises(ConfigurationError, match="ALTER ROLE"):
         create_engine(settings_of("postgresql://u:p@h/d?options=-c%20a%3D1", pooler="pgbouncer"))
 
 
-async def test_through_a_real_pgbouncer(server, tmp_path):
-    """Many transactions of several clients share two connections, and none meets another's statements."""
+async def test_clients_share_connections_of_a_real_pgbouncer(server, tmp_path):
     binary = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")  # where Debian has it
     if binary is None:
         pytest.skip("needs pgbouncer (Debian package)")
@@ -272,7 +265,7 @@ async def test_through_a_real_pgbouncer(server, tmp_path):
 
 @pytest.fixture
 def aws(monkeypatch):
-    """Amazon's own interface, without Amazon."""
+    """Mock AWS with moto."""
     moto = pytest.importorskip("moto", reason="needs moto")
     boto3 = pytest.importorskip("boto3", reason="needs the extra: pip install 'fastapi-prodkit[aws]'")
     for name, value in {
@@ -285,8 +278,8 @@ def aws(monkeypatch):
         yield boto3
 
 
-async def test_a_rotated_password_needs_no_deployment(server, aws, monkeypatch):
-    """The role's password and the secret change while the service runs; the refused one is read anew at once."""
+async def test_rotated_password_is_read_again(server, aws, monkeypatch):
+    """When the server refuses the cached one."""
     monkeypatch.setattr("fastapi_prodkit.database.passwords._PAUSE", 0)
     client = aws.client("secretsmanager")
     client.create_secret(Name="orders/db", SecretString=json.dumps({"username": "rotated", "password": "first"}))
@@ -311,8 +304,8 @@ async def test_a_rotated_password_needs_no_deployment(server, aws, monkeypatch):
     await admin.dispose()
 
 
-async def test_a_wrong_password_is_refused_and_the_store_not_flooded(server):
-    """Connections that are refused ask for a new password once in a second, all together."""
+async def test_wrong_password_is_read_once_per_second(server):
+    """Together for all connections."""
     asked = []
 
     def ask_store():
@@ -333,8 +326,8 @@ async def test_a_wrong_password_is_refused_and_the_store_not_flooded(server):
     assert len(asked) == 2
 
 
-async def test_a_wrong_password_from_a_function_is_refused(server):
-    """Who gives a password for each connection has given the newest."""
+async def test_wrong_password_of_a_function_is_not_read_again(server):
+    """It is called for each connection anyway."""
     url = f"postgresql://postgres@127.0.0.1:{server.port}/postgres"
     database = Database(settings_of(url), password=lambda: "wrong")
 
@@ -344,9 +337,7 @@ async def test_a_wrong_password_from_a_function_is_refused(server):
     assert is_unavailable(refused.value)
 
 
-async def test_a_store_that_is_down_is_an_outage(server):
-    """Without a password there is no connection: a 503, not an error of the handler's."""
-
+async def test_unreadable_password_is_a_503(server):
     def ask_store():
         raise LookupError("no store")
 
@@ -359,8 +350,8 @@ async def test_a_store_that_is_down_is_an_outage(server):
     assert is_unavailable(failed.value)
 
 
-async def test_who_gives_up_waiting_does_not_ask_again():
-    """A store that hangs holds one thread, however many requests wait for it and go."""
+async def test_hanging_store_blocks_one_thread():
+    """However many requests wait for it."""
     started, go = threading.Event(), threading.Event()
     asked = []
 
@@ -382,16 +373,15 @@ async def test_who_gives_up_waiting_does_not_ask_again():
     assert len(asked) == 1
 
 
-def test_two_sources_are_one_too_many():
-    """Which one would count could only be guessed."""
+def test_two_password_sources_are_refused():
     url = "postgresql://u@h/d"
 
     with pytest.raises(ConfigurationError, match="exclude each other"):
         create_engine(settings_of(url, iam_auth=True, password_secret="s"))
 
 
-async def test_a_password_from_a_function(server):
-    """Whatever knows it is asked for each connection, also for the replica's."""
+async def test_password_function_is_called_for_each_connection(server):
+    """Of the replica too."""
     asked = []
 
     async def password():
@@ -410,15 +400,14 @@ async def test_a_password_from_a_function(server):
 
 
 @pytest.mark.parametrize("secret", ["plain", '{"username": "x"}', '"text"'])
-async def test_a_secret_that_is_no_object_with_a_password(aws, secret):
-    """It is the password itself."""
+async def test_secret_without_a_password_key_is_the_password(aws, secret):
     aws.client("secretsmanager").create_secret(Name="s", SecretString=secret)
 
     assert await secret_password("s")() == secret
 
 
-async def test_a_token_for_iam_authentication(aws):
-    """It is signed here, names host and user, and holds for a while."""
+async def test_iam_token_names_host_and_user(aws):
+    """It is cached."""
     settings = settings_of("postgresql://app@db.example.com:5433/orders", iam_auth=True)
     provider = password_provider(make_url("postgresql://app@db.example.com:5433/orders"), settings)
 
@@ -431,19 +420,17 @@ async def test_a_token_for_iam_authentication(aws):
 
 
 @pytest.mark.parametrize("url", ["postgresql:///orders", "postgresql://db.example.com/orders"])
-def test_a_token_needs_to_know_for_whom(url):
-    """Host and user are part of what is signed."""
+def test_iam_token_requires_host_and_user(url):
     with pytest.raises(ConfigurationError, match="DATABASE_IAM_AUTH"):
         password_provider(make_url(url), settings_of(url, iam_auth=True))
 
 
-def test_a_password_of_the_url_needs_nobody():
-    """It is the default."""
+def test_password_of_the_url_has_no_provider():
     assert password_provider(make_url("postgresql://u:p@h/d"), settings_of("postgresql://u:p@h/d")) is None
 
 
-async def test_connections_that_open_together_ask_once():
-    """And an answer holds for its time."""
+async def test_concurrent_connections_read_the_password_once():
+    """It is cached."""
     asked = []
 
     def ask_once():
@@ -457,8 +444,7 @@ async def test_connections_that_open_together_ask_once():
     assert asked[0] is not threading.main_thread()
 
 
-async def test_the_last_password_is_tried_where_a_new_one_cannot_be_had(caplog):
-    """A secret store that is down does not take down a service whose password still holds."""
+async def test_last_password_is_used_while_the_store_is_down(caplog):
     answers = ["first"]
 
     def ask():
@@ -471,9 +457,7 @@ async def test_the_last_password_is_tried_where_a_new_one_cannot_be_had(caplog):
     assert "first" not in caplog.text.replace("the last one", "")
 
 
-async def test_without_any_password_the_error_is_told():
-    """There is nothing to go on with."""
-
+async def test_error_of_the_store_is_raised_without_a_password():
     def ask():
         raise LookupError
 
@@ -485,8 +469,8 @@ async def test_without_any_password_the_error_is_told():
 
 
 @pytest.mark.parametrize(("workers", "warned"), [("1", False), ("20", True), ("auto", False), ("", False)])
-async def test_pools_larger_than_the_server_allows_are_warned_about(server, monkeypatch, caplog, workers, warned):
-    """100 connections, 3 of them reserved, against ten of each worker; once, with the first connection."""
+async def test_pools_larger_than_the_server_allows_log_a_warning(server, monkeypatch, caplog, workers, warned):
+    """Once, at the first connection."""
     caplog.set_level(logging.WARNING, "fastapi_prodkit.database")
     monkeypatch.setenv("WEB_CONCURRENCY", workers)
 
@@ -495,8 +479,7 @@ async def test_pools_larger_than_the_server_allows_are_warned_about(server, monk
     assert ("the server allows 97" in caplog.text) == warned
 
 
-async def test_the_limit_of_a_role_counts(server, caplog):
-    """A role may open fewer connections than the server allows."""
+async def test_limit_of_the_role_counts(server, caplog):
     admin = create_engine(settings_of(server.url()))
     async with admin.begin() as connection:
         await connection.execute(text("CREATE ROLE limited LOGIN PASSWORD 'x' CONNECTION LIMIT 7"))
@@ -508,8 +491,8 @@ async def test_the_limit_of_a_role_counts(server, caplog):
     assert "the server allows 7" in caplog.text
 
 
-async def test_a_server_that_does_not_tell_its_limit_still_serves(server, monkeypatch, caplog):
-    """What is like PostgreSQL may lack its catalogue."""
+async def test_server_without_a_known_limit_serves(server, monkeypatch, caplog):
+    """Servers similar to PostgreSQL may lack its catalogue."""
     monkeypatch.setattr("fastapi_prodkit.database.sizing.ALLOWED_CONNECTIONS_SQL", "SELECT nothing")
 
     assert await ask(settings_of(server.url()), "SELECT 1") == [1]
@@ -517,8 +500,8 @@ async def test_a_server_that_does_not_tell_its_limit_still_serves(server, monkey
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-async def test_disposal_of_a_frozen_server_is_bounded(server, caplog):
-    """All connections are dropped together, without a traceback for each."""
+async def test_shutdown_drops_connections_to_a_frozen_server(server, caplog):
+    """Without a traceback for each."""
     database = Database(settings_of(server.url(), read_url=server.url(), pool_timeout=2))
 
     async def use(engine):
@@ -567,8 +550,7 @@ async def test_failed_close_that_nobody_waits_for_is_not_logged(server, caplog):
     assert "never retrieved" not in caplog.text
 
 
-async def test_disposal_is_bounded(server, monkeypatch, caplog):
-    """A server that no longer answers does not keep the process from ending."""
+async def test_shutdown_closes_connections_within_a_bound(server, monkeypatch, caplog):
     database = Database(settings_of(server.url()))
 
     async def never():

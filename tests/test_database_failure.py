@@ -1,4 +1,4 @@
-"""A database that is down, silent, full, restarting or failing over: 503 in time, and service as soon as it is back."""
+"""Outages of the database: 503 in time, and service as soon as it is back."""
 
 import asyncio
 import logging
@@ -101,7 +101,7 @@ async def recovers(client: httpx2.AsyncClient, path: str, within: float = 2.0) -
 
 
 async def test_database_that_is_down_is_a_503() -> None:
-    """Without a server a request ends at once, and may be repeated later."""
+    """At once."""
     async with client_of(app_with(Database(DatabaseSettings(url=NOWHERE, ssl="off")))) as client:
         response, seconds = await timed(client)
 
@@ -110,7 +110,7 @@ async def test_database_that_is_down_is_a_503() -> None:
 
 @pytest.mark.parametrize(("warm", "idle"), [(0, 0.0), (3, 0.0), (3, 0.2)])
 async def test_silent_server_is_a_503_in_time(outages: Outages, database: Database, warm: int, idle: float) -> None:
-    """A server that is frozen costs the pool time-out, whether connections to it are open or have to be made."""
+    """Within the pool time-out, with or without open connections."""
     async with client_of(app_with(database)) as client:
         await asyncio.gather(*(database.check() for _ in range(warm)))
         await asyncio.sleep(idle)  # an idle connection is asked whether it lives, one in use is not
@@ -131,7 +131,7 @@ async def test_silent_server_is_a_503_in_time(outages: Outages, database: Databa
 
 
 async def test_first_request_after_a_restart_succeeds(outages: Outages, database: Database) -> None:
-    """While the server restarts requests are a 503; the connections of before are not used again."""
+    """Old connections are not used again."""
     async with client_of(app_with(database)) as client:
         await asyncio.gather(*(database.check() for _ in range(3)))
         with outages.down():
@@ -146,8 +146,8 @@ async def test_first_request_after_a_restart_succeeds(outages: Outages, database
     assert ready_again.status_code == 200
 
 
-async def test_connection_that_the_server_closed_is_not_even_asked(own: Database, database: Database) -> None:
-    """The event loop knows what the server has closed, however short ago the connection was in use."""
+async def test_connection_closed_by_the_server_is_not_tested(own: Database, database: Database) -> None:
+    """The event loop knows that it is closed."""
     await asyncio.gather(*(own.check() for _ in range(3)))
     await administer(database, own, TERMINATE)
     for _ in range(20):
@@ -158,8 +158,7 @@ async def test_connection_that_the_server_closed_is_not_even_asked(own: Database
     assert own.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # the pool of every engine has it
 
 
-async def test_idle_connection_that_lives_is_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that is asked whether it lives, and does, is handed out again: another one would take far longer."""
+async def test_working_idle_connection_is_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastapi_prodkit.database.pool._FRESH", -1.0)
     backends = []
 
@@ -171,8 +170,7 @@ async def test_idle_connection_that_lives_is_kept(database: Database, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["InternalClientError", "OutdatedSchemaCacheError"])
-def test_connection_whose_state_is_undefined_is_dropped(name: str) -> None:
-    """Where asyncpg no longer knows the state of a connection that is an outage, whatever SQLAlchemy makes of it."""
+def test_connection_in_an_undefined_state_is_dropped(name: str) -> None:
     error = type(name, (Exception,), {})()
     context = SimpleNamespace(original_exception=error, is_disconnect=False, connection=None, statement="SELECT 1")
     context.execution_context = None
@@ -185,7 +183,6 @@ def test_connection_whose_state_is_undefined_is_dropped(name: str) -> None:
 
 
 async def test_exhausted_pool_is_a_503_in_time(database: Database) -> None:
-    """Who finds every connection taken waits for the pool time-out and no longer."""
     async with client_of(app_with(database)) as client, AsyncExitStack() as stack:
         for _ in range(3):
             await stack.enter_async_context(database.engine.connect())
@@ -196,7 +193,7 @@ async def test_exhausted_pool_is_a_503_in_time(database: Database) -> None:
 
 
 async def test_server_without_free_connections_is_a_503(server: Server, database: Database) -> None:
-    """What the server says about its own limits does not reach the client, either."""
+    """The client does not see the server's message."""
     async with database.session() as session:
         await session.execute(text("DROP ROLE IF EXISTS few"))
         await session.execute(text(f"CREATE ROLE few LOGIN PASSWORD '{SECRET}' CONNECTION LIMIT 0"))
@@ -211,7 +208,7 @@ async def test_server_without_free_connections_is_a_503(server: Server, database
 
 @pytest.fixture
 async def own(server: Server, database: Database) -> AsyncIterator[Database]:
-    """A database of the test's own, with one table."""
+    """A database with one table for one test."""
     name = f"test_{uuid4().hex}"
     admin = database.engine.execution_options(isolation_level="AUTOCOMMIT")
     async with admin.connect() as connection:
@@ -250,8 +247,8 @@ def writing_app(database: Database) -> FastAPI:
     return app
 
 
-async def test_fail_over_is_survived(database: Database, own: Database) -> None:
-    """A primary that has become a standby refuses to write: 503 once, and then connections to the new primary."""
+async def test_fail_over_is_one_503(database: Database, own: Database) -> None:
+    """The primary becomes read-only; then connections go to the new primary."""
     async with client_of(writing_app(own)) as client:
         await administer(database, own, "ALTER DATABASE {name} SET default_transaction_read_only = on")
         await own.engine.dispose()
@@ -264,8 +261,8 @@ async def test_fail_over_is_survived(database: Database, own: Database) -> None:
     assert served == [200, 200, 200]
 
 
-async def test_session_of_the_handlers_own_fails_alike(own: Database) -> None:
-    """With the handlers of `add_outage_handlers` an outage in `session()` is a 503 problem, and a bug stays a bug."""
+async def test_outage_in_session_is_a_503(own: Database) -> None:
+    """With the handlers of `add_outage_handlers`; other errors stay."""
     app = FastAPI()
     add_outage_handlers(app)
     missing = Database(DatabaseSettings(url=NOWHERE, ssl="off"))
@@ -288,8 +285,7 @@ async def test_session_of_the_handlers_own_fails_alike(own: Database) -> None:
     assert outage.headers["retry-after"] == "1"
 
 
-async def test_handler_of_the_app_stays_in_charge() -> None:
-    """What the app has registered for database errors itself is not replaced."""
+async def test_handler_of_the_app_gets_the_error() -> None:
     app = FastAPI()
 
     @app.exception_handler(DBAPIError)
@@ -334,10 +330,10 @@ def socket_app(database: Database) -> FastAPI:
     ("url", "statement", "code"),
     [(NOWHERE, "SELECT 1", 1013), ("sqlite://", "INSERT INTO items VALUES (1)", 1008)],
 )
-def test_failure_under_an_open_websocket_closes_it(
+def test_outage_closes_an_open_websocket(
     caplog: pytest.LogCaptureFixture, path: str, url: str, statement: str, code: int
 ) -> None:
-    """An outage closes it with 1013, try again later, a conflict with 1008; there is one warning, and no traceback."""
+    """With 1013, for a conflict with 1008; one warning, and no traceback."""
     client = pytest.importorskip("websockets.sync.client")
     closed = pytest.importorskip("websockets.exceptions").ConnectionClosed
     database = Database(DatabaseSettings(url=url, ssl="off"))
@@ -359,10 +355,9 @@ def test_failure_under_an_open_websocket_closes_it(
     assert warning.name.startswith("fastapi_prodkit.database")
 
 
-def test_outage_after_a_websocket_has_ended_is_one_line(
+def test_outage_after_a_closed_websocket_is_one_warning(
     server: Server, outages: Outages, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A commit that fails when the client has left already is a warning, and no traceback."""
     client = pytest.importorskip("websockets.sync.client")
     app = socket_app(Database(settings_on(server)))
 
@@ -385,8 +380,8 @@ async def timed_post(client: httpx2.AsyncClient, path: str) -> tuple[httpx2.Resp
     return response, time.perf_counter() - started
 
 
-async def test_errors_of_the_request_stay_what_they_are(own: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """A violated constraint is a conflict and a write in a read session a bug, not an outage: no 503."""
+async def test_other_database_errors_are_no_503(own: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """A violated constraint is a conflict, a write in a read session a 500."""
     async with client_of(writing_app(own)) as client:
         statuses = [(await client.post(path)).status_code for path in ("/items/a", "/items/a", "/read/b")]
 
@@ -394,10 +389,10 @@ async def test_errors_of_the_request_stay_what_they_are(own: Database, caplog: p
     assert await count(own) == 1
 
 
-async def test_error_of_the_request_survives_an_outage(
+async def test_connection_lost_before_the_rollback_keeps_the_answer(
     own: Database, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where the connection is lost before the rollback, the server has rolled back, and the answer is the handler's."""
+    """The server has rolled back."""
     app = writing_app(own)
 
     @app.post("/refused")
@@ -419,7 +414,6 @@ async def test_error_of_the_request_survives_an_outage(
 
 
 async def test_lock_time_out_and_deadlock_are_a_503(own: Database) -> None:
-    """What another transaction is in the way of may succeed later."""
     app = app_with(own)
 
     @app.post("/locked")
@@ -434,8 +428,8 @@ async def test_lock_time_out_and_deadlock_are_a_503(own: Database) -> None:
     assert_unavailable(response, seconds)
 
 
-async def test_neither_log_nor_answer_quotes_values(own: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """Credentials, parameters and PostgreSQL's DETAIL stay out of all that is written about a failure."""
+async def test_outage_shows_no_credentials_and_values(own: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither in the log nor in the answer."""
     caplog.set_level(logging.DEBUG)
     unreachable = Database(DatabaseSettings(url=NOWHERE, ssl="off"))
 
@@ -455,10 +449,8 @@ async def test_neither_log_nor_answer_quotes_values(own: Database, caplog: pytes
 # --- start-up
 
 
-async def test_start_waits_as_long_as_it_was_told(
-    server: Server, outages: Outages, caplog: pytest.LogCaptureFixture
-) -> None:
-    """With DATABASE_STARTUP_TIMEOUT a start waits in the open, goes on when the server comes, and on its expiry too."""
+async def test_start_waits_for_the_database(server: Server, outages: Outages, caplog: pytest.LogCaptureFixture) -> None:
+    """As long as DATABASE_STARTUP_TIMEOUT; then the app starts anyway."""
     caplog.set_level(logging.INFO, "fastapi_prodkit")
     waiting = Database(settings_on(server, startup_timeout=30.0))
     hopeless = Database(DatabaseSettings(url=NOWHERE, ssl="off", startup_timeout=0.3))
@@ -478,8 +470,7 @@ async def test_start_waits_as_long_as_it_was_told(
     assert "starting without the database, which did not answer within 0.3 s" in caplog.text
 
 
-async def test_start_does_not_wait_for_what_waiting_cannot_cure(server: Server, monkeypatch: Any) -> None:
-    """An error of the check that is no outage ends the start."""
+async def test_start_fails_at_once_for_other_errors(server: Server, monkeypatch: Any) -> None:
     database = Database(settings_on(server, startup_timeout=5))
 
     async def broken() -> None:
@@ -494,8 +485,8 @@ async def test_start_does_not_wait_for_what_waiting_cannot_cure(server: Server, 
 # --- transact
 
 
-async def test_transient_failure_is_run_again(own: Database, database: Database) -> None:
-    """A transaction that lost its connection, or a conflict with another one, is run again, and stored once."""
+async def test_transact_repeats_a_transient_failure(own: Database, database: Database) -> None:
+    """It is stored once."""
     attempts = []
 
     async def work(session: Any) -> str:
@@ -521,8 +512,8 @@ async def test_transient_failure_is_run_again(own: Database, database: Database)
 TERMINATE = "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity WHERE datname = '{name}'"
 
 
-async def test_lost_commit_is_not_run_again(own: Database, database: Database) -> None:
-    """A connection that is lost at the commit may have committed: to run it again could do it twice."""
+async def test_transact_does_not_repeat_a_lost_commit(own: Database, database: Database) -> None:
+    """It may have been committed."""
     attempts = []
 
     async def work(session: Any) -> None:
@@ -538,8 +529,8 @@ async def test_lost_commit_is_not_run_again(own: Database, database: Database) -
 
 
 @pytest.mark.parametrize(("attempts", "refused"), [(1, 1), (2, 2)])
-async def test_attempts_are_limited(attempts: int, refused: int, caplog: pytest.LogCaptureFixture) -> None:
-    """A server that stays away costs as many attempts as were asked for, and the last error is raised."""
+async def test_transact_limits_its_attempts(attempts: int, refused: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The last error is raised."""
     database = Database(DatabaseSettings(url=NOWHERE, ssl="off"))
     calls = []
 
@@ -553,8 +544,7 @@ async def test_attempts_are_limited(attempts: int, refused: int, caplog: pytest.
     assert len(calls) == refused
 
 
-async def test_own_errors_are_not_run_again(own: Database) -> None:
-    """What would fail again is not repeated: a violated constraint, a statement that takes too long, a bug."""
+async def test_transact_does_not_repeat_other_errors(own: Database) -> None:
     calls = []
 
     async def twice(session: Any) -> None:

@@ -1,4 +1,4 @@
-"""A session for writing and one for reading in one request: one connection, no deadlock, no writes by the reader."""
+"""A read and a write session in one request: one connection, no deadlock, and no writes by the reader."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -47,7 +47,7 @@ async def database_with(url: str, **settings: Any) -> AsyncIterator[Database]:
 
 @pytest.fixture(params=["postgresql", "sqlite"])
 async def database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
-    """One connection for all: of PostgreSQL, or a database of SQLite in memory."""
+    """A database with one connection: PostgreSQL, or SQLite in memory."""
     url = request.getfixturevalue("server").url() if request.param == "postgresql" else "sqlite://"
     async with database_with(url, pool_size=1, max_overflow=0, pool_timeout=0.5) as database:
         yield database
@@ -69,8 +69,8 @@ async def stored(database: Database) -> list[str]:
         return list(await session.scalars(NAMES))
 
 
-async def test_requests_with_two_sessions_do_not_wait_for_each_other(server: Server) -> None:
-    """Fifteen at once on five connections are served, whichever session comes and queries first."""
+async def test_requests_with_two_sessions_do_not_deadlock(server: Server) -> None:
+    """Fifteen requests on five connections, in either order of the sessions."""
     app = FastAPI()
 
     @app.post("/write-first/{name}")
@@ -106,8 +106,8 @@ async def test_requests_with_two_sessions_do_not_wait_for_each_other(server: Ser
     assert {answer.status_code for answer in answers} == {200}
 
 
-async def test_reader_sees_what_the_request_has_written(app: FastAPI, database: Database) -> None:
-    """It reads in the same transaction, in the next one after a commit of the handler, and in a savepoint."""
+async def test_reader_sees_writes_of_the_request(app: FastAPI, database: Database) -> None:
+    """In the transaction, in the next one after a commit, and in a savepoint."""
 
     @app.post("/")
     async def create(reading: ReadSessionDep, session: SessionDep) -> list[list[str]]:
@@ -128,8 +128,8 @@ async def test_reader_sees_what_the_request_has_written(app: FastAPI, database: 
     assert await stored(database) == ["a", "b", "c"]
 
 
-async def test_reader_begins_a_transaction_beside_the_writer(app: FastAPI, database: Database) -> None:
-    """`async with session.begin()` is of the reader alone: what the request has written stays undecided."""
+async def test_reader_may_begin_a_transaction_beside_the_writer(app: FastAPI, database: Database) -> None:
+    """Its end neither commits nor rolls back the writes."""
 
     @app.post("/")
     async def create(session: SessionDep, reading: ReadSessionDep) -> list[str]:
@@ -162,8 +162,8 @@ WRITES: dict[str, Callable[[AsyncSession], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("kind", WRITES)
-async def test_reader_does_not_write(app: FastAPI, database: Database, kind: str) -> None:
-    """A write through the session for reading is an error, and nothing of the request is saved."""
+async def test_reader_cannot_write(app: FastAPI, database: Database, kind: str) -> None:
+    """Nothing of the request is saved."""
     refusals: list[Exception] = []
 
     @app.post("/")
@@ -179,16 +179,16 @@ async def test_reader_does_not_write(app: FastAPI, database: Database, kind: str
         answer = await client.post("/")
 
     assert answer.status_code == 500
-    assert "the session for reading writes nothing" in str(refusals[0])
+    assert "the session for reading cannot write" in str(refusals[0])
     assert await stored(database) == []
 
 
 @pytest.mark.parametrize("sessions", ["session first", "reading first"])
 @pytest.mark.parametrize(("status", "names"), [(201, ["hammer"]), (409, [])])
-async def test_status_decides_for_both(
+async def test_status_commits_or_rolls_back_once(
     app: FastAPI, database: Database, sessions: str, status: int, names: list[str]
 ) -> None:
-    """The writes are committed or rolled back once, in whichever order the sessions end."""
+    """In either order of the sessions' ends."""
 
     async def create(session: AsyncSession, reading: AsyncSession) -> JSONResponse:
         await session.execute(INSERT, {"name": "hammer"})
@@ -209,9 +209,7 @@ async def test_status_decides_for_both(
     assert await stored(database) == names
 
 
-async def test_rollback_of_the_reader_undoes_nothing(app: FastAPI, database: Database) -> None:
-    """The transaction is the other session's to end; the reader may read on, and ask for its connection."""
-
+async def test_rollback_of_the_reader_keeps_the_writes(app: FastAPI, database: Database) -> None:
     @app.post("/")
     async def create(session: SessionDep, reading: ReadSessionDep) -> list[str]:
         await reading.rollback()
@@ -227,9 +225,7 @@ async def test_rollback_of_the_reader_undoes_nothing(app: FastAPI, database: Dat
     assert await stored(database) == ["hammer"]
 
 
-async def test_reader_that_is_closed_early_ends_nothing(app: FastAPI, database: Database) -> None:
-    """The handler may close it; what the other session writes before and afterwards is committed."""
-
+async def test_closed_reader_does_not_end_the_writer(app: FastAPI, database: Database) -> None:
     @app.post("/items")
     async def create(session: SessionDep, reading: ReadSessionDep) -> None:
         await session.execute(INSERT, {"name": "a"})
@@ -244,8 +240,8 @@ async def test_reader_that_is_closed_early_ends_nothing(app: FastAPI, database: 
     assert await stored(database) == ["a", "b"]
 
 
-async def test_reader_alone_has_a_transaction_of_its_own(server: Server) -> None:
-    """Without a session for writing PostgreSQL itself refuses to write, and a rollback is one."""
+async def test_reader_alone_has_its_own_transaction(server: Server) -> None:
+    """PostgreSQL refuses to write in it, and a rollback ends it."""
     app = FastAPI()
 
     @app.get("/")

@@ -1,4 +1,4 @@
-"""What the database costs can be seen: in metrics, on the access line, and in the log; values never."""
+"""Metrics, access line and log of the database; never values."""
 
 import asyncio
 import json
@@ -72,8 +72,8 @@ def access_lines(capsys):
     return [line for line in lines if line["event"] == "request"]
 
 
-def test_the_access_line_counts_the_queries_of_its_request(tmp_path, capsys):
-    """How many statements, and how long they took; a request without any does not mention it."""
+def test_access_line_has_number_and_duration_of_queries(tmp_path, capsys):
+    """A request without queries has neither."""
     with TestClient(app_of(tmp_path)) as client:
         for path in ("/three", "/none", "/three"):
             client.get(path)
@@ -85,8 +85,8 @@ def test_the_access_line_counts_the_queries_of_its_request(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", ["/tasks", "/thread"])
-def test_whoever_works_for_a_request_counts_for_it(tmp_path, capsys, caplog, path):
-    """Tasks that run at once, and a handler in a thread, have copies of the context, but no counts of their own."""
+def test_queries_of_tasks_and_threads_count_for_the_request(tmp_path, capsys, caplog, path):
+    """They have copies of the context."""
     with TestClient(app_of(tmp_path, n_plus_one=3)) as client:
         client.get(path)
         client.get("/none")
@@ -97,8 +97,8 @@ def test_whoever_works_for_a_request_counts_for_it(tmp_path, capsys, caplog, pat
     assert sum("same statement" in record.getMessage() for record in caplog.records) == 1
 
 
-async def test_the_metrics_of_a_pool(tmp_path, registry):
-    """What is used, what is idle, who waits, and how long that takes."""
+async def test_metrics_show_used_idle_and_waiting(tmp_path, registry):
+    """And how long callers wait."""
     database = database_of(tmp_path, registry, pool_size=1, max_overflow=1)
 
     def usage(state):
@@ -126,8 +126,8 @@ async def test_the_metrics_of_a_pool(tmp_path, registry):
     assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 1
 
 
-async def test_pools_of_one_name_add_up(tmp_path, registry):
-    """Two apps in a process show what the process holds; one that is gone is not shown."""
+async def test_pools_of_one_name_are_summed(tmp_path, registry):
+    """A pool that is gone is not shown."""
     first, second = (database_of(tmp_path, registry, pool_size=3, max_overflow=0) for _ in range(2))
 
     both = registry.get_sample_value("db_client_connections_max", {"pool": "primary"})
@@ -137,8 +137,7 @@ async def test_pools_of_one_name_add_up(tmp_path, registry):
         await database.engine.dispose()
 
 
-async def test_a_replica_is_a_pool_of_its_own(tmp_path, registry):
-    """Reads are measured where they go."""
+async def test_replica_has_its_own_pool_label(tmp_path, registry):
     database = database_of(tmp_path, registry, read_url=f"sqlite:///{tmp_path}/a.db")
 
     async with database.read_session() as session:
@@ -151,8 +150,7 @@ async def test_a_replica_is_a_pool_of_its_own(tmp_path, registry):
     assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 0
 
 
-async def test_a_slow_query_is_logged_without_its_values(tmp_path, registry, caplog):
-    """The statement with its placeholders, and how long it took; a quick one is not."""
+async def test_slow_query_is_logged_without_values(tmp_path, registry, caplog):
     database = database_of(tmp_path, registry, slow_query=0.000001)
     quick = database_of(tmp_path, registry, slow_query=None)
 
@@ -167,8 +165,8 @@ async def test_a_slow_query_is_logged_without_its_values(tmp_path, registry, cap
     assert "hunter2" not in caplog.text
 
 
-async def test_a_statement_that_fails_has_taken_its_time_as_well(tmp_path, registry):
-    """A time-out is the slowest query there is."""
+async def test_failed_statement_is_measured(tmp_path, registry):
+    """Such as a time-out, the slowest query."""
     database = database_of(tmp_path, registry)
 
     with pytest.raises(OperationalError):
@@ -179,8 +177,7 @@ async def test_a_statement_that_fails_has_taken_its_time_as_well(tmp_path, regis
     assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 1
 
 
-async def test_a_statement_that_is_cancelled_has_taken_its_time_as_well(registry, caplog):
-    """What ends at the deadline is what one looks for in the log of slow queries."""
+async def test_cancelled_statement_is_measured(registry, caplog):
     with postgres_or_skip() as server:
         database = Database(DatabaseSettings(url=server.url(), ssl="off", slow_query=0.05), registry=registry)
         with pytest.raises(TimeoutError):
@@ -194,8 +191,7 @@ async def test_a_statement_that_is_cancelled_has_taken_its_time_as_well(registry
     assert "SELECT pg_sleep(60)" in [getattr(record, "db_statement", None) for record in caplog.records]
 
 
-def test_rows_that_fail_to_come_are_no_second_statement(registry):
-    """The statement has been counted when it began to answer."""
+def test_error_while_fetching_rows_is_not_measured_again(registry):
     engine = create_engine("sqlite://")
     observe(engine, DatabaseSettings(url="sqlite://"), pool="primary", registry=registry)
 
@@ -206,16 +202,14 @@ def test_rows_that_fail_to_come_are_no_second_statement(registry):
     assert registry.get_sample_value("db_client_operation_duration_seconds_count", {"pool": "primary"}) == 1
 
 
-def test_a_pool_that_keeps_nothing_has_no_numbers(registry):
-    """A scrape does not fail over it."""
+def test_null_pool_has_no_metrics(registry):
     engine = create_engine("sqlite://", poolclass=NullPool)
     observe(engine, DatabaseSettings(url="sqlite://"), pool="primary", registry=registry)
 
     assert registry.get_sample_value("db_client_connections_max", {"pool": "primary"}) is None
 
 
-async def test_a_commit_that_fails_is_no_statement(tmp_path, registry):
-    """What fails outside of a statement is not measured as one."""
+async def test_failed_commit_is_not_measured_as_a_statement(tmp_path, registry):
     database = database_of(tmp_path, registry)
 
     with pytest.raises(IntegrityError):
@@ -229,8 +223,8 @@ async def test_a_commit_that_fails_is_no_statement(tmp_path, registry):
 
 
 @pytest.mark.parametrize(("most", "warnings"), [(3, 1), (4, 0), ("none", 0)])
-def test_a_repeated_statement_is_warned_about_once(tmp_path, caplog, most, warnings):
-    """The same statement for each row is what an ORM does where a join was meant."""
+def test_repeated_statement_logs_one_warning(tmp_path, caplog, most, warnings):
+    """As an ORM executes one for each row."""
     caplog.set_level(logging.WARNING)
 
     with TestClient(app_of(tmp_path, n_plus_one=most)) as client:
@@ -240,8 +234,7 @@ def test_a_repeated_statement_is_warned_about_once(tmp_path, caplog, most, warni
     assert sum("same statement" in record.getMessage() for record in caplog.records) == warnings
 
 
-def test_statements_of_old_requests_are_forgotten(registry, caplog):
-    """What is remembered to find repetitions is bounded."""
+def test_number_of_observed_requests_is_bounded(registry, caplog):
     engine = create_engine("sqlite://")
     observe(engine, DatabaseSettings(url="sqlite://", n_plus_one=1), pool="primary", registry=registry)
     oldest = {"request_id": "oldest"}
@@ -257,8 +250,7 @@ def test_statements_of_old_requests_are_forgotten(registry, caplog):
     assert not [record for record in caplog.records if "same statement" in record.getMessage()]
 
 
-async def test_statements_outside_of_a_request_count_for_nobody(tmp_path, registry, caplog):
-    """A job may do the same thing a thousand times."""
+async def test_statements_outside_of_a_request_are_not_counted(tmp_path, registry, caplog):
     database = database_of(tmp_path, registry, n_plus_one=1)
 
     async with database.session() as session:
@@ -270,8 +262,8 @@ async def test_statements_outside_of_a_request_count_for_nobody(tmp_path, regist
 
 
 @pytest.mark.parametrize(("sql_comment", "expected"), [(True, "SELECT 1 /*request_id='{}'*/"), (False, "SELECT 1")])
-def test_a_statement_can_say_whose_it_is(tmp_path, sql_comment, expected):
-    """The request's id stands in the server's own log; outside of requests there is none."""
+def test_comment_has_the_request_id(tmp_path, sql_comment, expected):
+    """Outside of requests there is none."""
     app = create_app(
         Settings(environment="test", database={"url": f"sqlite:///{tmp_path}/a.db", "sql_comment": sql_comment})
     )
@@ -293,8 +285,8 @@ def test_a_statement_can_say_whose_it_is(tmp_path, sql_comment, expected):
     assert statements == [expected.format(request_id), "SELECT 1"]
 
 
-def test_a_comment_ends_where_it_should(registry):
-    """Whatever a service has bound as its ids, it stays a comment; the trace follows where there is one."""
+def test_values_cannot_end_the_comment(registry):
+    """It also has the trace id, if there is one."""
     engine = create_engine("sqlite://")
     statements = []
     observe(engine, DatabaseSettings(url="sqlite://", sql_comment=True), pool="primary", registry=registry)

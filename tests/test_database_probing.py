@@ -1,4 +1,4 @@
-"""A busy pool is not an unready service, and a server that is gone makes one of any."""
+"""Readiness while the pool is busy, and while the server is down."""
 
 import asyncio
 import time
@@ -78,7 +78,7 @@ async def client_of(database: Database, timeout: float) -> AsyncIterator[httpx2.
 
 
 async def test_busy_pool_is_ready(server: Server) -> None:
-    """Where requests use all connections, the probe takes one more and closes it again."""
+    """The probe opens one more connection, and closes it."""
     async with client_of(database := database_on(server), timeout=30) as client, busy(database):
         answers = [await client.get("/ready") for _ in range(2)]
         async with asyncio.timeout(10):
@@ -88,8 +88,7 @@ async def test_busy_pool_is_ready(server: Server) -> None:
     assert [answer.status_code for answer in answers] == [200, 200]
 
 
-async def test_free_connection_is_used(server: Server) -> None:
-    """Where the pool has a connection to give, the probe makes none of its own."""
+async def test_probe_uses_a_free_connection(server: Server) -> None:
     async with client_of(database := database_on(server), timeout=30) as client:
         await client.get("/ready")
         opened = database.engine.pool.checkedin()  # type: ignore[attr-defined] # the pool of every engine has it
@@ -101,8 +100,7 @@ async def test_free_connection_is_used(server: Server) -> None:
 
 
 @pytest.mark.parametrize("outage", ["frozen", "down"])
-async def test_busy_pool_without_its_server_is_not_ready(server: Server, outages: Outages, outage: str) -> None:
-    """A server that is gone, or does not answer, makes the service unready within the bound, however busy it is."""
+async def test_busy_pool_of_a_down_or_silent_server_is_not_ready(server: Server, outages: Outages, outage: str) -> None:
     async with client_of(database := database_on(server), timeout=0.5) as client, busy(database):
         with getattr(outages, outage)():
             started = time.perf_counter()
@@ -115,7 +113,7 @@ async def test_busy_pool_without_its_server_is_not_ready(server: Server, outages
 
 @pytest.fixture
 async def limited(server: Server) -> Database:
-    """A database whose role may open no more connections than its pool has."""
+    """A database whose role may open only as many connections as its pool."""
     admin = database_on(server)
     async with admin.lifespan(None), admin.session() as session:
         await session.execute(text("DROP ROLE IF EXISTS few"))
@@ -123,18 +121,15 @@ async def limited(server: Server) -> Database:
     return database_on(server, role="few")
 
 
-async def test_server_without_a_further_connection_answers(limited: Database) -> None:
-    """Its refusal is the answer: the server is there."""
+async def test_server_that_refuses_a_further_connection_is_ready(limited: Database) -> None:
     async with client_of(limited, timeout=30) as client, busy(limited):
         answer = await client.get("/ready")
 
     assert answer.status_code == 200
 
 
-async def test_migrations_are_looked_for_however_busy_the_pool_is(
-    server: Server, limited: Database, tmp_path: Path
-) -> None:
-    """The check of the migrations takes one more connection, too; where there is none, it stays with what it knows."""
+async def test_migrations_check_works_with_a_busy_pool(server: Server, limited: Database, tmp_path: Path) -> None:
+    """Without a further connection it keeps its last result."""
     pytest.importorskip("alembic", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
     settings = DatabaseSettings(url=server.url(), migrations_config=str(project(tmp_path) / "alembic.ini"))
     database = database_on(server)
@@ -148,7 +143,7 @@ async def test_migrations_are_looked_for_however_busy_the_pool_is(
 
 
 async def test_busy_sqlite_file_is_ready(tmp_path: Path) -> None:
-    """A file can be opened once more; a database in memory is one connection, for which the probe waits."""
+    """A database in memory has one connection, for which the probe waits."""
     file = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/test.db", **POOL))
     memory = Database(DatabaseSettings(url="sqlite://", **{**POOL, "pool_timeout": 0.1}))
 
@@ -159,8 +154,7 @@ async def test_busy_sqlite_file_is_ready(tmp_path: Path) -> None:
             await memory.check()
 
 
-async def test_pool_that_keeps_nothing_is_asked(tmp_path: Path) -> None:
-    """An engine of the user's own may have a pool that counts nothing."""
+async def test_null_pool_is_probed(tmp_path: Path) -> None:
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/test.db", poolclass=NullPool)
 
     answer = await probe(engine, lambda connection: connection.scalar(text("SELECT 7")))

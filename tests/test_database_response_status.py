@@ -1,4 +1,4 @@
-"""The status of the response decides: what a handler refuses is rolled back, however it says so."""
+"""The status of the response decides whether a session commits."""
 
 import asyncio
 import functools
@@ -42,7 +42,7 @@ class Refused(Exception): ...  # noqa: N818 - what is answered with a status of 
 
 
 class ForgivingRoute(APIRoute):
-    """Answer an exception of the handler, which thereby never reaches the dependencies."""
+    """Answer an exception of the handler, so that it never reaches the dependencies."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -133,8 +133,8 @@ HANDLERS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("name", HANDLERS)
-async def test_status_of_the_handler_decides(app: FastAPI, database: Database, name: str) -> None:
-    """2xx and 3xx are committed, 4xx and 5xx rolled back: returned or injected, sync or async, at any request."""
+async def test_status_below_400_commits(app: FastAPI, database: Database, name: str) -> None:
+    """Returned or injected, in sync and async handlers."""
     app.add_api_route("/", HANDLERS[name], methods=["POST"], dependencies=[Depends(insert_status)])
     statuses = [409, 201, 500, 303, 404]
 
@@ -158,7 +158,7 @@ async def test_status_of_the_handler_decides(app: FastAPI, database: Database, n
     ],
 )
 async def test_declared_status_decides(app: FastAPI, database: Database, declared: dict[str, Any], status: int) -> None:
-    """The status of the decorator counts, or that of the response class, and stays what FastAPI answers with."""
+    """Of the decorator, or of the response class."""
 
     @app.post("/declared", dependencies=[Depends(insert)], response_model=None, **declared)
     def create() -> Any:
@@ -172,8 +172,6 @@ async def test_declared_status_decides(app: FastAPI, database: Database, declare
 
 
 async def test_injected_status_wins_over_the_declared_one(app: FastAPI, database: Database) -> None:
-    """What a handler sets is what FastAPI answers with, and what decides."""
-
     @app.post("/changed", status_code=409, dependencies=[Depends(insert)])
     def create(response: Response) -> None:
         response.status_code = 201
@@ -185,8 +183,8 @@ async def test_injected_status_wins_over_the_declared_one(app: FastAPI, database
     assert await stored(database) == ["changed"]
 
 
-async def test_generator_is_decided_when_it_begins(app: FastAPI, database: Database) -> None:
-    """A handler that yields has the declared status, and its session ends before the first item."""
+async def test_generator_has_the_declared_status(app: FastAPI, database: Database) -> None:
+    """Its session ends before the first item."""
 
     @app.get("/items", dependencies=[Depends(insert)])
     def items() -> Iterator[int]:
@@ -205,7 +203,7 @@ async def test_generator_is_decided_when_it_begins(app: FastAPI, database: Datab
 
 
 async def test_exception_rolls_back_whatever_its_status(app: FastAPI, database: Database) -> None:
-    """An exception that leaves the handler undoes its writes, though an exception handler makes a success of it."""
+    """Even if an exception handler answers with success."""
     app.router.route_class = ForgivingRoute
     app.add_exception_handler(KeyError, lambda _request, _error: JSONResponse("accepted", 202))
 
@@ -241,7 +239,7 @@ async def repository(session: Annotated[AsyncSession, Depends(get_session)]) -> 
 async def test_session_that_would_end_after_the_response_is_refused(
     app: FastAPI, database: Database, late: Callable[..., Any]
 ) -> None:
-    """FastAPI's own default for a dependency with `yield` would commit when the client has its answer."""
+    """FastAPI's default for a dependency with `yield` would commit after the response."""
     session_of = Depends(late)
 
     @app.post("/items", dependencies=[Depends(insert)])
@@ -255,8 +253,8 @@ async def test_session_that_would_end_after_the_response_is_refused(
     assert await stored(database) == []
 
 
-async def test_session_that_the_handler_has_closed_is_ended(app: FastAPI, database: Database) -> None:
-    """A handler may give the connection back early; what it has not committed then is an error."""
+async def test_session_closed_by_the_handler_must_be_committed(app: FastAPI, database: Database) -> None:
+    """Uncommitted work is an error."""
 
     @app.post("/committed")
     async def committed(session: SessionDep) -> None:
@@ -283,7 +281,7 @@ async def test_session_that_the_handler_has_closed_is_ended(app: FastAPI, databa
 
 
 async def test_commit_in_the_handler_stays(app: FastAPI, database: Database) -> None:
-    """What a handler has committed itself is stored, whatever it answers; what follows is rolled back."""
+    """With any status; later work is rolled back."""
 
     @app.post("/orders")
     async def create(session: SessionDep) -> Response:
@@ -298,8 +296,7 @@ async def test_commit_in_the_handler_stays(app: FastAPI, database: Database) -> 
     assert await stored(database) == ["attempt"]
 
 
-async def test_included_and_mounted_routes_decide(app: FastAPI, database: Database) -> None:
-    """A router that is included twice, in another one, and an app that is mounted have their own status each."""
+async def test_status_of_included_and_mounted_routes_decides(app: FastAPI, database: Database) -> None:
     inner, outer, mounted = APIRouter(), APIRouter(prefix="/outer"), FastAPI()
 
     @inner.post("/refused", dependencies=[Depends(insert)])
@@ -329,9 +326,7 @@ async def test_included_and_mounted_routes_decide(app: FastAPI, database: Databa
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_concurrent_requests_decide_for_themselves(app: FastAPI, database: Database, kind: str) -> None:
-    """Requests that meet in one route, the very first ones included, do not see each other's status."""
-
+async def test_concurrent_requests_have_separate_statuses(app: FastAPI, database: Database, kind: str) -> None:
     async def insert_by_number(number: int, session: SessionDep) -> None:
         await session.execute(INSERT, {"name": str(number)})
 
@@ -352,8 +347,8 @@ async def test_concurrent_requests_decide_for_themselves(app: FastAPI, database:
     assert await stored(database) == [str(number) for number in range(0, 8, 2)]
 
 
-async def test_both_sessions_of_a_request_are_decided(app: FastAPI, database: Database) -> None:
-    """A second session, and one that stands in a dependency, know the status as well."""
+async def test_status_decides_for_every_session(app: FastAPI, database: Database) -> None:
+    """Also for one in a dependency."""
     Session = Annotated[AsyncSession, Depends(get_session, scope="function", use_cache=False)]  # noqa: N806 - a type
 
     @app.post("/")
@@ -373,9 +368,7 @@ async def test_both_sessions_of_a_request_are_decided(app: FastAPI, database: Da
     assert await stored(database) == ["second"]
 
 
-async def test_in_process_request_of_a_handler_decides_for_itself(app: FastAPI, database: Database) -> None:
-    """A handler that calls its own app keeps its own status."""
-
+async def test_in_process_request_has_its_own_status(app: FastAPI, database: Database) -> None:
     @app.post("/inner", dependencies=[Depends(insert)])
     async def inner() -> Response:
         return JSONResponse({}, 409)
@@ -393,8 +386,8 @@ async def test_in_process_request_of_a_handler_decides_for_itself(app: FastAPI, 
     assert await stored(database) == ["outer"]
 
 
-def test_websocket_route_is_left_alone(tmp_path: Path) -> None:
-    """A WebSocket has no status: its session commits unless an exception ends it."""
+def test_websocket_commits_without_a_status(tmp_path: Path) -> None:
+    """Unless it ends with an exception."""
     database = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/test.db"))
     app = FastAPI(lifespan=database.lifespan)
     app.state.database = database
@@ -409,17 +402,14 @@ def test_websocket_route_is_left_alone(tmp_path: Path) -> None:
         assert websocket.receive_json() == 1
 
 
-async def test_session_outside_of_a_route_commits(app: FastAPI, database: Database) -> None:
-    """Code that calls the dependency itself has no route, and the response that it passes decides."""
+async def test_session_outside_of_a_route_uses_the_passed_response(app: FastAPI, database: Database) -> None:
     async for session in get_session(Request({"type": "http", "app": app, "headers": []}), Response()):
         await session.execute(INSERT, {"name": "hammer"})
 
     assert await stored(database) == ["hammer"]
 
 
-async def test_private_parts_of_fastapi_are_what_they_were(app: FastAPI) -> None:
-    """FastAPI still calls the endpoint of the route's dependant, and names its file and line in errors."""
-
+async def test_private_parts_of_fastapi_are_unchanged(app: FastAPI) -> None:
     @app.get("/", dependencies=[Depends(insert)])
     async def broken() -> int:
         return "not a number"  # type: ignore[return-value]  # on purpose

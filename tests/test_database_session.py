@@ -1,4 +1,4 @@
-"""The sessions of a request, beyond the happy path: failed responses, reading, jobs, hooks, threads."""
+"""The sessions of a request: failed responses, reading, jobs, hooks and threads."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -57,8 +57,7 @@ def client_of(app: FastAPI) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, raise_app_exceptions=False), base_url="http://test")
 
 
-async def test_nothing_is_committed_for_a_response_made_an_error(database: Database) -> None:
-    """A handler that sets an error status on the response has failed, although it raised nothing."""
+async def test_error_status_set_by_the_handler_rolls_back(database: Database) -> None:
     app = app_with(database)
 
     @app.post("/refused/{status}")
@@ -74,8 +73,8 @@ async def test_nothing_is_committed_for_a_response_made_an_error(database: Datab
     assert stored == ["item-202"]
 
 
-async def test_nothing_is_committed_for_a_response_that_cannot_be_rendered(database: Database) -> None:
-    """What the client sent cannot be sent back: a 422, and the transaction is undone."""
+async def test_response_that_cannot_be_rendered_rolls_back(database: Database) -> None:
+    """It is a 422."""
     app = app_with(database)
     add_problem_handlers(app)
 
@@ -92,8 +91,8 @@ async def test_nothing_is_committed_for_a_response_that_cannot_be_rendered(datab
     assert stored == ["1"]
 
 
-async def test_conflict_is_answered_where_it_is_understood(database: Database) -> None:
-    """A handler may turn a violated constraint into its own 409; the transaction is undone."""
+async def test_handler_may_answer_a_conflict(database: Database) -> None:
+    """The transaction is rolled back."""
     app = app_with(database)
 
     @app.post("/once/{name}")
@@ -109,8 +108,8 @@ async def test_conflict_is_answered_where_it_is_understood(database: Database) -
     assert statuses == [200, 409]
 
 
-async def test_read_session_reads_where_it_is_told_to(database: Database, tmp_path: Path) -> None:
-    """With DATABASE_READ_URL reads come from the replica, and both pools are closed at shutdown."""
+async def test_read_session_uses_the_replica(database: Database, tmp_path: Path) -> None:
+    """Both pools are closed at shutdown."""
     urls = {"url": f"sqlite:///{tmp_path}/test.db", "read_url": f"sqlite:///{tmp_path}/replica.db"}
     both = Database(DatabaseSettings(**urls))
 
@@ -129,8 +128,7 @@ async def test_read_session_reads_where_it_is_told_to(database: Database, tmp_pa
     assert (open_before, open_after) == (1, 0)
 
 
-async def test_failed_read_session_gives_its_connection_back(database: Database) -> None:
-    """An error while reading ends the session like any other."""
+async def test_failed_read_session_returns_its_connection(database: Database) -> None:
     app = app_with(database)
 
     @app.get("/broken")
@@ -145,8 +143,7 @@ async def test_failed_read_session_gives_its_connection_back(database: Database)
     assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
 
 
-async def test_hook_that_queries_after_the_commit_leaves_nothing_open(database: Database) -> None:
-    """A transaction that an `after_commit` hook begins is ended, too."""
+async def test_transaction_of_an_after_commit_hook_is_ended(database: Database) -> None:
     app = app_with(database)
 
     @app.post("/hooked")
@@ -165,8 +162,7 @@ async def test_hook_that_queries_after_the_commit_leaves_nothing_open(database: 
     assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # AsyncAdaptedQueuePool has it
 
 
-async def test_background_task_finds_what_the_request_committed(database: Database) -> None:
-    """A background task runs after the commit, and opens a session of its own."""
+async def test_background_task_sees_the_commit(database: Database) -> None:
     app = app_with(database)
     found: list[str] = []
 
@@ -185,8 +181,7 @@ async def test_background_task_finds_what_the_request_committed(database: Databa
     assert found == ["hammer"]
 
 
-def test_sessions_are_replaced_in_tests(tmp_path: Path) -> None:
-    """`dependency_overrides` puts a session of the test's own in the place of both."""
+def test_both_sessions_can_be_overridden(tmp_path: Path) -> None:
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/override.db")
     sessionmaker = async_sessionmaker(engine, expire_on_commit=False)
     app = FastAPI(lifespan=Database(DatabaseSettings(url="sqlite://")).lifespan)
@@ -210,8 +205,7 @@ def test_sessions_are_replaced_in_tests(tmp_path: Path) -> None:
     assert response.json() == 0
 
 
-async def test_concurrent_requests_have_sessions_of_their_own(database: Database) -> None:
-    """What one request rolls back, another one has not written."""
+async def test_concurrent_requests_have_separate_sessions(database: Database) -> None:
     app = app_with(database)
 
     @app.post("/failed/{name}")
@@ -244,8 +238,8 @@ def made(way: str, database: Database, settings: Settings) -> FastAPI:
 
 @pytest.mark.parametrize("way", ["create_app", "install"])
 @pytest.mark.parametrize("section", [None, {"url": "sqlite:///another.db", "migrations": "off"}])
-def test_an_app_takes_a_database_that_is_given(way: str, section: dict[str, str] | None, tmp_path: Path) -> None:
-    """It serves sessions, is checked by /ready, and is closed with the app; one of the settings is not made."""
+def test_app_uses_a_given_database(way: str, section: dict[str, str] | None, tmp_path: Path) -> None:
+    """/ready checks it, and shutdown closes it."""
     settings = Settings(environment="test", database=section)
     database = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/given.db"))
     opened, closed = [], []
@@ -266,8 +260,8 @@ def test_an_app_takes_a_database_that_is_given(way: str, section: dict[str, str]
     assert app.state.database is database
 
 
-def test_apps_may_share_a_database(tmp_path: Path) -> None:
-    """The end of the first app closes what is open, and the second one connects again."""
+def test_two_apps_may_share_a_database(tmp_path: Path) -> None:
+    """The second connects again after the first has closed it."""
     database = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/given.db"))
     settings = Settings(environment="test", database=None)
     first, second = (made("create_app", database, settings) for _ in range(2))
@@ -279,8 +273,7 @@ def test_apps_may_share_a_database(tmp_path: Path) -> None:
         assert client.get("/items").json() == ["hammer"]
 
 
-def test_an_outage_of_a_database_that_is_given_is_a_503(tmp_path: Path) -> None:
-    """The app knows its errors, also without a section and outside of the session of a request."""
+def test_outage_of_a_given_database_is_a_503(tmp_path: Path) -> None:
     database = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/missing/given.db"))
     app = made("create_app", database, Settings(environment="test", database=None))
 

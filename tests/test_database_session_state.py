@@ -1,4 +1,4 @@
-"""What a statement leaves in the server's session ends with the request that has sent it."""
+"""State in the server's session ends with the request that has set it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -112,8 +112,8 @@ def client_of(app: FastAPI) -> httpx2.AsyncClient:
 
 
 @pytest.mark.parametrize("name", STATES)
-async def test_next_request_finds_nothing_of_the_last(database: Database, name: str) -> None:
-    """It has the same connection, and the state that this one began with."""
+async def test_state_is_reset_for_the_next_request(database: Database, name: str) -> None:
+    """On the same connection."""
     change, find, expected = STATES[name]
 
     async with client_of(app_with(database)) as client:
@@ -125,8 +125,8 @@ async def test_next_request_finds_nothing_of_the_last(database: Database, name: 
 
 
 @pytest.mark.parametrize("name", DIRECTLY)
-async def test_state_set_on_the_drivers_connection_ends_with_the_request(database: Database, name: str) -> None:
-    """Whatever a request does on asyncpg's connection, which shows no statement to SQLAlchemy."""
+async def test_state_set_on_the_driver_connection_is_reset(database: Database, name: str) -> None:
+    """SQLAlchemy does not see its statements."""
     _, find, expected = STATES[name]
 
     async with client_of(app_with(database)) as client:
@@ -137,8 +137,7 @@ async def test_state_set_on_the_drivers_connection_ends_with_the_request(databas
 
 
 @pytest.mark.parametrize("path", ["/change?status=409", "/read"])
-async def test_state_ends_with_every_request(database: Database, path: str) -> None:
-    """So it does after a failed request, from which a lock would stay, and after one that only reads."""
+async def test_state_is_reset_after_failed_and_reading_requests(database: Database, path: str) -> None:
     change, find, expected = STATES["advisory lock"]
 
     async with client_of(app_with(database)) as client:
@@ -148,8 +147,7 @@ async def test_state_ends_with_every_request(database: Database, path: str) -> N
     assert found[0] == expected
 
 
-async def test_connection_without_a_state_is_not_reset(database: Database) -> None:
-    """What is local to the transaction, and every other statement, costs no round trip more."""
+async def test_connection_without_state_is_not_reset(database: Database) -> None:
     executed: list[str] = []
     statements = ("SELECT 1", "SET LOCAL statement_timeout = 1000", "SELECT set_config('app.tenant', 'a', true)")
 
@@ -172,8 +170,8 @@ async def test_connection_without_a_state_is_not_reset(database: Database) -> No
 
 
 @pytest.mark.parametrize("way", ["cursor", "driver"])
-async def test_connection_that_a_listener_has_prepared_is_replaced(database: Database, way: str) -> None:
-    """A reset would undo what the app's own `connect` listener has set; the new connection has it."""
+async def test_connection_with_state_of_a_listener_is_replaced(database: Database, way: str) -> None:
+    """A reset would undo the listener's state."""
 
     def connected(connection: Any, _record: object) -> None:
         if way == "driver":
@@ -193,8 +191,7 @@ async def test_connection_that_a_listener_has_prepared_is_replaced(database: Dat
     assert second != first
 
 
-async def test_listener_that_sets_nothing_does_not_cost_a_connection(database: Database) -> None:
-    """An instrumentation that listens is no reason to connect anew."""
+async def test_listener_without_state_keeps_the_connection(database: Database) -> None:
     event.listen(database.engine.sync_engine, "connect", lambda _connection, _record: None)
 
     async with client_of(app_with(database)) as client:
@@ -204,7 +201,7 @@ async def test_listener_that_sets_nothing_does_not_cost_a_connection(database: D
 
 
 async def test_connection_that_cannot_be_reset_is_replaced(database: Database) -> None:
-    """A connection that is lost before the reset fails no request, neither this one nor the next."""
+    """No request fails."""
     async with client_of(app_with(database)) as client:
         async with database.engine.connect() as connection:
             await connection.execute(text(STATES["set"][0]))
@@ -216,8 +213,7 @@ async def test_connection_that_cannot_be_reset_is_replaced(database: Database) -
     assert found[0] == "30s"
 
 
-async def test_pooler_resets_by_itself(server: Server) -> None:
-    """Behind a pooler the connection is the pooler's, and is never reset by us."""
+async def test_connection_through_a_pooler_is_not_reset(server: Server) -> None:
     one = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 30}
     database = Database(DatabaseSettings(url=server.url(), ssl="off", pooler="pgbouncer", **one))
 
@@ -292,13 +288,11 @@ LOCAL = [
 
 
 @pytest.mark.parametrize(("statements", "expected"), [(LASTING, True), (LOCAL, False)])
-def test_text_tells_what_lasts(statements: list[str], expected: bool) -> None:
-    """Statements that outlive their transaction are told from those that do not."""
+def test_leaves_state_reads_the_statement(statements: list[str], expected: bool) -> None:
     assert [statement for statement in statements if leaves_state(statement) is not expected] == []
 
 
-def test_parameters_tell_whether_a_setting_lasts() -> None:
-    """`set_config` with a placeholder is local if the value is true, in each execution."""
+def test_leaves_state_reads_the_parameters_of_set_config() -> None:
     statement = "SELECT set_config($1::VARCHAR, $2::VARCHAR, $3::BOOLEAN)"
 
     assert not leaves_state(statement, ("a", "b", True))

@@ -1,4 +1,4 @@
-"""Deadlines: one answer in time, whatever the handler does; what has started and what was cancelled by others stays."""
+"""Deadlines: one answer in time, whatever the handler does."""
 
 import asyncio
 import contextlib
@@ -54,7 +54,7 @@ def is_timeout(response):
 
 
 async def drive(app, **scope):
-    """Call an app as a server does, and return what it has sent."""
+    """Call an app as a server does, and return the sent messages."""
     sent = []
 
     async def receive():
@@ -71,8 +71,7 @@ def with_deadline(app, seconds=SHORT):
     return DeadlineMiddleware(app, LimitsSettings(request_timeout=seconds))
 
 
-async def test_the_deadline():
-    """A handler that takes too long is cancelled, and the client gets the problem; one that does not is not."""
+async def test_deadline_cancels_a_slow_handler_with_a_504_problem():
     app, cancelled = service(), []
 
     @app.get("/watched")
@@ -91,8 +90,8 @@ async def test_the_deadline():
     assert cancelled == [True]
 
 
-async def test_the_request_goes_on_uncancelled():
-    """What surrounds the middleware sees an ordinary return: its task counts no cancellation, and can wait on."""
+async def test_task_of_an_interrupted_request_is_not_cancelled():
+    """Outer middleware can await."""
     app = with_deadline(lambda scope, receive, send: asyncio.sleep(LONG))
 
     sent = await drive(app)
@@ -102,8 +101,8 @@ async def test_the_request_goes_on_uncancelled():
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_what_comes_after_the_answer_is_dropped():
-    """There is one response: a handler that will not be cancelled talks to nobody, and stops nobody."""
+async def test_messages_of_a_cancelled_handler_are_dropped():
+    """They do not block the event loop."""
     turns = []
 
     async def stubborn(scope, receive, send):
@@ -121,8 +120,8 @@ async def test_what_comes_after_the_answer_is_dropped():
     assert turns
 
 
-async def test_the_answer_does_not_wait_for_the_handler():
-    """A handler that takes its time to end keeps the answer from nobody; the request is over when it has ended."""
+async def test_504_does_not_wait_for_the_handler():
+    """The request ends after the handler has ended."""
     sent, answered = [], asyncio.Event()
 
     async def tidy(scope, receive, send):
@@ -141,8 +140,8 @@ async def test_the_answer_does_not_wait_for_the_handler():
     assert json.loads(sent[1]["body"])["status"] == 504
 
 
-async def test_an_error_while_it_is_cancelled():
-    """An exception of the handler's end is raised on after the answer, and no cancellation is left."""
+async def test_exception_of_a_cancelled_handler_is_reraised():
+    """After the 504; no cancellation is left."""
 
     async def failing(scope, receive, send):
         try:
@@ -157,8 +156,8 @@ async def test_an_error_while_it_is_cancelled():
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_the_cancellation_of_others(late):
-    """A request that the server cancels stays cancelled, even in the moment of the deadline."""
+async def test_request_cancelled_by_the_server_stays_cancelled(late):
+    """Even at the moment of the deadline."""
     task = asyncio.create_task(drive(with_deadline(lambda *_: cancel_too(), SHORT if late else LONG)))
 
     async def cancel_too():
@@ -173,9 +172,7 @@ async def test_the_cancellation_of_others(late):
     assert task.cancelled()
 
 
-async def test_a_cancellation_from_before_does_not_count():
-    """In a task that was cancelled before and went on, the deadline is a 504 all the same."""
-
+async def test_earlier_cancellation_of_the_task_does_not_count():
     async def survivor():
         with contextlib.suppress(asyncio.CancelledError):
             asyncio.current_task().cancel()
@@ -188,8 +185,8 @@ async def test_a_cancellation_from_before_does_not_count():
 
 
 @pytest.mark.parametrize("handler", ["async", "sync"])
-async def test_below_task_groups(handler):
-    """Below a BaseHTTPMiddleware, which runs the app in a task of its own, the deadline is the same."""
+async def test_deadline_below_a_task_group(handler):
+    """BaseHTTPMiddleware runs the app in another task."""
     app, free, done = FastAPI(), threading.Event(), []
 
     @app.get("/async")
@@ -232,8 +229,7 @@ async def test_below_task_groups(handler):
     assert done == [handler]
 
 
-def test_sync_handlers():
-    """The client of a sync handler gets its answer at the deadline; the thread works on to its end."""
+def test_deadline_answers_while_a_thread_runs_on():
     app, free, ended = service(), threading.Event(), threading.Event()
 
     @app.get("/sync")
@@ -253,8 +249,8 @@ def test_sync_handlers():
         assert client.get("/fast").json() == "fast"
 
 
-def test_handlers_that_block():
-    """Time in which nothing else could run counts: who waits after it is late. Who never waits has answered by then."""
+def test_deadline_counts_time_of_a_blocked_event_loop():
+    """A handler that never awaits completes."""
     app = service()
 
     @app.get("/blocks")
@@ -272,8 +268,7 @@ def test_handlers_that_block():
     assert time.monotonic() - start < LONG
 
 
-def test_what_has_started_is_left_alone():
-    """A response that has started may take as long as it likes."""
+def test_deadline_ignores_a_started_response():
     app = service()
 
     @app.get("/stream")
@@ -288,8 +283,8 @@ def test_what_has_started_is_left_alone():
     assert TestClient(app).get("/stream").text == "ab"
 
 
-def test_websockets_are_left_alone():
-    """A WebSocket lives as long as it likes, a time-out of its router notwithstanding."""
+def test_deadline_ignores_websockets():
+    """Even with a time-out of the router."""
     app = service()
 
     @app.websocket("/ws")
@@ -302,8 +297,8 @@ def test_websockets_are_left_alone():
         assert session.receive_text() == "still here"
 
 
-def test_exempt_paths():
-    """An exempt path has no deadline, and a time-out of its own does nothing."""
+def test_exempt_path_has_no_deadline():
+    """A time-out of its route has no effect."""
     app = service(exempt={"/health"})
 
     @app.get("/health", dependencies=[Depends(Timeout(SHORT))])
@@ -315,8 +310,8 @@ def test_exempt_paths():
 
 @pytest.mark.parametrize("general", [SHORT, 10.0, None])
 @pytest.mark.parametrize("nested", [False, True])
-def test_time_of_a_route(general, nested):
-    """A route's own time wins over the general one, whether longer, shorter or none."""
+def test_timeout_of_a_route_replaces_the_deadline(general, nested):
+    """Longer, shorter or none."""
     app = service(general)
     router = APIRouter(dependencies=[Depends(Timeout(SHORT))])
 
@@ -341,8 +336,8 @@ def test_time_of_a_route(general, nested):
 
 
 @pytest.mark.parametrize(("own", "status"), [(10, 200), (None, 200), (2 * SHORT, 504)])
-async def test_time_of_a_route_while_its_body_comes(own, status):
-    """A route's own time holds from the beginning, although its dependencies wait for the body."""
+async def test_timeout_of_a_route_applies_while_the_body_is_read(own, status):
+    """Although FastAPI has not called the dependency yet."""
     app = service()
     parts = [b"[", b"1", b"]"]
 
@@ -366,8 +361,7 @@ async def test_time_of_a_route_while_its_body_comes(own, status):
     assert sent[0]["status"] == status
 
 
-async def test_a_time_that_comes_too_late():
-    """After the answer another time changes nothing: there is one answer, and one cancellation."""
+async def test_timeout_after_the_504_has_no_effect():
     ended = []
 
     async def stubborn(scope, receive, send):
@@ -384,14 +378,13 @@ async def test_a_time_that_comes_too_late():
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
-def test_a_time_that_makes_no_sense(seconds):
-    """A time-out that cannot be kept is an error where it is written."""
+def test_timeout_that_is_not_positive_is_refused(seconds):
     with pytest.raises(ConfigurationError, match="positive"):
         Timeout(seconds)
 
 
-def test_a_time_without_a_middleware():
-    """A time-out that nobody would enforce is an error; where the operator has switched limits off, it is not."""
+def test_timeout_without_middleware_is_an_error():
+    """Unless the settings have switched limits off."""
     router = APIRouter(dependencies=[Depends(Timeout(1))])
     router.add_api_route("/", lambda: "ok")
     bare, off = FastAPI(), create_app(Settings(environment="test", limits=None))
@@ -403,8 +396,7 @@ def test_a_time_without_a_middleware():
     assert TestClient(off).get("/").json() == "ok"
 
 
-def test_the_schema():
-    """A route with a time-out of its own shows the 504."""
+def test_schema_shows_504_for_a_timeout():
     app = service()
     app.add_api_route("/own", lambda: None, dependencies=[Depends(Timeout(1))])
     add_problem_schemas(app)
@@ -412,8 +404,8 @@ def test_the_schema():
     assert "504" in app.openapi()["paths"]["/own"]["get"]["responses"]
 
 
-async def test_requests_end_in_their_order():
-    """Each request ends at its own time; what is over leaves nothing behind, and the timer rests."""
+async def test_deadlines_expire_in_order():
+    """Afterwards the timer is not armed."""
     ended, loop = [], asyncio.get_running_loop()
     timer = SharedTimer(SHORT, ended.append)
 
@@ -433,8 +425,8 @@ async def test_requests_end_in_their_order():
     assert (len(queue.timings), queue.armed) == (0, False)
 
 
-async def test_an_error_at_the_end_of_one_wait():
-    """A wait that cannot be ended is told to the event loop, and the others end, with no help from a new one."""
+async def test_error_of_one_expiry_does_not_stop_the_others():
+    """The event loop's exception handler gets it."""
     ended, told, loop = [], [], asyncio.get_running_loop()
     error = RuntimeError("broken")
 
@@ -460,8 +452,7 @@ async def test_an_error_at_the_end_of_one_wait():
     assert ended == ["waiting", "later"]
 
 
-def test_event_loops_have_timers_of_their_own():
-    """One app may be served by several event loops, one after the other or at once."""
+def test_event_loops_have_separate_timers():
     app = service()
 
     statuses = [TestClient(app).get(path).status_code for path in ("/slow", "/fast", "/slow")]
@@ -469,8 +460,8 @@ def test_event_loops_have_timers_of_their_own():
     assert statuses == [504, 200, 504]
 
 
-async def test_many_at_once():
-    """A thousand requests with one deadline all get their 504, none twice, and other requests are served meanwhile."""
+async def test_thousand_requests_expire_once_each():
+    """Other requests are served meanwhile."""
     transport = httpx2.ASGITransport(service(0.3))
     async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
         slow = asyncio.gather(*(client.get("/slow") for _ in range(1000)))
@@ -481,8 +472,8 @@ async def test_many_at_once():
     assert {response.status_code for response in late} == {504}
 
 
-def test_on_the_wire(capsys):
-    """Under a real server the connection stays usable, and the access line, the headers and the metric say 504."""
+def test_deadline_on_a_real_server_keeps_the_connection(capsys):
+    """Access line, headers and metric have the 504."""
     app = create_app(Settings(environment="prod", hosts={"allowed": "testserver"}, limits={"request_timeout": SHORT}))
 
     @app.get("/slow")

@@ -1,4 +1,4 @@
-"""Clients that disconnect: their handlers are cancelled where it is asked for, and nothing else is."""
+"""Clients that disconnect: their handlers are cancelled if the setting or the route says so."""
 
 import asyncio
 import json
@@ -50,7 +50,7 @@ class Client:
         self.send_to_app({"type": "http.disconnect"})
 
     async def end(self):
-        """Wait until the app is done, and return what it has sent: a status and a body, or nothing."""
+        """Wait until the app has ended, and return the sent status and body, or None."""
         await asyncio.wait_for(self.task, WITHIN)
         return self.sent
 
@@ -59,7 +59,7 @@ class Client:
 
 
 class Handler:
-    """An endpoint that waits until it is told to end, and writes down how it ended."""
+    """An endpoint that waits until the test ends it, and records how it ended."""
 
     def __init__(self):
         self.begun = asyncio.Event()
@@ -77,7 +77,7 @@ class Handler:
         return self.outcome
 
     async def left_by(self, client):
-        """Have the client disconnect in the middle, and return how the handler has ended."""
+        """Let the client disconnect, and return how the handler has ended."""
         await asyncio.wait_for(self.begun.wait(), WITHIN)
         client.disconnect()
         for _ in range(10):
@@ -99,8 +99,8 @@ def service(handler, settings=ENABLED, **options) -> FastAPI:
     return app
 
 
-async def test_the_handler_is_cancelled(handler):
-    """A handler whose client disconnects is cancelled, and nothing is sent; the request goes on uncancelled."""
+async def test_disconnect_cancels_the_handler(handler):
+    """Nothing is sent, and the task of the request is not cancelled."""
     client = Client(service(handler))
 
     outcome = await handler.left_by(client)
@@ -110,14 +110,11 @@ async def test_the_handler_is_cancelled(handler):
     assert client.task.cancelling() == 0
 
 
-async def test_off_by_default(handler):
-    """Without the setting a handler runs to its end."""
+async def test_disconnect_without_the_setting_cancels_nothing(handler):
     assert await handler.left_by(Client(service(handler, None))) == "done"
 
 
-def test_left_out_without_the_setting():
-    """Without LIMITS_CANCEL_ON_DISCONNECT there is no layer that could cost anything."""
-
+def test_app_without_the_setting_has_no_layer():
     def layers(**limits):
         app = create_app(Settings(environment="test", limits=limits))
         TestClient(app).get("/")
@@ -127,8 +124,7 @@ def test_left_out_without_the_setting():
     assert "DisconnectMiddleware" in layers(cancel_on_disconnect=True)
 
 
-async def test_exempt_paths(handler):
-    """The handler of an exempt path is not cancelled."""
+async def test_exempt_path_is_not_cancelled(handler):
     app = service(handler, exempt={"/"})
 
     assert await handler.left_by(Client(app)) == "done"
@@ -136,8 +132,8 @@ async def test_exempt_paths(handler):
 
 @pytest.mark.parametrize("outer", [ENABLED, None])
 @pytest.mark.parametrize("inner", [ENABLED, None])
-async def test_a_layer_inside_of_another_one(handler, outer, inner):
-    """It is enough that one of them is switched on, and the request is uncancelled in the end, as with one."""
+async def test_layer_inside_of_another_cancels_once(handler, outer, inner):
+    """If either of them is switched on."""
     app = service(handler, inner)
     app.add_middleware(DisconnectMiddleware, outer)
     client = Client(app)
@@ -166,8 +162,8 @@ CANCEL, IGNORE = Depends(cancel_on_disconnect), Depends(ignore_disconnect)
         ([CANCEL], [CANCEL], "cancelled"),
     ],
 )
-async def test_a_route_decides(handler, settings, router, route, outcome):
-    """A route or router decides whatever the setting says, and of several the last one counts."""
+async def test_dependency_of_a_route_wins_over_the_setting(handler, settings, router, route, outcome):
+    """Of several the last one counts."""
     app = FastAPI()
     app.add_middleware(DisconnectMiddleware, settings)
     routes = APIRouter(dependencies=router)
@@ -180,8 +176,8 @@ async def test_a_route_decides(handler, settings, router, route, outcome):
 
 
 @pytest.mark.parametrize("mounted", [False, True])
-async def test_a_route_of_the_whole_app(handler, mounted):
-    """With create_app a route needs no setting, in a mounted app either."""
+async def test_dependency_works_without_the_setting(handler, mounted):
+    """In a mounted app too."""
     app = create_app(Settings(environment="test", hosts=None))
     inner = FastAPI() if mounted else app
     inner.add_api_route("/own", handler, dependencies=[CANCEL])
@@ -191,8 +187,7 @@ async def test_a_route_of_the_whole_app(handler, mounted):
     assert await handler.left_by(Client(app, path="/sub/own" if mounted else "/own")) == "cancelled"
 
 
-async def test_a_route_beside_a_deadline(handler):
-    """Whatever layer may cancel a handler serves a route that asks for it."""
+async def test_dependency_works_with_any_cancelling_layer(handler):
     app = FastAPI()
     app.add_middleware(DeadlineMiddleware)
     app.add_api_route("/", handler, dependencies=[CANCEL])
@@ -201,8 +196,8 @@ async def test_a_route_beside_a_deadline(handler):
 
 
 @pytest.mark.parametrize("outside", [DisconnectMiddleware, BodyLimitMiddleware])
-async def test_a_route_beside_several_layers(handler, outside):
-    """Of several layers that may cancel a handler each undoes its own cancellation, in any order."""
+async def test_dependency_beside_several_layers_leaves_no_cancellation(handler, outside):
+    """In any order."""
     app = FastAPI()
     for layer in {DisconnectMiddleware, BodyLimitMiddleware} - {outside}, {outside}:
         app.add_middleware(*layer, ENABLED)
@@ -213,8 +208,8 @@ async def test_a_route_beside_several_layers(handler, outside):
     assert client.task.cancelling() == 0
 
 
-async def test_a_route_with_a_body(handler):
-    """A route that takes a body, which FastAPI reads before it calls the dependency, is cancelled as well."""
+async def test_dependency_of_a_route_with_a_body(handler):
+    """FastAPI reads the body first."""
     app = FastAPI()
     app.add_middleware(DeadlineMiddleware)
 
@@ -228,8 +223,8 @@ async def test_a_route_with_a_body(handler):
     assert await handler.left_by(client) == "cancelled"
 
 
-def test_a_route_without_a_middleware():
-    """A dependency that nothing would follow is an error; where the operator has switched limits off, it is not."""
+def test_dependency_without_middleware_is_an_error():
+    """Unless the settings have switched limits off."""
     router = APIRouter(dependencies=[CANCEL])
     router.add_api_route("/", lambda: "ok")
     bare, off = FastAPI(), create_app(Settings(environment="test", limits=None))
@@ -244,8 +239,7 @@ def test_a_route_without_a_middleware():
 # Bodies
 
 
-async def test_a_body_arrives_whole(handler):
-    """A handler that reads its body late gets all of it, and is cancelled once it has it."""
+async def test_body_read_late_is_complete(handler):
     app, begun, more = service(handler), asyncio.Event(), asyncio.Event()
 
     @app.post("/late")
@@ -265,8 +259,8 @@ async def test_a_body_arrives_whole(handler):
     assert read == [b"abc"]
 
 
-async def test_a_body_is_not_received_before_the_app_asks(handler):
-    """No part of an announced body is taken from the server ahead, so a client that waits for a 100 waits on."""
+async def test_announced_body_is_not_received_early(handler):
+    """A client may wait for `100 Continue`."""
     client = Client(service(handler), part(b"a"), method="POST", headers=[(b"content-length", b"1")])
 
     outcome = await handler.left_by(client)
@@ -276,8 +270,8 @@ async def test_a_body_is_not_received_before_the_app_asks(handler):
 
 
 @pytest.mark.parametrize("parts", [[part()], [part(b"a", more=True), part(b"b")]])
-async def test_a_body_that_is_not_announced(handler, parts):
-    """HTTP/2 need not announce a body: what was received while the app did not ask is kept for it."""
+async def test_first_part_of_an_unannounced_body_is_kept(handler, parts):
+    """HTTP/2 need not announce a body."""
     app, read = service(handler), []
 
     @app.post("/late")
@@ -293,8 +287,7 @@ async def test_a_body_that_is_not_announced(handler, parts):
     assert read == [b"".join(each["body"] for each in parts)]
 
 
-async def test_an_app_that_asks_before_the_message_is_there(handler):
-    """An app that waits for the body of a request without one gets the message when the server has it."""
+async def test_app_may_receive_before_the_server_has_the_message(handler):
     app, read = service(handler), []
 
     @app.get("/early")
@@ -306,8 +299,7 @@ async def test_an_app_that_asks_before_the_message_is_there(handler):
     assert read == [b""]
 
 
-async def test_beside_a_limit_on_bodies(handler):
-    """The time-out of a body goes on while parts come, and ends with the last one."""
+async def test_body_timeout_still_applies(handler):
     app = FastAPI()
     app.add_middleware(BodyLimitMiddleware, LimitsSettings(body_timeout=0.1))
     app.add_middleware(DeadlineMiddleware)
@@ -325,8 +317,7 @@ async def test_beside_a_limit_on_bodies(handler):
     assert await handler.left_by(client) == "cancelled"
 
 
-async def test_a_client_that_leaves_while_the_app_reads():
-    """A disconnect in the middle of a body reaches the app, which waits for it."""
+async def test_disconnect_during_the_body_reaches_the_app():
     app, seen = FastAPI(), []
     app.add_middleware(DisconnectMiddleware, cancel_on_disconnect=True)
 
@@ -342,8 +333,8 @@ async def test_a_client_that_leaves_while_the_app_reads():
     assert [message["type"] for message in seen] == ["http.request", "http.disconnect"]
 
 
-async def test_a_request_that_has_waited_for_its_place(handler):
-    """A request whose messages were received while it waited for a place is cancelled as any other."""
+async def test_request_from_the_queue_is_cancelled(handler):
+    """Its messages were received while it waited."""
     first, app = Handler(), FastAPI()
     app.add_middleware(DisconnectMiddleware, ENABLED)
     app.add_middleware(ConcurrencyLimitMiddleware, LimitsSettings(max_concurrent=1, queue_timeout=WITHIN))
@@ -359,8 +350,8 @@ async def test_a_request_that_has_waited_for_its_place(handler):
     assert (await before.end())[0] == 200
 
 
-async def test_a_body_that_comes_again(handler):
-    """A test client that says `http.request` for ever does not disconnect."""
+async def test_repeated_request_message_is_no_disconnect(handler):
+    """Some test clients send it again and again."""
     client = Client(service(handler), part(), part())
 
     assert await handler.left_by(client) == "done"
@@ -369,8 +360,8 @@ async def test_a_body_that_comes_again(handler):
 # What is left alone
 
 
-async def test_an_app_that_asks_finds_out(handler):
-    """`request.is_disconnected()` and a second caller get the message as without the layer."""
+async def test_is_disconnected_works(handler):
+    """For a second caller too."""
     app, answers = service(handler, None), []
 
     @app.get("/asks", dependencies=[CANCEL, IGNORE])
@@ -384,8 +375,8 @@ async def test_an_app_that_asks_finds_out(handler):
     assert answers == [False, True, "http.disconnect"]
 
 
-async def test_what_has_started_is_left_alone(handler):
-    """A response that has started notices the disconnect by itself, and its background tasks run."""
+async def test_started_response_is_not_cancelled(handler):
+    """Its background tasks run."""
     app, after = service(handler), []
 
     @app.get("/stream")
@@ -404,8 +395,8 @@ async def test_what_has_started_is_left_alone(handler):
     assert after == ["background"]
 
 
-async def test_background_tasks_complete(handler):
-    """A background task runs to its end, although servers say `http.disconnect` when a response is complete."""
+async def test_background_task_is_not_cancelled(handler):
+    """Servers send `http.disconnect` after a complete response."""
     app = service(handler)
 
     @app.get("/later")
@@ -415,8 +406,7 @@ async def test_background_tasks_complete(handler):
     assert await handler.left_by(Client(app, path="/later")) == "done"
 
 
-async def test_an_answer_of_the_deadline(handler):
-    """A client that disconnects while a time-out is answered changes nothing: there is one cancellation."""
+async def test_disconnect_during_a_504_changes_nothing(handler):
     app = FastAPI()
     app.add_middleware(DeadlineMiddleware, LimitsSettings(request_timeout=0.01))
     cancelled, go = [], asyncio.Event()
@@ -439,8 +429,8 @@ async def test_an_answer_of_the_deadline(handler):
     assert go.is_set()
 
 
-def test_websockets_are_left_alone():
-    """A WebSocket ends as it likes, a dependency of its router notwithstanding."""
+def test_websocket_is_not_cancelled():
+    """Even with the dependency on its router."""
     app = FastAPI()
     app.add_middleware(DisconnectMiddleware, ENABLED)
 
@@ -454,8 +444,7 @@ def test_websockets_are_left_alone():
         assert session.receive_text() == "still here"
 
 
-async def test_below_a_middleware_with_a_task_group(handler):
-    """Below a BaseHTTPMiddleware, which runs the app in a task of its own, the handler is cancelled as well."""
+async def test_disconnect_below_a_task_group_cancels_the_handler(handler):
     app = FastAPI()
     app.add_api_route("/", handler)
 
@@ -468,8 +457,8 @@ async def test_below_a_middleware_with_a_task_group(handler):
     assert await handler.left_by(Client(app)) == "cancelled"
 
 
-async def test_a_handler_that_goes_on(handler):
-    """A handler that catches its cancellation runs on, and what it sends is dropped."""
+async def test_handler_that_catches_its_cancellation_runs_on(handler):
+    """Its messages are dropped."""
     app = service(handler)
 
     @app.get("/stubborn")
@@ -485,8 +474,7 @@ async def test_a_handler_that_goes_on(handler):
     assert client.sent == []
 
 
-async def test_nothing_is_left_behind():
-    """A request is gone with its listener when it is over; it does not wait for the garbage collector."""
+async def test_finished_request_leaves_no_reference_cycle():
     app = DisconnectMiddleware(PlainTextResponse("ok"), ENABLED)
 
     async def call():
@@ -513,8 +501,7 @@ def whole(**sections) -> FastAPI:
 
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
-def test_on_the_wire(http, capsys):
-    """A client that hangs up ends its handler, with a line of the status 499; the server serves on."""
+def test_disconnect_on_a_real_server_is_status_499(http, capsys):
     app, begun, cancelled = whole(), threading.Event(), threading.Event()
 
     @app.post("/hangs")
@@ -543,8 +530,7 @@ def test_on_the_wire(http, capsys):
 
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
-def test_pipelined_requests(http, capsys):
-    """Requests that a client sends before it has the answer to the first one are no disconnect."""
+def test_pipelined_request_is_no_disconnect(http, capsys):
     app, begun, go = whole(), threading.Event(), asyncio.Event()
 
     @app.get("/{name}")
@@ -575,8 +561,8 @@ def read_one(client: socket.socket) -> bytes:
     return client.recv(length, socket.MSG_WAITALL)
 
 
-def test_sync_handlers(capsys):
-    """A thread works on to its end; its request is over, with the status 499."""
+def test_disconnect_of_a_sync_handler_is_status_499(capsys):
+    """The thread runs on."""
     app, begun, free, ended = whole(), threading.Event(), threading.Event(), threading.Event()
 
     @app.get("/sync")
