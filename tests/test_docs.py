@@ -1,4 +1,4 @@
-"""The documentation, which runs: every python block of a page, in order, in one process of its own."""
+"""Run the documentation: every python block of a page, in order, in one process."""
 
 import importlib.util
 import inspect
@@ -43,15 +43,15 @@ for block in re.finditer(r"^( *)```python\\b[^\\n]*\\n(.*?)^\\1```", text, re.MU
 
 @pytest.fixture(scope="module")
 def forks():
-    """Processes that have loaded what most pages import, and nothing of ours."""
+    """Processes that have loaded the third-party modules that most pages import."""
     loaded = ("fastapi.testclient", "httpx2", "orjson", "prometheus_client", "pydantic_settings", "structlog")
     with closing(Forks("-W", "error", loaded=loaded)) as forks:
         yield forks
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_python_block_runs(page, tmp_path, forks):
-    """What a reader copies from a page works, in an empty directory and with nothing configured."""
+def test_python_blocks_of_a_page_run(page, tmp_path, forks):
+    """In an empty directory, without configuration."""
     kept = {key: value for key, value in os.environ.items() if key in {"PATH", "LANG", "SYSTEMROOT", "TMPDIR"}}
     environment = kept | {"ENVIRONMENT": "dev", "HOME": str(tmp_path)}
 
@@ -62,7 +62,7 @@ def test_every_python_block_runs(page, tmp_path, forks):
     assert run.code == 0, f"{page.relative_to(ROOT)}\n{run.stdout}{run.stderr}"
 
 
-def promised() -> list[tuple[str, str]]:
+def documented_names() -> list[tuple[str, str]]:
     """Return every module and name of the reference."""
     rows = re.findall(
         r"^\| `(fastapi_prodkit[.\w]*)` \| (`.*) \|$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE
@@ -70,9 +70,8 @@ def promised() -> list[tuple[str, str]]:
     return [(module, name) for module, names in rows for name in re.findall(r"`(\w+)`", names)]
 
 
-@pytest.mark.parametrize(("module", "name"), [each for each in promised() if each[1].endswith("Middleware")])
-def test_the_example_in_the_docstring_of_every_middleware_runs(module, name):
-    """What an editor shows can be copied: the app serves with it."""
+@pytest.mark.parametrize(("module", "name"), [each for each in documented_names() if each[1].endswith("Middleware")])
+def test_docstring_example_of_every_middleware_runs(module, name):
     middleware, app = getattr(importlib.import_module(module), name), FastAPI()
     example = re.search(r"\n\n((?:    .*\n)+)\n", inspect.getdoc(middleware)).group(1)
 
@@ -83,16 +82,16 @@ def test_the_example_in_the_docstring_of_every_middleware_runs(module, name):
 
 
 @pytest.mark.parametrize("piece", ["auth", "tracing"])
-def test_what_the_front_page_leaves_out_is_not_there(piece):
-    """The front page says that authentication and tracing are not included, which a new piece would make false."""
+def test_front_page_names_what_is_not_included(piece):
+    """A new piece would make this sentence false."""
     front_page = (ROOT / "docs/index.md").read_text()
 
     assert "Not included: authentication, and tracing of its own." in front_page
     assert importlib.util.find_spec(f"fastapi_prodkit.{piece}") is None
 
 
-def test_the_table_of_sections_is_that_of_the_code():
-    """Each row names what there is, each section has one, and each limit stands in the row of its piece alone."""
+def test_table_of_sections_agrees_with_the_code():
+    """Each section has a row, and each limit is in the row of its piece only."""
     pytest.importorskip("sqlalchemy")
     table = (ROOT / "docs/reference.md").read_text().partition("\n## Sections\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)`.*? \| `(\w+)` \| (.*) \|$", table, re.MULTILINE)
@@ -113,10 +112,9 @@ def test_the_table_of_sections_is_that_of_the_code():
     assert sorted(limits) == sorted(f"LIMITS_{field.upper()}" for field in LimitsSettings.model_fields)
 
 
-def test_every_name_of_the_reference_exists():
-    """What the reference promises can be imported from where it says."""
-    assert len(promised()) > 30
-    for module, name in promised():
+def test_names_of_the_reference_can_be_imported():
+    assert len(documented_names()) > 30
+    for module, name in documented_names():
         if module.startswith("fastapi_prodkit.database"):
             pytest.importorskip("sqlalchemy")
         if module == "fastapi_prodkit.cli":  # the last row

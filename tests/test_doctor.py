@@ -1,4 +1,4 @@
-"""`fastapi-prodkit doctor`: each rule with a fault and without, and what the page says of it."""
+"""`fastapi-prodkit doctor`: each rule with and without a problem, and the documentation of the rules."""
 
 import os
 import re
@@ -27,25 +27,23 @@ IN_A_CONTAINER = Container(root=False, first="fastapi-prodkit", cores=2.0, memor
 
 
 class TestRules:
-    def test_each_has_an_id_of_its_own(self):
-        """An id names one rule: dashboards and suppressions rely on it."""
+    def test_rules_have_unique_ids(self):
+        """Dashboards and suppressions rely on them."""
         names = [rule.id for rule in RULES]
 
         assert len(names) == len(set(names))
         assert all(re.fullmatch(r"[a-z]+(-[a-z]+)+", name) for name in names)
 
-    def test_each_is_explained_on_the_page_and_nothing_else_is(self):
-        """The link of a finding leads to its explanation, and the page has none of a rule that is gone."""
+    def test_page_explains_exactly_these_rules(self):
+        """The link of a finding leads to its explanation."""
         anchors = re.findall(r"^### ([a-z-]+)$", PAGE.read_text(), re.MULTILINE)
 
         assert sorted(anchors) == sorted(rule.id for rule in RULES)
 
-    def test_a_service_in_order_has_no_findings(self):
-        """Silence means something: the settings that the documentation recommends pass."""
+    def test_recommended_settings_have_no_findings(self):
         assert ids(gathered()) == set()
 
-    def test_nothing_at_all_has_no_findings(self):
-        """No rule takes a fact for granted that could not be gathered."""
+    def test_unknown_facts_have_no_findings(self):
         assert ids(Facts()) == set()
 
 
@@ -79,8 +77,8 @@ class TestSettings:
             ("app-metrics-public", {"METRICS_PUBLIC": "true"}),
         ],
     )
-    def test_one_fault(self, monkeypatch, expected, fault):
-        """A fault is found under its id, and nothing else is."""
+    def test_problem_has_one_finding(self, monkeypatch, expected, fault):
+        """Under its id."""
         for name, value in fault.items():
             monkeypatch.setenv(name, value)
 
@@ -100,8 +98,7 @@ class TestSettings:
             {"LIMITS_ENABLED": "true", "LIMITS_REQUEST_TIMEOUT": "25"},
         ],
     )
-    def test_no_fault(self, monkeypatch, sound):
-        """What is switched off knowingly, or done right, is not found."""
+    def test_safe_configuration_has_no_findings(self, monkeypatch, sound):
         for name, value in sound.items():
             monkeypatch.setenv(name, value)
 
@@ -119,8 +116,8 @@ class TestSettings:
             ("STRIPE_API_KEY", SECRET, False),
         ],
     )
-    def test_secrets_of_the_users_own(self, monkeypatch, name, value, weak):
-        """`SecretStr` says what is one, also in a section; only a token has to be as long as ours."""
+    def test_secrets_of_user_settings_are_checked(self, monkeypatch, name, value, weak):
+        """Every `SecretStr`, in sections too; only a token must be as long as ours."""
         monkeypatch.setenv(name, value)
         service = module(
             "from pydantic import Field, SecretStr\nfrom fastapi_prodkit import Settings, create_app\n"
@@ -137,8 +134,8 @@ class TestSettings:
         assert [each.reason.split()[0] for each in found] == [name] * weak
         assert not value or value not in repr(found)
 
-    def test_the_file_of_the_environment_is_read(self, monkeypatch):
-        """What `.env.prod` says is judged, and what `.env.dev` says is not."""
+    def test_env_file_of_the_environment_is_read(self, monkeypatch):
+        """`.env.prod`, not `.env.dev`."""
         monkeypatch.delenv("HOSTS_ALLOWED")
         Path(".env.prod").write_text("HOSTS_ALLOWED=api.example.com\nSHUTDOWN_GRACE=50\n")
         Path(".env.dev").write_text("DEBUG=true\n")
@@ -146,8 +143,8 @@ class TestSettings:
         assert ids(gathered()) == {"shutdown-too-long"}
 
     @pytest.mark.parametrize("environment", ["dev", "staging"])
-    def test_values_are_judged_as_for_production(self, monkeypatch, environment):
-        """Settings of another environment are held to the same, and its own variable stays what it was."""
+    def test_values_of_another_environment_are_checked_as_for_prod(self, monkeypatch, environment):
+        """The variable ENVIRONMENT is restored."""
         monkeypatch.setenv("ENVIRONMENT", "test")
         monkeypatch.setenv("DEBUG", "true")
 
@@ -156,8 +153,8 @@ class TestSettings:
         assert "DEBUG" in " ".join(f.reason for f in examine(found).findings if f.id == "settings-unsafe")
         assert os.environ["ENVIRONMENT"] == "test"
 
-    def test_all_that_is_wrong_is_told_at_once(self, monkeypatch):
-        """What would stop the start does not stop the doctor: each refusal has its reason and its remedy."""
+    def test_all_refused_settings_are_reported(self, monkeypatch):
+        """Each with its reason and remedy."""
         monkeypatch.setenv("DEBUG", "true")
         monkeypatch.setenv("HOSTS_ALLOWED", "")
 
@@ -168,8 +165,7 @@ class TestSettings:
             ("HOSTS_ALLOWED is required.", "List the host names of the service, such as api.example.com."),
         ]
 
-    def test_a_problem_without_a_remedy_gets_one(self):
-        """Whatever is wrong, something can be done."""
+    def test_invalid_setting_without_a_remedy_gets_one(self):
         facts = Facts(unusable={"DEBUG": "must be true or false"})
 
         (found,) = examine(facts).findings
@@ -179,12 +175,11 @@ class TestSettings:
             "Set DEBUG to a value of that form.",
         )
 
-    def test_other_warnings_are_no_misspelt_names(self):
-        """What else reading the settings warns about has rules of its own."""
+    def test_other_warnings_are_not_misspelt_variables(self):
         assert ids(Facts(warned=("SHUTDOWN_DRAIN and SHUTDOWN_GRACE are 45 s together",))) == set()
 
-    def test_a_url_that_cannot_be_read_has_no_password(self, monkeypatch):
-        """The rule about passwords leaves a broken URL to those about the database."""
+    def test_invalid_url_has_no_password_to_check(self, monkeypatch):
+        """Rules about the database report it."""
         monkeypatch.setenv("DATABASE_URL", "postgresql://[broken")
 
         assert ids(gathered()) == set()
@@ -192,8 +187,8 @@ class TestSettings:
 
 class TestFiles:
     @pytest.mark.parametrize("name", [".env", ".env.prod", "deploy/.env", "deploy/prod.env"])
-    def test_a_file_of_variables(self, name):
-        """What a service reads as its environment is found by its name, wherever it is; nothing of it is shown."""
+    def test_tracked_env_file_is_found_without_its_content(self, name):
+        """In any directory."""
         (found,) = self.examined(name, f"METRICS_TOKEN={SECRET}")
 
         assert (found.id, found.severity) == ("files-env-file", "error")
@@ -202,8 +197,7 @@ class TestFiles:
         assert SECRET not in repr(found)
 
     @pytest.mark.parametrize("name", [".env.example", ".env.dev.example", ".env.sample", ".envrc", "env.py"])
-    def test_no_file_of_variables(self, name):
-        """What is there to be copied is under git on purpose; other files are a secret scanner's business."""
+    def test_tracked_example_file_is_not_found(self, name):
         assert self.examined(name, f"METRICS_TOKEN={SECRET}") == ()
 
     @pytest.mark.parametrize(
@@ -216,8 +210,8 @@ class TestFiles:
             ("compose.yaml", "    command: fastapi run shop/main.py"),
         ],
     )
-    def test_a_server_that_reads_heads_of_any_size(self, name, text):
-        """It is named with the file that starts it."""
+    def test_uvicorn_without_a_head_limit_is_found(self, name, text):
+        """The finding names the file."""
         (found,) = self.examined(name, text)
 
         assert (found.id, found.severity) == ("files-uvicorn", "warning")
@@ -234,13 +228,12 @@ class TestFiles:
             ("README.md", "uvicorn service:app"),
         ],
     )
-    def test_a_server_that_limits_heads(self, name, text):
-        """Neither is what a developer starts, or a word about it."""
+    def test_server_with_a_head_limit_is_not_found(self, name, text):
+        """Nor a server for development, or the word in a text."""
         assert self.examined(name, text) == ()
 
     @pytest.mark.parametrize("size", [None, 1_000_001])
-    def test_a_file_that_is_not_read(self, size):
-        """What is in the index only has nothing to read, and what is that large is no configuration."""
+    def test_missing_or_large_file_is_not_read(self, size):
         if size is not None:
             Path("start.sh").write_text("uvicorn service:app\n".ljust(size))
 
@@ -264,14 +257,12 @@ class TestFiles:
             (SECRET, False),
         ],
     )
-    def test_words_that_everybody_knows(self, value, known):
-        """A placeholder is one in any spelling."""
+    def test_placeholders_are_recognized_in_any_spelling(self, value, known):
         assert is_placeholder(value) is known
 
 
 class TestSurroundings:
-    def test_files_under_git(self, tmp_path):
-        """Those below the directory are listed, relative to it."""
+    def test_tracked_lists_files_below_the_directory(self, tmp_path):
         git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com"]
         (tmp_path / "service").mkdir()
         (tmp_path / "service" / ".env").touch()
@@ -281,8 +272,7 @@ class TestSurroundings:
 
         assert environment_facts.tracked(tmp_path / "service") == ((".env",), None)
 
-    def test_no_repository(self, tmp_path, monkeypatch):
-        """Why there are no files is told, in git's own words."""
+    def test_tracked_returns_the_error_of_git(self, tmp_path, monkeypatch):
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
 
         files, reason = environment_facts.tracked(tmp_path)
@@ -290,8 +280,7 @@ class TestSurroundings:
         assert files == ()
         assert "not a git repository" in reason
 
-    def test_no_git(self, tmp_path, monkeypatch):
-        """A container has none."""
+    def test_tracked_works_without_git(self, tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", str(tmp_path))
 
         assert environment_facts.tracked(tmp_path) == ((), "git is not installed")
@@ -299,8 +288,7 @@ class TestSurroundings:
     @pytest.mark.parametrize(
         ("script", "reason"), [("exec sleep 60", "git took longer than 0.2 s"), ("exit 1", "git failed")]
     )
-    def test_a_git_that_does_not_work(self, tmp_path, monkeypatch, script, reason):
-        """It holds nothing up."""
+    def test_tracked_has_a_time_out(self, tmp_path, monkeypatch, script, reason):
         (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "git").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -308,25 +296,22 @@ class TestSurroundings:
 
         assert environment_facts.tracked(tmp_path) == ((), reason)
 
-    def test_installed_packages(self, monkeypatch):
-        """Which parts of the server there are; nothing is imported for it."""
+    def test_installed_lists_packages_of_the_server(self, monkeypatch):
+        """Without importing them."""
         monkeypatch.setattr(environment_facts, "_SERVER", ("typer", "no_such_server"))
 
         assert environment_facts.installed() == {"typer"}
 
     @pytest.mark.parametrize(("variable", "count"), [("4", 4), ("0", None), ("many", None)])
-    def test_workers(self, monkeypatch, variable, count):
-        """WEB_CONCURRENCY says how many there are, if it says anything."""
+    def test_workers_are_read_from_web_concurrency(self, monkeypatch, variable, count):
         monkeypatch.setenv("WEB_CONCURRENCY", variable)
 
         assert configured_workers() == count
 
-    def test_outside_of_a_container(self, tmp_path):
-        """There is nothing to say of a container that is not there."""
+    def test_container_is_none_outside_of_a_container(self, tmp_path):
         assert environment_facts.container(tmp_path, {}) is None
 
-    def test_inside_of_a_container(self, tmp_path):
-        """Its limits are those of its control group."""
+    def test_container_limits_are_read_from_the_control_group(self, tmp_path):
         for name, text in {"proc/1/comm": "sh\n", "cpu.max": "150000 100000\n", "memory.max": "268435456\n"}.items():
             path = tmp_path / (name if "/" in name else f"sys/fs/cgroup/{name}")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -337,8 +322,8 @@ class TestSurroundings:
 
         assert found == Container(root=os.geteuid() == 0, first="sh", cores=1.5, memory=2**28)
 
-    def test_inside_of_a_container_without_limits(self, tmp_path):
-        """ECS and Kubernetes say by a variable where we are; without a limit there is none."""
+    def test_container_without_limits_has_none(self, tmp_path):
+        """ECS and Kubernetes are detected by a variable."""
         found = environment_facts.container(tmp_path, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
 
         assert found == Container(root=os.geteuid() == 0, first="", cores=None, memory=None)
@@ -356,22 +341,21 @@ class TestContainer:
             ("container-memory", {"memory": 2**27}, 2),
         ],
     )
-    def test_one_fault(self, expected, fault, workers):
-        """A container with a fault is found out under its id, and nothing else is found."""
+    def test_problem_has_one_finding(self, expected, fault, workers):
+        """Under its id."""
         facts = Facts(container=replace(IN_A_CONTAINER, **fault), workers=workers)
 
         assert ids(facts) == {expected}
 
     @pytest.mark.parametrize("workers", [None, 1, 2])
-    def test_no_fault(self, workers):
-        """A container with room for its workers has no findings, and none without limits."""
+    def test_safe_configuration_has_no_findings(self, workers):
         unlimited = replace(IN_A_CONTAINER, cores=None, memory=None)
 
         assert ids(Facts(container=IN_A_CONTAINER, workers=workers)) == set()
         assert ids(Facts(container=unlimited, workers=workers)) == set()
 
-    def test_a_file_with_secrets_in_the_image(self, tmp_path):
-        """A .env file that was copied is found, an example is not, and neither is one outside."""
+    def test_env_file_in_the_image_is_found(self, tmp_path):
+        """An example file is not, nor one outside of a container."""
         (tmp_path / ".env.example").touch()
         before = ids(Facts(container=IN_A_CONTAINER, directory=tmp_path))
         (tmp_path / ".env.prod").touch()
@@ -392,6 +376,6 @@ class TestDependencies:
             (["granian"], set()),
         ],
     )
-    def test_a_slow_server(self, installed, expected):
-        """uvicorn without what makes it fast is found; another server is not."""
+    def test_uvicorn_without_uvloop_or_httptools_is_found(self, installed, expected):
+        """Another server is not."""
         assert ids(Facts(installed=frozenset(installed))) == expected

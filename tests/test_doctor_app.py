@@ -1,4 +1,4 @@
-"""`fastapi-prodkit doctor` on apps: of stock FastAPI, of Starlette, and ours; each with a fault and without."""
+"""`fastapi-prodkit doctor` on apps of FastAPI, of Starlette, and of `create_app`."""
 
 import pytest
 
@@ -101,8 +101,7 @@ SOUND = [
 
 
 class TestApp:
-    def test_an_app_of_ours_in_order(self):
-        """`create_app` alone has no findings."""
+    def test_create_app_alone_has_no_findings(self):
         name = module("from fastapi_prodkit import create_app\napp = create_app()\n")
 
         facts = gathered(f"{name}:app")
@@ -111,8 +110,8 @@ class TestApp:
         assert hasattr(facts.app.state, _scope.INSTALLED)
 
     @pytest.mark.parametrize(("expected", "code"), FAULTS)
-    def test_one_fault(self, expected, code):
-        """An app with a fault is found out under its id, whoever made it, and nothing else is found."""
+    def test_problem_has_one_finding(self, expected, code):
+        """Under its id, in every kind of app."""
         name = module(f"{SERVICE}\n{code}\n")
 
         found = ids(gathered(f"{name}:app"))
@@ -120,14 +119,12 @@ class TestApp:
         assert found == {expected}
 
     @pytest.mark.parametrize("code", SOUND)
-    def test_no_fault(self, code):
-        """What is done right is not found, with Starlette's own parts or with ours."""
+    def test_safe_app_has_no_findings(self, code):
         name = module(f"{SERVICE}\n{code}\n")
 
         assert ids(gathered(f"{name}:app")) == set()
 
     def test_public_docs_are_named_with_their_paths(self, monkeypatch):
-        """DOCS_ENABLED opens our pages, and FastAPI's own defaults its."""
         monkeypatch.setenv("DOCS_ENABLED", "true")
         ours = module("from fastapi_prodkit import create_app\napp = create_app()\n")
         stock = module("from fastapi import FastAPI\napp = FastAPI()\napp.mount('/v1', FastAPI(redoc_url=None))\n")
@@ -140,8 +137,8 @@ class TestApp:
             "/v1/docs, /v1/openapi.json",
         ]
 
-    def test_a_fault_of_a_mounted_app_is_named_with_its_path(self):
-        """Also of one that an included router mounts, behind middleware."""
+    def test_problem_of_a_mounted_app_is_named_with_its_path(self):
+        """Also in an included router, behind middleware."""
         name = module(
             f"{SERVICE}\nsub.debug = True\nsub.add_middleware(SlowAPIMiddleware)\nrouter = APIRouter()\n"
             "router.mount('/deep', StarletteCORS(sub))\napp.include_router(router, prefix='/v1')\n"
@@ -152,8 +149,8 @@ class TestApp:
         assert reasons["app-debug"].startswith("Errors below /v1/deep show tracebacks")
         assert reasons["app-slowapi-middleware"].startswith("SlowAPIMiddleware below /v1/deep applies no")
 
-    def test_an_app_whose_settings_cannot_be_used(self, monkeypatch):
-        """What is missing is told together with what production refuses; the app waits."""
+    def test_app_with_invalid_settings_is_not_checked(self, monkeypatch):
+        """Missing and unsafe settings are reported together."""
         monkeypatch.setenv("HOSTS_ALLOWED", "")
         name = module(
             "from fastapi_prodkit import Settings, create_app\n"
@@ -166,8 +163,8 @@ class TestApp:
         assert ids(facts) == {"settings-invalid", "settings-unsafe"}
         assert facts.skipped["app"] == "its settings cannot be used"
 
-    def test_an_app_without_our_settings_is_judged_without_them(self, monkeypatch):
-        """Variables that mean nothing to an app are not held against it, and the report says so."""
+    def test_app_without_our_settings_is_checked_without_them(self, monkeypatch):
+        """The report says so."""
         monkeypatch.setenv("HOSTS_ALLOWED", "")
         name = module("from fastapi import FastAPI\napp = FastAPI(openapi_url=None)\n")
 
@@ -178,8 +175,8 @@ class TestApp:
         assert "database" in facts.skipped
 
     @pytest.mark.parametrize("times", [1, 2])
-    def test_a_name_that_is_misspelt(self, monkeypatch, times):
-        """It is told once, although `create_app` hands warnings to logging; those of others are not ours to tell."""
+    def test_misspelt_variable_is_reported_once(self, monkeypatch, times):
+        """Although `create_app` redirects warnings to logging; other warnings are not reported."""
         monkeypatch.setenv("LOG_LEVLE", "INFO")
         other = "import warnings\nwarnings.simplefilter('always')\nwarnings.warn('LOG_LEVLE; did you mean another?')\n"
         name = module(f"{other}from fastapi_prodkit import create_app\n" + "app = create_app()\n" * times)
@@ -188,16 +185,14 @@ class TestApp:
 
         assert (found.id, found.remedy) == ("settings-near-miss", "Write LOG_LEVEL.")
 
-    def test_what_is_no_app(self):
-        """Something else than an app is named for what it is."""
+    def test_object_that_is_no_app_is_named_by_its_type(self):
         name = module("app = 'hello'\n")
 
         facts = gathered(f"{name}:app")
 
         assert facts.skipped["app"] == f"{name}:app is a str, and neither FastAPI nor Starlette"
 
-    def test_a_factory(self):
-        """A function that returns the app is called."""
+    def test_factory_is_called(self):
         name = module("from fastapi import FastAPI\ndef make():\n    return FastAPI(debug=True, openapi_url=None)\n")
 
         facts = gather(f"{name}:make", environment="prod", factory=True, timeout=None)
@@ -205,14 +200,13 @@ class TestApp:
         assert "app-debug" in ids(facts)
 
     def test_sigterm_ends_the_doctor(self):
-        """A doctor that is stopped while the app is loading ends, and does not call it the app's fault."""
+        """While the app is loaded; this is not a finding."""
         name = module("raise SystemExit(143)\n")
 
         with pytest.raises(SystemExit):
             gathered(f"{name}:app")
 
-    def test_the_order_is_that_of_the_edge(self, monkeypatch):
-        """The rule about the order knows every layer, in the order in which `create_app` puts them."""
+    def test_order_rule_knows_the_order_of_the_layers(self, monkeypatch):
         monkeypatch.setenv("CORS_ORIGINS", "https://app.example.com")
         monkeypatch.setenv("LIMITS_MAX_CONCURRENT", "10")
         monkeypatch.setenv("LIMITS_CANCEL_ON_DISCONNECT", "true")
@@ -222,8 +216,7 @@ class TestApp:
 
         assert layers == [names[0] for names in ORDER]
 
-    def test_what_the_app_prints_and_logs_is_not_in_the_report(self, capsys):
-        """The report is alone on standard output."""
+    def test_output_of_the_app_is_not_in_the_report(self, capsys):
         name = module(
             "import logging\nfrom fastapi_prodkit import create_app\n"
             "print('hello')\napp = create_app()\nlogging.error('loud')\n"

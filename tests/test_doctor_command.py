@@ -1,4 +1,4 @@
-"""`fastapi-prodkit doctor` as it is typed: what it prints, for whom, and its exit code."""
+"""The command `fastapi-prodkit doctor`: its output formats and exit codes."""
 
 import json
 import os
@@ -31,7 +31,7 @@ SECRETS = {
 
 
 def doctor(*arguments, **variables):
-    """Run the command in a process of its own, in the current directory; without a git that this one belongs to."""
+    """Run the command in another process, in the current directory, and outside of any git repository."""
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(Path.cwd()),
@@ -48,8 +48,8 @@ def service(code=""):
 
 
 class TestProcess:
-    def test_a_service_in_order(self):
-        """The exit code is 0, what the app prints is not in the report, and what was not examined is named."""
+    def test_service_without_findings_exits_with_0(self):
+        """What was not examined is named."""
         name = service()
 
         run = doctor(f"{name}:app")
@@ -59,8 +59,8 @@ class TestProcess:
         assert "Not examined: database (DATABASE_URL is not set)." in run.stdout
         assert "hello" not in run.stdout
 
-    def test_an_app_that_cannot_be_loaded(self):
-        """What it raises is a finding, without a traceback."""
+    def test_error_of_loading_the_app_is_a_finding(self):
+        """Without a traceback."""
         name = module("raise RuntimeError('no configuration: password=hunter2-7f3a')\n")
 
         run = doctor(f"{name}:app")
@@ -78,8 +78,8 @@ class TestCommand:
         monkeypatch.setattr(examinations.environment_facts, "container", lambda: None)
         monkeypatch.setattr(examinations.environment_facts, "installed", frozenset)
 
-    def test_text_reads_well_in_80_columns(self, monkeypatch, capsys):
-        """The worst comes first, each with its id, its reason and its remedy; no line is longer."""
+    def test_text_lists_findings_by_severity_in_80_columns(self, monkeypatch, capsys):
+        """Each with id, reason and remedy."""
         monkeypatch.setenv("HOSTS_ALLOWED", "")
         monkeypatch.setenv("PROXY_TRUSTED", "")
         monkeypatch.setenv("LIMITS_REQUEST_TIMEOUT", "60")
@@ -110,23 +110,20 @@ class TestCommand:
             ("error", {"HOSTS_ALLOWED": ""}, 1),
         ],
     )
-    def test_the_exit_code_is_for_ci(self, monkeypatch, fail_on, variables, code):
-        """A finding as bad as `--fail-on` makes it 1."""
+    def test_finding_that_reaches_fail_on_exits_with_1(self, monkeypatch, fail_on, variables, code):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
 
         assert main(["doctor", "--fail-on", fail_on]) == code
 
     @pytest.mark.parametrize("option", [[], ["--json"], ["--github"]])
-    def test_nothing_found(self, capsys, option):
-        """That is said, too."""
+    def test_report_without_findings_says_so(self, capsys, option):
         code = main(["doctor", *option])
 
         assert code == 0
         assert capsys.readouterr().out
 
-    def test_json_is_what_the_page_says(self, monkeypatch, capsys):
-        """Programs find the fields of the example on the page, and no others."""
+    def test_json_has_the_fields_of_the_page(self, monkeypatch, capsys):
         monkeypatch.setenv("HOSTS_ALLOWED", "")
         page = (Path(__file__).parent.parent / "docs" / "pieces" / "doctor.md").read_text()
         example = json.loads(page.partition("```json\n")[2].partition("```")[0])
@@ -141,8 +138,8 @@ class TestCommand:
         assert {"what": "database", "reason": "DATABASE_URL is not set"} in said["skipped"]
 
     @pytest.mark.parametrize("option", [[], ["--json"], ["--github"]])
-    def test_no_secret_is_shown(self, monkeypatch, capsys, option):
-        """Not in the text, not in JSON, not in annotations, whatever is wrong."""
+    def test_report_contains_no_secret(self, monkeypatch, capsys, option):
+        """In no format."""
         monkeypatch.delenv("METRICS_TOKEN")
         Path(".env.prod").write_text("".join(f"{name}={value}\n" for name, value in SECRETS.items()))
         subprocess.run(["git", "init", "-q"], check=True)
@@ -157,8 +154,7 @@ class TestCommand:
         )
         assert not re.search(f"{SECRET}|k3v8sPq", shown)
 
-    def test_annotations(self, monkeypatch, capsys):
-        """GitHub Actions shows each finding with its id; a note is its `notice`."""
+    def test_github_annotations_have_the_ids(self, monkeypatch, capsys):
         monkeypatch.setenv("LIMITS_REQUEST_TIMEOUT", "60")
 
         code = main(["doctor", "--github"])
@@ -170,8 +166,8 @@ class TestCommand:
         )
         assert first.endswith("/pieces/doctor/#shutdown-cuts-requests")
 
-    def test_annotations_are_escaped(self):
-        """Nothing that a message holds ends it early, or begins another command."""
+    def test_github_annotations_are_escaped(self):
+        """So that a message cannot begin another command."""
         finding = Finding("a-b", "error", "One, two: 100 %", "First\r\n::error::second", "50 %.")
 
         line = report.as_github(Examination(Facts(), (finding,))).splitlines()[0]
@@ -184,8 +180,8 @@ class TestCommand:
         ("variables", "coloured"),
         [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
     )
-    def test_colour_is_for_terminals_that_want_it(self, monkeypatch, capsys, variables, coloured):
-        """NO_COLOR is honoured unless it is empty, and so is a terminal that knows none; a pipe gets none anyway."""
+    def test_colours_require_a_terminal_without_no_color(self, monkeypatch, capsys, variables, coloured):
+        """An empty NO_COLOR counts as not set."""
         monkeypatch.setenv("HOSTS_ALLOWED", "")
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
         monkeypatch.delenv("NO_COLOR", raising=False)
@@ -220,8 +216,7 @@ class TestCommand:
             ),
         ],
     )
-    def test_what_is_not_understood(self, tmp_path, monkeypatch, capsys, typed, instead):
-        """One line says what to type instead, and the exit code is 2."""
+    def test_usage_error_suggests_an_option_and_exits_with_2(self, tmp_path, monkeypatch, capsys, typed, instead):
         (tmp_path / "shop").mkdir()
         (tmp_path / "shop" / "__init__.py").write_text("length = 1\ndef make(): ...\n")
         (tmp_path / "shop" / "main.py").write_text("from fastapi import FastAPI\napplication = FastAPI()\n")
@@ -234,8 +229,8 @@ class TestCommand:
         for name in ("shop", "shop.main"):
             sys.modules.pop(name, None)
 
-    def test_settings_that_cannot_be_used(self, monkeypatch, capsys):
-        """What hangs on them is named as not examined, too: the database."""
+    def test_invalid_settings_leave_the_database_unexamined(self, monkeypatch, capsys):
+        """The report says so."""
         monkeypatch.setenv("LOG_LEVEL", "LOUD")
 
         code = main(["doctor"])
@@ -249,8 +244,8 @@ class TestCommand:
             "app",
         ]
 
-    def test_a_module_that_the_app_lacks(self, capsys):
-        """Something that is not installed is the app's fault, and not a slip of the keyboard."""
+    def test_missing_import_of_the_app_is_a_finding(self, capsys):
+        """Not a usage error."""
         name = module("import xyzzy_is_not_installed\n")
 
         code = main(["doctor", f"{name}:app"])
@@ -267,8 +262,8 @@ class TestCommand:
             ("staging", ["--environment", "prod"], "prod"),
         ],
     )
-    def test_whose_settings_are_judged(self, monkeypatch, capsys, variable, option, checked_as):
-        """Those of production, unless this is staging; `.env.dev` has nothing to say about either."""
+    def test_settings_of_prod_or_staging_are_checked(self, monkeypatch, capsys, variable, option, checked_as):
+        """`.env.dev` is not read."""
         monkeypatch.setenv("ENVIRONMENT", variable)
         Path(f".env.{checked_as}").write_text("SHUTDOWN_DRAIN=0\n")
 
@@ -278,8 +273,7 @@ class TestCommand:
         assert f"checked as {checked_as}.\n" in out
         assert "shutdown-no-drain" in out
 
-    def test_a_rule_can_be_ignored(self, monkeypatch, capsys):
-        """A team that has decided keeps its CI strict about the rest."""
+    def test_ignored_rule_has_no_findings(self, monkeypatch, capsys):
         monkeypatch.setenv("PROXY_TRUSTED", "")
 
         code = main(["doctor", "--fail-on", "warning", "--ignore", "proxy-untrusted"])
@@ -287,16 +281,14 @@ class TestCommand:
         assert code == 0
         assert "proxy-untrusted" not in capsys.readouterr().out
 
-    def test_offline_leaves_the_database_alone(self, monkeypatch, capsys):
-        """CI can examine the rest without it."""
+    def test_offline_does_not_connect_to_the_database(self, monkeypatch, capsys):
         monkeypatch.setenv("DATABASE_URL", REMOTE)
 
         main(["doctor", "--offline"])
 
         assert "Not examined: database (--offline)." in capsys.readouterr().out
 
-    def test_progress_is_told_after_a_second(self, monkeypatch, capsys):
-        """Whoever waits knows what for."""
+    def test_progress_is_shown_after_a_second(self, monkeypatch, capsys):
         monkeypatch.setattr(terminal, "_SHOW_AFTER", 0.01)
         until_told = "[each.join() for each in threading.enumerate() if isinstance(each, threading.Timer)]"
         name = module(f"import threading\n{until_told}\nfrom fastapi import FastAPI\napp = FastAPI()\n")
@@ -305,8 +297,7 @@ class TestCommand:
 
         assert capsys.readouterr().err == f"loading {name}:app ...\n"
 
-    def test_help_says_what_it_does(self, capsys):
-        """Every option has its line, and the exit codes are there."""
+    def test_help_lists_options_and_exit_codes(self, capsys):
         code = main(["doctor", "--help"])
 
         out = re.sub(r"\s+", " ", capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""`fastapi-prodkit doctor` on databases: what the settings say of them, and what a real PostgreSQL says itself."""
+"""`fastapi-prodkit doctor` on databases: rules about settings, and facts from a real PostgreSQL."""
 
 import socket
 import sys
@@ -36,8 +36,8 @@ class TestSettings:
             ("database-sqlite", {"DATABASE_URL": "sqlite:////data/orders.db"}),
         ],
     )
-    def test_one_fault(self, monkeypatch, expected, fault):
-        """A fault in how the database is reached is found under its id, without asking it."""
+    def test_problem_in_the_settings_has_one_finding(self, monkeypatch, expected, fault):
+        """Without a connection."""
         pytest.importorskip("sqlalchemy", reason=REASON)
         for name, value in {"DATABASE_URL": REMOTE, **fault}.items():
             monkeypatch.setenv(name, value)
@@ -55,8 +55,7 @@ class TestSettings:
             {"LIMITS_ENABLED": "true", "DATABASE_POOL_TIMEOUT": "19"},
         ],
     )
-    def test_no_fault(self, monkeypatch, sound):
-        """What is done right is not found."""
+    def test_safe_settings_have_no_findings(self, monkeypatch, sound):
         pytest.importorskip("sqlalchemy", reason=REASON)
         for name, value in {"DATABASE_URL": REMOTE, **sound}.items():
             monkeypatch.setenv(name, value)
@@ -76,15 +75,14 @@ class TestSettings:
             (Server(), set()),
         ],
     )
-    def test_what_the_database_says(self, monkeypatch, server, expected):
-        """The pool of one worker is ten connections: they have to fit, and those of a second container as well."""
+    def test_pool_is_compared_with_the_limit_of_the_server(self, monkeypatch, server, expected):
+        """For one container, and for two during a deployment."""
         pytest.importorskip("sqlalchemy", reason=REASON)
         monkeypatch.setenv("DATABASE_URL", REMOTE)
 
         assert ids(replace(gathered(), server=server)) == expected
 
-    def test_migrations_that_ready_does_not_know(self, monkeypatch):
-        """A project with migrations names them to the service."""
+    def test_migrations_that_ready_does_not_check_are_found(self, monkeypatch):
         monkeypatch.setenv("DATABASE_URL", REMOTE)
         Path("alembic.ini").touch()
         before = ids(gathered())
@@ -94,8 +92,8 @@ class TestSettings:
 
         assert (before, after) == ({"database-migrations-unwatched"}, set())
 
-    def test_without_the_extra(self, monkeypatch):
-        """Rules about the URL are silent where nothing can read it; asking says what is missing."""
+    def test_missing_extra_is_reported_by_the_probe(self, monkeypatch):
+        """Rules about the URL have no findings."""
         monkeypatch.setenv("DATABASE_URL", REMOTE)
         monkeypatch.setitem(sys.modules, "sqlalchemy", None)
         for name in [name for name in sys.modules if name.startswith("fastapi_prodkit.database")]:
@@ -120,22 +118,21 @@ def settings_of(url, **options):
 
 
 class TestAsking:
-    def test_a_superuser(self, server):
-        """Who serves as the owner of the server is told, and how many connections there are."""
+    def test_superuser_is_found(self, server):
         said = ask(settings_of(server.url()), 20)
 
         assert said == Server(allowed=97, superuser=True)
 
-    def test_a_role_of_its_own(self, server):
-        """Its own limit counts where it is lower than the server's."""
+    def test_limit_of_the_role_counts(self, server):
+        """If it is lower than the server's."""
         sql(server.url(), f"CREATE ROLE orders LOGIN PASSWORD '{SECRET}' CONNECTION LIMIT 7")
 
         said = ask(settings_of(f"postgresql://orders:{quote(SECRET)}@127.0.0.1:{server.port}/postgres"), 20)
 
         assert said == Server(allowed=7, superuser=False)
 
-    def test_pending_migrations(self, server, tmp_path):
-        """The scripts are where they are by convention, or where the settings say; a warning counts."""
+    def test_pending_migrations_are_found(self, server, tmp_path):
+        """With scripts in the default place, or where the settings say; a warning too."""
         Path("orders").mkdir()
         config = project(tmp_path / "orders") / "alembic.ini"
         named = ask(settings_of(server.url(), migrations_config=str(config), migrations="warn"), 20)
@@ -147,8 +144,7 @@ class TestAsking:
         assert named.pending == found.pending
         assert found.pending == "the database is at the state before the first migration, and this release needs 0002"
 
-    def test_no_pending_migrations(self, server, tmp_path):
-        """A database that is where the release wants it has no finding."""
+    def test_migrated_database_has_no_finding(self, server, tmp_path):
         config = project(tmp_path / "orders") / "alembic.ini"
         sql(server.url(), "CREATE DATABASE migrated")
         sql(server.url("migrated"), "CREATE TABLE alembic_version AS SELECT '0002'::varchar AS version_num")
@@ -158,14 +154,13 @@ class TestAsking:
         assert said.pending is None
         assert said.failure is None
 
-    def test_sqlite(self, tmp_path):
-        """It has no roles and no connections to count."""
+    def test_sqlite_has_no_roles_and_connections(self, tmp_path):
         pytest.importorskip("aiosqlite", reason=REASON)
 
         assert ask(settings_of(f"sqlite:///{tmp_path}/orders.db"), 20) == Server()
 
-    def test_a_database_that_is_down(self):
-        """Why it could not be asked is told, without the password."""
+    def test_database_that_is_down_is_a_finding(self):
+        """With the reason, without the password."""
         pytest.importorskip("asyncpg", reason=REASON)
 
         said = ask(settings_of(f"postgresql://orders:{SECRET}@127.0.0.1:1/orders"), 20)
@@ -173,8 +168,7 @@ class TestAsking:
         assert said.failure.startswith("cannot connect to the database: ")
         assert SECRET not in said.failure
 
-    def test_a_database_that_is_silent(self):
-        """It holds the doctor up for no longer than was allowed."""
+    def test_silent_database_is_a_finding_after_the_time_out(self):
         pytest.importorskip("asyncpg", reason=REASON)
         begun = time.monotonic()
         with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -185,16 +179,14 @@ class TestAsking:
         assert said.failure is not None
         assert time.monotonic() - begun < 15
 
-    def test_a_url_that_cannot_be_used(self):
-        """The settings are not asked twice: what is wrong with the URL is why the database is silent."""
+    def test_invalid_url_is_the_reason_of_the_probe(self):
         pytest.importorskip("sqlalchemy", reason=REASON)
 
         said = ask(settings_of("mysql://db.example.com/orders"), 20)
 
         assert said.failure.startswith("DATABASE_URL must begin with one of postgresql://")
 
-    def test_the_whole_way(self, server, monkeypatch):
-        """The settings say where the database is, and the rules what is wrong with it."""
+    def test_examination_reads_settings_and_database(self, server, monkeypatch):
         monkeypatch.setenv("DATABASE_URL", server.url())
         monkeypatch.setenv("DATABASE_POOL_SIZE", "98")
         monkeypatch.setenv("DATABASE_SSL", "off")

@@ -1,4 +1,4 @@
-"""The CloudFormation templates of deploy/ecs: valid, at one with each other and with the service."""
+"""The CloudFormation templates of deploy/ecs: valid, and consistent with each other and with the service."""
 
 import ipaddress
 import json
@@ -44,7 +44,7 @@ NOT_OURS = {"AWS_DEFAULT_REGION", "WEB_CONCURRENCY"}  # boto3's and uvicorn's
 
 @pytest.fixture(scope="module")
 def stacks():
-    """Make all stacks in moto, in the order of the page; return the account and the outputs of each."""
+    """Create all stacks in moto, in the order of the page; return the account and the outputs of each."""
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
             patch.setenv(variable, "testing")
@@ -68,7 +68,7 @@ def stacks():
 
 @pytest.fixture(scope="module")
 def variables(stacks):
-    """Return the environment of each container, as ECS would give it to the process."""
+    """Return the environment of each container, as ECS passes it to the process."""
     ecs = stacks[0].client("ecs")
     found = {}
     for family in (NAME, f"{NAME}-migrate", f"{NAME}-roles"):
@@ -80,7 +80,7 @@ def variables(stacks):
 
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
-    """Return a function that makes the process's environment that of a container, and nothing else of ours."""
+    """Return a function that sets the process's environment to that of a container."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.upper() in {*variables_of(Settings), *NOT_OURS}:
@@ -94,7 +94,7 @@ def environment(monkeypatch, tmp_path):
 
 
 def ports(template):
-    """Return every number that stands for the port of the service."""
+    """Return every number that is the port of the service."""
     (targets,) = of_type(template, "AWS::ElasticLoadBalancingV2::TargetGroup").values()
     (service,) = of_type(template, "AWS::ECS::Service").values()
     container = containers(template)["service"]
@@ -108,7 +108,7 @@ def ports(template):
 
 
 def seconds(name):
-    """Return a number of seconds that the task definition sets."""
+    """Return a number of seconds from the task definition."""
     return float(
         {each["Name"]: each["Value"] for each in containers(TEMPLATES["service"])["service"]["Environment"]}[name]
     )
@@ -116,23 +116,21 @@ def seconds(name):
 
 class TestTemplates:
     @pytest.mark.parametrize("name", STACKS)
-    def test_cfn_lint_finds_nothing(self, name):
-        """Neither errors nor warnings: types, properties, references and values are what CloudFormation knows."""
+    def test_templates_pass_cfn_lint(self, name):
+        """Neither errors nor warnings."""
         found = cfnlint.api.lint_file(FOLDER / f"{name}.yaml")
 
         assert [str(match) for match in found] == []
 
     def test_every_template_is_tested(self):
-        """A template that is added is in the list above."""
         assert {path.stem for path in FOLDER.glob("*.yaml")} == set(STACKS)
 
     @pytest.mark.parametrize("name", STACKS)
-    def test_a_template_needs_no_bucket(self, name):
-        """CloudFormation takes 51 200 bytes as they are, and anything longer through S3 only."""
+    def test_template_is_small_enough_without_a_bucket(self, name):
+        """Longer templates than 51 200 bytes need S3."""
         assert (FOLDER / f"{name}.yaml").stat().st_size < 51_200
 
-    def test_what_a_stack_imports_another_exports(self, stacks):
-        """The stacks can be made one after the other; moto refuses an import that nobody exports."""
+    def test_stacks_import_exports_of_earlier_stacks(self, stacks):
         account, outputs = stacks
 
         exports = account.client("cloudformation").list_exports()["Exports"]
@@ -146,8 +144,8 @@ class TestTemplates:
         assert outputs["tasks"]["migrate"].endswith(f"task-definition/{NAME}-migrate:1")
 
     @pytest.mark.parametrize("name", STACKS)
-    def test_every_parameter_is_explained(self, name):
-        """Each says what it is, and stands in the page with its default."""
+    def test_parameters_are_described_in_template_and_page(self, name):
+        """With their defaults."""
         rows = PAGE.read_text() + (PAGE.parent / "ecs-express.md").read_text()
 
         for parameter, declared in TEMPLATES[name]["Parameters"].items():
@@ -158,8 +156,8 @@ class TestTemplates:
 
 class TestEnvironment:
     @pytest.mark.parametrize("container", ["service", "migrate"])
-    def test_production_accepts_what_the_container_gets(self, variables, environment, container):
-        """Settings() refuses nothing, warns of nothing, and is that of production."""
+    def test_settings_accept_the_variables_of_the_container(self, variables, environment, container):
+        """As those of production, without warnings."""
         environment(variables[container])
 
         settings = Settings()
@@ -169,12 +167,11 @@ class TestEnvironment:
         assert settings.database.ssl == "verify-full"
 
     @pytest.mark.parametrize("container", ["service", "migrate"])
-    def test_every_variable_is_one_that_is_read(self, variables, container):
-        """No variable is there for nothing, or is misspelt."""
+    def test_variables_of_the_container_are_settings(self, variables, container):
         assert not variables[container].keys() - {*variables_of(Settings), *NOT_OURS}
 
-    def test_the_app_starts_with_it_and_answers_behind_the_load_balancer(self, variables, environment, tmp_path):
-        """Probes answer to any host, others to the domain alone, and the client is whom the load balancer names."""
+    def test_app_answers_behind_the_load_balancer(self, variables, environment, tmp_path):
+        """Probes with any host, other requests for the domain only; the client is that of the load balancer."""
         authority = trustme.CA()
         authority.cert_pem.write_to_path(tmp_path / "bundle.pem")
         (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s\npath_separator = os\n")
@@ -202,8 +199,7 @@ class TestEnvironment:
             assert neighbour.get("/me", headers=said).json() == ["10.0.16.7", "http"]
             assert balancer.get("/me", headers={"Host": "10.0.16.5:8000"}).status_code == 400
 
-    def test_the_load_balancers_networks_are_trusted_and_no_others(self, stacks, variables):
-        """PROXY_TRUSTED is the subnets that the load balancer stands in."""
+    def test_only_subnets_of_the_load_balancer_are_trusted(self, stacks, variables):
         account, outputs = stacks
         (balancer,) = account.client("elbv2").describe_load_balancers()["LoadBalancers"]
         subnets = account.client("ec2").describe_subnets(
@@ -216,8 +212,7 @@ class TestEnvironment:
         assert {subnet["SubnetId"] for subnet in subnets} == set(outputs["network"]["PublicSubnets"].split(","))
         assert all(ipaddress.ip_network(network).num_addresses < 2**16 for network in trusted)
 
-    def test_migrations_reach_the_same_database_as_another_user(self, variables):
-        """What differs is who connects: the owner of the tables."""
+    def test_migrations_use_the_same_database_as_the_owner(self, variables):
         service, migrate = variables["service"], variables["migrate"]
 
         same = {name for name in migrate if name.startswith("DATABASE_")} - {"DATABASE_URL"}
@@ -226,8 +221,8 @@ class TestEnvironment:
         assert migrate["DATABASE_URL"] == service["DATABASE_URL"].replace("//app@", "//migrator@")
         assert "HOSTS_ALLOWED" not in migrate
 
-    def test_no_variable_carries_a_secret(self, variables):
-        """What is secret is a reference, and no URL has a password."""
+    def test_no_variable_contains_a_secret(self, variables):
+        """Secrets are references, and no URL has a password."""
         for container in [each for template in TEMPLATES.values() for each in containers(template).values()]:
             named = {each["Name"] for each in container["Environment"]}
             assert not {name for name in named if re.search(r"TOKEN|PASSWORD|STORAGE_URL", name)}
@@ -238,16 +233,16 @@ class TestTheContainer:
     @pytest.mark.parametrize(
         ("template", "name"), [("service", "service"), ("tasks", "migrate"), ("tasks", "roles"), ("express", "Main")]
     )
-    def test_it_has_no_rights_that_it_does_not_need(self, template, name):
-        """A fixed uid that is not root, nothing to write to, no capabilities."""
+    def test_container_runs_without_privileges(self, template, name):
+        """A fixed uid other than root, a read-only file system, and no capabilities."""
         container = containers(TEMPLATES[template])[name]
 
         assert container["User"] == "10001:10001"
         assert container["ReadonlyRootFilesystem"] is True
         assert container["LinuxParameters"]["Capabilities"]["Drop"] == ["ALL"]
 
-    def test_one_port_everywhere(self):
-        """Process, container, target group, service, security groups and `fastapi-prodkit serve` agree on the port."""
+    def test_port_is_the_same_everywhere(self):
+        """Process, container, target group, service, security groups and `fastapi-prodkit serve`."""
         rules = [
             rule
             for kind in ("Ingress", "Egress")
@@ -260,7 +255,7 @@ class TestTheContainer:
         assert len(rules) == 2
 
     def test_migrations_run_in_the_image_of_the_release(self):
-        """The same image, and the command of ours that ends with its outcome."""
+        """By our command."""
         pytest.importorskip("typer", reason="the extra cli is not installed")
         from fastapi_prodkit.cli import main
 
@@ -270,8 +265,8 @@ class TestTheContainer:
         assert migrate["Command"] == ["fastapi-prodkit", "db", "upgrade"]
         assert main([*migrate["Command"][1:], "--help"]) == 0
 
-    def test_the_certificates_of_rds_are_where_they_are_looked_for(self, variables):
-        """The image has Amazon's bundle where the variables say, and the script of the roles where its task does."""
+    def test_certificates_of_rds_are_at_their_path(self, variables):
+        """In the image, and in the task of the roles."""
         dockerfile = (FOLDER / "image" / "Dockerfile").read_text()
 
         bundle = re.search(
@@ -285,16 +280,16 @@ class TestTheContainer:
 
 
 class TestNumbers:
-    def test_nothing_is_killed_before_it_has_drained(self):
-        """stopTimeout is drain, grace and ten seconds; drain and grace stay below what the library warns of."""
+    def test_stop_timeout_exceeds_drain_and_grace(self):
+        """By ten seconds; the library does not warn."""
         stop = containers(TEMPLATES["service"])["service"]["StopTimeout"]
 
         assert stop >= seconds("SHUTDOWN_DRAIN") + seconds("SHUTDOWN_GRACE") + 10
         assert seconds("SHUTDOWN_DRAIN") + seconds("SHUTDOWN_GRACE") <= 30
         assert stop <= 120, "Fargate allows no more"
 
-    def test_the_load_balancer_notices_within_the_drain(self):
-        """Interval times threshold is no longer than the port still answers; so a SIGTERM out of turn costs nothing."""
+    def test_load_balancer_detects_the_drain_in_time(self):
+        """Interval times threshold is at most the drain."""
         (targets,) = of_type(TEMPLATES["service"], "AWS::ElasticLoadBalancingV2::TargetGroup").values()
 
         notices = targets["HealthCheckIntervalSeconds"] * targets["UnhealthyThresholdCount"]
@@ -315,14 +310,13 @@ class TestNumbers:
             ("`BakeTimeInMinutes` {}", r"BakeTimeInMinutes: (\d+)"),
         ],
     )
-    def test_the_page_says_the_numbers_of_the_template(self, shown, number):
-        """The table that explains the numbers is about these and no others."""
+    def test_page_has_the_numbers_of_the_template(self, shown, number):
         value = re.search(number, (FOLDER / "service.yaml").read_text())[1]
 
         assert f"| {shown.format(value)} | service.yaml |" in PAGE.read_text()
 
-    def test_a_request_ends_before_its_target_is_gone(self):
-        """The deregistration delay has room for the longest request, and for the drain."""
+    def test_deregistration_delay_covers_the_longest_request(self):
+        """And the drain."""
         (targets,) = of_type(TEMPLATES["service"], "AWS::ElasticLoadBalancingV2::TargetGroup").values()
         attributes = {each["Key"]: each["Value"] for each in targets["TargetGroupAttributes"]}
 
@@ -333,7 +327,7 @@ class TestNumbers:
         assert seconds("SHUTDOWN_GRACE") >= ShutdownSettings().grace
 
     def test_the_load_balancer_closes_idle_connections_first(self):
-        """Its idle time-out is shorter than the keep-alive of `fastapi-prodkit serve`, or some requests were a 502."""
+        """Otherwise some requests would be a 502."""
         pytest.importorskip("typer", reason="the extra cli is not installed")
         from fastapi_prodkit.cli.serve import KEEP_ALIVE
 
@@ -342,8 +336,8 @@ class TestNumbers:
 
         assert float(attributes["idle_timeout.timeout_seconds"]) < KEEP_ALIVE
 
-    def test_the_database_has_room_for_old_and_new_tasks(self):
-        """Pools x workers x tasks, twice during a deployment, and ten for RDS and migrations, are allowed."""
+    def test_database_allows_connections_of_old_and_new_tasks(self):
+        """Pools x workers x tasks, twice during a deployment, and ten for RDS and migrations."""
         (service,) = of_type(TEMPLATES["service"], "AWS::ECS::Service").values()
         factor = service["DeploymentConfiguration"]["MaximumPercent"] / 100
         tasks = default(TEMPLATES["service"], "MaxTasks") * factor
@@ -357,8 +351,8 @@ class TestNumbers:
 
 
 class TestData:
-    def test_the_database_takes_tls_and_tokens_only(self):
-        """rds.force_ssl is on, IAM authentication too, and nobody chooses or sees the owner's password."""
+    def test_database_requires_tls_and_tokens(self):
+        """RDS generates the owner's password."""
         (parameters,) = of_type(TEMPLATES["data"], "AWS::RDS::DBParameterGroup").values()
         (database,) = of_type(TEMPLATES["data"], "AWS::RDS::DBInstance").values()
 
@@ -368,8 +362,8 @@ class TestData:
         assert database["PubliclyAccessible"] is False
         assert TEMPLATES["data"]["Resources"]["Database"]["DeletionPolicy"] == "Snapshot"
 
-    def test_the_caches_url_is_one_that_is_read(self):
-        """TLS, a token that needs no escapes, and the port that the security groups open."""
+    def test_cache_url_is_a_valid_setting(self):
+        """TLS, a token without escapes, and the port of the security groups."""
         resources = TEMPLATES["data"]["Resources"]
 
         url = resources["CacheUrl"]["Properties"]["SecretString"]["Fn::Sub"]
@@ -390,8 +384,8 @@ class TestData:
             ("CacheEvicts", "Evictions", "Sum"),
         ],
     )
-    def test_both_nodes_of_the_cache_are_watched(self, name, metric, statistic):
-        """A fail-over makes the replica the primary, so an alarm is about the worse of them."""
+    def test_alarm_watches_both_nodes_of_the_cache(self, name, metric, statistic):
+        """A fail-over makes the replica the primary."""
         (cache,) = of_type(TEMPLATES["data"], "AWS::ElastiCache::ReplicationGroup").values()
         worse, *nodes = of_type(TEMPLATES["data"], "AWS::CloudWatch::Alarm")[name]["Metrics"]
 
@@ -408,8 +402,8 @@ class TestData:
             for number in range(1, cache["NumCacheClusters"] + 1)
         ]
 
-    def test_the_page_says_when_an_alarm_rings(self):
-        """Who is called at night finds each with its number, and what helps."""
+    def test_page_lists_every_alarm_with_its_threshold(self):
+        """And the remedy."""
         section = PAGE.read_text().partition("## Other alarms")[2].partition("\n## ")[0]
         alarms = of_type(TEMPLATES["data"], "AWS::CloudWatch::Alarm")
 
@@ -420,8 +414,8 @@ class TestData:
             threshold = alarm["Threshold"]
             assert ("less than 4 GiB" if threshold == 4 * 2**30 else f"above {threshold} ") in rows[name]
 
-    def test_only_the_service_reaches_the_data(self):
-        """Database and cache hear the tasks alone; the tasks hear the load balancer alone."""
+    def test_security_groups_allow_only_the_tasks(self):
+        """To database and cache; to the tasks only the load balancer."""
         ingress = of_type(TEMPLATES["network"], "AWS::EC2::SecurityGroupIngress").values()
         groups = of_type(TEMPLATES["network"], "AWS::EC2::SecurityGroup")
 
@@ -436,8 +430,8 @@ class TestData:
 
 
 class TestExpress:
-    def test_production_accepts_what_the_container_gets(self, stacks, environment):
-        """Its secrets are read by the service itself, from the one secret that its role may read."""
+    def test_settings_accept_the_variables_of_the_container(self, stacks, environment):
+        """As those of production, without warnings."""
         client = stacks[0].client
         held = {
             "DATABASE_URL": "postgresql://app:pw@db.example/app",
@@ -455,8 +449,8 @@ class TestExpress:
         assert settings.rate_limit.shared
         assert settings.proxy.trusted == ("172.31.0.0/20",)
 
-    def test_it_drains_like_the_service(self):
-        """The same time to end, the same probe, and the container's name that Express Mode looks for."""
+    def test_express_task_drains_like_the_service(self):
+        """With the same probe, and the container name that Express Mode requires."""
         (express,) = of_type(TEMPLATES["express"], "AWS::ECS::ExpressGatewayService").values()
         main, service = containers(TEMPLATES["express"])["Main"], containers(TEMPLATES["service"])["service"]
 
@@ -470,8 +464,8 @@ class TestExpress:
 
 
 class TestRollback:
-    def test_a_release_that_does_not_come_up_or_alarms_goes_back(self):
-        """Circuit breaker and alarms roll back by themselves; no old task ends before a new one is ready."""
+    def test_failed_release_is_rolled_back(self):
+        """By the circuit breaker and by alarms; old tasks run until new ones are ready."""
         (service,) = of_type(TEMPLATES["service"], "AWS::ECS::Service").values()
 
         deployment = service["DeploymentConfiguration"]
@@ -481,8 +475,7 @@ class TestRollback:
         assert {each["Ref"] for each in deployment["Alarms"]["AlarmNames"]} == {"ServerErrors", "NoTarget", "Slow"}
         assert deployment["MinimumHealthyPercent"] == 100
 
-    def test_an_alarm_sees_a_bad_release_before_it_is_kept(self):
-        """What rolls back takes less time to notice than ECS watches after the last new task is ready."""
+    def test_alarms_fire_within_the_bake_time(self):
         (service,) = of_type(TEMPLATES["service"], "AWS::ECS::Service").values()
         alarms = of_type(TEMPLATES["service"], "AWS::CloudWatch::Alarm")
         deployment = service["DeploymentConfiguration"]
@@ -491,16 +484,15 @@ class TestRollback:
 
         assert max(minutes) + 1 < deployment["BakeTimeInMinutes"]
 
-    def test_auto_scaling_is_not_undone_by_a_release(self):
-        """The service states no number of tasks; between the bounds that is auto scaling's."""
+    def test_service_sets_no_number_of_tasks(self):
+        """Auto scaling sets it."""
         (service,) = of_type(TEMPLATES["service"], "AWS::ECS::Service").values()
         (scaling,) = of_type(TEMPLATES["service"], "AWS::ApplicationAutoScaling::ScalableTarget").values()
 
         assert "DesiredCount" not in service
         assert (scaling["MinCapacity"], scaling["MaxCapacity"]) == ({"Ref": "MinTasks"}, {"Ref": "MaxTasks"})
 
-    def test_somebody_is_told(self):
-        """Every alarm has an action, and what is to be watched is watched."""
+    def test_every_alarm_has_an_action(self):
         alarms = {
             name: alarm
             for each in TEMPLATES.values()

@@ -1,4 +1,4 @@
-"""Who may release, in which order, and with which scripts: the rights, the pipeline and the shell of deploy/ecs."""
+"""Releases on ECS: permissions, pipeline and scripts of deploy/ecs."""
 
 import re
 from pathlib import Path
@@ -26,8 +26,8 @@ DESCRIPTIONS = re.compile(r"(ec2|elasticloadbalancing|application-autoscaling|cl
 
 class TestRights:
     @pytest.mark.parametrize("name", STACKS)
-    def test_no_action_is_a_pattern(self, name):
-        """Every action that a role may do is written down."""
+    def test_permissions_name_each_action(self, name):
+        """Without wildcards."""
         actions = {
             action
             for _, statement in statements(TEMPLATES[name])
@@ -37,8 +37,8 @@ class TestRights:
         assert not {action for action in actions if "*" in action}
 
     @pytest.mark.parametrize("name", STACKS)
-    def test_every_right_names_its_resource_where_there_is_one(self, name):
-        """A resource is * for the actions listed above only, for which AWS knows none."""
+    def test_permissions_name_their_resource(self, name):
+        """Except for actions that AWS defines without one."""
         for _, statement in statements(TEMPLATES[name]):
             resources = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
             actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
@@ -48,8 +48,8 @@ class TestRights:
                 }
                 assert not unexplained
 
-    def test_each_task_is_one_user_of_the_database(self):
-        """The service cannot be the owner of the tables, and only one task is started with the owner's password."""
+    def test_each_task_has_its_own_database_user(self):
+        """Only one task has the owner's password."""
         by_role = {}
         for role, statement in statements(TEMPLATES["cluster"]):
             by_role.setdefault(role, []).append(str(statement))
@@ -65,8 +65,8 @@ class TestRights:
         )
         assert roles["ContainerDefinitions"][0]["Name"] == "roles"
 
-    def test_a_release_makes_no_rights(self):
-        """What a pipeline deploys has no role or policy in it, so it can give itself none."""
+    def test_stacks_of_the_pipeline_contain_no_roles(self):
+        """So that a release cannot extend its permissions."""
         kinds = {
             resource["Type"] for name in ("tasks", "service") for resource in TEMPLATES[name]["Resources"].values()
         }
@@ -77,8 +77,7 @@ class TestRights:
         assert not {kind for kind in kinds if kind.startswith("AWS::IAM::")}
         assert actions == {"iam:PassRole", "iam:CreateServiceLinkedRole"}
 
-    def test_every_role_that_is_passed_says_to_whom(self):
-        """iam:PassRole without a service would let a release run as anything."""
+    def test_pass_role_names_its_service(self):
         passed = [
             statement for _, statement in statements(TEMPLATES["release"]) if "iam:PassRole" in statement["Action"]
         ]
@@ -88,16 +87,15 @@ class TestRights:
 
 
 class TestPipeline:
-    def test_tests_come_before_the_build_and_migrations_before_the_release(self):
-        """CodePipeline stops at the stage that fails, and each stage is one action."""
+    def test_pipeline_order_is_test_build_migrate_release(self):
+        """Each stage is one action."""
         (pipeline,) = of_type(TEMPLATES["pipeline"], "AWS::CodePipeline::Pipeline").values()
 
         stages = [(stage["Name"], len(stage["Actions"])) for stage in pipeline["Stages"]]
 
         assert stages == [(name, 1) for name in ("Source", "Test", "Build", "Migrate", "Deploy")]
 
-    def test_tests_may_neither_push_nor_release(self):
-        """Code of a branch runs with the rights to read the source and write the log."""
+    def test_test_project_may_only_read_source_and_write_logs(self):
         roles = of_type(TEMPLATES["pipeline"], "AWS::IAM::Role")
 
         extra = {
@@ -115,8 +113,7 @@ class TestPipeline:
         assert "release-policy" in str(extra["ReleaseRole"])
 
     @pytest.mark.parametrize("project", ["Test", "Build", "Migrate", "Deploy"])
-    def test_a_build_finds_what_it_runs(self, project):
-        """Its buildspec is there, and each variable in it is set by project, pipeline, CodeBuild or itself."""
+    def test_buildspecs_exist_and_their_variables_are_set(self, project):
         properties = TEMPLATES["pipeline"]["Resources"][project]["Properties"]
         path = FOLDER / Path(properties["Source"]["BuildSpec"]["Fn::Sub"]).name
         (pipeline,) = of_type(TEMPLATES["pipeline"], "AWS::CodePipeline::Pipeline").values()
@@ -130,8 +127,8 @@ class TestPipeline:
         known |= {"CODEBUILD_RESOLVED_SOURCE_VERSION", "CODEBUILD_BUILD_NUMBER"}
         assert not read - known - set(re.findall(r"export ([A-Z]+)=", text))
 
-    def test_what_the_build_exports_is_what_later_stages_ask_for(self):
-        """The image goes on by its digest, so that what was tested is what is deployed."""
+    def test_later_stages_use_the_digest_of_the_build(self):
+        """So that the tested image is deployed."""
         text = (FOLDER / "buildspec-build.yml").read_text()
 
         exported = set(re.search(r"exported-variables: \[(.*)\]", text)[1].split(", "))
@@ -139,8 +136,8 @@ class TestPipeline:
         assert exported == set(re.findall(r"#\{Build\.(\w+)\}", str(TEMPLATES["pipeline"])))
         assert "RepoDigests" in text
 
-    def test_a_migration_that_is_waited_for_fits_into_its_build(self):
-        """CodeBuild gives up later than run-task.sh does, whose word is the better one."""
+    def test_build_time_out_exceeds_that_of_run_task(self):
+        """Whose message is more precise."""
         project = TEMPLATES["pipeline"]["Resources"]["Migrate"]["Properties"]
         hours = int(re.search(r"TASK_HOURS:-(\d+)", (FOLDER / "run-task.sh").read_text())[1])
 

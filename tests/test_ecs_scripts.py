@@ -31,7 +31,7 @@ def aws(tmp_path):
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    """Run PostgreSQL with TLS and an owner with the rights of RDS's; yield libpq's variables for it, and the server."""
+    """Run PostgreSQL with TLS and an owner with the privileges of RDS's; yield libpq's variables, and the server."""
     asyncpg = pytest.importorskip("asyncpg", reason="the extra database is not installed")
     trustme = pytest.importorskip("trustme", reason="trustme is not installed")
     from postgres import PostgresMissingError, postgres
@@ -72,8 +72,8 @@ def database(tmp_path_factory):
 
 class TestScripts:
     @pytest.mark.parametrize("code", [0, 1, 143])
-    def test_a_migration_ends_with_its_own_exit_code(self, aws, code):
-        """What `fastapi-prodkit db upgrade` says decides whether the release goes on, and its log is shown."""
+    def test_migrate_exits_with_the_code_of_the_task(self, aws, code):
+        """Its log is shown."""
         aws.ends(code=code)
 
         returned, output, errors = aws.run(FOLDER / "migrate.sh", NAME, "image@sha256:1")
@@ -82,8 +82,7 @@ class TestScripts:
         assert output.splitlines() == ["Running upgrade", "Done: 1 migration"]
         assert f"migrate ended with exit code {code}" in errors
 
-    def test_a_migration_runs_the_releases_image_in_the_services_network(self, aws):
-        """First the stack of the tasks gets the image; then its task runs where the database can be reached."""
+    def test_migrate_runs_the_new_image_in_the_network_of_the_service(self, aws):
         aws.ends()
 
         aws.run(FOLDER / "migrate.sh", NAME, "image@sha256:1", RELEASE_ROLE="arn:role")
@@ -95,8 +94,7 @@ class TestScripts:
         network = ran[ran.index("--network-configuration") + 1]
         assert network == "awsvpcConfiguration={subnets=[subnet-1,subnet-2],securityGroups=[sg-1]}"
 
-    def test_a_stack_that_fails_runs_no_migration(self, aws):
-        """The script ends at the first step that fails."""
+    def test_migrate_stops_after_a_failed_stack(self, aws):
         aws.answers["cloudformation deploy"] = 255
 
         returned, _, _ = aws.run(FOLDER / "migrate.sh", NAME, "image@sha256:1")
@@ -104,8 +102,8 @@ class TestScripts:
         assert returned == 255
         assert not aws.calls("ecs run-task")
 
-    def test_a_task_that_never_began_is_a_failure_with_its_reason(self, aws):
-        """An image that cannot be pulled leaves no exit code; that is not a success."""
+    def test_task_without_an_exit_code_is_a_failure(self, aws):
+        """Such as an image that cannot be pulled; the reason is shown."""
         aws.ends(code=None, reason="CannotPullContainerError: not found")
         aws.answers["logs get-log-events"] = 254
 
@@ -114,8 +112,8 @@ class TestScripts:
         assert returned == 1
         assert "migrate did not start: CannotPullContainerError: not found" in errors
 
-    def test_a_task_that_is_not_accepted_is_a_failure(self, aws):
-        """ECS answers with failures instead of tasks, and the call itself succeeds."""
+    def test_refused_task_is_a_failure(self, aws):
+        """ECS returns failures although the call succeeds."""
         aws.answers["ecs run-task"] = {"tasks": [], "failures": [{"reason": "RESOURCE"}]}
 
         returned, _, errors = aws.run(FOLDER / "run-task.sh", NAME, "migrate")
@@ -123,8 +121,8 @@ class TestScripts:
         assert returned == 1
         assert "migrate could not be started" in errors
 
-    def test_it_waits_as_long_as_it_is_told(self, aws):
-        """A wait of the CLI gives up after ten minutes, so six are an hour; then it fails, and stops nothing."""
+    def test_run_task_repeats_the_wait_until_its_time_out(self, aws):
+        """One wait of the CLI ends after ten minutes. The task is not stopped."""
         aws.ends(status="RUNNING", code=None)
         aws.answers["ecs wait"] = 255
 
@@ -134,14 +132,13 @@ class TestScripts:
         assert len(aws.calls("ecs wait")) == 6
         assert "migrate still runs" in errors
 
-    def test_an_unknown_task_is_named(self, aws):
-        """A slip in the name runs nothing."""
+    def test_unknown_task_is_an_error(self, aws):
         returned, _, errors = aws.run(FOLDER / "run-task.sh", NAME, "migrat")
 
         assert (returned, errors) == (2, f"{NAME}-tasks has no task 'migrat'\n")
 
-    def test_a_release_keeps_the_parameters_that_it_does_not_name(self, aws):
-        """deploy.sh overrides name, image, version and what it is given, and fails if the release was rolled back."""
+    def test_deploy_keeps_other_parameters(self, aws):
+        """It fails if the release was rolled back."""
         aws.answers["cloudformation deploy"] = 255
 
         returned, _, _ = aws.run(FOLDER / "deploy.sh", NAME, "image@sha256:1", "1.1.0", "MaxTasks=4")
@@ -149,8 +146,8 @@ class TestScripts:
         assert aws.deployed() == [[f"Name={NAME}", "Image=image@sha256:1", "Version=1.1.0", "MaxTasks=4"]]
         assert returned == 255
 
-    def test_a_release_that_answers_stays(self, aws):
-        """Each path is asked again while it fails, until its time is over."""
+    def test_deploy_keeps_a_release_that_answers(self, aws):
+        """Each path is requested until it succeeds, or the time is over."""
         with answering({"/ready": [503, 503, 200], "/v1/airports?limit=1": [200]}) as url:
             aws.outputs["Url"] = url
             asked = "/ready", "/v1/airports?limit=1"
@@ -160,8 +157,8 @@ class TestScripts:
         assert output == f"{url}/ready answers\n{url}/v1/airports?limit=1 answers\n"
         assert aws.deployed() == [[f"Name={NAME}", "Image=image@sha256:1", "Version=1.1.0"]]
 
-    def test_a_release_that_does_not_answer_is_taken_back(self, aws):
-        """The image and the version that were there before are deployed again, and the script fails."""
+    def test_deploy_rolls_back_a_release_that_does_not_answer(self, aws):
+        """It deploys the earlier image and version, and fails."""
         with answering({"/ready": [500]}) as url:
             aws.outputs["Url"] = url
             returned, _, errors = aws.run(FOLDER / "release.sh", NAME, "image@sha256:1", "1.1.0", TRY_SECONDS="1")
@@ -172,8 +169,8 @@ class TestScripts:
         assert before == [f"Name={NAME}", "Image=image@sha256:1", "Version=1.1.0"]
         assert after == [f"Name={NAME}", "Image=image@sha256:0", "Version=1.0.0"]
 
-    def test_a_release_that_aws_took_back_is_not_tried(self, aws):
-        """CloudFormation has restored what was there: the script fails with its exit code."""
+    def test_deploy_fails_if_cloudformation_has_rolled_back(self, aws):
+        """With its exit code, and without a request."""
         aws.answers["cloudformation deploy"] = 255
 
         returned, _, _ = aws.run(FOLDER / "release.sh", NAME, "image@sha256:1", "1.1.0")
@@ -182,16 +179,14 @@ class TestScripts:
         assert len(aws.deployed()) == 1
 
     @pytest.mark.parametrize("script", ["migrate.sh", "deploy.sh", "release.sh", "run-task.sh"])
-    def test_without_arguments_it_says_what_to_type(self, aws, script):
-        """Nothing is asked of AWS."""
+    def test_script_without_arguments_shows_its_usage(self, aws, script):
         returned, _, errors = aws.run(FOLDER / script)
 
         assert returned == 2
         assert errors.startswith("usage: ")
 
     @pytest.mark.parametrize("source", ["docs/deploy/ecs.md", "docs/deploy/ecs-express.md", *BUILDSPECS])
-    def test_what_is_typed_or_built_is_bash(self, source):
-        """The blocks of the pages and the commands of the builds can be parsed."""
+    def test_commands_of_pages_and_builds_are_valid_bash(self, source):
         yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
         text = (ROOT / source).read_text()
         if source.endswith(".md"):
@@ -204,8 +199,7 @@ class TestScripts:
         assert commands
         assert (done.returncode, done.stderr) == (0, "")
 
-    def test_shellcheck_finds_nothing(self):
-        """The scripts quote what they should."""
+    def test_scripts_pass_shellcheck(self):
         command = [program_or_skip("shellcheck"), *FOLDER.glob("*.sh")]
 
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -214,8 +208,8 @@ class TestScripts:
 
 
 class TestRoles:
-    async def test_migrator_owns_the_tables_and_app_reads_and_writes_their_rows(self, database):
-        """The script may run again; then a table that one makes is one that the other can use, and cannot change."""
+    async def test_roles_let_app_use_but_not_change_tables_of_migrator(self, database):
+        """After a second run of the script too."""
         import asyncpg
 
         variables, server = database
@@ -239,8 +233,7 @@ class TestRoles:
         await migrator.close()
         await app.close()
 
-    async def test_a_server_that_is_not_in_the_bundle_gets_no_password(self, database, tmp_path):
-        """The owner's password goes to a server that Amazon's certificates vouch for, or nowhere."""
+    async def test_roles_sends_no_password_to_an_unverified_server(self, database, tmp_path):
         trustme = pytest.importorskip("trustme", reason="trustme is not installed")
         other = tmp_path / "other.pem"
         trustme.CA().cert_pem.write_to_path(other)

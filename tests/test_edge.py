@@ -1,4 +1,4 @@
-"""The edge around an app: whatever goes wrong ends as it does without an edge."""
+"""The edge around an app: errors end as without an edge."""
 
 import asyncio
 import contextlib
@@ -34,15 +34,15 @@ from fastapi_prodkit.sections import LimitsSettings
 
 
 class HandledError(Exception):
-    """The app has a handler for it."""
+    """An exception for which the app has a handler."""
 
 
 class ThreadError(Exception):
-    """The app has a handler for it that is not async."""
+    """An exception for which the app has a handler that is not async."""
 
 
 class MishandledError(Exception):
-    """The app has a handler for it that fails."""
+    """An exception for which the app has a handler that fails."""
 
 
 def app_of(**options) -> FastAPI:
@@ -140,7 +140,7 @@ class Served:
 
 
 def outcome(app, method, path, **options):
-    """Return what the client sees, and what the server is told."""
+    """Return what the client and the server get."""
     seen = []
     for raises in (False, True):
         try:
@@ -167,7 +167,7 @@ REQUESTS = [
 @pytest.mark.parametrize("options", [{}, {"debug": True}, {"max_body_size": 1000}], ids="".join)
 @pytest.mark.parametrize(("method", "path"), REQUESTS)
 def test_errors_end_as_without_the_edge(method, path, options):
-    """Whatever fails, before or after the response has started: the client and the server see what they would have."""
+    """Client and server get the same, before and after the start of the response."""
     app = app_of(**options)
 
     assert outcome(with_edge(app), method, path) == outcome(without_edge(app), method, path)
@@ -176,7 +176,7 @@ def test_errors_end_as_without_the_edge(method, path, options):
 @pytest.mark.parametrize("path", ["/items", "/inner/items"])
 @pytest.mark.parametrize("body", [b"{}", b'{"a": 1, "and": "so on"}', b"{" + b" " * 2000])
 def test_bodies_end_as_without_the_edge(path, body):
-    """A body that is too large for the app, or for one that is mounted in it, is refused as it would have been."""
+    """A body that is too large for the app or a mounted app."""
     app = app_of(max_body_size=1000)
 
     def parts():
@@ -190,8 +190,8 @@ def test_bodies_end_as_without_the_edge(path, body):
         assert calls[0] == calls[1]
 
 
-def test_a_handler_for_all_exceptions():
-    """The app's own answer to what nobody else handles is sent, and the exception is raised on."""
+def test_handler_for_exception_answers():
+    """The exception is re-raised."""
     app = app_of()
 
     @app.exception_handler(Exception)
@@ -206,7 +206,6 @@ def test_a_handler_for_all_exceptions():
 @pytest.mark.parametrize("accept", [False, True])
 @pytest.mark.parametrize("name", [*NAMES, "policy"])
 def test_websockets_end_as_without_the_edge(name, accept):
-    """A WebSocket that fails is refused or closed as it would have been."""
     app, seen = app_of(), []
 
     for each in (with_edge(app), without_edge(app)):
@@ -229,8 +228,8 @@ LIMITED = [BodyLimitMiddleware(None, LIMITS, largest=0), BodyLimitMiddleware(Non
 @pytest.mark.parametrize(
     "middleware", [(), (Middleware(BaseHTTPMiddleware, dispatch=lambda request, go_on: go_on(request)),)]
 )
-def test_a_body_that_is_too_large_below_middleware(middleware, kind, limit):
-    """A chunked one is refused where it passes the limit, whatever has read it: a task group, or a handler."""
+def test_chunked_oversized_body_below_middleware_is_refused(middleware, kind, limit):
+    """Whether a task group or a handler reads it."""
     app = app_of(middleware=middleware)
 
     async def read(request: Request):
@@ -248,8 +247,7 @@ def test_a_body_that_is_too_large_below_middleware(middleware, kind, limit):
     assert client.post("/nowhere", content=iter([b"x" * 400] * 2)).text == "800 bytes"
 
 
-async def test_a_place_is_held_until_a_handler_is_done():
-    """What an exception handler does counts as serving the request."""
+async def test_slot_is_held_until_the_exception_handler_ends():
     app, inside, most = app_of(), [], []
 
     @app.exception_handler(404)
@@ -269,8 +267,8 @@ async def test_a_place_is_held_until_a_handler_is_done():
     assert sorted(answer.status_code for answer in answers) == [404, 503, 503]
 
 
-def test_a_handled_exception_after_the_deadline():
-    """The handler runs, its answer is dropped, and nobody hears of it: the client has the 504."""
+def test_answer_of_an_exception_handler_after_the_deadline_is_dropped():
+    """The client has the 504."""
     app, handled = app_of(), []
 
     @app.exception_handler(HandledError)
@@ -291,8 +289,8 @@ def test_a_handled_exception_after_the_deadline():
     assert len(handled) == 1
 
 
-def test_middleware_of_the_app_keeps_its_place():
-    """It sees what the handlers have made of exceptions, as ever, and its own are answered with a 500."""
+def test_middleware_of_the_app_sees_handled_exceptions():
+    """Its own exceptions are a 500."""
 
     class Watch:
         def __init__(self, app):
@@ -315,8 +313,8 @@ def test_middleware_of_the_app_keeps_its_place():
     assert TestClient(with_edge(app)).get("/plain/handled").headers["x-watched"] == "418"
 
 
-def test_layers_that_are_not_known_stay():
-    """What somebody else has put around the app, such as a tracer, sees every request."""
+def test_other_layers_around_the_app_see_every_request():
+    """Such as a tracer."""
 
     class Tracer(ServerErrorMiddleware):
         async def __call__(self, scope, receive, send):
@@ -332,8 +330,7 @@ def test_layers_that_are_not_known_stay():
 
 
 @pytest.mark.parametrize("blocks", [False, True])
-def test_a_handler_has_no_more_time_than_the_rest(blocks):
-    """The deadline is that of the request, an exception and what is made of it included."""
+def test_deadline_includes_exception_handlers(blocks):
     app = app_of()
 
     @app.exception_handler(HandledError)
@@ -350,8 +347,8 @@ def test_a_handler_has_no_more_time_than_the_rest(blocks):
 
 @pytest.mark.parametrize("error", [HandledError, ValueError, RuntimeError])
 @pytest.mark.parametrize("path", ["/plain/", "/route/"])
-async def test_nothing_is_left_behind(path, error):
-    """A request that has failed is gone, with its exception; it does not wait for the garbage collector."""
+async def test_failed_request_leaves_no_reference_cycle(path, error):
+    """Nor does its exception."""
     app = app_of()
     add_problem_handlers(app)
 
@@ -375,8 +372,7 @@ async def test_nothing_is_left_behind(path, error):
         await call()
 
 
-async def test_a_client_that_leaves_while_a_handler_waits():
-    """The cancellation of a server reaches whom it is meant for."""
+async def test_cancellation_by_the_server_reaches_the_exception_handler():
     app, cancelled = app_of(), []
 
     @app.exception_handler(HandledError)
@@ -398,7 +394,7 @@ async def test_a_client_that_leaves_while_a_handler_waits():
 
 
 class Seen:
-    """Write down which exceptions pass through Starlette's own classes, as agents do that patch them."""
+    """Record which exceptions pass Starlette's classes, as agents do that patch these."""
 
     def __init__(self, monkeypatch):
         self.passed = []
@@ -421,7 +417,7 @@ def production(**sections):
 
 
 def made(way, **sections):
-    """Return an app with an edge, made in one way or the other."""
+    """Return an app with an edge, made by `create_app` or `install`."""
     if way == "create_app":
         return create_app(production(**sections))
     app = FastAPI()
@@ -447,8 +443,8 @@ def error_lines(output):
 
 @ways
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_handler_that_hangs_is_found_from_its_task(way, method):
-    """Tools that follow the await chain from the task of a request, such as a stack dump, reach the handler."""
+async def test_await_chain_of_the_task_reaches_the_handler(way, method):
+    """For tools such as a stack dump."""
     app, hangs = made(way), asyncio.Event()
 
     @app.api_route("/hangs", methods=["GET", "POST"])
@@ -476,8 +472,8 @@ async def test_a_handler_that_hangs_is_found_from_its_task(way, method):
 
 @ways
 @pytest.mark.parametrize("patched_later", [False, True])
-def test_exceptions_pass_starlettes_classes(way, patched_later, monkeypatch, capsys):
-    """They leave through `Starlette.__call__` with their traceback, are logged after that, and the client has a 500."""
+def test_exceptions_leave_starlette_call(way, patched_later, monkeypatch, capsys):
+    """With their traceback; then they are logged, and the client has a 500."""
     seen = None if patched_later else Seen(monkeypatch)
     app = made(way)
     add_routes(app)
@@ -494,8 +490,8 @@ def test_exceptions_pass_starlettes_classes(way, patched_later, monkeypatch, cap
 
 
 @ways
-def test_the_middleware_stack_is_starlettes(way):
-    """What wraps it finds what it expects; the edge goes around the result, whenever that is set."""
+def test_edge_wraps_whatever_is_set_as_middleware_stack(way):
+    """Agents that wrap `build_middleware_stack` find Starlette's layers."""
 
     class Agent:
         def __init__(self, app):
@@ -522,8 +518,7 @@ def test_the_middleware_stack_is_starlettes(way):
 
 
 @ways
-def test_everything_is_raised_on(way, capsys):
-    """ERRORS_RAISE: what stands around the app object sees the exception, which is logged all the same."""
+def test_errors_raise_reraises_logged_exceptions(way, capsys):
     app = made(way, errors={"raise_": True})
     add_routes(app)
     capsys.readouterr()
@@ -535,8 +530,8 @@ def test_everything_is_raised_on(way, capsys):
     assert _context.current() is None
 
 
-def test_without_a_boundary_the_server_decides(capsys):
-    """ERRORS_ENABLED=false: nothing is logged or swallowed; the server's record has the context of the request."""
+def test_edge_without_error_boundary_reraises(capsys):
+    """The server's record has the context of the request."""
     app = made("create_app", errors=None)
     add_routes(app)
 
@@ -550,8 +545,7 @@ def test_without_a_boundary_the_server_decides(capsys):
 
 
 @pytest.mark.parametrize("errors", [None, {"raise_": True}])
-async def test_a_call_in_process_keeps_its_own_context(errors):
-    """The lines of a task that calls an app by itself have none of the request's fields, however the request ends."""
+async def test_in_process_call_does_not_change_the_callers_context(errors):
     app = made("create_app", errors=errors)
     add_routes(app)
     token = _context.begin({"job": "nightly"})
@@ -565,8 +559,8 @@ async def test_a_call_in_process_keeps_its_own_context(errors):
     _context.end(token)
 
 
-def test_an_exception_from_outside_of_the_edge(monkeypatch, capsys):
-    """An agent that fails by itself has failed: the exception is raised on, and nothing is logged about the request."""
+def test_exception_of_an_agent_is_reraised(monkeypatch, capsys):
+    """Nothing is logged about the request."""
     app = made("create_app")
 
     async def fail(self, scope, receive, send):
@@ -579,8 +573,8 @@ def test_an_exception_from_outside_of_the_edge(monkeypatch, capsys):
     assert error_lines(capsys.readouterr().out) == []
 
 
-def test_an_agent_that_is_cancelled_with_an_exception_in_its_hands(monkeypatch, capsys):
-    """The exception is logged; the cancellation is not swallowed."""
+def test_cancellation_in_place_of_an_exception_is_not_swallowed(monkeypatch, capsys):
+    """The exception is logged."""
     app = made("create_app")
     add_routes(app)
     call = Starlette.__call__
@@ -610,8 +604,7 @@ def test_an_agent_that_is_cancelled_with_an_exception_in_its_hands(monkeypatch, 
     assert len(error_lines(capsys.readouterr().out)) == 1
 
 
-async def test_an_edge_leaves_nothing_behind():
-    """A failed request is gone with its exception, the edge's own part included."""
+async def test_failed_request_of_an_edge_leaves_no_reference_cycle():
     app = made("create_app", log=None, database=None)
     add_routes(app)
     logging.getLogger("fastapi_prodkit").setLevel(logging.CRITICAL)
@@ -634,8 +627,8 @@ async def test_an_edge_leaves_nothing_behind():
         logging.getLogger("fastapi_prodkit").setLevel(logging.NOTSET)
 
 
-def test_an_edge_around_an_app_of_ones_own_class():
-    """The class keeps its name and its methods; a copy of the app has an edge as well."""
+def test_edge_keeps_name_and_methods_of_the_apps_class():
+    """A copy of the app has the edge too."""
 
     class Own(FastAPI):
         __slots__ = ("extra",)
@@ -654,8 +647,8 @@ def test_an_edge_around_an_app_of_ones_own_class():
     assert called == ["http", "http"]
 
 
-def test_an_edge_around_an_app_whose_class_asks_for_more():
-    """A class that registers its subclasses, under a keyword that they have to give, does not hear of the edge's."""
+def test_edge_does_not_call_init_subclass_of_the_app():
+    """Which may require arguments."""
 
     registered = []
 
@@ -676,8 +669,7 @@ def test_an_edge_around_an_app_whose_class_asks_for_more():
     assert TestClient(app).get("/nowhere").headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_middleware_stack_can_be_deleted():
-    """As without an edge it is gone then, until it is set again."""
+def test_middleware_stack_can_be_deleted_and_set():
     app = made("create_app")
 
     del app.middleware_stack
@@ -687,8 +679,7 @@ def test_a_middleware_stack_can_be_deleted():
     assert TestClient(app).get("/nowhere").headers["x-content-type-options"] == "nosniff"
 
 
-def test_where_no_edge_can_be_put():
-    """An app that has started, or has an edge: an error, where it would do nothing, or all twice."""
+def test_edge_around_a_started_or_wrapped_app_is_refused():
     started, twice = Starlette(), Starlette()
     TestClient(started).get("/")
     Edge([]).put_around(twice)
@@ -700,7 +691,7 @@ def test_where_no_edge_can_be_put():
 
 
 def add_cancelled_routes(app):
-    """Routes that wait for a task which somebody else has cancelled."""
+    """Add routes that await a cancelled task."""
 
     async def wait():
         task = asyncio.create_task(asyncio.sleep(9))
@@ -728,8 +719,8 @@ def add_cancelled_routes(app):
 
 
 @ways
-def test_a_cancellation_of_something_else(way, capsys):
-    """It is an error like any other: a 500 problem, one record with its traceback, and the connection stays."""
+def test_cancelled_error_of_the_app_is_a_500_problem(way, capsys):
+    """One record, and the connection stays usable."""
     app = made(way, cors={"origins": ["https://app.example.com"]})
     add_cancelled_routes(app)
 
@@ -749,8 +740,7 @@ def test_a_cancellation_of_something_else(way, capsys):
     assert sorted(statuses(output)) == [200, 404, 500]
 
 
-def test_a_cancellation_of_something_else_for_a_client_that_is_gone(capsys):
-    """It is logged once as the error that it is; that the problem cannot be sent is none."""
+def test_cancelled_error_after_a_disconnect_is_logged_once(capsys):
     app = made("create_app")
     add_cancelled_routes(app)
     scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/cancelled", "query_string": b""}
@@ -766,8 +756,8 @@ def test_a_cancellation_of_something_else_for_a_client_that_is_gone(capsys):
     assert statuses(output) == [499]
 
 
-def test_a_cancellation_of_something_else_in_a_stream(capsys):
-    """The transfer breaks, and the log says why."""
+def test_cancelled_error_in_a_stream_aborts_the_transfer(capsys):
+    """The log has the reason."""
     app = made("create_app")
     add_cancelled_routes(app)
 
@@ -783,8 +773,8 @@ def test_a_cancellation_of_something_else_in_a_stream(capsys):
 
 
 @pytest.mark.parametrize(("accept", "status"), [(False, 500), (True, 101)])
-def test_a_cancellation_of_something_else_in_a_websocket(accept, status, capsys):
-    """It is logged once, with the status that the client saw."""
+def test_cancelled_error_in_a_websocket_is_logged_once(accept, status, capsys):
+    """With the status that the client saw."""
     app = made("create_app")
     add_cancelled_routes(app)
     handshake = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
@@ -801,8 +791,8 @@ def test_a_cancellation_of_something_else_in_a_websocket(accept, status, capsys)
 
 
 @ways
-def test_a_group_of_exceptions(way, capsys):
-    """One that holds a cancellation is no Exception, and is an error like any other all the same."""
+def test_group_with_a_cancellation_is_an_error(way, capsys):
+    """It is not an Exception."""
     app = made(way)
 
     @app.get("/group")
@@ -822,8 +812,8 @@ def test_a_group_of_exceptions(way, capsys):
 
 
 @ways
-def test_a_layer_that_fails(way, capsys):
-    """A store that raises, for instance: outside of Starlette's own layers it is a 500 problem, and logged once."""
+def test_exception_of_a_layer_is_a_500_problem(way, capsys):
+    """Such as that of a store; it is logged once."""
 
     class Store:
         async def hit(self, limits, key, cost=1):
@@ -840,8 +830,8 @@ def test_a_layer_that_fails(way, capsys):
     assert len(error_lines(output)) == 1
 
 
-def test_an_exception_that_is_no_error(capsys):
-    """What ends more than a request, such as SystemExit, is the server's; its line has the request's id."""
+def test_system_exit_passes_to_the_server(capsys):
+    """Its record has the request id."""
     app = made("create_app")
 
     @app.get("/exit")
@@ -859,8 +849,7 @@ def test_an_exception_that_is_no_error(capsys):
     assert statuses(output) == [500]
 
 
-def test_an_exception_object_that_is_raised_by_each_request(capsys):
-    """Each failure has its record, whether the response was complete or not."""
+def test_exception_object_raised_again_is_logged_each_time(capsys):
     app, error = made("create_app"), RuntimeError("kept in a variable")
 
     @app.get("/fail")
@@ -884,8 +873,8 @@ def test_an_exception_object_that_is_raised_by_each_request(capsys):
 
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
-def test_a_response_that_the_server_refuses(http, capsys):
-    """A header value with a line break: the client gets nothing of it, and the log says 500 and the server's reason."""
+def test_header_that_the_server_refuses_is_a_500(http, capsys):
+    """Such as one with a line break; the log has the server's reason."""
     app = made("create_app")
 
     @app.get("/split")
@@ -903,8 +892,7 @@ def test_a_response_that_the_server_refuses(http, capsys):
     assert statuses(output) == [500]
 
 
-def test_an_edge_around_any_app(capsys):
-    """Without an outermost place of its own the edge decides about exceptions where it stands."""
+def test_edge_around_a_plain_asgi_app_decides_in_place(capsys):
     edge = Edge([ErrorBoundaryMiddleware(None)]).around(FastAPI())
     app = FastAPI()
     add_cancelled_routes(app)
@@ -921,7 +909,7 @@ def test_an_edge_around_any_app(capsys):
 
 
 def unread_app():
-    """An app that answers without reading, after a part, or after all of a body."""
+    """An app that answers without reading the body, after a part, or after all of it."""
     app = create_app(Settings(environment="test", limits={"max_body_size": None}))
 
     @app.post("/unread")
@@ -953,8 +941,8 @@ def head(path, *lines):
     ("path", "announced", "sent"),
     [("/unread", 65_537, 0), ("/unread", 10_000_000, 10), ("/part", 100_000, 1_000), ("/nowhere", 2**63, 0)],
 )
-def test_a_large_body_that_is_not_read_closes_the_connection(port, path, announced, sent):
-    """What is still to come would have to be read to its end before the next request."""
+def test_large_unread_body_closes_the_connection(port, path, announced, sent):
+    """The server would have to read the rest before the next request."""
     with connection(port) as client:
         client.sendall(head(path, f"Content-Length: {announced}") + b"x" * sent)
         response = read_all(client)
@@ -964,8 +952,7 @@ def test_a_large_body_that_is_not_read_closes_the_connection(port, path, announc
 
 
 @pytest.mark.parametrize("path", ["/unread", "/part"])
-def test_a_chunked_body_that_is_not_read_closes_the_connection(port, path):
-    """Nobody knows how much is still to come."""
+def test_unread_chunked_body_closes_the_connection(port, path):
     with connection(port) as client:
         client.sendall(head(path, "Transfer-Encoding: chunked") + b"1\r\nx\r\n")
 
@@ -975,8 +962,7 @@ def test_a_chunked_body_that_is_not_read_closes_the_connection(port, path):
 @pytest.mark.parametrize(
     ("path", "size"), [("/unread", 65_536), ("/unread", 1), ("/part", 60_000), ("/read", 300_000), ("/nowhere", 10)]
 )
-def test_a_body_that_is_read_or_small_keeps_the_connection(port, path, size):
-    """What is left of it is dropped, and the next request is served."""
+def test_read_or_small_body_keeps_the_connection(port, path, size):
     with connection(port) as client:
         client.sendall(head(path, f"Content-Length: {size}") + b"x" * size)
         first = read_response(client)
@@ -987,8 +973,7 @@ def test_a_body_that_is_read_or_small_keeps_the_connection(port, path, size):
     assert second.endswith(b"\r\n\r\n2")
 
 
-def test_a_chunked_body_that_is_read_keeps_the_connection(port):
-    """It has come to its end."""
+def test_read_chunked_body_keeps_the_connection(port):
     with connection(port) as client:
         client.sendall(head("/read", "Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\n\r\n")
         first = read_response(client)
@@ -999,8 +984,8 @@ def test_a_chunked_body_that_is_read_keeps_the_connection(port):
 
 
 @pytest.mark.parametrize("layer", ["rate_limit", "limits"])
-def test_a_refusal_of_a_layer_closes_the_connection_as_well(layer):
-    """Whatever has answered, the body of the request is not read."""
+def test_refusal_of_a_layer_closes_the_connection(layer):
+    """If the body is large."""
     settings = Settings(environment="test", rate_limit={"default": "1/hour"}, limits={"max_body_size": 100})
     app = create_app(settings)
     with serving(app) as port:
@@ -1016,8 +1001,7 @@ def test_a_refusal_of_a_layer_closes_the_connection_as_well(layer):
     assert b"\r\nconnection: close\r\n" in response
 
 
-async def test_http_2_has_no_such_header():
-    """It forbids the header, and its streams end by themselves."""
+async def test_http_2_has_no_connection_header():
     sent = []
 
     async def send(message):

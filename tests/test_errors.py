@@ -1,4 +1,4 @@
-"""Errors: every one a problem, right in status and headers, and silent about what was sent and about what broke."""
+"""Errors are problems with the right status and headers, and without input or internals."""
 
 import json
 import uuid
@@ -70,8 +70,7 @@ def problem(response, status):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 413, 418, 422, 429, 500, 503])
-def test_http_exception(status):
-    """An HTTPException is a problem of its status, whose title is the phrase and whose detail is its own."""
+def test_http_exception_is_a_problem(status):
     body = problem(raising(HTTPException(status, "Because.")).get("/?token=s3cret"), status)
 
     assert body == {
@@ -83,13 +82,12 @@ def test_http_exception(status):
     }
 
 
-def test_without_detail():
-    """Without a detail the phrase has to do."""
+def test_http_exception_without_detail_has_the_status_phrase():
     assert problem(raising(HTTPException(404)).get("/"), 404)["detail"] == "Not Found"
 
 
-def test_headers_stay():
-    """The headers of an exception are sent, and its Cache-Control wins over ours; the media type is always ours."""
+def test_http_exception_keeps_its_headers():
+    """Its Cache-Control wins; the media type is always ours."""
     headers = {
         "WWW-Authenticate": 'Bearer realm="shop"',
         "Cache-Control": "max-age=60",
@@ -105,8 +103,8 @@ def test_headers_stay():
     assert response.headers["x-own"] == "1"
 
 
-def test_detail_that_is_a_mapping():
-    """The members of a mapping become members of the problem; type, title and detail keep their meaning."""
+def test_detail_mapping_becomes_members():
+    """type, title and detail keep their meaning."""
     detail = {"type": "/sold-out", "title": "Sold out", "detail": "A moment ago.", "article": 7}
 
     body = problem(raising(FastAPIHTTPException(409, detail)).get("/"), 409)
@@ -114,8 +112,7 @@ def test_detail_that_is_a_mapping():
     assert body == {**detail, "status": 409, "instance": "/"}
 
 
-def test_detail_with_names_of_our_own():
-    """A mapping may have any names: standard members win, the others are there."""
+def test_detail_mapping_may_not_replace_standard_members():
     detail = {"status": "failed", "instance": "mine", "headers": 1, "self": 2, 3: 4, "code": None}
 
     body = problem(raising(FastAPIHTTPException(409, detail)).get("/"), 409)
@@ -129,8 +126,7 @@ def test_detail_with_names_of_our_own():
 
 
 @pytest.mark.parametrize("detail", [[{"field": "a"}], ["a", "b"], 7])
-def test_detail_that_is_something_else(detail):
-    """A detail that is neither text nor a mapping is the member `errors`."""
+def test_other_detail_is_the_member_errors(detail):
     assert problem(raising(FastAPIHTTPException(400, detail)).get("/"), 400)["errors"] == detail
 
 
@@ -147,15 +143,13 @@ def test_detail_that_is_something_else(detail):
         (SecretStr(MARKER), "**********"),
     ],
 )
-def test_values_that_json_does_not_know(value, shown):
-    """Whatever an exception carries, its problem is valid JSON."""
+def test_problem_with_any_value_is_valid_json(value, shown):
     response = raising(FastAPIHTTPException(400, {"value": value})).get("/")
 
     assert problem(response, 400)["value"] == shown
 
 
-def test_problem_error():
-    """A ProblemError decides about every member but status and instance, and may add its own."""
+def test_problem_error_sets_all_members_except_status_and_instance():
     error = ProblemError(
         409,
         "A moment ago.",
@@ -180,8 +174,8 @@ def test_problem_error():
 
 
 @pytest.mark.parametrize("status", [204, 304, 307])
-def test_no_error(status):
-    """An HTTPException that is no error has no body and keeps its headers."""
+def test_http_exception_below_400_has_no_body(status):
+    """It keeps its headers."""
     response = raising(HTTPException(status, headers={"Location": "/other"})).get("/")
 
     assert response.status_code == status
@@ -190,8 +184,8 @@ def test_no_error(status):
     assert "content-type" not in response.headers
 
 
-def test_request_id():
-    """The problem names the request, inside a context that has an id; elsewhere the member is absent."""
+def test_problem_has_the_request_id():
+    """Without one the member is absent."""
     with_id, without_id = fastapi(), fastapi()
     with_id.add_middleware(RequestIDMiddleware)
 
@@ -201,8 +195,7 @@ def test_request_id():
     assert "request_id" not in TestClient(without_id).get("/nothing").json()
 
 
-def test_a_context_without_id():
-    """A context that somebody else opened has no id to tell."""
+def test_context_without_an_id_has_no_member():
     token = _context.begin({})
     response = TestClient(fastapi()).get("/nothing")
     _context.end(token)
@@ -268,8 +261,7 @@ def service() -> FastAPI:
         ("GET", "/broken-response", 500),
     ],
 )
-def test_every_outcome(method, path, status):
-    """Whoever finds the error, it is a problem, and says nothing of what is inside."""
+def test_every_error_is_a_problem_without_internals(method, path, status):
     response = client_of(service()).request(method, path)
 
     assert response.status_code == status
@@ -277,8 +269,8 @@ def test_every_outcome(method, path, status):
     assert MARKER not in response.text
 
 
-def test_mounted_app():
-    """A mounted app has its own handlers; with ours its errors are problems, too, under the whole path."""
+def test_mounted_app_with_handlers_sends_problems():
+    """With the whole path."""
     inner = fastapi()
     outer = FastAPI()
     outer.mount("/sub", inner)
@@ -287,16 +279,15 @@ def test_mounted_app():
     assert client_of(outer).get("/nothing").json() == {"detail": "Not Found"}
 
 
-def test_method_not_allowed():
-    """A 405 names the methods that there are (RFC 9110, section 15.5.6)."""
+def test_405_names_the_allowed_methods():
+    """RFC 9110, section 15.5.6."""
     response = client_of(service()).delete("/items/1")
 
     assert problem(response, 405)
     assert response.headers["allow"] == "GET"
 
 
-def test_unhandled_exception():
-    """A 500 says that something went wrong, and nothing about what."""
+def test_unhandled_exception_is_a_500_without_its_message():
     body = problem(client_of(service()).get("/broken"), 500)
 
     assert body == {
@@ -308,16 +299,15 @@ def test_unhandled_exception():
     }
 
 
-def test_response_that_does_not_fit_its_model():
-    """An invalid response is the server's fault, and its validation error is nobody else's business."""
+def test_invalid_response_is_a_500_without_its_errors():
     with pytest.raises(ResponseValidationError, match=MARKER):
         TestClient(service()).get("/broken-response")
 
     assert client_of(service()).get("/broken-response").json()["detail"] == "The server could not complete the request."
 
 
-def test_debug():
-    """In debug mode an unhandled exception is the framework's traceback page; other errors stay problems."""
+def test_debug_shows_the_traceback_page():
+    """Other errors stay problems."""
     app = fastapi(debug=True)
 
     @app.get("/")
@@ -331,8 +321,7 @@ def test_debug():
     assert problem(client_of(app).get("/nothing"), 404)
 
 
-def test_failing_background_task():
-    """What fails after the response does not change it."""
+def test_failing_background_task_keeps_the_response():
     app = fastapi()
 
     async def fail():
@@ -347,8 +336,8 @@ def test_failing_background_task():
 
 
 @pytest.mark.parametrize("error", [HTTPException(503), ValueError(), RecursionError()])
-def test_failure_in_the_middle_of_a_stream(error):
-    """A response that has begun cannot become a problem; Starlette's own exception goes on, and names the cause."""
+def test_exception_in_a_stream_is_reraised(error):
+    """Starlette's own exception names the cause."""
     app = fastapi()
 
     @app.get("/")
@@ -378,8 +367,8 @@ def test_failure_in_the_middle_of_a_stream(error):
         (500, "/broken"),
     ],
 )
-def test_handlers_of_the_user_win(kind, path, when):
-    """A handler that the user registers stays in charge, whether it came before ours or after."""
+def test_handler_of_the_user_wins(kind, path, when):
+    """Registered before or after ours."""
     app = FastAPI()
 
     async def own(request, error):
@@ -412,8 +401,8 @@ def test_handlers_of_the_user_win(kind, path, when):
     assert (response.status_code, response.text) == (400, "mine")
 
 
-def test_more_specific_handlers_of_the_user():
-    """So does a handler for a status, a subclass, the root of our exceptions, or the base of one that ours is for."""
+def test_handler_of_the_user_for_a_related_exception_wins():
+    """For a status, a subclass, or a base class."""
     app = fastapi()
 
     class SoldOutError(HTTPException):
@@ -444,15 +433,13 @@ def test_more_specific_handlers_of_the_user():
     ]
 
 
-def test_handlers_in_the_constructor():
-    """So does one that was given to the constructor."""
+def test_handler_of_the_constructor_wins():
     app = fastapi(exception_handlers={HTTPException: lambda request, error: PlainTextResponse("mine")})
 
     assert client_of(app).get("/nothing").text == "mine"
 
 
 def test_websocket_handler_of_the_user_wins():
-    """And one for WebSockets."""
     app = FastAPI()
 
     async def own(websocket, error):
@@ -471,9 +458,7 @@ def test_websocket_handler_of_the_user_wins():
     assert closed.value.code == 4000
 
 
-def test_plain_starlette():
-    """An app without FastAPI gets the same problems."""
-
+def test_plain_starlette_app_sends_problems():
     async def broken(request):
         raise RuntimeError(MARKER)
 
@@ -492,9 +477,7 @@ def test_plain_starlette():
     assert set(client.post("/conflict").headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
-def test_head():
-    """The answer to HEAD has the headers of the problem."""
-
+def test_head_has_the_headers_of_the_problem():
     async def missing(request):
         raise HTTPException(404)
 
@@ -506,8 +489,8 @@ def test_head():
     assert (response.status_code, response.headers["content-type"]) == (404, PROBLEM)
 
 
-def test_validation_error():
-    """A 422 says where and what, for each error."""
+def test_validation_error_names_place_and_reason():
+    """For each error."""
     response = client_of(service()).get("/items/x")
 
     assert problem(response, 422) == {
@@ -539,7 +522,7 @@ class Dog(BaseModel):
 
 
 class Everything(BaseModel):
-    """A field for each way in which a value can be wrong."""
+    """A field for each kind of invalid value."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -574,8 +557,7 @@ class Everything(BaseModel):
     [name for name in Everything.model_fields if name not in ("imported", "pet", "mapping", "items")],
 )
 @pytest.mark.parametrize("value", [MARKER, f"5{MARKER}", [MARKER], {"a": MARKER}, f"http://{MARKER}:99999999"])
-def test_input_is_never_repeated(field, value):
-    """Whatever is wrong with a value, the answer does not repeat it."""
+def test_validation_error_does_not_repeat_input(field, value):
     app = fastapi()
 
     @app.post("/")
@@ -601,8 +583,8 @@ def test_input_is_never_repeated(field, value):
         MARKER,
     ],
 )
-def test_nested_input_is_never_repeated(body):
-    """Nor does it repeat what is deeper inside, the tag of a union included."""
+def test_validation_error_does_not_repeat_nested_input(body):
+    """The tag of a union included."""
     app = fastapi()
 
     @app.post("/")
@@ -615,8 +597,8 @@ def test_nested_input_is_never_repeated(body):
     assert MARKER not in response.text
 
 
-def test_input_elsewhere_is_never_repeated():
-    """Nor what was sent in the query, a header, a cookie, a body that is no JSON, or beside the field that is wrong."""
+def test_validation_error_does_not_repeat_other_input():
+    """In query, header, cookie, invalid JSON, or another field."""
     app = fastapi()
 
     @app.get("/")
@@ -644,8 +626,8 @@ def test_input_elsewhere_is_never_repeated():
         assert MARKER not in response.text
 
 
-def test_text_of_a_validator():
-    """What a validator of the user's own says is meant for the client, and stays."""
+def test_message_of_a_validator_stays():
+    """It is meant for the client."""
     app = fastapi()
 
     @app.post("/")
@@ -666,8 +648,7 @@ def test_text_of_a_validator():
         ({"pet": {"kind": "fish"}}, "Input does not match any of the expected tags"),
     ],
 )
-def test_fixed_messages(body, message):
-    """Where pydantic's own message repeats the input, ours says the same without it."""
+def test_message_that_repeats_input_is_replaced(body, message):
     app = fastapi()
 
     @app.post("/")
@@ -691,8 +672,8 @@ def test_fixed_messages(body, message):
         ("", ""),
     ],
 )
-def test_keys_that_the_client_chose(key, shown):
-    """A key of the body is part of where the error is: it is escaped, and cut to 64 characters."""
+def test_keys_of_the_body_are_escaped_and_truncated(key, shown):
+    """To 64 characters."""
     app = fastapi()
 
     @app.post("/")
@@ -739,8 +720,8 @@ def test_keys_that_the_client_chose(key, shown):
         b"7",
     ],
 )
-def test_bodies_that_json_cannot_express(body):
-    """NaN, infinity, lone surrogates, invalid UTF-8, deep nesting and huge integers are the client's error."""
+def test_unserializable_body_is_a_4xx(body):
+    """NaN, infinity, lone surrogates, invalid UTF-8, deep nesting and huge integers."""
     app = fastapi()
 
     @app.post("/")
@@ -754,7 +735,7 @@ def test_bodies_that_json_cannot_express(body):
 
 
 def echoing() -> FastAPI:
-    """Return an app that sends back what it gets."""
+    """Return an app that sends back its input."""
     app = fastapi()
 
     @app.post("/untyped")
@@ -797,8 +778,7 @@ DEEP = {"msg": "Input should have at most 100 levels of nesting", "type": "nesti
         ("/typed", b'{"a":' + b"[" * 900 + b"]" * 900 + b"}", DEEP),
     ],
 )
-def test_a_body_that_cannot_be_sent_back(path, body, flaw):
-    """What JSON cannot express, and Python reads, is the client's error where the response fails on it."""
+def test_response_with_unserializable_input_is_a_422(path, body, flaw):
     response = client_of(echoing()).post(path, content=body, headers={"Content-Type": "application/json"})
 
     assert problem(response, 422)["errors"] == [{"loc": ["body"], **flaw}]
@@ -807,8 +787,8 @@ def test_a_body_that_cannot_be_sent_back(path, body, flaw):
 
 @pytest.mark.parametrize("body", [b'{"a":' + b"[" * n + b"]" * n + b"}" for n in range(940, 1000, 2)], ids=len)
 @pytest.mark.parametrize("path", ["/untyped", "/typed", "/raw"])
-def test_nesting_at_the_edge_of_recursion(path, body):
-    """Whether reading it, writing it or neither is what fails first, the server does not."""
+def test_deep_nesting_is_never_a_500(path, body):
+    """Whether reading or writing fails first."""
     response = client_of(echoing()).post(path, content=body, headers={"Content-Type": "application/json"})
 
     assert response.status_code in (200, 400, 422)
@@ -824,8 +804,8 @@ def test_nesting_at_the_edge_of_recursion(path, body):
         ("/1", {"Cookie": "number=nan"}, ["cookie", "number"]),
     ],
 )
-def test_a_number_elsewhere_that_cannot_be_sent_back(path, headers, loc):
-    """The answer names the path parameter, the query, the header or the cookie, and not the value."""
+def test_response_with_an_unserializable_parameter_is_a_422(path, headers, loc):
+    """It names the path parameter, query, header or cookie, not the value."""
     response = client_of(echoing()).get(path, headers=headers)
 
     assert problem(response, 422)["errors"] == [{"loc": loc, **NUMBER}]
@@ -842,8 +822,8 @@ def test_a_number_elsewhere_that_cannot_be_sent_back(path, headers, loc):
         ),
     ],
 )
-def test_a_form_that_cannot_be_sent_back(content_type, body, flaw):
-    """A form has numbers that are not finite, too, and may name an encoding that has lone surrogates."""
+def test_response_with_an_unserializable_form_is_a_422(content_type, body, flaw):
+    """Infinite numbers, and encodings with lone surrogates."""
     pytest.importorskip("python_multipart", reason="forms need python-multipart, of the extra `standard`")
     app = fastapi()
 
@@ -868,8 +848,7 @@ def test_a_form_that_cannot_be_sent_back(content_type, body, flaw):
     ],
 )
 @pytest.mark.parametrize("reading", [True, False])
-def test_a_failure_that_is_not_the_clients(query, body, error, reading):
-    """It stays what it is if it is another one, or nothing that has been read of the request explains it."""
+def test_unserializable_data_of_the_app_is_a_500(query, body, error, reading):
     app = fastapi()
 
     @app.post("/")
@@ -885,8 +864,7 @@ def test_a_failure_that_is_not_the_clients(query, body, error, reading):
     assert problem(client_of(app).post("/" + query, content=body), 500)["detail"] != "The request is not valid."
 
 
-def test_a_failure_in_a_websocket():
-    """A WebSocket has no status left to say so with: its exceptions go on."""
+def test_unserializable_data_in_a_websocket_is_raised():
     app = fastapi()
 
     @app.websocket("/ws")
@@ -902,8 +880,7 @@ def test_a_failure_in_a_websocket():
     "content_type",
     [b"text/plain", b"", b"application/xml", b"application", b"\xff", b"application/jsonx", b";;;=", b"x" * 5000],
 )
-def test_wrong_content_type(content_type):
-    """A body of another content type, or of none that can be read, is the client's error."""
+def test_wrong_content_type_is_a_4xx(content_type):
     response = client_of(service()).post("/items", content=b'{"name": "a"}', headers={"Content-Type": content_type})
 
     problem(response, 422)
@@ -923,8 +900,7 @@ def test_wrong_content_type(content_type):
         ("application/json", b"{}"),
     ],
 )
-def test_broken_forms(content_type, body):
-    """A form that cannot be read is the client's error."""
+def test_invalid_form_is_a_4xx(content_type, body):
     pytest.importorskip("python_multipart", reason="forms need python-multipart, of the extra `standard`")
     app = fastapi()
 
@@ -939,8 +915,8 @@ def test_broken_forms(content_type, body):
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "NaN", "1e999", "%FF", "%ED%A0%80", "%00", "1%00", "²"])
-def test_broken_paths(number):
-    """A path parameter that is no number is the client's error, and the path in the answer is valid JSON."""
+def test_invalid_path_parameter_is_a_422(number):
+    """The path in the answer is valid JSON."""
     response = client_of(service()).get(f"/items/{number}")
 
     assert response.status_code == 422
@@ -950,8 +926,8 @@ def test_broken_paths(number):
 @pytest.mark.parametrize(
     ("query", "read"), [("%FF%FE", "\ufffd\ufffd"), ("%ED%A0%80", "\ufffd" * 3), ("a%C3", "a\ufffd")]
 )
-def test_a_query_that_is_no_text(query, read):
-    """Starlette reads bytes that are no UTF-8 as replacement characters, which JSON can express."""
+def test_query_that_is_not_utf_8_is_valid_json(query, read):
+    """Starlette replaces invalid bytes."""
     app = fastapi()
     app.get("/")(lambda q: q)
 
@@ -990,8 +966,8 @@ async def instance_of(app, **scope):
         ("/\udcff", "/%ED%B3%BF"),  # a server that decodes paths leniently does not make an error of an error
     ],
 )
-async def test_instance_of_a_decoded_path(path, instance):
-    """Where the server passes on the decoded path alone, the instance is that path, percent-encoded."""
+async def test_instance_is_the_percent_encoded_path(path, instance):
+    """If the server passes on the decoded path only."""
     assert await instance_of(fastapi(), path=path) == instance
     assert await instance_of(fastapi(), path=path, raw_path=None) == instance
 
@@ -1008,15 +984,14 @@ async def test_instance_of_a_decoded_path(path, instance):
         (b"/x#y", "/x%23y"),
     ],
 )
-async def test_instance_of_a_path_as_it_was_sent(raw_path, instance):
-    """Where the server passes on the path as the client has sent it, its percent-encoding is kept."""
+async def test_instance_keeps_the_encoding_of_the_raw_path(raw_path, instance):
     path = unquote(raw_path.decode("latin-1"))
 
     assert await instance_of(fastapi(), path=path, raw_path=raw_path) == instance
 
 
-async def test_instance_in_a_mounted_app():
-    """A mounted app names the whole path, below a root path of its server too."""
+async def test_instance_in_a_mounted_app_is_the_whole_path():
+    """Below a root path of the server too."""
     outer = fastapi()
     outer.mount("/sub", fastapi())
     sub = {"path": "/api/sub/a b", "root_path": "/api"}
@@ -1027,8 +1002,8 @@ async def test_instance_in_a_mounted_app():
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 @pytest.mark.parametrize(("target", "instance"), [("//evil.com/x", "/evil.com/x"), ("/a%20b%2Fc?q=1", "/a%20b%2Fc")])
-def test_instance_under_a_server(http, target, instance):
-    """Under a real server the instance is a URI reference to this service, whatever the request line has."""
+def test_instance_on_a_real_server_refers_to_this_service(http, target, instance):
+    """For any request line."""
     with serving(fastapi(), http=http) as port, connection(port) as client:
         client.sendall(request("GET", target))
         answer = read_response(client)
@@ -1036,8 +1011,8 @@ def test_instance_under_a_server(http, target, instance):
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["instance"] == instance
 
 
-def test_websocket_validation_error():
-    """An invalid handshake is closed with 1008, and its reason repeats nothing."""
+def test_invalid_handshake_is_closed_with_1008():
+    """The reason does not repeat the input."""
     app = fastapi()
 
     @app.websocket("/ws/{number}")
@@ -1051,8 +1026,7 @@ def test_websocket_validation_error():
     assert closed.value.reason == "The request is not valid."
 
 
-def test_http_exception_in_a_handshake():
-    """A handshake that is refused with an HTTPException is refused with the problem."""
+def test_http_exception_refuses_a_handshake_with_the_problem():
     app = fastapi()
 
     @app.websocket("/ws")
@@ -1068,8 +1042,8 @@ def test_http_exception_in_a_handshake():
 
 
 @pytest.mark.parametrize(("status", "code"), [(404, 1008), (429, 1013), (500, 1011), (503, 1013)])
-def test_http_exception_in_an_open_websocket(status, code):
-    """An open WebSocket cannot have a response: it is closed with the nearest code, and nothing is raised."""
+def test_http_exception_closes_an_open_websocket(status, code):
+    """With the nearest code."""
     app = fastapi()
 
     @app.websocket("/ws")
@@ -1085,8 +1059,7 @@ def test_http_exception_in_an_open_websocket(status, code):
 
 
 @pytest.mark.parametrize("closes", [True, False])
-def test_http_exception_in_a_closed_websocket(closes):
-    """Where either side has closed the WebSocket, nothing is sent and nothing is raised."""
+def test_http_exception_in_a_closed_websocket_sends_nothing(closes):
     app = fastapi()
     ended = []
 
@@ -1106,8 +1079,7 @@ def test_http_exception_in_a_closed_websocket(closes):
     assert ended == [True]
 
 
-def test_websocket_exception():
-    """A WebSocketException keeps the code that it has."""
+def test_websocket_exception_keeps_its_code():
     app = fastapi()
 
     @app.websocket("/ws")
@@ -1120,8 +1092,8 @@ def test_websocket_exception():
     assert (closed.value.code, closed.value.reason) == (4001, "mine")
 
 
-async def test_refusal_of_a_websocket_where_the_server_cannot_respond():
-    """A middleware's refusal of a handshake is a close with 1008, where the server has no other way."""
+async def test_refusal_of_a_websocket_is_a_close_on_an_older_server():
+    """With 1008."""
     received, sent = [], []
 
     async def receive():
@@ -1137,8 +1109,7 @@ async def test_refusal_of_a_websocket_where_the_server_cannot_respond():
     assert sent == [{"type": "websocket.close", "code": 1008, "reason": "Forbidden"}]
 
 
-async def test_refusal_of_a_websocket():
-    """Elsewhere it is the whole problem."""
+async def test_refusal_of_a_websocket_is_the_problem():
     sent = []
 
     async def receive():
@@ -1154,16 +1125,14 @@ async def test_refusal_of_a_websocket():
     assert sent[0]["status"] == json.loads(sent[1]["body"])["status"] == 403
 
 
-def test_two_apps_in_one_process():
-    """Handlers belong to the app that they were added to."""
+def test_two_apps_have_separate_handlers():
     with_handlers, without = fastapi(), FastAPI()
 
     assert problem(client_of(with_handlers).get("/nothing"), 404)
     assert client_of(without).get("/nothing").json() == {"detail": "Not Found"}
 
 
-def test_adding_handlers_twice():
-    """Adding the handlers again changes nothing."""
+def test_handlers_may_be_added_twice():
     app = fastapi()
     before = dict(app.exception_handlers)
 
@@ -1172,8 +1141,7 @@ def test_adding_handlers_twice():
     assert app.exception_handlers == before
 
 
-def test_own_response_is_left_alone():
-    """An error response that a handler returns, rather than raises, is the handler's own."""
+def test_error_response_of_a_handler_stays():
     app = fastapi()
     app.get("/")(lambda: Response("mine", 400))
 
@@ -1182,8 +1150,7 @@ def test_own_response_is_left_alone():
     assert (response.text, "content-type" in response.headers) == ("mine", False)
 
 
-def test_a_body_that_is_wrong_everywhere_gets_a_bounded_answer():
-    """A megabyte of errors is not answered with ten of them."""
+def test_number_of_errors_in_an_answer_is_bounded():
     app = FastAPI()
     add_problem_handlers(app)
 
@@ -1197,8 +1164,8 @@ def test_a_body_that_is_wrong_everywhere_gets_a_bounded_answer():
 
 
 @pytest.mark.parametrize("errors", ["text", [{"loc": ["q"], "msg": "m"}], [{"loc": [("x", 1)]}], ["text"]])
-def test_a_validation_error_raised_by_hand(errors):
-    """FastAPI lets its errors be anything; the answer is a 422 in any case."""
+def test_validation_error_raised_by_the_app_is_a_422(errors):
+    """FastAPI allows any errors in it."""
     app = FastAPI()
     add_problem_handlers(app)
 

@@ -1,4 +1,4 @@
-"""The watch over the event loop: how late it is, what blocks it, and what is not its fault."""
+"""The monitor of the event loop: its delay, and the stack of a callback that blocks it."""
 
 import asyncio
 import json
@@ -34,21 +34,21 @@ def registry():
 
 @pytest.fixture
 def lines(caplog):
-    """Return what the piece has logged so far, without waiting for a test to end."""
+    """Return the lines that were logged so far."""
     caplog.set_level(logging.WARNING, "fastapi_prodkit.event_loop")
     return lambda word: [record for record in caplog.records if f"event loop {word} blocked" in record.getMessage()]
 
 
 def wait_for(condition):
-    """Block until the condition holds: nothing else runs in this thread meanwhile."""
+    """Block the event loop until the condition holds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
 
 
-async def after_a_beat(condition):
-    """Let the loop run until the condition holds."""
+async def until(condition):
+    """Run the event loop until the condition holds."""
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.01)
@@ -57,8 +57,7 @@ async def after_a_beat(condition):
 # A blocked loop
 
 
-async def test_the_stack_is_logged_while_the_loop_is_blocked(lines, registry):
-    """The line comes before the callback ends, has its stack, and points to it; so a hang for ever leaves one."""
+async def test_stack_is_logged_while_the_loop_is_blocked(lines, registry):
     event_loop = EventLoop(QUICK, registry=registry)
 
     def in_the_way():
@@ -71,13 +70,12 @@ async def test_the_stack_is_logged_while_the_loop_is_blocked(lines, registry):
     record = lines("is")[0]
     calls = [line.rpartition(" in ")[2] for line in record.stack_info.splitlines() if line.startswith("  File ")]
     assert "for more than 0.05 s already, in " in record.getMessage()
-    assert calls[:3] == ["test_the_stack_is_logged_while_the_loop_is_blocked", "in_the_way", "wait_for"]
+    assert calls[:3] == ["test_stack_is_logged_while_the_loop_is_blocked", "in_the_way", "wait_for"]
     assert "    wait_for(lambda: lines(" in record.stack_info
     assert record.pathname == __file__
 
 
-async def test_a_block_is_told_once(lines, registry):
-    """However long it lasts, there is one line while it does and one when it is over; the next block has its own."""
+async def test_block_is_logged_once_while_it_lasts_and_once_after_it(lines, registry):
     event_loop = EventLoop(QUICK, registry=registry)
     counts = []
 
@@ -85,35 +83,35 @@ async def test_a_block_is_told_once(lines, registry):
         for number in (1, 2):
             wait_for(lambda: len(lines("is")) == number)  # noqa: B023 - called within the turn
             time.sleep(0.3)  # six limits more
-            await after_a_beat(lambda: len(lines("was")) == number)  # noqa: B023 - called within the turn
+            await until(lambda: len(lines("was")) == number)  # noqa: B023 - called within the turn
             counts.append((len(lines("is")), len(lines("was"))))
 
     assert counts == [(1, 1), (2, 2)]
     assert registry.get_sample_value("event_loop_blocks_total") == 2
 
 
-async def test_code_that_keeps_the_interpreters_lock_is_told_afterwards(lines, registry):
-    """The watch cannot run meanwhile, but the block is told and counted when it is over."""
+async def test_code_that_holds_the_gil_is_logged_afterwards(lines, registry):
+    """And counted."""
     event_loop = EventLoop(QUICK, registry=registry)
 
     async with event_loop.lifespan(None):
         used = time.thread_time()
         while time.thread_time() - used < 0.2:
             sum(range(10_000_000))
-        await after_a_beat(lambda: lines("was"))
+        await until(lambda: lines("was"))
 
     assert event_loop.warning() is not None
     assert registry.get_sample_value("event_loop_blocks_total") == 1
 
 
-async def test_a_loop_that_runs_is_left_alone(lines, registry):
-    """Waiting is not blocking, and neither is work that lets others run; the lag is shown all the same."""
+async def test_running_loop_logs_nothing(lines, registry):
+    """The metric still shows the delay."""
     event_loop = EventLoop(EventLoopSettings(limit=2), registry=registry)
 
     async with event_loop.lifespan(None):
         await asyncio.sleep(0.1)
         time.sleep(0.6)
-        await after_a_beat(lambda: registry.get_sample_value("event_loop_lag_seconds") > 0)
+        await until(lambda: registry.get_sample_value("event_loop_lag_seconds") > 0)
 
     assert registry.get_sample_value("event_loop_lag_seconds") < 2
     assert registry.get_sample_value("event_loop_blocks_total") == 0
@@ -121,8 +119,7 @@ async def test_a_loop_that_runs_is_left_alone(lines, registry):
     assert lines("is") == lines("was") == []
 
 
-async def test_the_worst_of_a_minute_is_shown(registry):
-    """A scrape does not miss a delay, and a delay does not stay for ever."""
+async def test_metric_shows_the_longest_delay_of_a_minute(registry):
     clock = Clock()
     event_loop = EventLoop(EventLoopSettings(limit=0.4), registry=registry, clock=clock)
 
@@ -132,24 +129,24 @@ async def test_the_worst_of_a_minute_is_shown(registry):
 
     async with event_loop.lifespan(None):
         time.sleep(0.6)
-        await after_a_beat(lambda: lag() >= 0.3)
+        await until(lambda: lag() >= 0.3)
         clock.now += 60
         await asyncio.sleep(0.3)
         after_a_minute = lag()
-        await after_a_beat(lambda: lag(after=1) < 0.3)
+        await until(lambda: lag(after=1) < 0.3)
 
     assert after_a_minute >= 0.3
 
 
-async def test_liveness_remembers_a_block_for_a_minute(lines, registry):
-    """`/health` warns while it is news, with 200, and says how long only where details are."""
+async def test_liveness_warns_of_a_block_for_a_minute(lines, registry):
+    """With 200; the duration is in the details."""
     clock = Clock()
     event_loop = EventLoop(QUICK, registry=registry, clock=clock)
     app = FastAPI()
     app.include_router(health_router(HealthSettings(details=True), warning=event_loop.warning))
     async with event_loop.lifespan(None):
         wait_for(lambda: lines("is"))
-        await after_a_beat(lambda: lines("was"))
+        await until(lambda: lines("was"))
     client = TestClient(app)
 
     soon = client.get("/health")
@@ -164,8 +161,7 @@ async def test_liveness_remembers_a_block_for_a_minute(lines, registry):
 # Its own life
 
 
-async def test_nothing_is_left_when_the_app_has_ended(registry):
-    """Neither the thread nor the timer outlives the lifespan, and the next one has its own."""
+async def test_lifespan_ends_thread_and_timer(registry):
     event_loop = EventLoop(QUICK, registry=registry)
     during = []
 
@@ -178,8 +174,8 @@ async def test_nothing_is_left_when_the_app_has_ended(registry):
     assert [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()] == []
 
 
-def test_a_watch_does_not_outlive_the_thread_of_its_loop(registry):
-    """A loop that was abandoned with its thread, without the end of its lifespan, is not watched on."""
+def test_monitor_ends_with_the_thread_of_the_loop(registry):
+    """Even if the lifespan has not ended."""
     event_loop = EventLoop(QUICK, registry=registry)
     loop = asyncio.new_event_loop()
     lifespan = event_loop.lifespan(None)
@@ -193,20 +189,19 @@ def test_a_watch_does_not_outlive_the_thread_of_its_loop(registry):
     loop.close()
 
 
-async def test_without_a_listener_no_stack_is_taken(caplog, registry):
-    """With the logger above WARNING the block is counted and nothing is said."""
+async def test_disabled_logger_takes_no_stack(caplog, registry):
+    """The block is counted."""
     caplog.set_level(logging.ERROR, "fastapi_prodkit.event_loop")
     event_loop = EventLoop(QUICK, registry=registry)
 
     async with event_loop.lifespan(None):
         time.sleep(0.5)
-        await after_a_beat(lambda: event_loop.warning() is not None)
+        await until(lambda: event_loop.warning() is not None)
 
     assert caplog.records == []
 
 
-async def test_two_apps_in_one_process_share_the_metrics(registry):
-    """A registry has each metric once, however many apps there are."""
+async def test_two_apps_share_the_metrics(registry):
     first, second = EventLoop(registry=registry), EventLoop(registry=registry)
 
     async with first.lifespan(None), second.lifespan(None):
@@ -218,8 +213,8 @@ async def test_two_apps_in_one_process_share_the_metrics(registry):
 # In the whole app
 
 
-def test_the_whole_app_watches_its_loop():
-    """`create_app` has the watch running with the app; EVENT_LOOP_ENABLED=false leaves it out."""
+def test_create_app_monitors_the_loop():
+    """Unless EVENT_LOOP_ENABLED=false."""
     settings = Settings(_env_file=None, environment="test", rate_limit=None)
     watches = []
 
@@ -275,8 +270,8 @@ def logged(server, word):
 
 @pytest.mark.system
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_process_that_hangs_for_ever_says_where(tmp_path, loop):
-    """Liveness gets no answer, which is the sign to restart; and the log has the stack of what hangs."""
+def test_hanging_process_logs_its_stack(tmp_path, loop):
+    """Liveness does not answer."""
     pytest.importorskip(loop)
     with service(tmp_path, "--loop", loop, EVENT_LOOP_LIMIT="0.3") as server:
         with pytest.raises(TimeoutError):
@@ -294,8 +289,8 @@ def test_a_process_that_hangs_for_ever_says_where(tmp_path, loop):
 
 
 @pytest.mark.system
-def test_a_service_tells_that_it_was_blocked(tmp_path):
-    """After a block the process answers: liveness warns with 200, and the metrics count it."""
+def test_service_warns_after_a_block(tmp_path):
+    """In liveness, with 200, and in the metrics."""
     with service(tmp_path, EVENT_LOOP_LIMIT="0.3") as server:
         before = get(server, "/health")
 
@@ -313,8 +308,8 @@ def test_a_service_tells_that_it_was_blocked(tmp_path):
 
 
 @pytest.mark.system
-def test_a_process_that_was_paused_was_not_blocked(tmp_path):
-    """SIGSTOP, a suspended machine, or no processor: the process is late, and nothing of it was in the way."""
+def test_paused_process_was_not_blocked(tmp_path):
+    """By SIGSTOP, a suspended machine, or lack of CPU time."""
     with service(tmp_path, EVENT_LOOP_LIMIT="0.4") as server:
         assert get(server, "/health") == {"status": "pass"}
 

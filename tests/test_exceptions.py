@@ -1,4 +1,4 @@
-"""What the library raises: catchable by our root, and by what it is a case of."""
+"""The exceptions of the library, and their base classes."""
 
 import sys
 
@@ -33,19 +33,17 @@ from fastapi_prodkit.exceptions import (
         (ProblemError, HTTPException),
     ],
 )
-def test_tree(ours, theirs):
-    """Each exception is ours, and also what it is a case of."""
+def test_exceptions_have_our_root_and_a_standard_base(ours, theirs):
     assert issubclass(ours, ProdkitError)
     assert issubclass(ours, theirs)
 
 
-def test_settings_warning():
-    """What we warn with can be filtered as the user's own warnings are."""
+def test_settings_warning_is_a_user_warning():
     assert issubclass(SettingsWarning, UserWarning)
 
 
-def test_settings_error():
-    """Every setting that cannot be used is listed, one on a line, under a count."""
+def test_settings_error_lists_every_setting():
+    """One on a line, under a count."""
     one = SettingsError({"LOG_LEVEL": "unknown"})
     two = SettingsError({"LOG_LEVEL": "unknown", "DATABASE_URL": "is missing"})
 
@@ -54,8 +52,7 @@ def test_settings_error():
     assert two.problems == {"LOG_LEVEL": "unknown", "DATABASE_URL": "is missing"}
 
 
-def test_settings_error_keeps_its_own_problems():
-    """What the caller does with the mapping afterwards does not change the error."""
+def test_settings_error_copies_its_problems():
     problems = {"LOG_LEVEL": "unknown"}
     error = SettingsError(problems)
 
@@ -64,8 +61,8 @@ def test_settings_error_keeps_its_own_problems():
     assert error.problems == {"LOG_LEVEL": "unknown"}
 
 
-def test_problem_defaults():
-    """A problem of a status alone is about:blank with the status phrase, as RFC 9457 section 4.2.1 asks for."""
+def test_problem_of_a_status_alone_is_about_blank():
+    """With the status phrase, as RFC 9457 section 4.2.1 asks for."""
     problem = ProblemError(404)
 
     assert (problem.status_code, problem.type) == (404, "about:blank")
@@ -74,8 +71,7 @@ def test_problem_defaults():
     assert str(problem) == "404: Not Found"
 
 
-def test_problem_with_everything():
-    """Type, title, detail, headers and further members are what the caller says."""
+def test_problem_takes_all_members():
     problem = ProblemError(409, "Sold.", type="/sold", title="Sold out", headers={"Retry-After": "5"}, article=7)
 
     assert (problem.type, problem.title, problem.detail) == ("/sold", "Sold out", "Sold.")
@@ -83,14 +79,11 @@ def test_problem_with_everything():
     assert problem.extensions == {"article": 7}
 
 
-def test_problem_of_an_unknown_status():
-    """A status that has no phrase is no reason to fail while failing."""
+def test_problem_of_an_unknown_status_has_a_title():
     assert ProblemError(499).title == "Unknown Error"
 
 
-def test_problem_without_handlers():
-    """In an app without our handlers a problem is still a correct response of its status, with its headers."""
-
+def test_problem_without_handlers_has_status_and_headers():
     async def limited():
         raise ProblemError(429, "Later.", headers={"Retry-After": "5"})
 
@@ -108,22 +101,20 @@ def test_problem_without_handlers():
     assert responses[1].text == "Later."
 
 
-def test_require():
-    """A module that is installed is imported and returned."""
+def test_require_returns_an_installed_module():
     assert require("json.decoder", extra="database") is sys.modules["json.decoder"]
 
 
 @pytest.mark.parametrize("module", ["not_installed_anywhere", "not_installed_anywhere.part"])
-def test_require_what_is_missing(module):
-    """A missing package is named together with the command that installs it."""
+def test_require_names_the_extra_of_a_missing_module(module):
     with pytest.raises(MissingExtraError) as caught:
         require(module, extra="database")
 
     assert str(caught.value) == "not_installed_anywhere is not installed: pip install 'fastapi-prodkit[database]'"
 
 
-def test_require_what_is_broken(tmp_path, monkeypatch):
-    """A package that is installed but lacks a dependency of its own says so itself; our hint would be wrong."""
+def test_require_raises_the_error_of_a_broken_module(tmp_path, monkeypatch):
+    """A dependency of the module is missing."""
     (tmp_path / "broken_package.py").write_text("import a_dependency_of_it")
     monkeypatch.syspath_prepend(tmp_path)
 

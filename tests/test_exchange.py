@@ -1,4 +1,4 @@
-"""The exchange: what every piece may rely on, alone, side by side, and one inside the other."""
+"""The exchange: hooks of layers alone, side by side, and nested."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def scope_of(kind="http", *headers):
 
 
 class Server:
-    """Take what the app sends, and offer what it receives; without anything left, the client has gone."""
+    """Record what the app sends, and offer messages to receive; after the last one, the client has disconnected."""
 
     def __init__(self, *messages):
         self.messages = list(messages)
@@ -50,7 +50,7 @@ async def ok(scope, receive, send):
 
 
 class Note(Layer):
-    """Write down when it is called, and add a header of its name."""
+    """Record each call, and add a header with the layer's name."""
 
     def __init__(self, app, name, notes, *, answer=None):
         self.app = app
@@ -95,8 +95,7 @@ class Keep(Layer):
 ORDER = ["a enters", "b enters", "b sees 200", "a sees 200", "b leaves with 200", "a leaves with 200"]
 
 
-async def test_nested_pieces():
-    """Pieces that wrap each other are entered from the outside, and see the response from the inside."""
+async def test_nested_layers_run_outside_in_and_inside_out():
     notes = []
 
     start, _ = await Server().call(Note(Note(ok, "b", notes), "a", notes))
@@ -105,8 +104,7 @@ async def test_nested_pieces():
     assert start["headers"] == [(b"x-name", b"b"), (b"x-name", b"a")]
 
 
-async def test_pieces_side_by_side():
-    """Pieces of one stack do the same."""
+async def test_layers_of_one_stack_run_outside_in_and_inside_out():
     notes = []
 
     start, _ = await Server().call(LayerStack([Note(None, "a", notes), Note(None, "b", notes)], ok))
@@ -115,8 +113,7 @@ async def test_pieces_side_by_side():
     assert start["headers"] == [(b"x-name", b"b"), (b"x-name", b"a")]
 
 
-async def test_one_piece_for_many_requests():
-    """A piece serves one request after the other, and forgets nothing and adds nothing."""
+async def test_layer_serves_many_requests():
     notes = []
     app = Note(Note(ok, "b", notes), "a", notes)
 
@@ -127,8 +124,8 @@ async def test_one_piece_for_many_requests():
 
 
 @pytest.mark.parametrize("nested", [True, False])
-async def test_a_piece_that_answers(nested):
-    """A piece that answers keeps the request from what is inside of it, and those outside see the answer."""
+async def test_answering_layer_hides_the_request_from_inner_layers(nested):
+    """Outer layers see the answer."""
     notes = []
 
     async def app(scope, receive, send):
@@ -145,8 +142,7 @@ async def test_a_piece_that_answers(nested):
     assert body["body"] == b"ok"
 
 
-async def test_a_piece_that_does_nothing():
-    """A piece leaves out what it does not need."""
+async def test_layer_without_hooks_changes_nothing():
     piece = Layer()
     piece.app = ok
 
@@ -155,8 +151,7 @@ async def test_a_piece_that_does_nothing():
     assert (start, body["body"]) == ({"type": "http.response.start", "status": 200}, b"ok")
 
 
-async def test_other_scopes_are_not_entered():
-    """A piece is entered for the types of scope that are its own, and lets the others pass."""
+async def test_layer_ignores_other_scope_types():
     notes, seen = [], []
 
     async def app(scope, receive, send):
@@ -170,8 +165,8 @@ async def test_other_scopes_are_not_entered():
 
 
 @pytest.mark.parametrize("name", [b"x-kept", b"X-Kept"])
-async def test_headers_of_the_app(name):
-    """Names get to be in lower case, and a header that a piece sets takes the place of the app's."""
+async def test_header_of_a_layer_replaces_that_of_the_app(name):
+    """Names are sent in lower case."""
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"X-Own", b"A"), (name, b"app's")]})
@@ -182,8 +177,7 @@ async def test_headers_of_the_app(name):
     assert start["headers"] == [(b"x-own", b"A"), (b"x-kept", b"ours")]
 
 
-async def test_headers_that_are_not_set_stay():
-    """Several lines of one header stay as they are."""
+async def test_repeated_headers_of_the_app_stay():
     cookies = [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
 
     async def app(scope, receive, send):
@@ -195,8 +189,8 @@ async def test_headers_that_are_not_set_stay():
     assert start["headers"] == [*cookies, (b"x-kept", b"ours")]
 
 
-async def test_headers_of_the_request():
-    """Of several lines of one header the last is at hand, and all can be had."""
+async def test_header_values_returns_every_line():
+    """`headers` has the last one."""
     keep = Keep(ok)
 
     await Server().call(keep, scope_of("http", (b"host", b"a"), (b"accept", b"b"), (b"host", b"c")))
@@ -207,8 +201,8 @@ async def test_headers_of_the_request():
 
 
 @pytest.mark.parametrize("root_path", ["", "/sub"])
-async def test_an_app_with_a_stack_inside_of_a_piece(root_path):
-    """An app with a stack of its own is served inside of a single piece, mounted or not."""
+async def test_stack_inside_of_a_layer_serves(root_path):
+    """Mounted or not."""
     notes = []
     inner = LayerStack([Note(None, "b", notes)], ok)
 
@@ -222,8 +216,7 @@ async def test_an_app_with_a_stack_inside_of_a_piece(root_path):
     assert start["headers"] == [(b"x-name", b"b"), (b"x-name", b"a")]
 
 
-async def test_a_mounted_piece():
-    """A piece of a mounted app sees that app's paths, whatever pieces the outer app has."""
+async def test_layer_of_a_mounted_app_sees_its_paths():
     keep = Keep(ok)
 
     async def mount(scope, receive, send):
@@ -236,8 +229,8 @@ async def test_a_mounted_piece():
     assert (outer.exchange.path, keep.exchange.path) == ("/sub/health", "/health")
 
 
-async def test_nothing_is_left_behind():
-    """After a request its exchange is not in the scope, which would be a cycle for the garbage collector."""
+async def test_finished_exchange_is_not_in_the_scope():
+    """It would be a reference cycle."""
     scope = scope_of()
 
     await Server().call(Note(Keep(ok), "a", []), scope)
@@ -245,8 +238,8 @@ async def test_nothing_is_left_behind():
     assert not any(isinstance(value, Exchange) for value in scope.values())
 
 
-async def test_context():
-    """A request has a context of its own while it is served, which pieces can add to."""
+async def test_layer_may_add_to_the_context():
+    """The context ends with the request."""
     seen = []
 
     class Add(Layer):
@@ -266,9 +259,7 @@ async def test_context():
     assert _context.current() is None
 
 
-async def test_an_error_that_is_settled():
-    """A piece may put an end to an exception."""
-
+async def test_layer_may_swallow_an_exception():
     async def app(scope, receive, send):
         raise RuntimeError
 
@@ -281,8 +272,8 @@ async def test_an_error_that_is_settled():
 
 
 @pytest.mark.parametrize("make", [Keep, lambda app: Note(app, "a", [])])
-async def test_an_error_that_is_not(make, capsys):
-    """It is raised on with the context of its request, which the server's own record of it has and no other."""
+async def test_exception_has_the_context_of_its_request(make, capsys):
+    """For the server's own record."""
 
     async def app(scope, receive, send):
         _context.bind(user="u1")
@@ -302,9 +293,7 @@ async def test_an_error_that_is_not(make, capsys):
     assert _context.current() is None
 
 
-async def test_an_answer_that_reads_a_body():
-    """A layer's own answer has the body's time-out as the app has, and the timer goes on."""
-
+async def test_answer_of_a_layer_has_the_body_timeout():
     class Reading(Layer):
         def on_request(self, exchange):
             return read
@@ -324,9 +313,7 @@ async def test_an_answer_that_reads_a_body():
         assert start["status"] == 408
 
 
-async def test_an_error_that_is_only_noted():
-    """A layer that leaves the decision to its base class has the exception raised on."""
-
+async def test_exception_is_reraised_by_default():
     class Noting(Layer):
         app = None
 
@@ -345,8 +332,8 @@ async def test_an_error_that_is_only_noted():
 
 
 @pytest.mark.parametrize("answers", [True, False])
-async def test_a_client_that_left_stays_away(answers):
-    """A client that left has left, whether or not the app then answers to nobody before it is cancelled."""
+async def test_disconnect_stays_recorded(answers):
+    """Whatever the app sends before it is cancelled."""
 
     async def app(scope, receive, send):
         await receive()
@@ -362,8 +349,8 @@ async def test_a_client_that_left_stays_away(answers):
     assert (keep.exchange.status, keep.exchange.complete) == (499, answers)
 
 
-async def test_a_middleware_that_copies_the_scope():
-    """A piece inside of it works on the copy, which is what the app gets, in the same context."""
+async def test_layer_below_a_copied_scope_uses_the_copy():
+    """In the same context."""
     seen = {}
 
     async def app(scope, receive, send):
@@ -383,7 +370,7 @@ async def test_a_middleware_that_copies_the_scope():
 
 
 class Named(Layer):
-    """Only asks."""
+    """A layer with `on_request` only."""
 
     def __init__(self, name):
         self.name = name
@@ -392,13 +379,13 @@ class Named(Layer):
 
 
 class Ending(Layer):
-    """Only ends."""
+    """A layer with `on_end` only."""
 
     def on_end(self, exchange): ...
 
 
-class Door(Layer):
-    """Lets a request wait, and then on."""
+class Delay(Layer):
+    """A layer that delays the request."""
 
     def __init__(self, app):
         self.app = app
@@ -412,29 +399,28 @@ class Door(Layer):
         return wait
 
 
-async def test_a_piece_that_waits_alone_has_an_exchange_of_its_own():
-    """Its headers are on the response, with nothing around it that would send them."""
-    start, _ = await Server().call(Door(ok))
+async def test_cancelling_layer_alone_opens_an_exchange():
+    """Which sends its headers."""
+    start, _ = await Server().call(Delay(ok))
 
     assert (b"x-door", b"open") in start["headers"]
 
 
-async def test_a_piece_that_waits_uses_the_exchange_around_it():
-    """One exchange serves all, so that each message is looked at once."""
+async def test_cancelling_layer_in_a_stack_uses_its_exchange():
     seen = []
 
     async def app(scope, receive, send):
         seen.append(Exchange.innermost(scope))
         await ok(scope, receive, send)
 
-    await Server().call(LayerStack([Door(None)], Door(Door(app))))
+    await Server().call(LayerStack([Delay(None)], Delay(Delay(app))))
 
     assert seen[0].response_headers == {b"x-door": b"open"}
 
 
 @pytest.mark.parametrize("nested", [True, False])
-async def test_exempt_requests(nested):
-    """No hook of a layer is called for GET and HEAD of its exempt paths; other layers and other methods are as ever."""
+async def test_exempt_request_calls_no_hook_of_the_layer(nested):
+    """For GET and HEAD; other layers and methods as usual."""
     notes, statuses = [], []
     outer, inner = Note(ok, "a", notes), Note(ok, "b", notes)
     outer.exempt, inner.exempt = {"/health", "/"}, ["/health"]
@@ -453,27 +439,25 @@ async def test_exempt_requests(nested):
     ("layers", "message"),
     [
         (
-            [Door(None), Note(None, "a", [])],
-            "Note is behind Door.*on_response_start and on_end of Note",
+            [Delay(None), Note(None, "a", [])],
+            "Note is behind Delay.*on_response_start and on_end of Note",
         ),
         ([Note(None, "a", [], answer=ok), Keep(None)], "Keep is behind Note, .*; on_end of Keep"),
-        ([Door(None), Door(None), Ending()], "Ending is behind Door"),
+        ([Delay(None), Delay(None), Ending()], "Ending is behind Delay"),
     ],
 )
-def test_an_order_that_cannot_work(layers, message):
-    """Behind a layer that may answer no layer has a part in responses; another order is refused where it is made."""
+def test_layer_with_response_hooks_behind_an_answering_layer_is_refused(layers, message):
     for make in (lambda: LayerStack(layers, ok), lambda: Edge(layers)):
         with pytest.raises(ConfigurationError, match=message):
             make()
 
 
-def test_orders_that_work():
-    """A layer that answers may have a part in responses itself, and one that never answers is no obstacle."""
-    LayerStack([Note(None, "a", []), Keep(None), Note(None, "b", [], answer=ok), Door(None), Named("c")], ok)
+def test_answering_layer_may_have_response_hooks():
+    LayerStack([Note(None, "a", []), Keep(None), Note(None, "b", [], answer=ok), Delay(None), Named("c")], ok)
 
 
-class Watch(Layer):
-    """Write down since when the app has had the request."""
+class Start(Layer):
+    """Record since when the app has the request."""
 
     may_cancel_app = True
 
@@ -485,15 +469,15 @@ class Watch(Layer):
         self.told.append((exchange, since, exchange.task))
 
 
-async def test_before_the_app_is_called():
-    """A layer that asks is told once, before the app is called, in the task that serves the request."""
+async def test_on_wait_is_called_once_before_the_app():
+    """In the task that serves the request."""
 
     async def app(scope, receive, send):
         told.append(len(watch.told))
         await asyncio.sleep(0)
         await ok(scope, receive, send)
 
-    told, watch = [], Watch(app)
+    told, watch = [], Start(app)
     sent = await Server().call(watch)
 
     [(exchange, since, task)] = watch.told
@@ -501,20 +485,17 @@ async def test_before_the_app_is_called():
     assert (since, task) == (exchange.started_at, asyncio.current_task())
 
 
-async def test_an_app_behind_a_piece_that_waits():
-    """It has had the request since then, and not since the request came."""
-    watch = Watch()
+async def test_on_wait_does_not_count_a_delay_by_a_layer():
+    watch = Start()
 
-    await Server().call(LayerStack([watch, Door(None)], ok))
+    await Server().call(LayerStack([watch, Delay(None)], ok))
 
     [(exchange, since, task)] = watch.told
     assert since > exchange.started_at
     assert task is asyncio.current_task()
 
 
-async def test_an_exception_that_is_over():
-    """What a failed wait has raised, and the app has handled, is not there any more in the next step."""
-
+async def test_handled_exception_is_not_current_later():
     async def fail():
         await asyncio.sleep(0)
         raise LookupError
@@ -536,9 +517,7 @@ async def test_an_exception_that_is_over():
 
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("error", [KeyError, asyncio.CancelledError])
-async def test_a_request_that_fails_is_gone(error, waits):
-    """It leaves no cycle for the garbage collector."""
-
+async def test_failed_request_leaves_no_reference_cycle(error, waits):
     async def app(scope, receive, send):
         if waits:
             await asyncio.sleep(0)
@@ -550,8 +529,8 @@ async def test_a_request_that_fails_is_gone(error, waits):
 
 
 @pytest.mark.parametrize("further", [0, 1, 2])
-async def test_an_app_that_is_thrown_out_of_its_wait(further):
-    """A cancellation arrives where the app waits, and what it makes of it counts, whether it waits again or not."""
+async def test_cancellation_arrives_where_the_app_awaits(further):
+    """The app may await again."""
 
     async def app(scope, receive, send):
         with suppress(asyncio.CancelledError):
@@ -561,7 +540,7 @@ async def test_an_app_that_is_thrown_out_of_its_wait(further):
         await ok(scope, receive, send)
 
     server = Server()
-    task = asyncio.create_task(server.call(Watch(app)))
+    task = asyncio.create_task(server.call(Start(app)))
     await asyncio.sleep(0)
     task.cancel()
     await task
@@ -569,9 +548,7 @@ async def test_an_app_that_is_thrown_out_of_its_wait(further):
     assert [message.get("status") for message in server.sent] == [200, None]
 
 
-def test_event_loops_of_others():
-    """A piece that has no use for asyncio works without it: under trio, too."""
-
+def test_layer_without_cancellation_runs_under_trio():
     @coroutine
     def turn():
         return (yield "to the event loop")
@@ -591,8 +568,7 @@ def test_event_loops_of_others():
     assert len(server.sent) == 2
 
 
-async def test_who_waits_goes_on_with_those_further_in():
-    """Pieces behind one that waits see the request afterwards, in their order."""
+async def test_call_inner_continues_with_the_inner_layers():
     order = []
 
     class Named(Layer):
@@ -602,13 +578,13 @@ async def test_who_waits_goes_on_with_those_further_in():
         def on_request(self, exchange):
             order.append(self.name)
 
-    await Server().call(LayerStack([Named("a"), Door(None), Named("b"), Door(None), Named("c")], ok))
+    await Server().call(LayerStack([Named("a"), Delay(None), Named("b"), Delay(None), Named("c")], ok))
 
     assert order == ["a", "b", "c"]
 
 
-class Bell(Layer):
-    """Interrupts the app a moment after it has begun."""
+class Interrupting(Layer):
+    """Interrupts the app shortly after its start."""
 
     may_cancel_app = True
 
@@ -639,9 +615,9 @@ async def stubborn(scope, receive, send):
 
 @pytest.mark.parametrize("app", [late, stubborn])
 @pytest.mark.parametrize("times", [1, 2])
-async def test_an_interruption_answers_in_place_of_the_app(app, times):
-    """The client hears it once; what the app sends afterwards goes nowhere; the task lives on."""
-    bell = Bell(app, times=times)
+async def test_interruption_answers_in_place_of_the_app(app, times):
+    """Once; later messages of the app are dropped, and the task continues."""
+    bell = Interrupting(app, times=times)
 
     start, body = await Server().call(bell)
 
@@ -650,8 +626,8 @@ async def test_an_interruption_answers_in_place_of_the_app(app, times):
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_an_app_that_fails_when_interrupted_has_failed():
-    """The client has its answer, and the error is raised on."""
+async def test_exception_of_an_interrupted_app_is_reraised():
+    """After the answer."""
 
     async def app(scope, receive, send):
         try:
@@ -659,7 +635,7 @@ async def test_an_app_that_fails_when_interrupted_has_failed():
         except asyncio.CancelledError:
             raise ValueError("while it ended") from None
 
-    bell = Bell(app)
+    bell = Interrupting(app)
     server = Server()
 
     with pytest.raises(ValueError, match="while it ended"):
@@ -668,23 +644,20 @@ async def test_an_app_that_fails_when_interrupted_has_failed():
     assert [message["type"] for message in server.sent] == ["http.response.start", "http.response.body"]
 
 
-async def test_a_response_that_has_started_is_not_interrupted():
-    """It is too late for another answer."""
-
+async def test_started_response_is_not_interrupted():
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 201, "headers": []})
         await asyncio.sleep(0.01)
         await send({"type": "http.response.body", "body": b"mine"})
 
-    start, body = await Server().call(Bell(app))
+    start, body = await Server().call(Interrupting(app))
 
     assert (start["status"], body["body"]) == (201, b"mine")
 
 
-async def test_whoever_else_cancels_is_obeyed():
-    """A cancellation from outside passes on, although there was an interruption as well."""
+async def test_cancellation_from_outside_passes_an_interruption():
     server = Server()
-    task = asyncio.create_task(server.call(Bell(late)))
+    task = asyncio.create_task(server.call(Interrupting(late)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
 

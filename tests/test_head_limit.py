@@ -1,4 +1,4 @@
-"""The number of header lines, which our code limits whatever server runs it."""
+"""The limit of header lines, under any server."""
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -41,14 +41,14 @@ def client_of(**keywords):
 
 
 def lines(number):
-    """Return header lines that make so many together with those of the client."""
+    """Return header lines that, with those of the client, are so many."""
     own = len(client_of().get("/").request.headers.raw)
     return [("x", "y")] * (number - own)
 
 
 @pytest.mark.parametrize(("keywords", "most"), [({}, 100), ({"max_headers": 20}, 20)])
-def test_as_many_lines_as_allowed(keywords, most):
-    """So many lines are served, repeated ones included, and one more is a 431 problem."""
+def test_more_lines_than_allowed_are_a_431_problem(keywords, most):
+    """Repeated lines count."""
     client = client_of(**keywords)
 
     served, refused = client.get("/", headers=lines(most)), client.get("/", headers=lines(most + 1))
@@ -59,8 +59,8 @@ def test_as_many_lines_as_allowed(keywords, most):
     assert refused.json()["detail"] == "The request has too many header lines."
 
 
-def test_what_passes_is_left_alone():
-    """Streams, exceptions and WebSockets are as without it."""
+def test_allowed_requests_pass_unchanged():
+    """Streams, exceptions and WebSockets."""
     client = client_of()
 
     assert client.get("/stream").text == "ab"
@@ -70,16 +70,15 @@ def test_what_passes_is_left_alone():
         assert websocket.receive_text() == "hello"
 
 
-def test_a_handshake_is_refused():
-    """A WebSocket is a request as well."""
+def test_handshake_with_too_many_lines_is_refused():
     with pytest.raises((WebSocketDenialResponse, WebSocketDisconnect)) as refused:
         client_of(max_headers=2).websocket_connect("/ws").__enter__()
 
     assert refused.value.status_code == 431
 
 
-def test_without_a_limit():
-    """A middleware without a limit is an error, and an app without one has none."""
+def test_middleware_without_a_limit_fails_at_construction():
+    """An app without a limit has no such layer."""
     with pytest.raises(ConfigurationError, match="LIMITS_MAX_HEADERS is none"):
         HeadLimitMiddleware(PlainTextResponse("ok"), LimitsSettings(max_headers=None))
 
@@ -88,8 +87,8 @@ def test_without_a_limit():
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/nowhere"])
-def test_in_an_app_under_a_plain_server(path):
-    """Whatever is asked for, the 431 has what every response has, and the next request is served."""
+def test_431_has_the_headers_of_the_edge(path):
+    """The next request is served."""
     registry = CollectorRegistry()
     app = create_app(Settings(environment="test"), registry=registry)
     app.add_api_route("/", lambda: "ok")

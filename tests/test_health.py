@@ -1,4 +1,4 @@
-"""The probes: what /health and /ready answer, how long they take, and what they cost."""
+"""The probes: their answers, time-outs and caches."""
 
 import asyncio
 import functools
@@ -26,7 +26,7 @@ UNCACHED = HealthSettings(cache=0)
 
 
 class Probe:
-    """A check that counts its runs, and fails, warns or passes as told."""
+    """A check that counts its runs, and fails, warns or passes."""
 
     def __init__(self, error=None):
         self.runs = 0
@@ -39,7 +39,7 @@ class Probe:
 
 
 class Held(Probe):
-    """A check that ends when it is released."""
+    """A check that ends when the test releases it."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class Held(Probe):
 
 
 class Stubborn(Held):
-    """A check that goes on when it is cancelled, until it is released; then it raises."""
+    """A check that ignores its cancellation until the test releases it; then it raises."""
 
     async def __call__(self):
         self.cancelled = 0
@@ -87,8 +87,8 @@ def async_client_for(*args, **kwargs):
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/"])
-def test_liveness_passes_and_touches_nothing(path):
-    """Liveness says that the process can answer; it runs no check, in either spelling and without a redirect."""
+def test_liveness_passes_without_running_checks(path):
+    """With or without a trailing slash, and without a redirect."""
     check = Probe(OSError("database is down"))
     client = client_for(checks={"database": check}, draining=lambda: True)
 
@@ -106,8 +106,8 @@ def test_liveness_passes_and_touches_nothing(path):
     ("error", "code", "status"),
     [(None, 200, "pass"), (CheckWarning("replica lags"), 200, "warn"), (OSError("down"), 503, "fail")],
 )
-def test_readiness_says_what_the_worst_check_says(path, error, code, status):
-    """Pass and warn are 200, fail is 503; without details nothing but the status is told."""
+def test_readiness_has_the_worst_status(path, error, code, status):
+    """Pass and warn are 200, fail is 503; without details only the status is shown."""
     client = client_for(checks={"good": Probe(), "database": Probe(error), "also good": Probe()})
 
     response = client.get(path)
@@ -118,8 +118,7 @@ def test_readiness_says_what_the_worst_check_says(path, error, code, status):
     assert response.headers["cache-control"] == "no-store"
 
 
-def test_a_failure_outweighs_a_warning():
-    """One failing check is enough for 503, whatever the others say."""
+def test_failure_outweighs_a_warning():
     client = client_for(checks={"a": Probe(CheckWarning("slow")), "b": Probe(OSError()), "c": Probe(CheckWarning())})
 
     response = client.get("/ready")
@@ -127,8 +126,7 @@ def test_a_failure_outweighs_a_warning():
     assert response.json() == {"status": "fail"}
 
 
-def test_without_checks_the_service_is_ready():
-    """An app without dependencies is ready as soon as it answers."""
+def test_readiness_without_checks_passes():
     response = client_for().get("/ready")
 
     assert (response.status_code, response.json()) == (200, {"status": "pass"})
@@ -136,7 +134,7 @@ def test_without_checks_the_service_is_ready():
 
 @pytest.mark.parametrize("path", ["/health", "/health/", "/ready", "/ready/"])
 def test_probes_answer_head(path):
-    """Balancers that probe with HEAD get the status of GET."""
+    """With the status of GET."""
     response = client_for().head(path)
 
     assert response.status_code == 200
@@ -144,8 +142,8 @@ def test_probes_answer_head(path):
 
 
 @pytest.mark.parametrize(("cache", "seconds"), [(0, "1"), (0.2, "1"), (2.5, "3")])
-def test_a_503_says_when_to_ask_again(cache, seconds):
-    """Retry-After is the time after which another answer is possible, in whole seconds and never zero."""
+def test_503_has_retry_after(cache, seconds):
+    """In whole seconds, never zero: when another answer is possible."""
     client = client_for(HealthSettings(cache=cache), checks={"database": Probe(OSError())})
 
     response = client.get("/ready")
@@ -154,8 +152,7 @@ def test_a_503_says_when_to_ask_again(cache, seconds):
     assert "retry-after" not in client.get("/health").headers
 
 
-def test_draining_fails_readiness_at_once():
-    """Draining is asked before the cache and before any check, so the balancer hears it on its next probe."""
+def test_draining_fails_readiness_before_cache_and_checks():
     draining = False
     check = Probe()
     client = client_for(HealthSettings(cache=3600), checks={"database": check}, draining=lambda: draining)
@@ -171,9 +168,7 @@ def test_draining_fails_readiness_at_once():
     assert check.runs == 1
 
 
-def test_probes_are_no_part_of_the_api():
-    """The schema does not show the probes, and dependencies of the app do not run for them."""
-
+def test_probes_are_not_in_the_schema_and_skip_dependencies():
     def authenticated():
         raise HTTPException(401)
 
@@ -187,8 +182,7 @@ def test_probes_are_no_part_of_the_api():
     assert app.openapi()["paths"] == {}
 
 
-def test_two_apps_in_one_process_keep_their_own_results():
-    """Nothing is shared between two routers."""
+def test_two_routers_have_separate_results():
     good, bad = client_for(checks={"x": Probe()}), client_for(checks={"x": Probe(OSError())})
 
     statuses = [good.get("/ready").status_code, bad.get("/ready").status_code, good.get("/ready").status_code]
@@ -199,8 +193,8 @@ def test_two_apps_in_one_process_keep_their_own_results():
 # Details
 
 
-def test_details_name_each_check_as_the_draft_has_it():
-    """With details each check shows its status, its time in milliseconds, and when it was looked at."""
+def test_details_have_status_duration_and_time_of_each_check():
+    """By the names of the draft."""
     client = client_for(DETAILS, checks={"database": Probe(), "cache": Probe(CheckWarning("replica lags by 4 s"))})
 
     body = client.get("/ready").json()
@@ -217,8 +211,8 @@ def test_details_name_each_check_as_the_draft_has_it():
     assert cache[0]["output"] == "replica lags by 4 s"
 
 
-def test_details_of_a_failure_carry_no_message():
-    """A message may hold credentials, so a failed check shows only the type of its exception."""
+def test_details_of_a_failure_have_only_the_exception_type():
+    """A message may contain credentials."""
     error = ConnectionRefusedError("postgresql://app:hunter2@db/app")
     client = client_for(DETAILS, checks={"database": Probe(error)})
 
@@ -242,8 +236,8 @@ TOKEN = "t0p-s3cret-pässword"
         (None, False),
     ],
 )
-def test_the_token_shows_the_details(authorization, told):
-    """Whoever has the token sees the checks; without it, or with a wrong one, the probe answers and shows none."""
+def test_token_shows_the_details(authorization, told):
+    """With a wrong token or none, the probe answers without details."""
     client = client_for(HealthSettings(token=TOKEN), checks={"database": Probe()}, warning=lambda: "slow")
     headers = {"Authorization": authorization} if authorization else {}
 
@@ -253,8 +247,8 @@ def test_the_token_shows_the_details(authorization, told):
     assert ("checks" in ready.json(), "output" in live.json()) == (told, told)
 
 
-def test_without_a_token_there_is_none_to_guess():
-    """An empty token opens nothing where none is set."""
+def test_empty_token_shows_no_details():
+    """If no token is set."""
     client = client_for(checks={"database": Probe()})
 
     response = client.get("/ready", headers={"Authorization": "Bearer "})
@@ -265,8 +259,7 @@ def test_without_a_token_there_is_none_to_guess():
 # Liveness
 
 
-def test_liveness_warns_of_a_process_that_answers_late():
-    """What is wrong with a process that still answers is a warning and no reason to restart it."""
+def test_liveness_warns_with_200():
     wrong = None
     client = client_for(DETAILS, warning=lambda: wrong)
     before = client.get("/health")
@@ -278,8 +271,7 @@ def test_liveness_warns_of_a_process_that_answers_late():
     assert (after.status_code, after.json()) == (200, {"status": "warn", "output": wrong})
 
 
-def test_a_warning_of_liveness_shows_no_details_to_strangers():
-    """Without details the status is all that is told."""
+def test_warning_of_liveness_without_details_is_the_status():
     response = client_for(warning=lambda: "the event loop was blocked").get("/health")
 
     assert (response.status_code, response.json()) == (200, {"status": "warn"})
@@ -288,8 +280,8 @@ def test_a_warning_of_liveness_shows_no_details_to_strangers():
 # Start-up
 
 
-def test_the_service_is_not_ready_before_it_has_come_up():
-    """Until a check of the start has passed, `/startup` and `/ready` say 503 while the process is alive."""
+def test_startup_and_readiness_fail_until_startup_checks_pass():
+    """Liveness passes."""
     warming = Probe(RuntimeError("still loading"))
     client = client_for(UNCACHED, checks={"model": HealthCheck(warming, startup=True), "database": Probe()})
     during = [client.get(path).status_code for path in ("/startup", "/startup/", "/ready", "/health")]
@@ -301,8 +293,7 @@ def test_the_service_is_not_ready_before_it_has_come_up():
     assert after == [200, 200, 200, 200]
 
 
-def test_what_has_started_once_has_started():
-    """A check of the start is not asked again once it has passed, so `/startup` never goes back."""
+def test_startup_check_is_not_called_after_it_has_passed():
     warming = Probe()
     client = client_for(UNCACHED, checks={"model": HealthCheck(warming, startup=True)})
     client.get("/startup")
@@ -314,8 +305,7 @@ def test_what_has_started_once_has_started():
     assert warming.runs == 1
 
 
-def test_startup_asks_nothing_but_the_start():
-    """A database that is down does not keep a service from having started, and draining does not undo it."""
+def test_startup_ignores_other_checks_and_draining():
     database = Probe(OSError("down"))
     client = client_for(DETAILS, checks={"database": database}, draining=lambda: True)
 
@@ -328,8 +318,8 @@ def test_startup_asks_nothing_but_the_start():
 # Paths
 
 
-def test_paths_are_names_and_aliases():
-    """Each probe answers on every path that it is given, and on no other."""
+def test_probe_answers_on_each_of_its_paths():
+    """And on no other."""
     paths = {"live_paths": "/livez,/healthz", "ready_paths": ("/readyz", "/"), "startup_paths": ()}
     client = client_for(HealthSettings(**paths), checks={"database": Probe(OSError())})
     asked = ("/livez", "/livez/", "/healthz", "/readyz", "/readyz/", "/", "/health", "/ready", "/startup")
@@ -340,15 +330,13 @@ def test_paths_are_names_and_aliases():
 
 
 @pytest.mark.parametrize("path", ["health", "/health/", "/{probe}", "", "//", "/health?x", "/a b"])
-def test_a_path_that_cannot_be_served_is_refused(path):
-    """A path is plain: it begins with a slash, ends without one, and has no parameters."""
+def test_invalid_path_is_refused(path):
     with pytest.raises(ValueError, match="must start with a slash, not end with one"):
         HealthSettings(live_paths=(path,))
 
 
 @pytest.mark.parametrize("paths", [{"live_paths": "/x,/x"}, {"ready_paths": "/health"}, {"startup_paths": "/y,/ready"}])
-def test_a_path_is_one_probe(paths):
-    """The same path for two probes would leave one of them unanswered."""
+def test_path_of_two_probes_is_refused(paths):
     with pytest.raises(ValueError, match="one path is one probe"):
         HealthSettings(**paths)
 
@@ -357,8 +345,8 @@ def test_a_path_is_one_probe(paths):
 
 
 @pytest.mark.parametrize("error", [OSError("down"), asyncio.CancelledError()])
-def test_what_is_not_critical_warns(error, caplog):
-    """The service can live without it: 200 with `warn`, and the log still says that the check fails."""
+def test_check_that_is_not_critical_warns(error, caplog):
+    """With 200; the log still says that it fails."""
     checks = {"recommendations": HealthCheck(Probe(error), critical=False), "database": Probe()}
     client = client_for(DETAILS, checks=checks)
 
@@ -372,8 +360,7 @@ def test_what_is_not_critical_warns(error, caplog):
     ]
 
 
-async def test_a_check_has_its_own_time():
-    """One check may take less time than the others, and one that is not critical only warns when it takes too long."""
+async def test_check_may_have_its_own_timeout():
     held = Held()
     client = async_client_for(
         HealthSettings(timeout=60, details=True),
@@ -387,8 +374,7 @@ async def test_a_check_has_its_own_time():
     assert (found["status"], found["output"], found["observedValue"]) == ("warn", "timed out", 50.0)
 
 
-def test_a_check_has_its_own_cache():
-    """What is dear to ask is asked less often than the rest."""
+def test_check_may_have_its_own_cache():
     clock, dear, cheap = Clock(), Probe(), Probe()
     client = client_for(
         HealthSettings(cache=1), checks={"dear": HealthCheck(dear, cache=60), "cheap": cheap}, clock=clock
@@ -403,8 +389,8 @@ def test_a_check_has_its_own_cache():
     assert runs == [(1, 1), (1, 2), (1, 3), (2, 4)]
 
 
-async def test_all_who_waited_hear_that_it_took_too_long():
-    """A probe that joins a run hears the same as the one that began it, and at the same time."""
+async def test_probe_that_joins_a_run_gets_its_time_out():
+    """At the same time as the probe that started it."""
     held = Held()
     client = async_client_for(HealthSettings(timeout=0.2, details=True), checks={"slow": held})
     first = asyncio.create_task(client.get("/ready"))
@@ -417,8 +403,7 @@ async def test_all_who_waited_hear_that_it_took_too_long():
     assert held.runs == 1
 
 
-def test_another_check_of_the_same_name_is_another_check():
-    """A check that is replaced leaves nothing of what it said."""
+def test_replaced_check_has_no_cached_result():
     checks = {"database": HealthCheck(Probe(), cache=3600)}
     client = client_for(checks=checks)
     before = client.get("/ready")
@@ -432,8 +417,7 @@ def test_another_check_of_the_same_name_is_another_check():
 # Time
 
 
-async def test_checks_run_at_the_same_time():
-    """The probe takes as long as the slowest check, not as long as all of them."""
+async def test_checks_run_concurrently():
     first, second = Held(), Held()
     client = async_client_for(checks={"first": first, "second": second})
 
@@ -447,8 +431,8 @@ async def test_checks_run_at_the_same_time():
     assert response.status_code == 200
 
 
-async def test_a_check_that_takes_too_long_fails():
-    """A check without an answer within its time fails as "timed out", and the others keep their own result."""
+async def test_slow_check_fails_as_timed_out():
+    """The others keep their results."""
     held = Held()
     settings = HealthSettings(timeout=0.05, details=True)
     client = async_client_for(settings, checks={"slow": held, "fast": Probe()})
@@ -461,8 +445,8 @@ async def test_a_check_that_takes_too_long_fails():
     assert checks["fast"][0]["status"] == "pass"
 
 
-async def test_a_check_that_ignores_its_cancellation_delays_nobody(caplog):
-    """The answer comes in time, the check is cancelled once and never doubled, and its late error is no noise."""
+async def test_check_that_ignores_its_cancellation_is_not_started_again(caplog):
+    """The answer is in time; its late error is not logged."""
     unheard = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     stubborn = Stubborn()
@@ -485,8 +469,7 @@ async def test_a_check_that_ignores_its_cancellation_delays_nobody(caplog):
     assert [record.getMessage() for record in caplog.records] == ["check stubborn fails: timed out"]
 
 
-async def test_after_a_timeout_the_next_probe_asks_again():
-    """A check that was cancelled and has ended is run anew, so a service recovers."""
+async def test_check_runs_again_after_a_time_out():
     held = Held()
     client = async_client_for(HealthSettings(timeout=0.05, cache=0), checks={"slow": held})
     late = await client.get("/ready")
@@ -502,8 +485,7 @@ async def test_after_a_timeout_the_next_probe_asks_again():
 # Cost
 
 
-def test_a_result_is_reused_for_a_moment():
-    """Within the cache time a probe costs nothing; after it the checks run again."""
+def test_result_is_reused_within_the_cache_time():
     clock, check = Clock(), Probe()
     client = client_for(HealthSettings(cache=5), checks={"database": check}, clock=clock)
     runs = []
@@ -516,8 +498,7 @@ def test_a_result_is_reused_for_a_moment():
     assert runs == [1, 1, 2, 2, 3]
 
 
-def test_without_cache_each_probe_asks():
-    """A cache of zero seconds means none."""
+def test_cache_of_zero_runs_the_check_for_each_probe():
     check = Probe()
     client = client_for(UNCACHED, checks={"database": check}, clock=Clock())
 
@@ -528,7 +509,6 @@ def test_without_cache_each_probe_asks():
 
 
 async def test_concurrent_probes_share_one_run():
-    """However many balancers ask at once, each check runs once."""
     held = Held()
     client = async_client_for(UNCACHED, checks={"database": held})
 
@@ -541,8 +521,7 @@ async def test_concurrent_probes_share_one_run():
     assert held.runs == 1
 
 
-async def test_a_client_that_leaves_takes_nobody_with_it():
-    """The first probe started the run, but when its client goes away the second one still gets the answer."""
+async def test_disconnect_of_one_probe_does_not_cancel_a_shared_run():
     held = Held()
     client = async_client_for(UNCACHED, checks={"database": held})
     first = asyncio.create_task(client.get("/ready"))
@@ -559,8 +538,8 @@ async def test_a_client_that_leaves_takes_nobody_with_it():
     assert held.runs == 1
 
 
-def test_a_router_outlives_its_event_loop():
-    """A run that died with its loop, as in tests that start an app several times, does not block the next loop."""
+def test_router_works_in_a_second_event_loop():
+    """Tests start an app several times."""
     app = FastAPI()
     stubborn = []
 
@@ -576,8 +555,7 @@ def test_a_router_outlives_its_event_loop():
     assert statuses == [503, 200, 200]
 
 
-def test_a_run_of_a_dead_loop_is_not_waited_for():
-    """A loop that was closed in the middle of a run leaves a task that never ends; the next loop starts its own."""
+def test_run_of_a_closed_event_loop_is_not_awaited():
     app = FastAPI()
     check = Probe()
 
@@ -606,8 +584,7 @@ def test_a_run_of_a_dead_loop_is_not_waited_for():
 # What checks may raise
 
 
-def test_a_cancellation_inside_a_check_is_a_failure():
-    """A check that ends in CancelledError, because something it waited for was cancelled, has failed."""
+def test_cancelled_error_of_a_check_is_a_failure():
     client = client_for(DETAILS, checks={"database": Probe(asyncio.CancelledError())})
 
     response = client.get("/ready")
@@ -616,8 +593,7 @@ def test_a_cancellation_inside_a_check_is_a_failure():
     assert response.json()["checks"]["database"][0]["output"] == "CancelledError"
 
 
-def test_a_keyboard_interrupt_passes():
-    """Ctrl-C during a check stops the process; it is not the check's result."""
+def test_keyboard_interrupt_in_a_check_passes():
     app = FastAPI()
     app.include_router(health_router(checks={"database": Probe(KeyboardInterrupt())}))
     client = AsyncClient(transport=ASGITransport(app), base_url="http://test")
@@ -626,8 +602,7 @@ def test_a_keyboard_interrupt_passes():
         asyncio.run(client.get("/ready"))
 
 
-def test_a_check_may_be_added_later():
-    """The mapping is read at each run."""
+def test_check_may_be_added_later():
     checks = {}
     client = client_for(UNCACHED, checks=checks)
     before = client.get("/ready")
@@ -641,8 +616,8 @@ def test_a_check_may_be_added_later():
 # The log
 
 
-def test_a_change_of_state_is_logged_once(caplog):
-    """An outage is one warning with the exception's type, and one line when it is over; no line for each probe."""
+def test_change_of_state_is_logged_once(caplog):
+    """A warning with the exception's type, and one line for the recovery."""
     caplog.set_level(logging.INFO)
     check = Probe()
     client = client_for(UNCACHED, checks={"database": check})
@@ -659,8 +634,7 @@ def test_a_change_of_state_is_logged_once(caplog):
     assert "hunter2" not in caplog.text
 
 
-def test_the_traceback_is_there_for_who_asks(caplog):
-    """At level DEBUG each failure comes with its traceback."""
+def test_debug_level_logs_the_traceback(caplog):
     caplog.set_level(logging.DEBUG, "fastapi_prodkit.health")
     client = client_for(checks={"database": Probe(OSError("connection refused"))})
 
@@ -673,7 +647,7 @@ def test_the_traceback_is_there_for_who_asks(caplog):
 
 
 def synchronous():
-    """A check that somebody forgot to make async."""
+    """A check that is not async."""
 
 
 @pytest.mark.parametrize(
@@ -686,8 +660,8 @@ def synchronous():
         ({"database": HealthCheck(synchronous)}, "'database' is not async"),
     ],
 )
-def test_a_check_that_cannot_work_is_refused(checks, message):
-    """The mistake is named when the router is made, not when the first probe comes."""
+def test_check_that_is_not_async_is_refused(checks, message):
+    """When the router is made."""
     with pytest.raises(ConfigurationError, match=message):
         health_router(checks=checks)
 
@@ -700,15 +674,14 @@ def test_a_check_that_cannot_work_is_refused(checks, message):
         ({"cache": -1}, "cache must be 0 or more"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(options, message):
-    """The mistake is named where the check is made."""
+def test_invalid_option_of_a_check_is_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         HealthCheck(Probe(), **options)
 
 
 @pytest.mark.parametrize("check", [lambda: None, Clock()], ids=["lambda", "callable object"])
-def test_a_synchronous_check_that_looked_async_fails(check):
-    """What cannot be told from outside fails at the probe, and says why."""
+def test_check_without_an_awaitable_fails_at_the_probe(check):
+    """With the reason."""
     client = client_for(DETAILS, checks={"database": check})
 
     response = client.get("/ready")
@@ -717,8 +690,7 @@ def test_a_synchronous_check_that_looked_async_fails(check):
     assert response.json()["checks"]["database"][0]["output"] == "not async: the check returned no awaitable"
 
 
-def test_a_lambda_that_returns_an_awaitable_is_a_check():
-    """`lambda: check(database)` is as good as a function."""
+def test_lambda_that_returns_an_awaitable_is_a_check():
     seen = []
 
     async def check(name):
@@ -732,8 +704,8 @@ def test_a_lambda_that_returns_an_awaitable_is_a_check():
     assert seen == ["replica"]
 
 
-def test_a_decorated_check_is_a_check():
-    """A decorator that hides `async def` behind a plain function that returns the coroutine is seen through."""
+def test_decorated_check_is_a_check():
+    """The decorator returns a plain function."""
 
     async def check():
         raise CheckWarning("decorated")
@@ -752,8 +724,8 @@ def test_a_decorated_check_is_a_check():
 # In the whole app
 
 
-def test_aliases_are_probes_to_the_whole_edge(capsys):
-    """Whatever its path, a probe is not logged, not limited, and answers to any host name."""
+def test_alias_is_exempt_like_a_probe(capsys):
+    """It is not logged and not limited, and answers to any host."""
     settings = Settings(
         _env_file=None,
         environment="prod",
@@ -770,8 +742,8 @@ def test_aliases_are_probes_to_the_whole_edge(capsys):
     assert '"event":"request"' not in capsys.readouterr().out
 
 
-def test_a_check_of_ones_own_takes_the_place_of_a_pieces():
-    """The database may be no reason to be taken out of traffic: its check is replaced by one of the same name."""
+def test_check_of_the_user_replaces_that_of_a_piece():
+    """By its name."""
     pytest.importorskip("sqlalchemy")
     settings = Settings(
         _env_file=None, environment="test", database={"url": "sqlite+aiosqlite:///:memory:"}, rate_limit=None
@@ -814,7 +786,7 @@ app = create_app(lifespan=lifespan, checks={"model": HealthCheck(model_is_loaded
 
 
 def status_of(port, path):
-    """Return the status as a probe with a time-out of half a second sees it; None is no answer."""
+    """Return the status for a probe with a time-out of half a second; None without an answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=0.5) as response:
             return response.status
@@ -825,8 +797,8 @@ def status_of(port, path):
 
 
 @pytest.mark.system
-def test_a_start_that_is_slower_than_the_probe(tmp_path):
-    """No probe is answered before the lifespan has started; then liveness passes while `/startup` and `/ready` wait."""
+def test_probe_during_a_slow_start(tmp_path):
+    """Nothing answers before the lifespan has started; then liveness passes, and the others fail."""
     pytest.importorskip("uvicorn")
     (tmp_path / "service.py").write_text(SLOW_START)
     port = free_port()

@@ -1,4 +1,4 @@
-"""The rules of the house, which hold for every module there is and every one to come."""
+"""Rules for every module of the library."""
 
 import ast
 import functools
@@ -63,18 +63,18 @@ def room(module: str) -> str:
 
 
 def own(module: str) -> set[str]:
-    """Return the libraries that a module is nothing without."""
+    """Return the libraries that a module requires."""
     return OWN.get(module, OWN.get(room(module), set()))
 
 
 def rank(module: str) -> int:
-    """Return the storey of a module: it may import from lower ones only."""
+    """Return the level of a module: it may import from lower levels only."""
     name = room(module)
     return TOP[name] if name in TOP else 0 if name.startswith("_") or name in FOUNDATION else 1
 
 
 def imports(module: str) -> set[str]:
-    """Return the modules of ours that `module` imports anywhere in its source."""
+    """Return our modules that `module` imports anywhere in its source."""
     gc.disable()  # gh-106905: CPython before 3.11.8 and 3.12.1 cannot parse while a collection runs code that parses
     try:
         tree = ast.parse(MODULES[module].read_text())
@@ -138,7 +138,7 @@ ENTRY_POINTS = [
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """Import modules of one room in a process of its own and report what that did; skip where an extra is missing."""
+    """Import a module in another process and return its effects; skip if an extra is not installed."""
     directory = tmp_path_factory.mktemp("import")
     (directory / ".env").write_text("DEBUG=true\n")
     processes = {}
@@ -171,8 +171,8 @@ def tracked_files() -> list[Path]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_point_downwards(module):
-    """A module imports from storeys below its own, and a piece never imports a piece that it is not made from."""
+def test_modules_import_from_lower_levels_only(module):
+    """A piece never imports another piece, unless it is made from it."""
     allowed = {other for other in MODULES if rank(other) < rank(module) or room(other) == room(module)}
     if rank(module) == 0 or room(module) in TOP:
         allowed |= {other for other in MODULES if rank(other) == rank(module)}
@@ -184,7 +184,7 @@ def test_imports_point_downwards(module):
 
 
 def test_private_modules_at_the_top_are_few():
-    """What one piece alone needs lies in the package of that piece."""
+    """A module that only one piece needs is in the package of that piece."""
     private = {
         name
         for name in MODULES
@@ -194,8 +194,8 @@ def test_private_modules_at_the_top_are_few():
     assert len(private) <= 10
 
 
-def test_no_circle_of_imports():
-    """A module can be read without one that cannot be read without it; imports for a type checker count, too."""
+def test_imports_have_no_cycle():
+    """Imports for a type checker included."""
     ahead = {module: imports(module) - {module} for module in MODULES}
 
     while leaves := {module for module in ahead if not ahead[module]}:
@@ -205,8 +205,7 @@ def test_no_circle_of_imports():
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_every_piece_has_its_test_and_its_page(piece):
-    """What has no test file and no page of its own name is not a piece yet."""
+def test_every_piece_has_a_test_file_and_a_page(piece):
     test, page = ROOT / "tests" / f"test_{piece}.py", ROOT / "docs" / "pieces" / f"{piece}.md"
 
     missing = [str(path.relative_to(ROOT)) for path in (test, page) if not path.exists()]
@@ -215,7 +214,6 @@ def test_every_piece_has_its_test_and_its_page(piece):
 
 
 def test_every_page_is_in_the_navigation():
-    """A page that nobody can reach is not documentation."""
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
 
     listed = re.findall(r"[\w/-]+\.md\b", (ROOT / "mkdocs.yml").read_text())
@@ -229,19 +227,18 @@ def modules(request):
     return sorted((name for name in MODULES if room(name) == request.param), key=lambda name: len(own(name)))
 
 
-def test_nothing_happens_at_import(modules, imported):
-    """An import opens no socket, reads no .env, and touches no logger, signal, thread or environment variable."""
+def test_import_has_no_effects(modules, imported):
+    """It opens no socket, reads no .env, and changes no logger, signal, thread or variable."""
     assert imported(*modules)["effects"] == []
 
 
 @pytest.mark.parametrize("module", ENTRY_POINTS)
-def test_nothing_happens_at_the_first_import(module, imported):
-    """A module that loads much does none of this in a process that has loaded nothing, either."""
+def test_first_import_has_no_effects(module, imported):
+    """In a process that has loaded nothing."""
     assert imported(module, fresh=True)["effects"] == []
 
 
-def test_an_import_loads_what_it_needs_and_no_more(modules, imported):
-    """Taking one piece costs one piece: neither another piece's library nor another piece comes with it."""
+def test_import_loads_no_other_piece_and_library(modules, imported):
     for module, loaded in imported(*modules)["loaded"].items():
         heavy = HEAVY & set(loaded) - own(module)
         pieces = {room(name) for name in loaded if name.startswith("fastapi_prodkit.")} & set(PIECES)
@@ -250,8 +247,7 @@ def test_an_import_loads_what_it_needs_and_no_more(modules, imported):
         assert room(module) in TOP or pieces <= {room(module), MADE_FROM.get(room(module))}, module
 
 
-def test_the_front_door_loads_no_optional_dependency(imported):
-    """`from fastapi_prodkit import Settings, create_app` works with the core dependencies alone."""
+def test_import_of_create_app_loads_no_optional_dependency(imported):
     optional = {"aiosqlite", "alembic", "asyncpg", "boto3", "redis", "sqlalchemy", "uvicorn"}
 
     loaded = imported("fastapi_prodkit.app", fresh=True)["loaded"]["fastapi_prodkit.app"]
@@ -260,15 +256,13 @@ def test_the_front_door_loads_no_optional_dependency(imported):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_is_short_enough_to_read(module):
-    """At 300 lines a module is split by reader."""
+def test_module_has_at_most_300_lines(module):
     lines = MODULES[module].read_text().count("\n")
 
     assert lines <= 300
 
 
-def test_no_file_names_a_package_registry_or_the_machine_it_was_written_on():
-    """The repository works behind any mirror and in any directory."""
+def test_files_name_no_package_registry_and_no_local_path():
     hosts = r"https?://[a-z.-]*(py[p]i|python[h]osted|npm[j]s|debi[a]n)\."
     places = rf"{re.escape(str(ROOT))}\b|/(root|home/[a-z]+)/\.|/Users/[a-z]"
     pattern = re.compile(f"{hosts}|{places}")
@@ -282,8 +276,7 @@ def test_no_file_names_a_package_registry_or_the_machine_it_was_written_on():
     assert not named
 
 
-def test_locks_carry_a_hash_for_every_requirement():
-    """`pip --require-hashes` can install each lock, from whichever index the machine uses."""
+def test_locks_have_a_hash_for_every_requirement():
     locks = sorted((ROOT / "requirements").glob("*.txt"))
 
     unhashed = {
@@ -297,8 +290,7 @@ def test_locks_carry_a_hash_for_every_requirement():
     assert not unhashed
 
 
-def test_the_version_is_written_once():
-    """The installed metadata agrees with `__version__`, and the CHANGELOG tells what is in it."""
+def test_version_agrees_with_metadata_and_changelog():
     version = fastapi_prodkit.__version__
 
     assert importlib.metadata.version("fastapi-prodkit") == version

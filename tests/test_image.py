@@ -1,4 +1,4 @@
-"""The example's Dockerfile: built and run for real, on a real PostgreSQL and a real Redis.
+"""Build the example's Dockerfile and run the image with a real PostgreSQL and a real Redis.
 
 Where that cannot be the tests are skipped; with FASTAPI_PRODKIT_IMAGE=required they fail.
 """
@@ -71,7 +71,7 @@ PATIENCE = 60.0  # seconds that a container may take to answer on a busy machine
 
 @dataclass
 class Backends:
-    """What the service needs beside itself, and how it is told."""
+    """The servers that the service needs, and the variables that name them."""
 
     redis: "redis.Redis"
     environment: dict[str, str]
@@ -116,7 +116,7 @@ def production(database: Server, store: int) -> dict[str, str]:
 def image(
     request: pytest.FixtureRequest, backends: Backends, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Image]:
-    """The image, built from a copy of the folder that has secrets lying about; `backends` skips before it is made."""
+    """The image, built from a copy of the folder with secrets in it; `backends` skips before the build."""
     folder = tmp_path_factory.mktemp("build")
     context = planted(folder / "service")
     bundle = folder / "bundle.crt"
@@ -130,7 +130,7 @@ def image(
 
 
 def planted(context: Path) -> Path:
-    """Copy the example with a wheel of this package, and put what must not get into the image beside and into it."""
+    """Copy the example with a wheel of this package, and add files that must not get into the image."""
     shutil.copytree(SERVICE, context, ignore=shutil.ignore_patterns(".demo", "__pycache__", "wheels", ".env"))
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", context / "wheels"]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
@@ -150,7 +150,7 @@ def migrated(image: Image, backends: Backends) -> Image:
 
 @dataclass
 class Service:
-    """The service as it runs."""
+    """The running service."""
 
     container: Container
     port: int
@@ -188,16 +188,15 @@ def until(condition: Callable[[], bool], container: Container) -> None:
 
 
 @pytest.mark.parametrize(("said", "outcome"), [("required", pytest.fail), ("", pytest.skip)])
-def test_what_is_required_is_not_skipped(monkeypatch, said, outcome):
-    """A machine that is there to build the image says so, and then whatever it lacks is a failure."""
+def test_required_build_fails_instead_of_skipping(monkeypatch, said, outcome):
     monkeypatch.setenv("FASTAPI_PRODKIT_IMAGE", said)
 
     with pytest.raises(outcome.Exception, match="needs runc"):
         cannot_run(ContainersMissingError("needs runc"))
 
 
-def test_the_dockerfile_is_clean():
-    """hadolint has nothing to say, and needs no exception but the one that is explained."""
+def test_dockerfile_passes_hadolint():
+    """With one exception, which is explained."""
     command = [program_or_skip("hadolint"), "--no-color", SERVICE / "Dockerfile"]
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -206,16 +205,16 @@ def test_the_dockerfile_is_clean():
     assert (SERVICE / "Dockerfile").read_text().count("hadolint ignore") == 1
 
 
-def test_every_build_argument_is_explained():
-    """Each stands in the page with its default."""
+def test_build_arguments_are_explained_on_the_page():
+    """With their defaults."""
     declared = re.findall(r"^ARG (\w+)=(\S+)$", (SERVICE / "Dockerfile").read_text(), re.MULTILINE)
 
     assert {name for name, _ in declared} == {*RELEASE, "LICENSES"}
     assert [name for name, default in declared if f"\n| `{name}` | `{default}` | " not in PAGE.read_text()] == []
 
 
-def test_the_lock_of_the_service_agrees_with_that_of_the_library():
-    """The image has the versions that the library is tested with, each with its hashes."""
+def test_lock_of_the_service_agrees_with_the_lock_of_the_library():
+    """Versions and hashes."""
     tested, locked = (ROOT / "requirements" / "test.txt").read_text(), (SERVICE / "requirements.txt").read_text()
 
     entries = re.split(r"\n(?=[a-z])", locked)
@@ -226,8 +225,8 @@ def test_the_lock_of_the_service_agrees_with_that_of_the_library():
     assert not re.search(r"^fastapi-prodkit\b", locked, re.MULTILINE)
 
 
-def test_the_lock_of_the_service_has_nothing_below_the_floors():
-    """The image has what pyproject.toml asks for, h11 included, which comes with uvicorn and has an advisory."""
+def test_lock_of_the_service_respects_the_lower_bounds():
+    """That of h11, too, which comes with uvicorn."""
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -241,16 +240,16 @@ def test_the_lock_of_the_service_has_nothing_below_the_floors():
     assert [name for name, floor in floors.items() if not floor.contains(locked[name])] == []
 
 
-def test_migrations_are_a_step_of_the_same_image(migrated, backends):
-    """`fastapi-prodkit db upgrade` in a container of its own migrates; again, it has nothing to do."""
+def test_image_runs_migrations(migrated, backends):
+    """A second run has nothing to do."""
     done = migrated.once("fastapi-prodkit", "db", "upgrade", environment=backends.environment, options=backends.options)
 
     assert done.returncode == 0
     assert "Nothing to do" in done.stderr
 
 
-def test_the_service_answers(service, migrated, backends):
-    """Health, readiness and data from PostgreSQL, over TLS; the requests are counted in Redis."""
+def test_service_answers(service, migrated, backends):
+    """Health, readiness and data over TLS; requests are counted in Redis."""
     loaded = migrated.once("python", "-m", "service.load", environment=backends.environment, options=backends.options)
 
     health, ready, airport = service.get("/health"), service.get("/ready"), service.get("/v1/airports/fra")
@@ -262,16 +261,16 @@ def test_the_service_answers(service, migrated, backends):
     assert backends.redis.dbsize() > 0
 
 
-def test_the_health_check_needs_nothing_but_the_image(service):
-    """HEALTHCHECK is an exec-form command of the image's own, and it passes where only api.example.com is a host."""
+def test_health_check_passes_without_a_shell(service):
+    """Although only api.example.com is an allowed host."""
     check = service.container.healthy()
 
     assert check
     assert service.container.call("sh", "-c", "command -v curl wget").stdout == ""
 
 
-def test_nobody_is_root(service):
-    """The process has a fixed uid, no capabilities and no way to get any."""
+def test_process_is_not_root(service):
+    """It has a fixed uid and no capabilities, and cannot get any."""
     status = dict(
         line.split(":\t", 1)
         for line in service.container.call("cat", "/proc/1/status").stdout.splitlines()
@@ -284,8 +283,8 @@ def test_nobody_is_root(service):
     assert status["NoNewPrivs"] == "1"
 
 
-def test_nothing_can_be_written(service, migrated):
-    """The service runs on a read-only file system; on one that is not, its own code is still not its to change."""
+def test_service_runs_on_a_read_only_file_system(service, migrated):
+    """On another one it cannot change its code, either."""
     places = "for place in / /app /opt/venv /tmp /home; do touch $place/x 2>/dev/null && echo $place; done; true"
     owned = "find /app /opt/venv ! -user root -print; find /app /opt/venv ! -type l -perm /022 -print"
 
@@ -293,8 +292,8 @@ def test_nothing_can_be_written(service, migrated):
     assert migrated.once("sh", "-c", owned).stdout == ""
 
 
-def test_the_server_is_process_one_and_listens_on_port_8000_alone(service, migrated):
-    """No shell stands between the platform's signals and the server."""
+def test_server_is_process_1_and_listens_on_port_8000(service, migrated):
+    """So that it receives the signals of the platform."""
     command = service.container.call("cat", "/proc/1/cmdline").stdout.split("\0")
     sockets = service.container.call("cat", "/proc/net/tcp", "/proc/net/tcp6").stdout.splitlines()
     listening = {line.split()[1].rpartition(":")[2] for line in sockets if line.split()[3] == "0A"}
@@ -304,8 +303,8 @@ def test_the_server_is_process_one_and_listens_on_port_8000_alone(service, migra
     assert list(migrated.config["ExposedPorts"]) == ["8000/tcp"]
 
 
-def test_sigterm_ends_the_service_in_order(migrated, backends):
-    """The exit code is 0, and all that was written is one JSON object a line."""
+def test_sigterm_exits_with_0(migrated, backends):
+    """Each line of output is a JSON object."""
     with started(migrated, backends) as service:
         service.container.signal("TERM")
         code = service.container.wait()
@@ -315,8 +314,8 @@ def test_sigterm_ends_the_service_in_order(migrated, backends):
     assert {json.loads(line)["version"] for line in lines} == {"1.2.3"}
 
 
-def test_what_is_missing_is_said(image):
-    """Without its settings the container ends at once, and names them."""
+def test_container_without_settings_names_them(image):
+    """It ends at once."""
     done = image.once(environment={"ENVIRONMENT": "prod"})
 
     assert done.returncode == 1
@@ -324,8 +323,8 @@ def test_what_is_missing_is_said(image):
     assert "HOSTS_ALLOWED" in done.stderr
 
 
-def test_no_layer_has_what_lay_about(image):
-    """Neither secrets in and beside the code, nor what the build machine trusts, in any layer, even a hidden one."""
+def test_no_layer_contains_secrets(image):
+    """Nor the certificates of the build machine."""
     with image.save().open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as layers:
         code, secret, cache = layers.find(b"DESCRIPTION = "), layers.find(MARKER), layers.find(b".cache/pip")
 
@@ -333,8 +332,8 @@ def test_no_layer_has_what_lay_about(image):
     assert (secret, cache) == (-1, -1)
 
 
-def test_the_image_has_what_it_runs_and_no_more(image):
-    """No tests and no tools that build; every module is compiled."""
+def test_image_has_no_tests_and_no_build_tools(image):
+    """Every module is compiled."""
     tools = "for tool in cc gcc make git uv; do command -v $tool; done; ls -A /app; ls /opt/venv/bin/pip* 2>/dev/null"
 
     found = image.once("sh", "-c", tools).stdout.split()
@@ -344,8 +343,8 @@ def test_the_image_has_what_it_runs_and_no_more(image):
     assert uncompiled == ["0"]
 
 
-def test_the_image_says_what_it_is(image):
-    """OCI's labels say what, of which release, from where and on what; whoever builds it says the rest."""
+def test_image_has_oci_labels(image):
+    """Build arguments set others."""
     labels = {name: text for name, text in image.config["Labels"].items() if not name.startswith("io.buildah.")}
 
     assert labels == {
@@ -363,8 +362,7 @@ def test_the_image_says_what_it_is(image):
     }
 
 
-def test_an_engine_knows_how_to_run_it(image):
-    """Uid, command and health check are where it looks for them."""
+def test_image_configures_uid_command_and_health_check(image):
     config = image.config
 
     assert config["User"] == "10001:10001"
@@ -372,8 +370,8 @@ def test_an_engine_knows_how_to_run_it(image):
     assert config["Healthcheck"]["Test"] == ["CMD", "fastapi-prodkit", "health", "http://127.0.0.1:8000/health"]
 
 
-def test_what_a_layer_costs(image):
-    """The page says it: packages are the weight, and a change of the service's code is one small layer."""
+def test_change_of_the_code_is_one_small_layer(image):
+    """The page has the sizes."""
     rows = re.findall(r"^\| (base|user|packages|code|all).*? \| ([\d.]+) (MB|kB)", PAGE.read_text(), re.MULTILINE)
     said = [float(number) * {"MB": 1_000_000, "kB": 1_000}[unit] for _, number, unit in rows]
 

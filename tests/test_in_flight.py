@@ -1,4 +1,4 @@
-"""Requests that are in flight when the process ends, in this process; `test_shutdown.py` ends real ones."""
+"""Requests in flight at the end of the process; `test_shutdown.py` ends real processes."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ def _lines_of_every_level(caplog):
 
 
 class InFlight:
-    """A request that is served in a task: what it has sent so far, and what is in flight."""
+    """A request that is served in a task, and the messages that it has sent."""
 
     def __init__(self, *messages, kind="http", ending=(), inner=LayerStack):
         self.messages = messages
@@ -60,7 +60,7 @@ class InFlight:
 
 
 async def cut(request):
-    """Cut the requests of this loop, and wait for the one."""
+    """Cut the requests of this event loop, and wait for the given one."""
     assert cut_requests(asyncio.get_running_loop()) == 1
     await asyncio.wait([request.task])
     return request
@@ -70,8 +70,8 @@ def lines(caplog):
     return [(record.http_status, record.levelname, getattr(record, "reason", None)) for record in caplog.records]
 
 
-async def test_the_outermost_exchange_is_found():
-    """A request is found once, and a task that serves none is not."""
+async def test_exchanges_in_finds_the_outermost_exchange():
+    """A task without a request has none."""
     request = await InFlight().start()
 
     [exchange] = request.exchanges()
@@ -83,8 +83,8 @@ async def test_the_outermost_exchange_is_found():
 
 
 @pytest.mark.parametrize("ending", [(), (START, {"type": "http.response.body"})])
-async def test_without_a_response_it_is_answered(ending, caplog):
-    """The client has a 503 problem, also where the app swallows its cancellation."""
+async def test_cut_request_without_a_response_is_a_503_problem(ending, caplog):
+    """Even if the app ignores its cancellation."""
     request = await cut(await InFlight(ending=ending).start())
 
     start, body = request.sent
@@ -95,8 +95,7 @@ async def test_without_a_response_it_is_answered(ending, caplog):
     assert lines(caplog) == [(503, "WARNING", reason)]
 
 
-async def test_with_a_response_it_is_cut(caplog):
-    """What has begun cannot become another answer."""
+async def test_cut_request_with_a_response_is_aborted(caplog):
     request = await cut(await InFlight(START).start())
 
     assert request.sent == [START]
@@ -105,15 +104,14 @@ async def test_with_a_response_it_is_cut(caplog):
     assert caplog.records[0].end_reason == "cancelled"
 
 
-async def test_background_tasks_are_cancelled(caplog):
-    """The response before them stays what it was."""
+async def test_cut_request_cancels_background_tasks(caplog):
+    """Its status stays."""
     await cut(await InFlight(START, {"type": "http.response.body"}).start())
 
     assert lines(caplog) == [(200, "INFO", None)]
 
 
-async def test_what_is_answered_already_is_left_alone():
-    """A deadline has cancelled the app, which does not end; a WebSocket is closed by the server."""
+async def test_cut_skips_cancelled_requests_and_websockets():
     late = await InFlight().start()
     [exchange] = late.exchanges()
     exchange.task = late.task
@@ -143,8 +141,8 @@ class Answer:
         ((START, {"type": "http.response.body"}), (200, "INFO", None)),
     ],
 )
-async def test_a_request_that_does_not_end_has_its_line(messages, line, caplog):
-    """It is written by the thread that ends the process."""
+async def test_abandon_writes_the_line_of_a_request(messages, line, caplog):
+    """In the thread that ends the process."""
     request = await InFlight(*messages).start()
     [exchange] = request.exchanges()
 

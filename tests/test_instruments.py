@@ -1,4 +1,4 @@
-"""Metrics of the pieces beside `metrics`."""
+"""Metrics of pieces other than `metrics`."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -6,7 +6,7 @@ from fastapi_prodkit._instruments import instrument
 
 
 def test_two_apps_share_an_instrument():
-    """A second app in the process adds to the first one's metric, where prometheus_client would refuse the name."""
+    """prometheus_client would refuse a second one of the same name."""
     registry = CollectorRegistry()
     first = instrument(Counter, "kit_things_total", "Things.", ["kind"], registry=registry)
     second = instrument(Counter, "kit_things_total", "Things.", ["kind"], registry=registry)
@@ -17,8 +17,7 @@ def test_two_apps_share_an_instrument():
     assert registry.get_sample_value("kit_things_total", {"kind": "a"}) == 2
 
 
-def test_registries_are_apart():
-    """What is counted in one registry does not show in another."""
+def test_registries_have_separate_instruments():
     first, second = CollectorRegistry(), CollectorRegistry()
     instrument(Gauge, "kit_level", "Level.", registry=first).set(3)
     instrument(Gauge, "kit_level", "Level.", registry=second)
@@ -27,8 +26,7 @@ def test_registries_are_apart():
     assert second.get_sample_value("kit_level") == 0
 
 
-def test_the_default_registry_is_prometheus_clients_own():
-    """Without a registry the metric is where /metrics looks."""
+def test_default_registry_is_that_of_prometheus_client():
     from prometheus_client import REGISTRY
 
     instrument(Gauge, "kit_default_level", "Level.").set(1)

@@ -1,4 +1,4 @@
-"""A layer inside of another one of its class: the request is served as if there were one, with the inner settings."""
+"""A layer inside of another of its class: the request is handled once, with the inner settings."""
 
 import asyncio
 import json
@@ -76,7 +76,7 @@ async def hanging(request: Request):
 
 
 async def slow(request: Request) -> PlainTextResponse:
-    await asyncio.sleep(0.15)  # longer than the outer deadline of test_a_longer_deadline
+    await asyncio.sleep(0.15)  # longer than the outer deadline of test_deadline_inside_that_is_longer_or_none_wins
     return PlainTextResponse("done")
 
 
@@ -103,7 +103,7 @@ ROUTES = [
 
 
 class CopiedScope:
-    """Middleware of a user's own that hands a copy of the scope on."""
+    """Middleware of a user that passes on a copy of the scope."""
 
     def __init__(self, app):
         self.app = app
@@ -137,7 +137,7 @@ PLACES = {
 
 @pytest.fixture(params=PLACES)
 def inside(request, capsys):
-    """Return a client of an app of create_app that has these layers further in, and serves ROUTES inside of them."""
+    """Return a client of an app of create_app that serves ROUTES inside of these layers."""
 
     def client(*middleware, url="https://testserver", host="10.0.0.1", **sections):
         app = create_app(Settings(**{**SECTIONS, **sections}))
@@ -150,13 +150,13 @@ def inside(request, capsys):
 
 
 def lines(capsys) -> list[dict]:
-    """Return the lines of the service, without those of the test's own client."""
+    """Return the log lines of the service, without those of the test client."""
     written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     return [line for line in written if line["logger"].startswith("fastapi_prodkit")]
 
 
 def connect(client, **options):
-    """Open the socket of ROUTES; a TestClient ignores the path of its own address there."""
+    """Open the socket of ROUTES; a TestClient ignores the path of its base URL for sockets."""
     return client.websocket_connect(f"{client.base_url.path}socket", **options)
 
 
@@ -195,8 +195,8 @@ EVERY_LAYER = [
 @pytest.mark.parametrize(
     ("path", "status"), [("/page", 200), ("/seen", 200), ("/stream", 200), ("/broken", 500), ("/nowhere", 404)]
 )
-def test_every_layer_once_more(inside, capsys, path, status):
-    """No header is sent twice; there is one id, one line and one measurement, and one record of an exception."""
+def test_second_set_of_layers_changes_nothing(inside, capsys, path, status):
+    """No repeated header, one id, line, measurement, and record of an exception."""
     client, before = inside(*EVERY_LAYER), measured()
 
     response = client.get(path, headers={"Origin": OUTER})
@@ -211,8 +211,7 @@ def test_every_layer_once_more(inside, capsys, path, status):
     assert measured() - before == 1
 
 
-def test_every_layer_once_more_around_a_websocket(inside, capsys):
-    """The handshake has one id, and the conversation one line."""
+def test_second_set_of_layers_around_a_websocket_changes_nothing(inside, capsys):
     with connect(inside(*EVERY_LAYER)) as session:
         request_id = session.receive_text()
 
@@ -230,8 +229,8 @@ def test_every_layer_once_more_around_a_websocket(inside, capsys):
     ],
     ids=["keywords", "settings", "both"],
 )
-def test_security_headers(inside, given):
-    """Of each header the inner setting counts if it was given, an empty one too, and the outer setting otherwise."""
+def test_security_headers_of_given_inner_settings_win(inside, given):
+    """An empty one too; the outer setting otherwise."""
     client = inside(Middleware(SecurityHeadersMiddleware, **given))
 
     headers = client.get("/page").headers
@@ -243,8 +242,7 @@ def test_security_headers(inside, given):
     assert headers["cross-origin-opener-policy"] == "same-origin"
 
 
-def test_security_headers_by_path(inside):
-    """A policy by path of an inner layer counts for paths relative to its own app, and for no others."""
+def test_security_headers_by_inner_path_are_relative_to_the_inner_app(inside):
     client = inside(Middleware(SecurityHeadersMiddleware, policies={"/page": "img-src 'self'"}))
 
     policies = [client.get(path).headers.get_list("content-security-policy") for path in ("/page", "/seen")]
@@ -252,8 +250,7 @@ def test_security_headers_by_path(inside):
     assert policies == [["img-src 'self'"], ["default-src 'self'"]]
 
 
-def test_cors(inside):
-    """The inner policy takes the place of the outer one, with all that the outer one has granted."""
+def test_cors_inner_policy_replaces_the_outer(inside):
     client = inside(Middleware(CORSMiddleware, CorsSettings(origins=[INNER])))
 
     inner, outer = (client.get("/page", headers={"Origin": origin}).headers for origin in (INNER, OUTER))
@@ -264,8 +261,7 @@ def test_cors(inside):
     assert inner.get_list("vary") == outer.get_list("vary") == ["Accept, Origin"]
 
 
-def test_cors_behind_a_public_policy(inside):
-    """What an inner policy grants to some varies, although what the outer one grants to all does not."""
+def test_cors_inner_policy_behind_a_wildcard_varies(inside):
     client = inside(Middleware(CORSMiddleware, CorsSettings(origins=[INNER])), cors={"origins": ["*"]})
 
     headers = client.get("/page", headers={"Origin": INNER}).headers
@@ -273,8 +269,7 @@ def test_cors_behind_a_public_policy(inside):
     assert (headers["access-control-allow-origin"], headers["vary"]) == (INNER, "Accept, Origin")
 
 
-def test_cors_of_websockets(inside):
-    """A handshake has to pass both policies."""
+def test_cors_handshake_must_pass_both_policies(inside):
     client = inside(Middleware(CORSMiddleware, CorsSettings(origins=[INNER])))
 
     for origin in (INNER, OUTER):
@@ -282,8 +277,8 @@ def test_cors_of_websockets(inside):
             pass
 
 
-def test_request_id(inside):
-    """The inner layer sends the outer one's id under its own name, and the app finds it under both."""
+def test_request_id_is_the_same_in_both_headers(inside):
+    """Both are in the request of the app."""
     client = inside(Middleware(RequestIDMiddleware, RequestIdSettings(header="X-Inner-ID"), generator=lambda: "unused"))
 
     response = client.get("/seen", headers={"X-Inner-ID": "from-the-client"})
@@ -293,8 +288,8 @@ def test_request_id(inside):
     assert response.json() == {"client": "10.0.0.1", "id": chosen, "headers": [chosen]}
 
 
-def test_proxy_headers(inside):
-    """Trust is not applied twice: what the client has written is no second hop, although the client is in the list."""
+def test_proxy_headers_are_read_once(inside):
+    """A client that is in the list is not taken for a second proxy."""
     client = inside(Middleware(ProxyHeadersMiddleware, ProxySettings(trusted=["10.0.0.0/8", "203.0.113.0/24"])))
 
     answer = client.get("/seen", headers={"X-Forwarded-For": "198.51.100.66, 203.0.113.7"}).json()
@@ -302,8 +297,7 @@ def test_proxy_headers(inside):
     assert answer["client"] == "203.0.113.7"
 
 
-def test_metrics_of_another_registry(inside):
-    """A request is measured once in each registry."""
+def test_metrics_of_two_registries_measure_once_each(inside):
     registry = CollectorRegistry()
     client, before = inside(Middleware(MetricsMiddleware, registry=registry)), measured()
 
@@ -312,8 +306,7 @@ def test_metrics_of_another_registry(inside):
     assert (measured(registry), measured() - before) == (1, 1)
 
 
-def test_allowed_hosts(inside):
-    """A host has to be in both lists."""
+def test_allowed_hosts_must_be_in_both_lists(inside):
     client = inside(Middleware(AllowedHostsMiddleware, HostsSettings(allowed=["admin.example.com"])))
 
     response = client.get("/page")
@@ -322,8 +315,8 @@ def test_allowed_hosts(inside):
     assert_no_header_twice(response)
 
 
-def test_rate_limit(inside):
-    """An inner limit is a further one: headers name both in one line, and either may refuse."""
+def test_rate_limit_inside_is_an_additional_limit(inside):
+    """The headers name both."""
     client = inside(Middleware(RateLimitMiddleware, RateLimitSettings(default="1/minute")))
 
     response, refused = client.get("/page"), client.get("/page")
@@ -336,8 +329,7 @@ def test_rate_limit(inside):
     assert_no_header_twice(refused)
 
 
-def test_rate_limit_in_the_same_store(inside):
-    """The same limit in the same store counts a request once."""
+def test_rate_limit_in_the_same_store_counts_once(inside):
     store = MemoryStore()
     client = inside(*[Middleware(RateLimitMiddleware, store=store)] * 2, rate_limit=None)
 
@@ -347,8 +339,8 @@ def test_rate_limit_in_the_same_store(inside):
     assert "," not in headers["ratelimit"]
 
 
-def test_a_shorter_deadline(inside):
-    """The inner deadline counts, and is answered once."""
+def test_deadline_inside_that_is_shorter_wins(inside):
+    """There is one answer."""
     client = inside(Middleware(DeadlineMiddleware, LimitsSettings(request_timeout=0.05)))
 
     response = client.get("/hanging")
@@ -358,8 +350,7 @@ def test_a_shorter_deadline(inside):
 
 
 @pytest.mark.parametrize("seconds", [60, None])
-def test_a_longer_deadline(inside, seconds):
-    """The inner deadline counts, although the outer one would have ended the request, and so does none at all."""
+def test_deadline_inside_that_is_longer_or_none_wins(inside, seconds):
     inner = Middleware(DeadlineMiddleware, LimitsSettings(request_timeout=seconds))
     client = inside(inner, limits={"request_timeout": 0.05})
 
@@ -368,8 +359,8 @@ def test_a_longer_deadline(inside, seconds):
 
 @pytest.mark.parametrize(("outer", "inner"), [(20, 10), (10, 20), (10, 10), (10, None), (None, 10)])
 @pytest.mark.parametrize("sent", [bytes, lambda body: iter([body])])
-def test_body_limit(inside, outer, inner, sent):
-    """The smaller limit counts, for an announced body and for a chunked one, and the refusal is one problem."""
+def test_body_limit_that_is_smaller_wins(inside, outer, inner, sent):
+    """For announced and chunked bodies; the refusal is one problem."""
     layer = Middleware(BodyLimitMiddleware, LimitsSettings(max_body_size=inner))
     client = inside(layer, limits={"max_body_size": outer})
 
@@ -380,8 +371,8 @@ def test_body_limit(inside, outer, inner, sent):
     assert_no_header_twice(large)
 
 
-def test_concurrency_limit(inside):
-    """A request takes a place of both limits, and gives both back."""
+def test_concurrency_limit_inside_uses_a_slot_of_both(inside):
+    """Both are released."""
     limit = Middleware(ConcurrencyLimitMiddleware, LimitsSettings(max_concurrent=2), registry=CollectorRegistry())
     client = inside(limit, limits={"max_concurrent": 1})
 
@@ -389,7 +380,7 @@ def test_concurrency_limit(inside):
 
 
 class Counted(Layer):
-    """Count how often it is asked what works inside of another layer, and how often it works."""
+    """Count calls of `inside`, and of `on_request`."""
 
     may_answer = False
 
@@ -406,9 +397,7 @@ class Counted(Layer):
 
 
 @pytest.mark.parametrize("root_path", ["", "/sub"])
-def test_a_layer_is_asked_once(root_path):
-    """What works inside of what is found out at the first request, and not at each."""
-
+def test_inside_is_called_once_not_per_request(root_path):
     async def mount(scope, receive, send):
         scope["root_path"] = root_path
         await counted(scope, receive, send)
@@ -422,8 +411,7 @@ def test_a_layer_is_asked_once(root_path):
     assert (counted.asked, counted.worked) == (1, 3)
 
 
-def test_an_app_may_start_again():
-    """Each lifespan reaches the app, past layers that work for requests only."""
+def test_lifespan_passes_the_layers_at_each_start():
     starts = []
 
     @asynccontextmanager
@@ -439,8 +427,8 @@ def test_an_app_may_start_again():
     assert starts == ["start", "start"]
 
 
-def test_headers_that_an_app_varies_with_stay():
-    """An exchange inside of another one adds no header of the outer one's in place of the app's own."""
+def test_inner_exchange_keeps_the_headers_of_the_app():
+    """Only the outermost exchange adds response headers."""
     app = create_app(Settings(**SECTIONS))
     add(app, [Middleware(DeadlineMiddleware)])
 
@@ -450,8 +438,7 @@ def test_headers_that_an_app_varies_with_stay():
 
 
 @pytest.mark.parametrize("place", ["added", "mounted"])
-def test_a_drain_closes_connections_of_requests_with_inner_layers(place):
-    """The hook that is added later is called for requests whose layers have been combined before."""
+def test_hook_added_later_is_called_for_combined_layers(place):
     app = create_app(Settings(**SECTIONS))
     PLACES[place](app, [Middleware(RequestIDMiddleware)])
     path = "/page" if place == "added" else "/sub/page"
@@ -478,14 +465,13 @@ def test_a_drain_closes_connections_of_requests_with_inner_layers(place):
         (RateLimitMiddleware, {}),
     ],
 )
-def test_paths_that_exempt_nothing_are_refused(layer, options, exempt):
-    """Each letter of a text would be a path, so that `/` is exempt and the text is not."""
+def test_exempt_paths_are_checked(layer, options, exempt):
+    """A string would be a set of letters."""
     with pytest.raises(ConfigurationError, match="write a set of paths with a slash first and none at the end"):
         layer(page, exempt=exempt, **options)
 
 
-def test_the_root_may_be_exempt():
-    """It is the one path that ends with a slash."""
+def test_root_may_be_exempt():
     app = Starlette(
         routes=[Route("/", page)], middleware=[Middleware(AllowedHostsMiddleware, allowed="a", exempt=["/"])]
     )
@@ -493,8 +479,7 @@ def test_the_root_may_be_exempt():
     assert TestClient(app).get("/").status_code == 200
 
 
-def test_a_stack_around_an_app_with_a_lifespan_and_websockets():
-    """A layer sees the types of scope that it works for, and the lifespan reaches the app."""
+def test_stack_calls_layers_for_their_scope_types_only():
     started = []
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Levels that are changed while the service runs: who may, for how long, and what they were before."""
+"""Change log levels at runtime: authorization, time limit and revert."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ def client_for(settings):
 
 @pytest.fixture
 def client(caplog):
-    """A client of an app that lets levels be changed; what is changed ends with the test."""
+    """A client of an app with /log-level; changes are reverted at the end of the test."""
     logging.getLogger(LOGGER).setLevel(logging.NOTSET)
     client = client_for(LogSettings(level_token=TOKEN))
     caplog.set_level(logging.INFO)  # of the root logger, which each of the others follows
@@ -61,8 +61,7 @@ def audit(caplog):
 # Who may
 
 
-def test_without_a_token_there_is_no_such_path():
-    """Off by default: what a token does not open is not there."""
+def test_path_without_a_token_is_a_404():
     client = client_for(None)
 
     statuses = [client.request(method, "/log-level").status_code for method in ("GET", "POST", "DELETE")]
@@ -79,8 +78,7 @@ def test_without_a_token_there_is_no_such_path():
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-def test_a_stranger_may_nothing(client, method, authorization, challenge):
-    """Without the token nothing is shown, changed or reverted; a wrong one is no better than none."""
+def test_request_without_the_token_is_refused(client, method, authorization, challenge):
     change(client)
     headers = {"Authorization": authorization} if authorization else {}
 
@@ -92,8 +90,7 @@ def test_a_stranger_may_nothing(client, method, authorization, challenge):
     assert logging.getLogger(LOGGER).level == logging.DEBUG
 
 
-def test_a_token_that_can_be_guessed_is_refused():
-    """A token of less than sixteen characters is an error of the settings."""
+def test_short_token_is_refused():
     with pytest.raises(ValueError, match="at least 16"):
         LogSettings(level_token="changeme")
 
@@ -102,8 +99,8 @@ def test_a_token_that_can_be_guessed_is_refused():
 
 
 @pytest.mark.parametrize("path", ["/log-level", "/log-level/"])
-def test_a_level_is_changed_and_reverted(client, path, caplog):
-    """The logger has its new level until it is reverted, and then the one that it had; both are told in the log."""
+def test_level_is_changed_and_reverted(client, path, caplog):
+    """Both are logged."""
     logger = logging.getLogger(LOGGER)
     wanted = {"logger": LOGGER, "level": "debug", "seconds": 600}
 
@@ -123,8 +120,7 @@ def test_a_level_is_changed_and_reverted(client, path, caplog):
     assert audit(caplog) == [f"log level of {LOGGER}: DEBUG for 600 s", f"log level of {LOGGER}: NOTSET again"]
 
 
-def test_a_level_reverts_by_itself(client, caplog):
-    """When the time is over the logger is as it was, without another request."""
+def test_level_is_reverted_after_its_time(client, caplog):
     logger = logging.getLogger(LOGGER)
     logger.setLevel(logging.ERROR)
 
@@ -138,15 +134,14 @@ def test_a_level_reverts_by_itself(client, caplog):
     assert audit(caplog)[1] == f"log level of {LOGGER}: ERROR again"
 
 
-def test_the_answer_says_how_far_it_reaches(client):
-    """A level belongs to a process, and each answer names it and says that there may be others."""
+def test_answer_names_the_process(client):
     for response in (change(client), client.get("/log-level", headers=BEARER)):
         assert response.json()["process"] == os.getpid()
         assert response.json()["reach"] == "this process only; other workers and containers keep their levels"
 
 
-def test_a_second_change_takes_the_place_of_the_first(client):
-    """The time begins anew, even if that of the first is just over; what comes back is the level before the first."""
+def test_second_change_replaces_the_first(client):
+    """The time starts again; the revert restores the level before the first."""
     logger = logging.getLogger(LOGGER)
     logger.setLevel(logging.WARNING)
     change(client)
@@ -164,8 +159,7 @@ def test_a_second_change_takes_the_place_of_the_first(client):
     assert not first.is_alive()
 
 
-def test_one_of_several_is_reverted(client):
-    """`DELETE` with a name reverts that logger; a name that is not changed is nothing to revert."""
+def test_delete_reverts_one_logger(client):
     logging.getLogger(f"{LOGGER}.prices")
     change(client)
     change(client, logger=f"{LOGGER}.prices", level="ERROR")
@@ -176,8 +170,7 @@ def test_one_of_several_is_reverted(client):
     assert [each["logger"] for each in left] == [each["logger"] for each in nothing] == [f"{LOGGER}.prices"]
 
 
-def test_the_root_logger_and_a_parent_by_name_only(client):
-    """`root` is the logger above all; a name that only has children may be changed for them."""
+def test_root_and_parent_loggers_can_be_changed(client):
     child = logging.getLogger("warehouse.stock.shelves")
 
     root = change(client, logger="root", level="ERROR")
@@ -204,8 +197,7 @@ def test_the_root_logger_and_a_parent_by_name_only(client):
         ("not an object", ["body"]),
     ],
 )
-def test_what_cannot_be_done_is_a_422(client, body, where):
-    """The problem says where it is wrong, and nothing changes."""
+def test_invalid_change_is_a_422_problem(client, body, where):
     response = client.post("/log-level", headers=BEARER, json=body)
 
     assert response.status_code == 422
@@ -214,8 +206,7 @@ def test_what_cannot_be_done_is_a_422(client, body, where):
     assert logging.getLogger(LOGGER).level == logging.NOTSET
 
 
-def test_a_logger_that_is_not_there_is_a_422(client):
-    """A misspelt name is told, and not made a logger that nobody uses."""
+def test_unknown_logger_is_a_422_problem(client):
     response = change(client, logger="sqlalchmy.engine")
 
     assert response.status_code == 422
@@ -224,15 +215,14 @@ def test_a_logger_that_is_not_there_is_a_422(client):
 
 
 def test_other_methods_are_refused(client):
-    """The path has three methods."""
     assert client.put("/log-level", headers=BEARER).status_code == 405
 
 
 # In the whole app
 
 
-def test_create_app_has_it_with_a_token(capsys):
-    """It stands before the app's own routes and not in the schema; the line of a change has the id of its request."""
+def test_create_app_with_a_token_has_the_path(capsys):
+    """In front of the app's routes and not in the schema; the line has the request id."""
     settings = Settings(_env_file=None, environment="test", log={"level_token": TOKEN})
     app = create_app(settings)
 
@@ -268,8 +258,8 @@ async def debug():
 
 
 @pytest.mark.system
-def test_several_workers_are_told_apart(tmp_path):
-    """A change reaches one of two real workers, which names itself; the other one answers that nothing is changed."""
+def test_change_applies_to_one_of_two_workers(tmp_path):
+    """Each names its process."""
     pytest.importorskip("uvicorn")
     (tmp_path / "service.py").write_text(SERVICE)
     port = free_port()

@@ -1,4 +1,4 @@
-"""Every line of the process is one JSON object, without secrets, of bounded size, whoever logs it."""
+"""Every log line of the process is one JSON object, without secrets and of bounded size."""
 
 import asyncio
 import http.client
@@ -42,7 +42,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "pieces" / "logging.md"
 
 @pytest.fixture(autouse=True)
 def restored():
-    """Give the servers' loggers and structlog back as well."""
+    """Restore the servers' loggers and structlog, too."""
     loggers = [logging.getLogger(name) for name in (*SERVERS, *ACCESS)]
     before = [(each, each.handlers[:], each.filters[:], each.level, each.propagate) for each in loggers]
     yield
@@ -56,7 +56,7 @@ def restored():
 
 @pytest.fixture
 def lines(capsys):
-    """Return what was written since, one parsed object a line; nothing may be on standard error."""
+    """Return the new lines of standard output, parsed; standard error must be empty."""
 
     def read() -> list[dict]:
         out, err = capsys.readouterr()
@@ -73,7 +73,7 @@ def handler() -> EventHandler:
 
 @contextmanager
 def without_pytest():
-    """Take away pytest's own handlers, which raise where the standard library's print."""
+    """Remove pytest's handlers, which raise where the standard library prints."""
     root = logging.getLogger()
     before, root.handlers = root.handlers, [handler()]
     yield
@@ -90,8 +90,8 @@ class Broken:
 # What every line carries
 
 
-def test_a_line_of_the_standard_library_carries_the_fields_of_the_contract(lines):
-    """Time in UTC, level, event, logger, and who is speaking."""
+def test_record_has_the_standard_fields(lines):
+    """Time in UTC, level, event, logger, and service."""
     configure_logging(service="orders", version="1.4.2", environment="prod")
 
     logging.getLogger("third.party").warning("%d left\n", 3, extra={"shelf": "A"})
@@ -109,8 +109,8 @@ def test_a_line_of_the_standard_library_carries_the_fields_of_the_contract(lines
     }
 
 
-def test_timestamps_are_utc_and_say_so_with_a_z(lines):
-    """Log stores read ISO 8601 with a Z, in quick lines and in careful ones."""
+def test_timestamp_is_utc_with_a_z(lines):
+    """In both paths."""
     configure_logging()
 
     logging.getLogger("a").info("plain")
@@ -119,8 +119,8 @@ def test_timestamps_are_utc_and_say_so_with_a_z(lines):
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", line["timestamp"]) for line in lines())
 
 
-def test_structlog_events_are_lines_of_the_same_kind(lines):
-    """Names that records of the standard library reserve are free for structlog's fields."""
+def test_structlog_event_has_the_standard_fields(lines):
+    """Its fields may have names that records reserve."""
     configure_logging(service="orders")
 
     structlog.get_logger("shop").bind(order=7).info("paid %s", "twice", name="Ada", message="m", args=[1])
@@ -131,8 +131,7 @@ def test_structlog_events_are_lines_of_the_same_kind(lines):
     assert (line["order"], line["name"], line["message"], line["args"]) == (7, "Ada", "m", [1])
 
 
-def test_a_structlog_logger_without_a_name_is_named_after_its_module(lines):
-    """`structlog.get_logger()` says where the line comes from."""
+def test_structlog_logger_without_a_name_has_that_of_its_module(lines):
     configure_logging()
 
     structlog.get_logger().info("hello")
@@ -140,8 +139,8 @@ def test_a_structlog_logger_without_a_name_is_named_after_its_module(lines):
     assert lines()[0]["logger"] == __name__
 
 
-def test_a_field_cannot_take_the_place_of_what_every_line_has(lines):
-    """A field called `level` or `exception` is kept under another name."""
+def test_field_does_not_replace_a_standard_field(lines):
+    """It gets another name."""
     configure_logging(service="orders")
     log = structlog.get_logger("shop")
 
@@ -157,8 +156,8 @@ def test_a_field_cannot_take_the_place_of_what_every_line_has(lines):
     assert line["exception_"] == "theirs"
 
 
-def test_an_exception_is_one_field_with_the_whole_traceback(lines):
-    """Causes are part of it, and so is nothing else: one event in the log store, not forty."""
+def test_exception_is_one_field_with_its_traceback(lines):
+    """Causes included."""
     configure_logging()
 
     try:
@@ -175,8 +174,7 @@ def test_an_exception_is_one_field_with_the_whole_traceback(lines):
     assert line["exception"].endswith("RuntimeError: outer")
 
 
-def test_no_exception_is_no_field(lines):
-    """`exc_info=True` without an exception is a line without traceback."""
+def test_exc_info_without_an_exception_has_no_field(lines):
     configure_logging()
 
     logging.getLogger("a").error("nothing happened", exc_info=True)  # noqa: LOG014 - the point
@@ -185,7 +183,6 @@ def test_no_exception_is_no_field(lines):
 
 
 def test_stack_info_is_a_field(lines):
-    """`stack_info=True` shows where the call is."""
     configure_logging()
 
     logging.getLogger("a").info("here", stack_info=True)
@@ -195,7 +192,7 @@ def test_stack_info_is_a_field(lines):
 
 
 def test_levels_below_the_setting_are_not_written(lines):
-    """LOG_LEVEL holds for both ways to log, and for a single logger the program may say otherwise."""
+    """From both libraries; a logger may have its own level."""
     configure_logging(LogSettings(level="warning"))
     logging.getLogger("chatty").setLevel("DEBUG")
 
@@ -211,7 +208,6 @@ def test_levels_below_the_setting_are_not_written(lines):
 
 
 def test_bound_fields_reach_sync_routes_and_background_tasks(lines):
-    """What is bound in the request is on every line of it, in any thread."""
     configure_logging()
     app = FastAPI()
 
@@ -240,7 +236,6 @@ def test_bound_fields_reach_sync_routes_and_background_tasks(lines):
 
 
 async def test_structlog_contextvars_are_on_every_line(lines):
-    """`structlog.contextvars.bind_contextvars` works for lines of the standard library as well, and in async calls."""
     configure_logging()
     structlog.contextvars.bind_contextvars(tenant="acme")
 
@@ -266,7 +261,7 @@ logging.getLogger("a").info("hello")
 
 
 def test_fields_of_a_record_factory_are_on_every_line():
-    """Those of a factory that was set before the import as well, as `opentelemetry-instrument` does."""
+    """Also if it was set before the import, as `opentelemetry-instrument` does."""
     done = subprocess.run([sys.executable, "-c", FACTORY], capture_output=True, text=True, check=True, timeout=60)
 
     assert json.loads(done.stdout)["trace_id"] == "abc"
@@ -275,18 +270,17 @@ def test_fields_of_a_record_factory_are_on_every_line():
 # The direct way of the access line
 
 
-def write_quickly(**fields):
-    """Write an event as the access log does, without a record."""
+def write_directly(**fields):
+    """Write an event without a record, as the access log does."""
     handler().writer("info", "fastapi_prodkit.access", "request")(fields)
 
 
-def test_a_writer_writes_the_line_of_the_contract(lines):
-    """The access log's way gives the same line as a record would."""
+def test_writer_writes_the_same_line_as_a_record(lines):
     configure_logging(service="orders")
     _context.begin({"request_id": "abcdefgh"})
 
     for _ in range(2):
-        write_quickly(http_route="/items/{item_id}", http_status=200, duration_ms=1.5)
+        write_directly(http_route="/items/{item_id}", http_status=200, duration_ms=1.5)
 
     first, second = lines()
     assert first.pop("timestamp") <= second.pop("timestamp")
@@ -314,53 +308,51 @@ def test_a_writer_writes_the_line_of_the_contract(lines):
         ("x" * 50_000, "x" * 50_000),
     ],
 )
-def test_a_writer_is_as_careful_as_a_record(lines, value, written):
-    """What the quick way cannot vouch for goes the careful way; a key that was harmless before does not vouch."""
+def test_writer_masks_and_escapes_like_a_record(lines, value, written):
+    """Also a key that was harmless before."""
     configure_logging()
-    write_quickly(field="harmless")
+    write_directly(field="harmless")
 
-    write_quickly(field=value)
+    write_directly(field=value)
 
     assert lines()[1]["field"] == written
 
 
-def test_a_writer_writes_structlogs_context(lines):
-    """The same fields as a record's line."""
+def test_writer_has_the_context_of_structlog(lines):
     configure_logging()
     _context.begin({"request_id": "abcdefgh"})
     structlog.contextvars.bind_contextvars(tenant="acme")
 
-    write_quickly(field=1)
+    write_directly(field=1)
 
     [line] = lines()
     assert (line["request_id"], line["tenant"], line["field"]) == ("abcdefgh", "acme", 1)
 
 
-def test_a_writer_masks_keys_of_the_context(lines):
-    """A secret that was bound is masked on the access line as well, each time."""
+def test_writer_masks_fields_of_the_context(lines):
+    """Each time."""
     configure_logging(LogSettings(redact=("pin",)))
     _context.begin({"user_token": "abc", "pin": "1234"})
 
     for _ in range(2):
-        write_quickly()
+        write_directly()
 
     assert [(line["user_token"], line["pin"]) for line in lines()] == [("[redacted]", "[redacted]")] * 2
 
 
-def test_a_time_in_the_context_is_not_the_time_of_the_line(lines):
-    """What was bound under the name of a field of the contract is kept under another, here as everywhere."""
+def test_field_of_the_context_does_not_replace_a_standard_field(lines):
     configure_logging()
     _context.begin({"timestamp": "yesterday"})
 
-    write_quickly(field=1)
+    write_directly(field=1)
 
     [line] = lines()
     assert line["timestamp_"] == "yesterday"
     assert line["timestamp"].endswith("Z")
 
 
-def test_the_quick_way_does_not_remember_keys_without_end(lines):
-    """Keys that a client chooses cannot fill the memory."""
+def test_number_of_cached_keys_is_bounded(lines):
+    """A client may choose keys."""
     configure_logging()
 
     for number in range(1_200):
@@ -375,7 +367,7 @@ def test_the_quick_way_does_not_remember_keys_without_end(lines):
 
 @pytest.fixture
 def formatted():
-    """A handler of others that writes the request id, in front of ours; return what it has written."""
+    """A handler of another library that writes the request id; return its lines."""
     stream = io.StringIO()
     theirs = logging.StreamHandler(stream)
     theirs.addFilter(RequestIDFilter())
@@ -384,8 +376,8 @@ def formatted():
     return stream
 
 
-def test_a_filter_puts_the_request_id_on_the_records_of_any_handler(formatted, lines):
-    """In a request; outside of one there is a dash, which our own lines leave out."""
+def test_filter_sets_the_request_id(formatted, lines):
+    """Outside of a request a dash, which our lines omit."""
     configure_logging()
 
     logging.getLogger("a").info("before")
@@ -396,15 +388,14 @@ def test_a_filter_puts_the_request_id_on_the_records_of_any_handler(formatted, l
     assert [line.get("request_id") for line in lines()] == [None, "abcdefgh"]
 
 
-def test_a_filter_keeps_the_request_id_that_a_record_has(formatted):
-    """A record that comes through a queue was made in a request, and is formatted outside of any."""
+def test_filter_keeps_the_request_id_of_a_record(formatted):
+    """A record from a queue is formatted outside of its request."""
     logging.getLogger("a").warning("later", extra={"request_id": "abcdefgh"})
 
     assert formatted.getvalue() == "abcdefgh later\n"
 
 
-def test_a_filter_can_be_named_in_a_configuration():
-    """`dictConfig` makes it like any other, and its name narrows it like any other."""
+def test_filter_can_be_named_in_dict_config():
     filters = {"request_id": {"()": "fastapi_prodkit.logging.RequestIDFilter", "name": "shop"}}
     handlers = {"elsewhere": {"class": "logging.NullHandler", "filters": ["request_id"]}}
     loggers = {"shop": {"handlers": ["elsewhere"]}}
@@ -429,8 +420,8 @@ def test_a_filter_can_be_named_in_a_configuration():
         "card-number",
     ],
 )
-def test_a_secret_key_hides_its_value(lines, key):
-    """Case, `-` and `_` make no difference, depth neither."""
+def test_value_of_a_secret_key_is_masked(lines, key):
+    """In any case and depth, with `-` or `_`."""
     configure_logging(LogSettings(redact=("pin", "Card_Number")))
 
     logging.getLogger("a").info("event", extra={key: "hunter2", "data": [{"deep": {key: ["hunter2"]}}]})
@@ -440,8 +431,8 @@ def test_a_secret_key_hides_its_value(lines, key):
     assert line["data"] == [{"deep": {key: "[redacted]"}}]
 
 
-def test_headers_as_asgi_has_them_are_masked(lines):
-    """A scope's headers are pairs of bytes, not a mapping."""
+def test_secret_asgi_headers_are_masked(lines):
+    """They are pairs of bytes."""
     configure_logging()
 
     logging.getLogger("a").info("event", extra={"headers": [(b"host", b"a"), (b"authorization", b"Basic YTpi")]})
@@ -476,7 +467,7 @@ def test_headers_as_asgi_has_them_are_masked(lines):
     ],
 )
 def test_secrets_in_any_text_are_masked(lines, text, masked):
-    """In messages, values and tracebacks; the rest of the text stays as it is. None means: all of it."""
+    """In messages, values and tracebacks. None: the whole text."""
     configure_logging()
 
     try:
@@ -490,7 +481,7 @@ def test_secrets_in_any_text_are_masked(lines, text, masked):
 
 
 def test_masking_masked_text_changes_nothing():
-    """A line that passes twice, as from a child process, stays readable."""
+    """Such as a line of a child process."""
     redactor = Redactor()
     text = "postgres://u:pw@db/x password='a' Bearer b token=c\nCookie: d=e\nDETAIL: f"
 
@@ -517,8 +508,8 @@ def test_masking_masked_text_changes_nothing():
         {"a": set(range(100_000))},
     ],
 )
-def test_no_line_is_longer_than_a_log_store_takes(capsys, fields):
-    """256 KB less the overhead; what is left is valid, says that it was cut, and keeps what finds the line."""
+def test_line_has_a_maximum_size(capsys, fields):
+    """256 KB less the overhead; it stays valid, and keeps the important fields."""
     configure_logging()
     _context.begin({"request_id": "abcdefgh"})
 
@@ -536,8 +527,8 @@ def test_no_line_is_longer_than_a_log_store_takes(capsys, fields):
     assert "[cut" in out
 
 
-def test_a_cut_text_keeps_both_ends_and_says_how_much_is_missing(lines):
-    """Of a traceback the end matters most, of a statement the beginning."""
+def test_truncated_text_keeps_both_ends(lines):
+    """And the number of missing characters."""
     configure_logging()
 
     logging.getLogger("a").info("begin%send", "x" * 500_000)
@@ -550,8 +541,7 @@ def test_a_cut_text_keeps_both_ends_and_says_how_much_is_missing(lines):
     assert len(head) > 50_000
 
 
-def test_a_secret_at_the_place_of_a_cut_is_not_half_shown(lines):
-    """A DSN that loses its host does not show its password."""
+def test_secret_at_a_truncation_is_masked(lines):
     configure_logging()
     dsn = "postgres://user:hunter2@host/db "
 
@@ -625,8 +615,7 @@ class Pair(NamedTuple):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_any_value_is_written_as_plain_json(lines, value, written):
-    """Nothing that is logged can make the line unreadable, or be lost with an exception in the caller."""
+def test_value_of_any_type_is_written_as_json(lines, value, written):
     configure_logging()
 
     structlog.get_logger("a").info("event", value=value)
@@ -634,8 +623,8 @@ def test_any_value_is_written_as_plain_json(lines, value, written):
     assert lines()[0]["value"] == written
 
 
-def test_values_that_contain_themselves_are_cut(lines):
-    """A circle ends, and the rest of the event is there."""
+def test_recursive_value_is_truncated(lines):
+    """The rest of the event is written."""
     configure_logging()
     circle = {"name": "circle"}
     circle["self"] = [circle]
@@ -648,8 +637,7 @@ def test_values_that_contain_themselves_are_cut(lines):
     assert line["after"] == 1
 
 
-def test_nothing_is_consumed_by_being_logged(lines):
-    """An iterator still has its values afterwards."""
+def test_iterator_is_not_consumed(lines):
     configure_logging()
     numbers = iter([1, 2])
 
@@ -659,8 +647,8 @@ def test_nothing_is_consumed_by_being_logged(lines):
     assert list(numbers) == [1, 2]
 
 
-def test_a_value_cannot_forge_a_line_or_colour_a_terminal(capsys):
-    """Line breaks of every kind, terminal sequences and direction marks are escaped, and come back when parsed."""
+def test_control_characters_are_escaped(capsys):
+    """Line breaks, terminal sequences and direction marks; parsing restores them."""
     configure_logging()
     text = 'a\r\n{"event":"forged"}\x1b[31m\x85\u2028\u2029\x9b31m\u202e\x00'
 
@@ -676,8 +664,8 @@ def test_a_value_cannot_forge_a_line_or_colour_a_terminal(capsys):
 
 
 @pytest.mark.parametrize("get_logger", [logging.getLogger, structlog.get_logger])
-def test_a_message_that_does_not_fit_its_arguments_is_logged_as_it_is(lines, get_logger):
-    """A mistake in a logging call does not reach the caller, and does not hide either."""
+def test_message_that_does_not_match_its_arguments_is_logged(lines, get_logger):
+    """Without an exception in the caller."""
     configure_logging()
 
     with without_pytest():
@@ -689,8 +677,7 @@ def test_a_message_that_does_not_fit_its_arguments_is_logged_as_it_is(lines, get
     assert line["args"] == ["one"]
 
 
-def test_a_message_that_cannot_be_printed_is_logged_as_such(lines):
-    """Even the message may be an object whose `__str__` fails."""
+def test_message_whose_str_fails_is_logged(lines):
     configure_logging()
 
     with without_pytest():
@@ -701,8 +688,7 @@ def test_a_message_that_cannot_be_printed_is_logged_as_such(lines):
     assert line["logging_error"] == "RuntimeError: broken __str__"
 
 
-def test_an_exception_that_cannot_be_printed_leaves_a_line(lines):
-    """What fails in the middle of the traceback does not reach the caller."""
+def test_exception_whose_str_fails_is_logged(lines):
     configure_logging()
 
     class HostileError(Exception):
@@ -726,8 +712,8 @@ def add_region(_logger, _method, event):
 
 
 @pytest.mark.parametrize("get_logger", [logging.getLogger, structlog.get_logger])
-def test_processors_see_and_change_each_event(lines, get_logger):
-    """One after the other, with the logger, the level and every field of the line, whoever logs."""
+def test_processors_change_each_event(lines, get_logger):
+    """In order, with logger, level and all fields of the line."""
     seen = []
 
     def note(logger, method, event):
@@ -748,8 +734,8 @@ def test_processors_see_and_change_each_event(lines, get_logger):
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_an_event_that_a_processor_drops_has_no_line(capsys, log_format):
-    """The others have theirs, and later processors do not see it."""
+def test_event_dropped_by_a_processor_has_no_line(capsys, log_format):
+    """Later processors are not called."""
     seen = []
 
     def drop(_logger, _method, event):
@@ -781,8 +767,8 @@ def test_an_event_that_a_processor_drops_has_no_line(capsys, log_format):
         ({"value": Broken()}, "[unprintable Broken]"),
     ],
 )
-def test_what_a_processor_adds_is_masked(lines, added, written):
-    """Masking comes last, also for the second event, whose keys are known; nothing that is added escapes it."""
+def test_fields_of_a_processor_are_masked(lines, added, written):
+    """In the second event too, whose keys are cached."""
     configure_logging(processors=[lambda _logger, _method, event: event | added])
 
     for _ in range(2):
@@ -793,8 +779,8 @@ def test_what_a_processor_adds_is_masked(lines, added, written):
 
 
 @pytest.mark.parametrize("returned", [None, "a line", ["timestamp"]], ids=str)
-def test_a_processor_that_fails_leaves_a_line(lines, returned):
-    """The caller gets no exception, also if the result is no dict; the line says so, and leaves the fields out."""
+def test_failing_processor_leaves_a_line(lines, returned):
+    """Without the fields; a result that is no dict too."""
 
     def broken(_logger, _method, _event):
         if returned is None:
@@ -810,8 +796,8 @@ def test_a_processor_that_fails_leaves_a_line(lines, returned):
     assert line["logging_error"] == ("RuntimeError" if returned is None else "ValueError")
 
 
-def test_structlogs_own_processors_fit(lines, capsys):
-    """Also one that makes a text of the time; on the console it is shown as that."""
+def test_processors_of_structlog_work(lines, capsys):
+    """Also one that replaces the timestamp."""
     stamp = structlog.processors.TimeStamper(fmt="%Y", key="timestamp")
 
     configure_logging(processors=[stamp])
@@ -825,7 +811,6 @@ def test_structlogs_own_processors_fit(lines, capsys):
 
 
 def test_processors_see_access_lines(lines):
-    """The access log makes a record of each request while there are processors."""
     settings = Settings(environment="test")
     app = create_app(settings)
     configure_logging(settings.log, processors=[add_region])
@@ -841,9 +826,7 @@ def test_processors_see_access_lines(lines):
 
 
 @pytest.mark.parametrize("stream", [None, "closed", "broken"])
-def test_a_standard_output_that_is_gone_does_not_reach_the_caller(monkeypatch, stream):
-    """A service whose log cannot be written serves on."""
-
+def test_closed_standard_output_does_not_raise(monkeypatch, stream):
     class BrokenPipe(io.StringIO):
         buffer = property(lambda self: self)
 
@@ -857,11 +840,11 @@ def test_a_standard_output_that_is_gone_does_not_reach_the_caller(monkeypatch, s
     monkeypatch.setattr(sys, "stdout", {"closed": closed, "broken": BrokenPipe()}.get(stream))
 
     logging.getLogger("a").info("lost")
-    write_quickly(lost=True)
+    write_directly(lost=True)
 
 
 def test_lost_lines_are_counted_by_reason(monkeypatch):
-    """A process that cannot say so in its log says so in its metrics."""
+    """In a metric."""
     configure_logging()
     monkeypatch.setattr(sys, "stdout", None)
 
@@ -872,7 +855,7 @@ def test_lost_lines_are_counted_by_reason(monkeypatch):
 
 
 def test_json_is_utf_8_whatever_standard_output_is(monkeypatch):
-    """RFC 8259 section 8.1 leaves no choice, and every character arrives."""
+    """RFC 8259 section 8.1."""
     raw = io.BytesIO()
     configure_logging()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1", write_through=True))
@@ -882,8 +865,8 @@ def test_json_is_utf_8_whatever_standard_output_is(monkeypatch):
     assert json.loads(raw.getvalue().decode())["event"] == "café €uro 😀"
 
 
-def test_a_line_is_one_write_however_long_it_is(monkeypatch):
-    """Workers share one pipe: what is written in two pieces is torn apart by another worker's line."""
+def test_line_is_one_write_of_any_length(monkeypatch):
+    """Lines of several workers on one pipe do not mix."""
 
     class Counting(io.RawIOBase):
         def __init__(self):
@@ -907,8 +890,8 @@ def test_a_line_is_one_write_however_long_it_is(monkeypatch):
     assert raw.sizes[0] > 100_000
 
 
-def test_a_pipe_that_takes_a_part_gets_the_rest(monkeypatch, tmp_path):
-    """What the system did not take at once is written afterwards, and other threads wait for it."""
+def test_rest_of_a_partial_write_is_written(monkeypatch, tmp_path):
+    """Other threads wait."""
 
     class Slow(io.FileIO):
         def write(self, data):
@@ -924,8 +907,7 @@ def test_a_pipe_that_takes_a_part_gets_the_rest(monkeypatch, tmp_path):
     assert json.loads(path.read_text())["event"] == "x" * 500
 
 
-def test_a_stream_of_text_gets_lines_as_well(monkeypatch):
-    """Some programs put something there that takes text only."""
+def test_text_stream_as_standard_output(monkeypatch):
     stream = io.StringIO()
     configure_logging()
     monkeypatch.setattr(sys, "stdout", stream)
@@ -935,14 +917,13 @@ def test_a_stream_of_text_gets_lines_as_well(monkeypatch):
     assert json.loads(stream.getvalue())["event"] == "hello"
 
 
-def test_lines_of_many_threads_stay_whole(lines):
-    """Threads do not write into each other's lines."""
+def test_lines_of_threads_do_not_mix(lines):
     configure_logging()
 
     def work():
         for _ in range(50):
             logging.getLogger("a").info("x" * 500)
-            write_quickly(field="y" * 500)
+            write_directly(field="y" * 500)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -954,7 +935,7 @@ def test_lines_of_many_threads_stay_whole(lines):
 
 
 def test_configuring_twice_replaces_the_first_configuration(lines):
-    """No line is doubled, and the second settings hold for loggers made before."""
+    """For existing loggers too; no line is repeated."""
     configure_logging(service="first")
     log = structlog.get_logger("a")
     log.info("one")
@@ -972,7 +953,6 @@ def test_configuring_twice_replaces_the_first_configuration(lines):
 
 
 def test_only_handlers_that_write_to_the_terminal_are_replaced(capsys, tmp_path, caplog):
-    """What others put on the root logger stays, unless it would print every line again."""
     elsewhere = logging.StreamHandler(io.StringIO())
     file = logging.FileHandler(tmp_path / "log")
     root = logging.getLogger()
@@ -992,7 +972,7 @@ def test_only_handlers_that_write_to_the_terminal_are_replaced(capsys, tmp_path,
 
 
 def test_uvicorn_may_configure_its_loggers_before_or_after(lines):
-    """Its own configuration would print text, twice and to standard error; ours wins at the first line."""
+    """Our format applies from the first line."""
     from uvicorn.config import LOGGING_CONFIG
 
     logging.config.dictConfig(LOGGING_CONFIG)
@@ -1011,8 +991,7 @@ def test_uvicorn_may_configure_its_loggers_before_or_after(lines):
     assert not logging.getLogger("uvicorn.access").hasHandlers()
 
 
-def test_the_level_holds_for_the_server_that_configures_its_own(lines):
-    """LOG_LEVEL=WARNING silences a server whose configuration says INFO."""
+def test_level_applies_to_the_loggers_of_the_server(lines):
     from uvicorn.config import LOGGING_CONFIG
 
     configure_logging(LogSettings(level="WARNING"))
@@ -1024,8 +1003,7 @@ def test_the_level_holds_for_the_server_that_configures_its_own(lines):
     assert [line["event"] for line in lines()] == ["careful"]
 
 
-def test_a_file_that_gets_the_servers_access_lines_keeps_getting_them(tmp_path, lines):
-    """Only what writes to the terminal is taken away."""
+def test_file_handler_of_the_server_stays(tmp_path, lines):
     file = logging.FileHandler(tmp_path / "access.log")
     logging.getLogger("uvicorn.access").addHandler(file)
     logging.getLogger("uvicorn.access").setLevel("INFO")
@@ -1038,8 +1016,8 @@ def test_a_file_that_gets_the_servers_access_lines_keeps_getting_them(tmp_path, 
     assert lines() == []
 
 
-def test_an_exception_that_the_access_log_has_logged_is_not_logged_by_the_server_again(lines):
-    """One traceback per failure; the program may still log the exception itself."""
+def test_logged_exception_is_not_logged_by_the_server(lines):
+    """The app may log it again."""
     configure_logging()
     told, news = ValueError("told"), ValueError("news")
     _scope.mark_logged(told)
@@ -1054,8 +1032,7 @@ def test_an_exception_that_the_access_log_has_logged_is_not_logged_by_the_server
     ]
 
 
-def test_an_exception_object_that_is_raised_again_is_logged_again(lines):
-    """Programs keep exceptions in variables: that the first failure is logged says nothing of the second."""
+def test_exception_object_raised_again_is_logged_again(lines):
     configure_logging()
     error = ValueError("kept")
     _scope.mark_logged(error)
@@ -1086,7 +1063,7 @@ if __name__ == "__main__":
 
 
 def fetch(port: int, path: str) -> int:
-    """Return the status; a parent process announces the port a moment before its children listen."""
+    """Return the status; repeat while the workers do not listen yet."""
     deadline = time.monotonic() + 20
     while True:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
@@ -1138,7 +1115,7 @@ def serve(directory, command, arguments=""):
     ids=["run without log_config", "run", "command line"],
 )
 def test_every_line_of_a_real_server_is_json(tmp_path, command, arguments):
-    """Start-up, a warning, an unhandled exception and shutdown; no access line of the server's own."""
+    """Start-up, a warning, an unhandled exception and shutdown; without access lines of the server."""
     found = serve(tmp_path, command, arguments)
 
     events = [line["event"] for line in found]
@@ -1151,8 +1128,8 @@ def test_every_line_of_a_real_server_is_json(tmp_path, command, arguments):
 
 
 @pytest.mark.system
-def test_the_log_config_of_the_page_makes_a_parent_process_speak_json(tmp_path):
-    """With several workers the parent never imports the app; the file does for it what `configure_logging` does."""
+def test_log_config_of_the_page_makes_a_parent_process_log_json(tmp_path):
+    """The parent of the workers never imports the app."""
     config = re.search(r"```json\n(\{.*?\n\})\n```", PAGE.read_text(), re.DOTALL).group(1)
     (tmp_path / "logging.json").write_text(config)
     command = ["-m", "uvicorn", "service:app", "--port", "0", "--workers", "2", "--log-config", "logging.json"]
@@ -1189,7 +1166,7 @@ Late()
 
 
 def run(code: str) -> list[dict]:
-    """Run a program and return its lines, which must all be JSON, wherever they were written."""
+    """Run a program and return its lines from both streams, which must all be JSON."""
     program = f"from fastapi_prodkit.logging import configure_logging\nconfigure_logging()\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -1218,8 +1195,7 @@ def run(code: str) -> list[dict]:
     ],
     ids=["main thread", "thread", "destructor", "warning", "task", "coroutine"],
 )
-def test_what_nobody_caught_is_one_json_line(code, logger, text):
-    """Python's own reports, which are text of many lines on standard error otherwise."""
+def test_uncaught_exception_is_one_json_line(code, logger, text):
     found = run(code)
 
     assert [line["logger"] for line in found] == [logger]
@@ -1227,7 +1203,7 @@ def test_what_nobody_caught_is_one_json_line(code, logger, text):
 
 
 def test_uncaught_exceptions_are_logged_by_the_hooks(lines):
-    """The same, in this process."""
+    """In this process."""
     configure_logging()
 
     class Late:
@@ -1248,8 +1224,7 @@ def test_uncaught_exceptions_are_logged_by_the_hooks(lines):
     assert "__del__" in unraisable["ignored_in"]
 
 
-def test_a_thread_that_exits_on_purpose_is_not_an_error(lines):
-    """SystemExit in a thread ends it silently, as Python itself has it."""
+def test_system_exit_in_a_thread_logs_nothing(lines):
     configure_logging()
 
     thread = threading.Thread(target=sys.exit)
@@ -1259,8 +1234,7 @@ def test_a_thread_that_exits_on_purpose_is_not_an_error(lines):
     assert lines() == []
 
 
-async def test_warnings_and_asyncio_errors_become_lines(lines):
-    """Both go through the standard library's loggers, in this process as well."""
+async def test_warnings_and_asyncio_errors_are_logged(lines):
     configure_logging()
 
     with warnings.catch_warnings():
@@ -1282,8 +1256,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_console_shows_what_a_developer_needs(capsys):
-    """Time, level, event, logger, the request id and a readable traceback; not what is the same on each line."""
+def test_console_shows_readable_lines(capsys):
+    """Without the fields that are equal on each line."""
     configure_logging(LogSettings(format="console"), service="orders")
     _context.begin({"request_id": "abcdefgh"})
 
@@ -1301,14 +1275,13 @@ def test_the_console_shows_what_a_developer_needs(capsys):
     assert "\x1b" not in out
 
 
-def test_the_console_masks_and_escapes_as_well(capsys):
-    """A value cannot forge a line, and a developer's screen is no place for secrets either."""
+def test_console_masks_and_escapes(capsys):
     configure_logging(LogSettings(format="console"))
 
     logging.getLogger("a").info(
         "one\ntwo\x1b[31m\x85", extra={"password": "hunter2", "value": "a\r\nb", "deep": {"k": "\u2028\x1b"}, "k\n": 1}
     )
-    write_quickly(http_path="/\x1b[31m")
+    write_directly(http_path="/\x1b[31m")
 
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 2
@@ -1319,8 +1292,8 @@ def test_the_console_masks_and_escapes_as_well(capsys):
 @pytest.mark.parametrize(
     ("no_color", "term", "coloured"), [("", "xterm", True), ("1", "xterm", False), ("", "dumb", False)]
 )
-def test_the_console_is_coloured_on_a_terminal_that_knows_colours(monkeypatch, no_color, term, coloured):
-    """https://no-color.org: any value that is not empty turns colours off."""
+def test_console_colours_require_a_terminal_without_no_color(monkeypatch, no_color, term, coloured):
+    """https://no-color.org."""
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(sys, "stdout", Terminal())
@@ -1331,8 +1304,8 @@ def test_the_console_is_coloured_on_a_terminal_that_knows_colours(monkeypatch, n
     assert ("\x1b[" in sys.stdout.getvalue()) is coloured
 
 
-def test_the_console_can_be_configured_without_a_standard_output(monkeypatch):
-    """`pythonw` and detached services have none."""
+def test_console_works_without_standard_output(monkeypatch):
+    """As in `pythonw`."""
     monkeypatch.setattr(sys, "stdout", None)
 
     configure_logging(LogSettings(format="console"))
@@ -1348,8 +1321,8 @@ def test_the_console_can_be_configured_without_a_standard_output(monkeypatch):
         ("ASGI callable returned without completing handshake.", ()),
     ],
 )
-def test_what_uvicorn_says_of_websockets_is_left_to_the_access_log(lines, message, arguments):
-    """Its lines carry the query string, where browsers have to put their tickets."""
+def test_websocket_lines_of_uvicorn_are_dropped(lines, message, arguments):
+    """They contain the query string."""
     configure_logging()
 
     logging.getLogger("uvicorn.error").error(message, *arguments)

@@ -1,4 +1,4 @@
-"""The direct way of an event: open only while nothing in the process could see a record of it."""
+"""Events without a record: only while nothing in the process could observe the record."""
 
 import functools
 import logging
@@ -15,7 +15,7 @@ LOGGER = "test_logging_direct.child"
 
 @pytest.fixture
 def direct(monkeypatch):
-    """Return a function that makes a writer, with these handlers alone on the root logger; pytest adds its own late."""
+    """Return a function that makes a writer, with only these handlers on the root logger."""
 
     def make(*handlers):
         monkeypatch.setattr(logging.root, "handlers", list(handlers or [EventHandler()]))
@@ -24,8 +24,7 @@ def direct(monkeypatch):
     return make
 
 
-def test_the_direct_way_gives_the_line_of_the_contract(direct, capsys):
-    """Level, event and logger are those that a record would have had."""
+def test_direct_line_equals_that_of_a_record(direct, capsys):
     direct().find()({"number": 7})
 
     out = capsys.readouterr().out
@@ -33,8 +32,8 @@ def test_the_direct_way_gives_the_line_of_the_contract(direct, capsys):
     assert out.endswith('"number":7}\n')
 
 
-def test_the_direct_way_leads_to_the_handler_that_is_there(direct, monkeypatch, capsys):
-    """`configure_logging` may be called again while the app serves."""
+def test_direct_writer_uses_the_current_handler(direct, monkeypatch, capsys):
+    """`configure_logging` may be called again."""
     writer = direct()
     assert writer.find() is writer.find()
     monkeypatch.setattr(logging.root, "handlers", [EventHandler(service="second")])
@@ -46,13 +45,13 @@ def test_the_direct_way_leads_to_the_handler_that_is_there(direct, monkeypatch, 
 
 @functools.cache
 def loggers():
-    """Return the logger, the one above it, and the root."""
+    """Return the logger, its parent, and the root."""
     return logging.getLogger(LOGGER), logging.getLogger("test_logging_direct"), logging.root
 
 
 @pytest.mark.parametrize("logger", loggers(), ids=lambda logger: logger.name)
-def test_a_further_handler_closes_the_direct_way_while_it_is_there(direct, logger):
-    """Wherever it stands on the way of a record, and whenever it comes."""
+def test_another_handler_requires_records_while_it_is_added(direct, logger):
+    """On the logger, a parent, or the root."""
     writer, further = direct(), logging.NullHandler()
 
     logger.addHandler(further)
@@ -64,17 +63,15 @@ def test_a_further_handler_closes_the_direct_way_while_it_is_there(direct, logge
 
 
 class OwnHandler(EventHandler):
-    """A handler that may do anything with a record."""
+    """A subclass of our handler."""
 
 
 @pytest.mark.parametrize("handler", [logging.NullHandler, OwnHandler])
-def test_another_handler_closes_the_direct_way(direct, handler):
-    """Only `EventHandler` itself is known to write what the direct way writes."""
+def test_subclass_of_the_handler_requires_records(direct, handler):
     assert direct(handler()).find() is None
 
 
-def test_processors_close_the_direct_way(direct, monkeypatch):
-    """They see the events of records; a handler without any opens it again."""
+def test_processors_require_records(direct, monkeypatch):
     writer = direct(EventHandler(processors=[lambda _logger, _method, event: event]))
     assert writer.find() is None
 
@@ -83,16 +80,16 @@ def test_processors_close_the_direct_way(direct, monkeypatch):
     assert writer.find() is not None
 
 
-def test_no_handler_closes_the_direct_way(direct, monkeypatch):
-    """`dictConfig` may have taken it away."""
+def test_missing_handler_requires_records(direct, monkeypatch):
+    """`dictConfig` may have removed it."""
     writer = direct()
     monkeypatch.setattr(logging.root, "handlers", [])
 
     assert writer.find() is None
 
 
-def test_filters_close_the_direct_way(direct):
-    """Those of the handler and of the logger see each record."""
+def test_filters_require_records(direct):
+    """Of the handler and of the logger."""
     handler = EventHandler()
     writer = direct(handler)
 
@@ -104,8 +101,7 @@ def test_filters_close_the_direct_way(direct):
     assert writer.find() is not None
 
 
-def test_what_stops_a_record_closes_the_direct_way(direct, monkeypatch):
-    """A handler's level, and loggers that do not propagate."""
+def test_handler_level_and_propagation_require_records(direct, monkeypatch):
     handler = EventHandler()
     writer = direct(handler)
 
@@ -121,8 +117,7 @@ def test_what_stops_a_record_closes_the_direct_way(direct, monkeypatch):
 
 
 @pytest.mark.parametrize("factory", [functools.partial(logging.LogRecord), type("Own", (logging.LogRecord,), {})])
-def test_a_record_factory_closes_the_direct_way(direct, factory):
-    """A factory adds fields that the line has to have."""
+def test_record_factory_requires_records(direct, factory):
     writer = direct()
 
     logging.setLogRecordFactory(factory)
@@ -141,7 +136,7 @@ PATCHED = [
 
 
 class Proxy:
-    """What wrapt puts around a function: it compares equal to it, and has all of its attributes."""
+    """A proxy around a function, as wrapt makes: it compares equal to the function, and has its attributes."""
 
     def __init__(self, wrapped):
         self.wrapped = wrapped
@@ -156,7 +151,7 @@ class Proxy:
 
 
 def wrapper(function):
-    """Return an ordinary wrapper, under the name and the module of the function."""
+    """Return a wrapper with the name and module of the function."""
 
     @functools.wraps(function)
     def call(*args, **options):
@@ -167,8 +162,8 @@ def wrapper(function):
 
 @pytest.mark.parametrize(("owner", "name"), PATCHED, ids=lambda each: getattr(each, "__name__", each))
 @pytest.mark.parametrize("wrap", [Proxy, wrapper])
-def test_a_patched_function_of_the_standard_library_closes_the_direct_way(direct, monkeypatch, owner, name, wrap):
-    """Agents patch them to see every record, before or after the app is built."""
+def test_patched_function_requires_records(direct, monkeypatch, owner, name, wrap):
+    """Patched before or after the app is built."""
     writer = direct()
 
     with monkeypatch.context() as patch:
@@ -178,8 +173,7 @@ def test_a_patched_function_of_the_standard_library_closes_the_direct_way(direct
     assert writer.find() is not None
 
 
-def test_a_logger_class_of_its_own_closes_the_direct_way(direct, monkeypatch):
-    """`logging.setLoggerClass` is a way to see records as well."""
+def test_logger_class_requires_records(direct, monkeypatch):
     own = type("Own", (logging.Logger,), {"makeRecord": lambda *args, **options: logging.makeLogRecord({})})
     monkeypatch.setattr(logging.getLogger(LOGGER), "__class__", own)
 
@@ -209,8 +203,8 @@ print(DirectWriter(logging.getLogger("a"), "request").find() is not None)
     ],
     ids=["nothing", "function", "object", "factory"],
 )
-def test_what_was_patched_before_the_import_closes_the_direct_way(patch, open_):
-    """`ddtrace-run` and its like patch before any module of the app is loaded."""
+def test_function_patched_before_the_import_requires_records(patch, open_):
+    """As by `ddtrace-run`."""
     program = PATCHED_BEFORE.format(patch=patch)
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

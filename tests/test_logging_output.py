@@ -1,4 +1,4 @@
-"""Where lines of the log go: whole, or counted."""
+"""Log lines are written completely, or counted as lost."""
 
 import http.client
 import io
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="pipes that do not bl
 
 @contextmanager
 def pipe(monkeypatch, *, unbuffered=False):
-    """Make standard output a non-blocking pipe, and yield the end that reads."""
+    """Make standard output a non-blocking pipe, and yield its read end."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     raw = io.FileIO(writing, "w")
@@ -49,8 +49,8 @@ def writers():
 
 
 @pytest.mark.parametrize("unbuffered", [False, True])
-def test_a_non_blocking_pipe_is_waited_for(monkeypatch, unbuffered):
-    """Lines that do not fit arrive when the reader has made room, and in one piece."""
+def test_full_non_blocking_pipe_blocks_the_caller(monkeypatch, unbuffered):
+    """Lines arrive in one piece."""
     writer, read = LineWriter(), []
 
     with pipe(monkeypatch, unbuffered=unbuffered) as reader:
@@ -63,7 +63,7 @@ def test_a_non_blocking_pipe_is_waited_for(monkeypatch, unbuffered):
     assert (writer.failed, writer.dropped) == (0, 0)
 
 
-def test_a_reader_that_is_gone_ends_the_wait(monkeypatch):
+def test_closed_reader_ends_the_wait(monkeypatch):
     """The line is counted as lost."""
     writer = LineWriter()
     with pipe(monkeypatch) as reader:
@@ -78,8 +78,7 @@ def test_a_reader_that_is_gone_ends_the_wait(monkeypatch):
     assert writer.failed > 0
 
 
-def test_a_standard_output_that_is_gone_is_counted(monkeypatch):
-    """Nobody can be told where there is none."""
+def test_missing_standard_output_counts_lines_as_lost(monkeypatch):
     writer = LineWriter()
     monkeypatch.setattr(sys, "stdout", None)
 
@@ -89,7 +88,7 @@ def test_a_standard_output_that_is_gone_is_counted(monkeypatch):
 
 
 class Gate(io.StringIO):
-    """A standard output that takes nothing until it is opened."""
+    """A standard output that blocks until it is opened."""
 
     def __init__(self):
         super().__init__()
@@ -101,8 +100,8 @@ class Gate(io.StringIO):
         return super().write(text)
 
 
-def test_a_queue_is_bounded(monkeypatch, writers):
-    """The caller never waits; what there is no place for is counted, and the rest arrives in order."""
+def test_full_queue_drops_and_counts_lines(monkeypatch, writers):
+    """The caller never waits; the others arrive in order."""
     gate = Gate()
     monkeypatch.setattr(sys, "stdout", gate)
     writer = writers(2)
@@ -118,8 +117,7 @@ def test_a_queue_is_bounded(monkeypatch, writers):
     assert (writer.dropped, writer.failed) == (3, 0)
 
 
-def test_after_the_end_of_the_queue_lines_are_written_at_once(monkeypatch, writers):
-    """What is logged while the interpreter ends has no thread to wait for."""
+def test_closed_queue_writes_lines_at_once(monkeypatch, writers):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     writer = writers(2)
@@ -131,8 +129,8 @@ def test_after_the_end_of_the_queue_lines_are_written_at_once(monkeypatch, write
     assert stream.getvalue() == "queued direct"
 
 
-def test_a_queue_that_nobody_reads_does_not_hold_up_the_end(monkeypatch, writers):
-    """It is waited for within a bound, and later lines still do not wait."""
+def test_blocked_queue_is_closed_within_a_bound(monkeypatch, writers):
+    """Later lines do not wait."""
     gate = Gate()
     monkeypatch.setattr(sys, "stdout", gate)
     monkeypatch.setattr(output, "CLOSE_TIME", 0.01)
@@ -147,8 +145,7 @@ def test_a_queue_that_nobody_reads_does_not_hold_up_the_end(monkeypatch, writers
     assert writer.dropped == 1  # the mark that closes the queue has taken its place
 
 
-def test_queues_that_nobody_reads_are_waited_for_together(monkeypatch, writers):
-    """The time counts from the line that waits: a second queue has waited with the first one."""
+def test_waits_for_several_blocked_queues_run_concurrently(monkeypatch, writers):
     gate = Gate()
     monkeypatch.setattr(sys, "stdout", gate)
     monkeypatch.setattr(output, "CLOSE_TIME", 0.3)
@@ -169,8 +166,8 @@ def test_queues_that_nobody_reads_are_waited_for_together(monkeypatch, writers):
     assert time.monotonic() - between < 0.3
 
 
-def test_a_forked_process_has_a_queue_of_its_own(monkeypatch, writers):
-    """The thread of its parent is not there; lines that the parent has queued are written once."""
+def test_forked_process_has_its_own_queue(monkeypatch, writers):
+    """Lines that the parent has queued are written once."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     writer = writers(2)
@@ -193,8 +190,8 @@ app = create_app()
 
 
 @pytest.mark.system
-def test_a_log_that_nobody_reads_stops_no_service(tmp_path):
-    """The probes answer, and the metrics say how many lines are lost."""
+def test_service_with_a_blocked_log_serves(tmp_path):
+    """A metric counts the lost lines."""
     (tmp_path / "service.py").write_text(SERVICE)
     port = free_port()
     environment = {"ENVIRONMENT": "test", "LOG_QUEUE": "10", "PYTHONPATH": str(tmp_path), "RATE_LIMIT_ENABLED": "false"}

@@ -1,4 +1,4 @@
-"""Masking: a corpus of texts that hold a secret, and of texts that look as if they did."""
+"""Masking: texts with a secret, and texts that only look like it."""
 
 import json
 import logging
@@ -196,8 +196,8 @@ MASKED_IN_DOUBT = {
 
 
 @pytest.mark.parametrize(("text", "masked"), [*SECRETS.items(), *MASKED_IN_DOUBT.items()])
-def test_a_secret_is_masked(text, masked):
-    """Where it stands, in whole, and once: a line may pass twice."""
+def test_secret_is_masked(text, masked):
+    """Completely; masking again changes nothing."""
     redactor = Redactor()
 
     assert redactor.text(text) == masked
@@ -206,14 +206,13 @@ def test_a_secret_is_masked(text, masked):
 
 
 @pytest.mark.parametrize("text", FALSE_ALARMS)
-def test_what_looks_like_a_secret_is_left_alone(text):
-    """Counts, ports, code and addresses are what a log is read for."""
+def test_text_without_a_secret_stays(text):
+    """Counts, ports, code and addresses."""
     assert Redactor().text(text) == text
 
 
 @pytest.mark.parametrize("text", SECRETS)
-def test_a_secret_is_masked_whichever_way_the_line_takes(capsys, text):
-    """The short way of the access line, and lines that look harmless at a glance, miss nothing of the corpus."""
+def test_secret_is_masked_with_and_without_a_record(capsys, text):
     configure_logging()
     [handler] = [each for each in logging.root.handlers if isinstance(each, EventHandler)]
     write = handler.writer("info", "shop", "request")
@@ -229,8 +228,8 @@ def test_a_secret_is_masked_whichever_way_the_line_takes(capsys, text):
 @pytest.mark.parametrize(
     "value", ["a plain text, and more", "2001:db8::1", "at 09:41:07", "a/b.txt", "it is 5' long", "~"]
 )
-def test_a_line_without_marks_is_not_searched(value):
-    """What nearly every line is costs one look: a text with spaces, an IPv6 address, a time."""
+def test_line_without_marks_is_not_searched(value):
+    """Such as a text with spaces, an IPv6 address, or a time."""
     line = orjson.dumps({"timestamp": "2026-11-23T09:41:07.315094Z", "level": "info", "value": value, "status": 200})
 
     assert not may_hold_secret(line)
@@ -250,15 +249,14 @@ def test_a_line_without_marks_is_not_searched(value):
         ("pins", 1234, "[redacted]"),
     ],
 )
-def test_a_plural_is_a_secret_key_as_well(key, value, written):
-    """A number of tokens or sessions is a count; every other value under such a key is masked."""
+def test_plural_is_a_secret_key(key, value, written):
+    """A number of tokens or sessions is a count."""
     redactor = Redactor(["pin"])
 
     assert redactor.fields({key: value, "pair": [(key, value)]}, size=1_000) == {key: written, "pair": [[key, written]]}
 
 
-def test_a_line_of_a_megabyte(capsys):
-    """It is masked and cut in a moment, whatever it is made of."""
+def test_line_of_a_megabyte_is_masked_and_truncated(capsys):
     configure_logging()
     pieces = "".join([*SECRETS, *FALSE_ALARMS])
     started = time.process_time()
@@ -299,8 +297,8 @@ def test_a_line_of_a_megabyte(capsys):
         *("password=(]\n", "passwords=['\n", "token=read(\n"),
     ],
 )
-def test_masking_takes_time_in_proportion_to_the_text(piece):
-    """Text that was made to make patterns slow does not: eight times the text is far from 64 times the time."""
+def test_masking_takes_linear_time(piece):
+    """Even for text made to slow patterns down."""
     redactor = Redactor()
 
     def seconds(length: int) -> float:

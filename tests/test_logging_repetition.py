@@ -1,4 +1,4 @@
-"""What is masked in one field of a record is masked in each."""
+"""A value masked in one field of a record is masked in all."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ SECRET = "s3cret'key"
 
 
 class Model(BaseModel):
-    """A model whose validator repeats the input, and which does not show it otherwise."""
+    """A model whose validator repeats the input."""
 
     api: str
 
@@ -45,7 +45,7 @@ def wrapped():
 
 @pytest.fixture(params=["json", "console"])
 def written(request, capsys):
-    """A function that returns what was written."""
+    """A function that returns the new output."""
     configure_logging(LogSettings(format=request.param))
     return lambda: capsys.readouterr().out
 
@@ -62,8 +62,8 @@ def written(request, capsys):
         {"error": invalid()},
     ],
 )
-def test_what_a_field_masks_is_masked_in_each(written, extra):
-    """In the event, the exception, the stack and other fields, as it is and as `repr` writes it."""
+def test_value_masked_in_one_field_is_masked_in_all(written, extra):
+    """In event, exception, stack and fields; as it is, and as `repr` writes it."""
 
     def fail(_):
         raise KeyError(SECRET)
@@ -90,8 +90,8 @@ def test_what_a_field_masks_is_masked_in_each(written, extra):
         "1 validation error\n  bad s3cret [type=value_error, input_value='s3cret', input_type=str]",
     ],
 )
-def test_what_the_event_masks_is_masked_in_each(written, text):
-    """A quoted value, or a word with a digit in it."""
+def test_value_masked_in_the_event_is_masked_in_all(written, text):
+    """If it is quoted, or a word with a digit."""
     secret = "s3cret1" if "s3cret1" in text else "s3cret"
 
     try:
@@ -103,8 +103,8 @@ def test_what_the_event_masks_is_masked_in_each(written, text):
 
 
 @pytest.mark.parametrize("error", [invalid(), wrapped()])
-def test_the_input_of_a_validation_error_is_masked(written, error):
-    """pydantic's `input_value` is masked, and so is the same value in a message; in the causes of an error, too."""
+def test_input_of_a_validation_error_is_masked(written, error):
+    """In its message and in the causes of an error."""
     log = logging.getLogger("shop")
 
     log.error("failed", exc_info=error)
@@ -114,8 +114,8 @@ def test_the_input_of_a_validation_error_is_masked(written, error):
     assert "s3cret" not in written()
 
 
-def test_words_stay_what_they_are(written):
-    """Words behind a name, source code in a traceback, and what every line has are no secrets elsewhere."""
+def test_ordinary_words_are_not_masked(written):
+    """Words after a name, source code, and standard fields."""
     try:
         raise RuntimeError("has expired, read_token1")
     except RuntimeError:
@@ -126,8 +126,7 @@ def test_words_stay_what_they_are(written):
     assert "read_token1" in text
 
 
-def test_short_values_and_counts_are_not_looked_for():
-    """A value of a few characters stands in a text by chance."""
+def test_short_values_and_counts_are_not_searched():
     fields = {"event": "user root, 123 of 45 tokens", "password": "root", "pwd": 123, "tokens": 45, "secret": True}
 
     masked = Redactor().fields(fields, size=1_000)
@@ -135,8 +134,7 @@ def test_short_values_and_counts_are_not_looked_for():
     assert masked["event"] == "user root, 123 of 45 tokens"
 
 
-def test_strings_end_somewhere():
-    """A value that contains itself is no endless one."""
+def test_strings_of_a_recursive_value_are_bounded():
     value = ["s3cret-1"]
     value.append({"key": value, "n": 1234567})
 
@@ -145,24 +143,21 @@ def test_strings_end_somewhere():
     assert set(found) == {"s3cret-1", "1234567"}
 
 
-def test_causes_end_somewhere():
-    """Errors may be causes of each other."""
+def test_inputs_of_circular_causes_are_bounded():
     one, other = ValueError(), invalid()
     one.__cause__, other.__cause__ = other, one
 
     assert list(inputs(one)) == [SECRET]
 
 
-def test_mask_leaves_what_is_no_text():
-    """Numbers and keys stay."""
+def test_mask_keeps_numbers_and_keys():
     assert mask({"a": ["s3cret-1", 1, None], "s3cret-1": {"b": "x s3cret-1"}}, ["s3cret-1"], "-") == {
         "a": ["-", 1, None],
         "s3cret-1": {"b": "x -"},
     }
 
 
-def test_masking_is_bounded(capsys):
-    """A hundred values of a hundred thousand characters are looked for in a moment."""
+def test_masking_of_many_long_values_is_fast(capsys):
     configure_logging()
     secrets = {f"password{number}": f"s3cret-{number:0100000}" for number in range(100)}
 

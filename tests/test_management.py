@@ -1,4 +1,4 @@
-"""Management routes: the edge answers probes and their like, and `app.routes` holds the app's own routes only."""
+"""Management routes: the edge serves probes, and `app.routes` has the app's own routes only."""
 
 import asyncio
 import json
@@ -62,8 +62,7 @@ async def plain(scope, receive, send):
 
 
 @ways
-def test_app_routes_are_the_apps_own(way):
-    """What walks them finds real routes with a path, and neither probes nor metrics."""
+def test_app_routes_have_no_probes(way):
     app = made(way)
     app.add_api_route("/items", own)
 
@@ -71,8 +70,8 @@ def test_app_routes_are_the_apps_own(way):
     assert TestClient(app).get("/health").json() == PASS
 
 
-def test_docs_are_real_routes_behind_the_apps_middleware():
-    """They stand in app.routes, so that the app's own authentication can guard them; probes pass it by."""
+def test_docs_are_routes_of_the_app():
+    """The app's authentication can guard them, unlike probes."""
 
     class Guard:
         def __init__(self, app):
@@ -93,8 +92,8 @@ def test_docs_are_real_routes_behind_the_apps_middleware():
 
 @ways
 @pytest.mark.parametrize("included", [False, True])
-def test_a_route_of_the_apps_own_wins(way, included, capsys):
-    """It is really asked, it is logged and limited like every route, and a line at start-up names both."""
+def test_route_of_the_app_wins(way, included, capsys):
+    """It is logged and limited, and a line at start-up names both."""
     router = APIRouter()
     router.add_api_route("/ready", own, methods=["GET"])
     app = made(way, rate_limit={"default": "4/minute"})
@@ -119,8 +118,8 @@ def test_a_route_of_the_apps_own_wins(way, included, capsys):
     assert overridden(lines) == []
 
 
-def test_install_on_an_app_with_a_ready_of_its_own(capsys):
-    """Its database decides, also where no lifespan runs; the line comes with the first request."""
+def test_install_keeps_the_readiness_route_of_the_app(capsys):
+    """Without a lifespan the line is logged at the first request."""
     app = FastAPI()
 
     @app.get("/ready")
@@ -136,8 +135,7 @@ def test_install_on_an_app_with_a_ready_of_its_own(capsys):
 
 
 @pytest.mark.parametrize("method", ["HEAD", "POST"])
-def test_a_route_of_another_method(method, capsys):
-    """The app's own HEAD or POST of a probe's path leaves the GET to the probe."""
+def test_route_of_another_method_does_not_win(method, capsys):
     app = create_app(settings_of())
     app.add_api_route("/health", own, methods=[method])
     client = TestClient(app)
@@ -148,8 +146,8 @@ def test_a_route_of_another_method(method, capsys):
     assert logged(lines_of(capsys)) == [(method, "/health"), ("DELETE", "/health")]
 
 
-def test_neither_a_catch_all_nor_a_mount_at_the_root_hides_a_probe():
-    """They get the methods that the probes do not have."""
+def test_catch_all_and_mount_at_the_root_do_not_win():
+    """They get other methods."""
     app = create_app(settings_of())
     app.add_api_route("/{path:path}", lambda path: path, methods=["GET", "POST"])
     mounted = create_app(settings_of())
@@ -163,8 +161,8 @@ def test_neither_a_catch_all_nor_a_mount_at_the_root_hides_a_probe():
             assert client.post("/health").text == other
 
 
-def test_a_mount_at_exactly_the_path_wins(capsys):
-    """prometheus_client's app at `/metrics` is not hidden."""
+def test_mount_at_exactly_the_path_wins(capsys):
+    """Such as prometheus_client's app at `/metrics`."""
     app = create_app(settings_of())
     app.mount("/metrics", plain)
 
@@ -173,8 +171,7 @@ def test_a_mount_at_exactly_the_path_wins(capsys):
     assert overridden(lines_of(capsys))[0].startswith("GET, HEAD /metrics: the app's own route 'Mount' answers")
 
 
-def test_a_route_of_a_mounted_app_wins(capsys):
-    """A `/ready` that asks a database does so in an app that is mounted at the root, too."""
+def test_route_of_an_app_mounted_at_the_root_wins(capsys):
     app, inner = create_app(settings_of()), create_app(settings_of())
     inner.add_api_route("/ready", own)
     app.mount("/other", FastAPI(routes=[Route("/health", plain)]))
@@ -186,7 +183,7 @@ def test_a_route_of_a_mounted_app_wins(capsys):
     assert overridden(lines_of(capsys))[0].startswith("GET, HEAD /ready: the app's own route 'own' answers")
 
 
-def test_a_mounted_app_of_another_framework():
+def test_mounted_app_of_another_framework_is_ignored():
     """Its attribute `routes` may be anything."""
 
     class Foreign:
@@ -203,8 +200,8 @@ def test_a_mounted_app_of_another_framework():
         assert client.get("/other").text == "mounted"
 
 
-def test_a_class_as_endpoint_wins():
-    """A Starlette route without methods has all of them."""
+def test_endpoint_class_wins():
+    """It has all methods."""
 
     class Endpoint(HTTPEndpoint):
         async def get(self, request):
@@ -216,8 +213,8 @@ def test_a_class_as_endpoint_wins():
     assert TestClient(app).get("/health").text == "own"
 
 
-def test_a_websocket_at_the_path_of_a_probe():
-    """It is the app's own, and takes nothing away; in a mounted app, too."""
+def test_websocket_at_the_path_of_a_probe_does_not_win():
+    """It is served."""
     app, inner = create_app(settings_of()), create_app(settings_of())
     app.mount("/inner", inner)
 
@@ -235,9 +232,7 @@ def test_a_websocket_at_the_path_of_a_probe():
         assert client.get(f"{prefix}/health").json() == PASS
 
 
-def test_a_route_of_a_kind_of_its_own():
-    """It may have neither a path nor an endpoint; probes are found all the same."""
-
+def test_route_without_path_or_endpoint_is_ignored():
     class Anything(BaseRoute):
         def matches(self, scope):
             return Match.FULL, {}
@@ -254,8 +249,8 @@ def test_a_route_of_a_kind_of_its_own():
 
 
 @pytest.mark.parametrize("outer", [FastAPI, lambda: create_app(settings_of())])
-def test_a_mounted_app_answers_its_own_probes(outer):
-    """Its checks are asked, whether the app around it has an edge or none."""
+def test_mounted_app_serves_its_own_probes(outer):
+    """With or without an edge around the outer app."""
     asked = []
 
     async def check():
@@ -273,8 +268,7 @@ def test_a_mounted_app_answers_its_own_probes(outer):
     assert asked == [True]
 
 
-def test_what_the_user_adds_to_the_app_has_no_part():
-    """Neither dependencies nor middleware nor exception handlers: errors are our problems."""
+def test_middleware_dependencies_and_handlers_of_the_app_do_not_apply():
     called = []
 
     async def note(*args):
@@ -297,9 +291,7 @@ def test_what_the_user_adds_to_the_app_has_no_part():
     assert client.get("/nowhere").text == "the user's own"
 
 
-def test_metrics_that_fail(capsys, monkeypatch):
-    """An exception of a management route is a 500 problem and one record, as everywhere."""
-
+def test_exception_of_a_management_route_is_a_500_problem(capsys, monkeypatch):
     def fail(accept):
         raise RuntimeError("nothing to show")
 
@@ -312,8 +304,7 @@ def test_metrics_that_fail(capsys, monkeypatch):
     assert len([line for line in lines_of(capsys) if "nothing to show" in line.get("exception", "")]) == 1
 
 
-def test_a_package_that_rewrites_the_routes():
-    """One that takes all routes away, or puts others in their place, leaves the probes alone."""
+def test_package_that_replaces_the_routes_keeps_the_probes():
     app = create_app(settings_of(metrics={"public": True}))
     app.add_api_route("/items", own)
     app.router.routes.clear()
@@ -326,8 +317,8 @@ def test_a_package_that_rewrites_the_routes():
 
 @pytest.mark.parametrize("mounted", [False, True])
 @ways
-def test_routes_that_change_in_a_lifespan(way, mounted):
-    """Nothing has read them before start-up is over: FastAPI keeps what it finds when somebody does."""
+def test_routes_are_not_read_before_startup_is_complete(way, mounted):
+    """FastAPI caches the first result."""
     router, events = APIRouter(), []
 
     @asynccontextmanager
@@ -360,8 +351,7 @@ def test_routes_that_change_in_a_lifespan(way, mounted):
     assert events == ["started"]
 
 
-def test_a_stalled_body(capsys):
-    """LIMITS_BODY_TIMEOUT holds for /log-level, and the timer goes on for every other request."""
+def test_stalled_body_of_a_management_route_is_a_408(capsys):
     app = create_app(settings_of(log={"level_token": TOKEN}, limits={"body_timeout": 0.05}))
 
     @app.post("/items")
@@ -380,8 +370,8 @@ def test_a_stalled_body(capsys):
     assert not [line for line in lines_of(capsys) if "exception" in line]
 
 
-async def test_a_deadline():
-    """A management route that is not exempt has one, from the same layer as the app's routes."""
+async def test_management_route_has_a_deadline():
+    """Unless it is exempt."""
     cancelled = []
 
     async def wait(request):
@@ -401,8 +391,7 @@ async def test_a_deadline():
     assert cancelled == [True]
 
 
-async def test_an_edge_around_any_app():
-    """There are no routes to ask: the management routes answer."""
+async def test_edge_around_a_plain_asgi_app_serves_management_routes():
     management = Starlette(routes=[*health_router().routes, Mount("/mounted", plain)])
     client = TestClient(Edge([BodyLimitMiddleware(None)], management=management).around(plain))
 

@@ -1,4 +1,4 @@
-"""Metrics: every request is in them, nothing that a client makes up is, and not everybody may read them."""
+"""Metrics: every request is measured, clients add no series, and access is restricted."""
 
 import asyncio
 import hmac
@@ -37,7 +37,7 @@ def registry():
 
 
 def series(registry):
-    """Return how many requests each series has counted."""
+    """Return the number of requests of each series."""
     return {
         (
             sample.labels["http_request_method"],
@@ -107,8 +107,8 @@ def service(registry, **options) -> FastAPI:
         ("GET", "/background", "/background", 200),
     ],
 )
-def test_every_outcome(method, path, route, status, registry):
-    """Each request is counted once, by method, template and the status that the client saw."""
+def test_requests_are_counted_by_method_template_and_status(method, path, route, status, registry):
+    """Of every outcome."""
     client = TestClient(service(registry), raise_server_exceptions=False, follow_redirects=False)
     content = {"number": "more than ten bytes"} if status == 413 else None
 
@@ -119,8 +119,8 @@ def test_every_outcome(method, path, route, status, registry):
     assert active(registry) == 0
 
 
-def test_nothing_from_clients(registry):
-    """Unknown paths, methods and hosts, and the values of parameters, add no series."""
+def test_clients_add_no_series(registry):
+    """By paths, methods, hosts or parameters."""
     client = TestClient(service(registry))
 
     for number in range(50):
@@ -141,15 +141,15 @@ def test_nothing_from_clients(registry):
 @pytest.mark.parametrize(
     ("method", "label"), [("PATCH", "PATCH"), ("TRACE", "TRACE"), ("get", "_OTHER"), ("QUERY", "_OTHER")]
 )
-async def test_methods(method, label, registry):
-    """Methods are those of RFC 9110, in capitals, and PATCH; any other is `_OTHER`."""
+async def test_unknown_method_is_other(method, label, registry):
+    """Known are those of RFC 9110, and PATCH."""
     await Server(method=method).call(MetricsMiddleware(PlainTextResponse("ok"), registry=registry))
 
     assert series(registry) == {(label, "_unmatched", "200"): 1}
 
 
 class Server:
-    """A server that calls the app as servers do; it hangs up after `hang_up_after` messages of the response."""
+    """A fake server; it disconnects after `hang_up_after` messages of the response."""
 
     def __init__(self, *, method="GET", hang_up_after=None, body=()):
         self.scope = {
@@ -176,8 +176,8 @@ class Server:
         await app(self.scope, self.receive, self.send)
 
 
-async def test_client_leaves_while_it_sends(registry):
-    """A client that is gone before its body was complete is status 499, whatever the app then answers to nobody."""
+async def test_disconnect_during_the_body_is_status_499(registry):
+    """Whatever the app answers afterwards."""
 
     async def app(scope, receive, send):
         try:
@@ -194,8 +194,7 @@ async def test_client_leaves_while_it_sends(registry):
     assert active(registry) == 0
 
 
-async def test_client_leaves_during_a_stream(registry):
-    """A client that hangs up in the middle of a stream is status 499."""
+async def test_disconnect_during_a_stream_is_status_499(registry):
     app = MetricsMiddleware(StreamingResponse(iter([b"a", b"b"])), registry=registry)
 
     with pytest.raises(Exception, match=r"^$"):
@@ -205,9 +204,7 @@ async def test_client_leaves_during_a_stream(registry):
     assert active(registry) == 0
 
 
-async def test_failure_during_a_stream(registry):
-    """A stream that breaks has the status that the client saw: it was sent long before."""
-
+async def test_failed_stream_has_the_sent_status(registry):
     async def chunks():
         yield b"a"
         raise RuntimeError
@@ -219,8 +216,8 @@ async def test_failure_during_a_stream(registry):
     assert active(registry) == 0
 
 
-async def test_active_requests(registry):
-    """The gauge counts the requests that are being served, and is back at nought however they end."""
+async def test_active_requests_return_to_zero(registry):
+    """However requests end."""
     proceed = asyncio.Event()
 
     async def app(scope, receive, send):
@@ -249,8 +246,8 @@ async def test_active_requests(registry):
     }
 
 
-async def test_many_requests_at_once(registry):
-    """Nothing is lost when requests overlap, in threads too."""
+async def test_concurrent_requests_are_all_counted(registry):
+    """In threads too."""
     transport = httpx.ASGITransport(app=service(registry))
 
     async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
@@ -260,8 +257,8 @@ async def test_many_requests_at_once(registry):
     assert active(registry) == 0
 
 
-async def test_buckets(registry, monkeypatch):
-    """Buckets are cumulative, a duration on a bound is below it, and the last bucket has them all."""
+async def test_buckets_are_cumulative(registry, monkeypatch):
+    """A duration on a bound is in that bucket; the last bucket has all."""
     now = 1000.0
     monkeypatch.setattr(exchange, "perf_counter", lambda: now)
     durations = [0.0, 0.0078125, 0.25, 0.3, 10.0, 11.0]  # those that lie on a bound are exact in binary
@@ -285,13 +282,12 @@ async def test_buckets(registry, monkeypatch):
     assert math.isclose(total, sum(durations))
 
 
-def test_bucket_bounds():
-    """The bounds are those of OpenTelemetry's semantic conventions, in seconds."""
+def test_bucket_bounds_are_those_of_opentelemetry():
     assert BUCKETS == (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
 
-async def test_background_task(registry, monkeypatch):
-    """The duration ends with the response; until the background task ends the request stays active."""
+async def test_duration_excludes_background_tasks(registry, monkeypatch):
+    """The request is active until they end."""
     now, seen = 1000.0, []
     monkeypatch.setattr(exchange, "perf_counter", lambda: now)
 
@@ -312,8 +308,8 @@ def labels_of(method, route, status):
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/"])
-def test_exempt(path, registry):
-    """An exempt path is not measured, with or without a trailing slash."""
+def test_exempt_path_is_not_measured(path, registry):
+    """With or without a trailing slash."""
     app = FastAPI(redirect_slashes=False)
     app.add_middleware(MetricsMiddleware, exempt={"/health"}, registry=registry)
     app.get(path)(hello)
@@ -324,8 +320,7 @@ def test_exempt(path, registry):
     assert series(registry) == {}
 
 
-def test_websocket(registry):
-    """A WebSocket is not a request with a duration, and is not measured."""
+def test_websocket_is_not_measured(registry):
     app = FastAPI()
     app.add_middleware(MetricsMiddleware, registry=registry)
 
@@ -341,8 +336,7 @@ def test_websocket(registry):
     assert series(registry) == {}
 
 
-async def test_other_scopes(registry):
-    """Lifespan messages pass untouched."""
+async def test_lifespan_messages_pass_unchanged(registry):
     seen = []
 
     async def app(scope, receive, send):
@@ -361,8 +355,7 @@ def plain_app(registry, path="/a"):
     return Starlette(routes=[Route(path, ok)], middleware=[Middleware(MetricsMiddleware, registry=registry)])
 
 
-def test_two_apps_with_a_registry_each(registry):
-    """Two apps with a registry each do not know of each other."""
+def test_two_registries_are_separate(registry):
     other = CollectorRegistry()
 
     TestClient(plain_app(registry, "/a")).get("/a")
@@ -372,8 +365,7 @@ def test_two_apps_with_a_registry_each(registry):
     assert series(other) == {("GET", "/b", "200"): 1}
 
 
-def test_two_apps_with_one_registry(registry):
-    """Two apps that share a registry add up; the metric is registered once."""
+def test_two_apps_with_one_registry_are_summed(registry):
     first, second = TestClient(plain_app(registry)), TestClient(plain_app(registry))
 
     first.get("/a")
@@ -393,8 +385,8 @@ def client_of(registry, **settings):
     return client
 
 
-def test_text(registry):
-    """`GET /metrics` speaks Prometheus's text format, which its own parser reads."""
+def test_metrics_are_valid_text(registry):
+    """By Prometheus's own parser."""
     Counter("orders", "Orders of an app.", registry=registry).inc()
 
     response = client_of(registry, public=True).get("/metrics")
@@ -419,8 +411,8 @@ def test_text(registry):
         "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
     ],
 )
-def test_openmetrics(accept, registry):
-    """A client that asks for OpenMetrics gets what OpenMetrics' own parser reads."""
+def test_metrics_are_valid_openmetrics(accept, registry):
+    """By the parser of OpenMetrics."""
     response = client_of(registry, public=True).get("/metrics", headers={"Accept": accept})
 
     assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
@@ -431,16 +423,14 @@ def test_openmetrics(accept, registry):
 @pytest.mark.parametrize(
     "accept", ["", "*/*", "text/html", "application/openmetrics-text;version=oops", "text/plain;version=\xfc", ";;=,,"]
 )
-def test_any_accept_header(accept, registry):
-    """Whatever else a client accepts, it gets the text format."""
+def test_other_accept_headers_get_text(accept, registry):
     response = client_of(registry, public=True).get("/metrics", headers={"Accept": accept.encode("latin-1")})
 
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
 
-def test_before_the_first_request(registry):
-    """An app that has served nothing yet has valid metrics, too."""
+def test_metrics_before_the_first_request_are_valid(registry):
     app = FastAPI()
     app.add_middleware(MetricsMiddleware, exempt={"/metrics"}, registry=registry)
     app.include_router(metrics_router(MetricsSettings(public=True), registry=registry))
@@ -451,8 +441,8 @@ def test_before_the_first_request(registry):
     assert families == {DURATION: [], ACTIVE: [0]}
 
 
-def test_a_collector_that_raises(registry, caplog):
-    """Its exception is logged once, and the rest is shown."""
+def test_failing_collector_is_logged_once(registry, caplog):
+    """Other metrics are shown."""
     Gauge("broken", "Broken.", registry=registry).set_function(lambda: 1 / 0)
     Gauge("whole", "Whole.", registry=registry).set(1)
     app = FastAPI()
@@ -465,8 +455,7 @@ def test_a_collector_that_raises(registry, caplog):
     assert [record.exc_info[0] for record in caplog.records] == [ZeroDivisionError]
 
 
-def test_closed(registry):
-    """Without a token the path does not exist, whatever the client sends."""
+def test_path_without_a_token_is_a_404(registry):
     client = client_of(registry)
 
     responses = [client.get("/metrics"), client.get("/metrics", headers={"Authorization": "Bearer "})]
@@ -478,15 +467,15 @@ def test_closed(registry):
 
 
 @pytest.mark.parametrize("authorization", ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret "])
-def test_token(authorization, registry):
-    """The token opens it; the scheme's case and spaces do not matter."""
+def test_token_opens_the_path(authorization, registry):
+    """Case of the scheme and spaces do not matter."""
     client = client_of(registry, token="s3cret")
 
     assert client.get("/metrics", headers={"Authorization": authorization}).status_code == 200
 
 
-def test_no_credentials(registry):
-    """Who sends nothing is asked for a token, without being told that one was wrong (RFC 6750, section 3.1)."""
+def test_request_without_credentials_is_a_401(registry):
+    """Without an error code (RFC 6750, section 3.1)."""
     response = client_of(registry, token="s3cret").get("/metrics")
 
     assert response.status_code == 401
@@ -508,8 +497,7 @@ def test_no_credentials(registry):
         b"Bearer \xff\xfe",
     ],
 )
-def test_wrong_credentials(authorization, registry):
-    """Anything but the token is a 401 that says so."""
+def test_wrong_token_is_a_401(authorization, registry):
     response = client_of(registry, token="s3cret").get("/metrics", headers={"Authorization": authorization})
 
     assert response.status_code == 401
@@ -517,15 +505,15 @@ def test_wrong_credentials(authorization, registry):
     assert "s3cret" not in response.text
 
 
-def test_token_that_is_not_ascii(registry):
-    """A token of any characters works; it is sent as UTF-8."""
+def test_token_may_have_any_characters(registry):
+    """Sent as UTF-8."""
     client = client_of(registry, token="schlüssel")
 
     assert client.get("/metrics", headers={"Authorization": "Bearer schlüssel".encode()}).status_code == 200
 
 
-def test_comparison_takes_constant_time(registry, monkeypatch):
-    """How long the comparison takes tells nothing about the token: it is the standard library's own for that."""
+def test_tokens_are_compared_in_constant_time(registry, monkeypatch):
+    """By the standard library."""
     compared, original = [], hmac.compare_digest
 
     def compare_digest(one, other):
@@ -538,24 +526,21 @@ def test_comparison_takes_constant_time(registry, monkeypatch):
     assert compared == [(b"other", b"s3cret")]
 
 
-def test_public(registry):
-    """Public metrics need no token, even if there is one."""
+def test_public_metrics_need_no_token(registry):
+    """Even if there is one."""
     assert client_of(registry, public=True, token="s3cret").get("/metrics").status_code == 200
 
 
 @pytest.mark.parametrize(("settings", "status"), [({"public": True}, 200), ({"token": "s3cret"}, 401), ({}, 404)])
-def test_head(settings, status, registry):
-    """HEAD is answered as GET is."""
+def test_head_is_answered_like_get(settings, status, registry):
     assert client_of(registry, **settings).head("/metrics").status_code == status
 
 
-def test_not_in_the_schema(registry):
-    """The path is not part of the app's documented interface."""
+def test_path_is_not_in_the_schema(registry):
     assert "/metrics" not in client_of(registry, public=True).get("/openapi.json").json()["paths"]
 
 
-def test_without_arguments():
-    """Alone, without settings, it is closed, and measures into prometheus_client's default registry."""
+def test_router_without_arguments_is_closed():
     app = FastAPI()
     app.include_router(metrics_router())
 
@@ -563,8 +548,7 @@ def test_without_arguments():
     assert MetricsSettings(token="s3cret").token == SecretStr("s3cret")
 
 
-def test_default_registry():
-    """Middleware and router meet in prometheus_client's default registry, where an app's own metrics are, too."""
+def test_default_registry_has_metrics_of_middleware_and_app():
     app = FastAPI()
     app.add_middleware(MetricsMiddleware)
     app.include_router(metrics_router(MetricsSettings(public=True)))
@@ -580,8 +564,7 @@ def test_default_registry():
     assert "python_info" in response.text
 
 
-async def test_metrics_do_not_disturb_the_loop(registry):
-    """Rendering many series happens in a thread, not in the event loop."""
+async def test_metrics_are_rendered_in_a_thread(registry):
     app = FastAPI()
     app.include_router(metrics_router(MetricsSettings(public=True), registry=registry))
     threads = []
@@ -602,8 +585,7 @@ async def test_metrics_do_not_disturb_the_loop(registry):
     assert threads == ["worker"]
 
 
-async def test_metrics_while_the_threads_are_stuck(registry):
-    """What shows that all threads of the app hang is not served by them."""
+async def test_metrics_answer_while_all_threads_of_the_app_block(registry):
     app = FastAPI()
     app.include_router(metrics_router(MetricsSettings(public=True), registry=registry))
     released = threading.Event()

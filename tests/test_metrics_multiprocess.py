@@ -1,4 +1,4 @@
-"""Metrics of several worker processes: any of them answers for all, whatever becomes of the others."""
+"""Metrics of several worker processes: each shows the numbers of all."""
 
 import http.client
 import os
@@ -71,7 +71,7 @@ multiprocess._MEMORY = Path("/proc/nowhere")
 
 
 class Process:
-    """What a worker process has of its own: a registry, here."""
+    """A worker process, represented by its registry."""
 
     def __init__(self, directory: Path) -> None:
         self.registry = CollectorRegistry()
@@ -83,7 +83,7 @@ class Process:
         return values(generate_latest(self.workers).decode())
 
     def die(self) -> None:
-        """Give up the lock as the system does for a process that is killed: without another word."""
+        """Release the lock, as the operating system does for a killed process."""
         self.workers._ending.set()
         self.workers._thread.join()
         self.workers._lock_file.close()
@@ -91,7 +91,7 @@ class Process:
 
 
 def values(text: str) -> dict[str, float]:
-    """Return the samples; those with labels under the sum of all their values."""
+    """Return the samples; those with labels by the sum of their values."""
     sums: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -108,7 +108,7 @@ def pair(tmp_path):
 
 @pytest.fixture
 def busy(pair):
-    """A pair of which each has counted and measured, and the first has told."""
+    """Two workers that have counted and measured; the first has written its numbers."""
     one, two = pair
     one.orders.inc(3)
     two.orders.inc(4)
@@ -118,8 +118,8 @@ def busy(pair):
     return pair
 
 
-def test_any_worker_answers_for_all(busy):
-    """Counters and gauges are sums, whoever is asked; those of the others as they last wrote them."""
+def test_each_worker_shows_the_sums(busy):
+    """With the numbers that the others have written last."""
     _, two = busy
 
     shown = two.shown()
@@ -127,8 +127,7 @@ def test_any_worker_answers_for_all(busy):
     assert (shown["orders_total"], shown["open_orders"]) == (7, 3)
 
 
-def test_others_write_by_themselves(pair):
-    """What a worker has counted reaches the others within a second or so, although nobody asks it."""
+def test_workers_write_every_second(pair):
     one, two = pair
     one.orders.inc(3)
 
@@ -138,8 +137,7 @@ def test_others_write_by_themselves(pair):
         time.sleep(0.05)
 
 
-def test_the_counts_of_the_dead_stay_and_their_gauges_go(busy):
-    """A sum that falls would look like a restart of everything; a gauge of the dead measures nothing."""
+def test_counters_of_a_dead_worker_stay_and_gauges_go(busy):
     one, two = busy
     one.die()
 
@@ -148,8 +146,7 @@ def test_the_counts_of_the_dead_stay_and_their_gauges_go(busy):
         assert (shown["orders_total"], shown["open_orders"]) == (7, 2)
 
 
-def test_many_deaths_leave_one_file(tmp_path):
-    """What is kept does not grow with the workers that have come and gone."""
+def test_dead_workers_leave_one_file(tmp_path):
     with Process(tmp_path).workers.joined(), ExitStack() as dead:
         for _ in range(5):
             process = Process(tmp_path)
@@ -163,8 +160,8 @@ def test_many_deaths_leave_one_file(tmp_path):
             assert len(list(tmp_path.glob("*.json"))) == 3  # two that live, and one for all others
 
 
-def test_a_worker_that_ends_leaves_its_counts(pair, tmp_path):
-    """It writes a last time; the directory goes with the last of them."""
+def test_ending_worker_writes_its_counters(pair, tmp_path):
+    """The last worker removes the directory."""
     one, _ = pair
     third = Process(tmp_path / "metrics")
     with third.workers.joined():
@@ -176,8 +173,7 @@ def test_a_worker_that_ends_leaves_its_counts(pair, tmp_path):
     assert (shown["orders_total"], shown["open_orders"]) == (5, 0)
 
 
-def test_nothing_is_left_in_the_end(tmp_path):
-    """The directory is removed, unless there is something else in it."""
+def test_directory_is_removed_unless_it_has_other_files(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine").touch()
     for name in ("metrics", "other"):
@@ -187,8 +183,8 @@ def test_nothing_is_left_in_the_end(tmp_path):
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["other", "mine"]
 
 
-def test_an_earlier_run_does_not_count(tmp_path):
-    """All were killed, and their files are left: the counters begin anew, as they do after any restart."""
+def test_files_of_an_earlier_run_are_removed(tmp_path):
+    """Its workers were killed."""
     old = Process(tmp_path)
     with ExitStack() as stack:
         stack.enter_context(old.workers.joined())
@@ -201,7 +197,6 @@ def test_an_earlier_run_does_not_count(tmp_path):
 
 
 def test_two_apps_of_one_process_are_one_worker(tmp_path):
-    """Otherwise their registry would be counted twice."""
     process = Process(tmp_path)
     with process.workers.joined():
         with process.workers.joined():
@@ -212,8 +207,8 @@ def test_two_apps_of_one_process_are_one_worker(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["a file", "another's"])
-def test_without_a_place_a_worker_shows_its_own(tmp_path, caplog, monkeypatch, place):
-    """It says so once, and serves."""
+def test_worker_without_a_directory_shows_its_own_metrics(tmp_path, caplog, monkeypatch, place):
+    """And logs it once."""
     if place == "a file":
         (tmp_path / "metrics").touch()
     else:
@@ -228,8 +223,7 @@ def test_without_a_place_a_worker_shows_its_own(tmp_path, caplog, monkeypatch, p
     assert "no place to share" in caplog.text
 
 
-def test_a_place_that_vanishes(tmp_path, caplog):
-    """Somebody has removed the directory: the scrape shows what there is, and the writer goes on trying."""
+def test_removed_directory_does_not_fail_scrapes(tmp_path, caplog):
     process = Process(tmp_path / "metrics")
     with process.workers.joined():
         for path in (tmp_path / "metrics").iterdir():
@@ -254,8 +248,8 @@ def joined(*registries: CollectorRegistry) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_not_finite(busy, value):
-    """JSON has no such number, Prometheus has."""
+def test_infinite_values_are_shared(busy, value):
+    """JSON has no such numbers."""
     one, two = busy
     one.open.set(value)
     two.open.set(2)
@@ -268,7 +262,7 @@ def test_a_value_that_is_not_finite(busy, value):
 
 
 class Yields:
-    """A collector of whatever it is given."""
+    """A collector of the given metrics."""
 
     def __init__(self, *metrics):
         self.metrics = metrics
@@ -326,8 +320,8 @@ def scrape(request, tmp_path):
 
 
 @pytest.mark.parametrize("kind", UNSHOWABLE)
-def test_a_metric_that_cannot_be_shown(scrape, caplog, kind):
-    """It is left out, and named by one warning; all others are shown in both formats, scrape after scrape."""
+def test_invalid_metric_is_left_out_and_logged_once(scrape, caplog, kind):
+    """In both formats."""
     registry = CollectorRegistry()
     registry.register(Yields(family("before"), UNSHOWABLE[kind], family("after")))
     Gauge("other", "Of another collector.", registry=registry).set(1)
@@ -344,8 +338,7 @@ def test_a_metric_that_cannot_be_shown(scrape, caplog, kind):
 
 
 @pytest.mark.parametrize("junk", ["junk", None, 5, object()])
-def test_what_is_no_metric(scrape, caplog, junk):
-    """It has no name, so the warning names its collector."""
+def test_object_that_is_no_metric_is_logged_by_its_collector(scrape, caplog, junk):
     registry = CollectorRegistry()
     registry.register(Yields(junk, family("after")))
 
@@ -356,7 +349,7 @@ def test_what_is_no_metric(scrape, caplog, junk):
 
 
 class Unwilling:
-    """A collector that raises, in the middle or at once, or yields nothing that can be walked through."""
+    """A collector that raises, or returns nothing that can be iterated."""
 
     def __init__(self, collect):
         self.collect = collect
@@ -372,8 +365,8 @@ def raise_at_once():
 
 
 @pytest.mark.parametrize("collect", [raise_later, raise_at_once, lambda: None, None])
-def test_a_collector_that_raises(scrape, caplog, collect):
-    """It is logged once, with its traceback, and what it has yielded before is shown as well."""
+def test_failing_collector_is_logged_once(scrape, caplog, collect):
+    """The metrics that it has yielded are shown."""
     registry = CollectorRegistry()
     registry.register(Unwilling(collect))
     Gauge("other", "Of another collector.", registry=registry).set(1)
@@ -386,8 +379,7 @@ def test_a_collector_that_raises(scrape, caplog, collect):
     assert caplog.records[0].exc_info is not None
 
 
-def test_a_metric_whose_function_raises(scrape, caplog):
-    """The warning has the name of the metric, and not that of prometheus_client's class."""
+def test_failing_function_of_a_metric_is_logged_by_name(scrape, caplog):
     registry = CollectorRegistry()
     Gauge("queue_size", "Messages.", registry=registry).set_function(lambda: 1 / 0)
 
@@ -396,8 +388,7 @@ def test_a_metric_whose_function_raises(scrape, caplog):
     assert [each.getMessage().split()[3] for each in caplog.records] == ["queue_size"]
 
 
-def test_a_collector_that_ends_the_process(scrape):
-    """What is no Exception is not ours to catch."""
+def test_base_exception_of_a_collector_passes(scrape):
     registry = CollectorRegistry()
     registry.register(Unwilling(lambda: sys.exit(3)))
 
@@ -405,8 +396,8 @@ def test_a_collector_that_ends_the_process(scrape):
         scrape(registry)
 
 
-def test_what_can_be_shown(scrape, caplog):
-    """Numbers that are not finite, halves of surrogate pairs, as clients send them, odd names, and a name twice."""
+def test_unusual_metrics_are_shown(scrape, caplog):
+    """Infinite numbers, lone surrogates, odd names, and repeated names."""
     registry = CollectorRegistry()
     halves = [Sample("half", {"key": "\ud800"}, 1), Sample("half", {"key": 'a"\n'}, Decimal(2))]
     registry.register(Yields(family("half", *halves), family("odd.name-1", Sample("odd.name-1", {"a-b": "c"}, True))))
@@ -429,8 +420,7 @@ def test_what_can_be_shown(scrape, caplog):
     assert not caplog.records
 
 
-def test_a_writer_that_fails_goes_on(tmp_path, monkeypatch, caplog):
-    """Whatever it was, it is logged once, and the next second may be better."""
+def test_failed_write_is_logged_once_and_repeated(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(multiprocess, "INTERVAL", 0.01)
     process = Process(tmp_path)
     with process.workers.joined():
@@ -465,8 +455,8 @@ def test_a_writer_that_fails_goes_on(tmp_path, monkeypatch, caplog):
         '[["a", "", "gauge", [[5, {}, 1]]]]',
     ],
 )
-def test_a_file_that_cannot_be_read(busy, tmp_path, caplog, content):
-    """A worker that was killed, or a disk that was full, leaves half a file: it is left out, which is logged once."""
+def test_unreadable_file_is_left_out_and_logged_once(busy, tmp_path, caplog, content):
+    """Such as one that a killed worker has written partially."""
     one, _ = busy
     (tmp_path / "metrics" / "half.json").write_text(content)
 
@@ -478,8 +468,7 @@ def test_a_file_that_cannot_be_read(busy, tmp_path, caplog, content):
     ]
 
 
-def test_a_dead_worker_whose_file_cannot_be_read(busy, tmp_path, caplog):
-    """It is dropped, and does not stay in the way of those that die later."""
+def test_unreadable_file_of_a_dead_worker_is_removed(busy, tmp_path, caplog):
     one, two = busy
     two.die()
     (tmp_path / "metrics" / two.workers._file).write_text("{")
@@ -490,17 +479,14 @@ def test_a_dead_worker_whose_file_cannot_be_read(busy, tmp_path, caplog):
     assert not (tmp_path / "metrics" / two.workers._file).exists()
 
 
-def test_a_worker_that_nobody_can_ask(busy, tmp_path, monkeypatch):
-    """Whether it lives cannot be told where its file may not be opened, so it does."""
+def test_worker_whose_lock_cannot_be_opened_counts_as_alive(busy, tmp_path, monkeypatch):
     one, _ = busy
     (tmp_path / "metrics" / "foreign.alive").mkdir()
 
     assert one.shown()["orders_total"] == 3
 
 
-def test_a_registry_shows_its_target_and_may_collect_as_it_likes():
-    """`target_info` is no collector; a subclass may have its own idea of what it has."""
-
+def test_target_info_and_registry_subclasses_are_collected():
     class Own(CollectorRegistry):
         def collect(self):
             yield GaugeMetricFamily("own", "Own.", value=1)
@@ -512,8 +498,8 @@ def test_a_registry_shows_its_target_and_may_collect_as_it_likes():
 @pytest.mark.parametrize(
     ("mode", "value"), [("all", 5), ("livesum", 5), ("min", 2), ("livemin", 2), ("max", 3), ("livemax", 3)]
 )
-def test_how_gauges_are_joined(mode, value):
-    """As the gauge itself says; a sum where it says nothing of the kind."""
+def test_gauges_are_merged_by_their_mode(mode, value):
+    """Without one they are summed."""
     registries = [CollectorRegistry(), CollectorRegistry()]
     for registry, each in zip(registries, (2, 3), strict=True):
         Gauge("level", "Level.", registry=registry, multiprocess_mode=mode).set(each)
@@ -521,8 +507,8 @@ def test_how_gauges_are_joined(mode, value):
     assert joined(*registries) == {"level": value}
 
 
-def test_how_others_are_joined():
-    """Histograms bucket by bucket, times by the earliest, descriptions once."""
+def test_histograms_and_times_are_merged():
+    """Bucket by bucket; the earliest time."""
     registries = [CollectorRegistry(), CollectorRegistry()]
     for number, registry in enumerate(registries, 1):
         Histogram("size", "Size.", ["kind"], buckets=(1, 2), registry=registry).labels("a").observe(number)
@@ -538,8 +524,8 @@ def test_how_others_are_joined():
     assert shown["build_info"] == 1
 
 
-def test_where_workers_meet(monkeypatch, tmp_path):
-    """In the directory of the variable; under gunicorn in one that is named after the parent; otherwise nowhere."""
+def test_shared_directory_of_variable_or_parent(monkeypatch, tmp_path):
+    """None without several workers."""
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
 
     assert shared_directory() is None
@@ -555,8 +541,7 @@ def test_where_workers_meet(monkeypatch, tmp_path):
         vars(REGISTRY).pop(_scope.REGISTRY_WORKERS)
 
 
-def test_places_to_write(monkeypatch, tmp_path):
-    """Memory, then where temporary files are; if there is none at all, that is for later to say."""
+def test_shared_directory_is_in_memory_if_possible(monkeypatch, tmp_path):
     monkeypatch.setattr(multiprocess, "_MEMORY", tmp_path)
     assert multiprocess._place() == tmp_path
     monkeypatch.setattr(multiprocess, "_MEMORY", tmp_path / "none")
@@ -587,7 +572,7 @@ def get(port: int, path: str) -> str:
 
 
 def ask_until_all(port: int, count: int) -> dict[str, int]:
-    """Ask over new connections until so many workers have answered; return how often each has."""
+    """Scrape over new connections until so many workers have answered; return how often each has."""
     answered: dict[str, int] = {}
     deadline = time.monotonic() + 30
     while len(answered) < count:
@@ -618,8 +603,7 @@ NEEDED = {"fastapi-prodkit": ("typer", "uvicorn"), "gunicorn": ("gunicorn", "uvi
 
 @pytest.mark.system
 @pytest.mark.parametrize("server", SERVERS)
-def test_two_workers_one_killed(server, directory):
-    """Every scrape has the sum of all requests; it never falls, not even when a worker is killed in mid-service."""
+def test_sums_never_decrease_when_a_worker_is_killed(server, directory):
     for module in NEEDED.get(server, (server,)):
         pytest.importorskip(module, reason=f"needs {module}")
     port = free_port()
@@ -658,8 +642,8 @@ app = create_app()
 @pytest.mark.system
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("workers", ["2", "1"])
-def test_production_refuses_workers_that_count_alone(server, workers, directory):
-    """Each of several would give clients the limit once more; one worker is served, whatever starts it."""
+def test_production_refuses_workers_that_count_separately(server, workers, directory):
+    """One worker is served."""
     for module in NEEDED.get(server, (server,)):
         pytest.importorskip(module, reason=f"needs {module}")
     (directory / "served.py").write_text(REFUSING)
@@ -678,8 +662,8 @@ def test_production_refuses_workers_that_count_alone(server, workers, directory)
 
 
 @pytest.mark.system
-def test_a_directory_of_ones_own(directory):
-    """That of prometheus_client is made, used, and left empty; its own files go as well."""
+def test_prometheus_multiproc_dir_is_created_and_cleared(directory):
+    """Files of prometheus_client too."""
     pytest.importorskip("uvicorn", reason="needs uvicorn")
     port, place = free_port(), directory / "tmp" / "metrics"
     command = ("uvicorn", "served:app", "--workers", "2", "--port", str(port))
@@ -693,8 +677,7 @@ def test_a_directory_of_ones_own(directory):
     assert not place.exists()
 
 
-def test_a_directory_that_cannot_be_made(monkeypatch):
-    """prometheus_client would fail over it somewhere in the middle of the first metric."""
+def test_prometheus_multiproc_dir_that_cannot_be_created_is_an_error(monkeypatch):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/proc/nowhere")
 
     with pytest.raises(ConfigurationError, match="PROMETHEUS_MULTIPROC_DIR"):
@@ -702,8 +685,8 @@ def test_a_directory_that_cannot_be_made(monkeypatch):
 
 
 @pytest.mark.system
-def test_a_service_that_cannot_write(directory):
-    """Without a place for files each worker shows its own, and says so once."""
+def test_service_without_a_writable_directory_serves(directory):
+    """Each worker shows its own metrics, and logs it once."""
     pytest.importorskip("uvicorn", reason="needs uvicorn")
     port = free_port()
     (directory / "tmp").rmdir()

@@ -1,4 +1,4 @@
-"""Unsafe operations in new migrations are found before they run, each with the safe way."""
+"""Unsafe operations in new migrations are found, each with its remedy."""
 
 import pytest
 from migrating import INDEX, configured, migration, project
@@ -102,8 +102,7 @@ class TestRules:
             ('op.execute("SELECT nothing FROM")', "syntax-error", "https://squawkhq.com/docs/syntax-error"),
         ],
     )
-    def test_an_unsafe_operation_has_a_safe_way(self, verdict, upgrade, rule, remedy):
-        """What stops traffic, or breaks the release that still runs."""
+    def test_unsafe_operation_has_a_remedy(self, verdict, upgrade, rule, remedy):
         found = {finding.rule: finding for finding in verdict(upgrade).findings}
 
         assert remedy in found[rule].remedy
@@ -127,40 +126,36 @@ class TestRules:
             """op.execute("CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $f$ BEGIN;\\nTRUNCATE a; END $f$")""",
         ],
     )
-    def test_what_is_safe_passes(self, verdict, upgrade):
-        """Time-outs are set, a new table is nobody's yet, and types of columns are a matter of taste."""
+    def test_safe_operations_pass(self, verdict, upgrade):
         assert verdict(upgrade).findings == []
 
-    def test_a_configuration_of_squawk_counts(self, directory, verdict):
-        """`.squawk.toml` excludes rules for the whole project."""
+    def test_squawk_toml_excludes_rules(self, directory, verdict):
         (directory / ".squawk.toml").write_text('excluded_rules = ["ban-drop-column"]\n')
 
         assert verdict(DROP).findings == []
 
-    def test_a_configuration_that_squawk_does_not_take(self, directory, verdict):
-        """It is not taken for a verdict."""
+    def test_invalid_squawk_toml_is_an_error(self, directory, verdict):
         (directory / ".squawk.toml").write_text("nonsense = [")
 
         with pytest.raises(ConfigurationError, match="squawk failed: Configuration error"):
             verdict(DROP)
 
-    def test_the_statement_is_found_behind_other_ends_of_lines(self, verdict):
-        """SQL may have characters that Python, and not squawk, takes for the end of a line."""
+    def test_statement_is_found_after_unusual_line_separators(self, verdict):
+        """squawk does not count them."""
         (finding,) = verdict(f"""op.execute("COMMENT ON TABLE items IS 'a\\u2028b\\x0cc'")\n{DROP}""").findings
 
         assert finding.statement == "ALTER TABLE items DROP COLUMN name;"
 
 
 class TestComments:
-    def test_a_rule_is_ignored_for_a_reason(self, verdict):
-        """For the file, and no other rule with it; the reason is shown."""
+    def test_ignored_rule_passes_with_its_reason(self, verdict):
+        """In this file, and no other rule."""
         result = verdict(f'{DROP}\nop.drop_table("items")', "# squawk-ignore ban-drop-column: unused since 2.3")
 
         assert [finding.rule for finding in result.findings] == ["ban-drop-table"]
         assert result.passed == ["ban-drop-column is ignored: unused since 2.3"]
 
-    def test_at_the_end_of_a_line(self, verdict):
-        """Where the operation is."""
+    def test_ignore_comment_may_end_a_line(self, verdict):
         assert verdict(f"{DROP}  # squawk-ignore ban-drop-column: unused since 2.3").findings == []
 
     @pytest.mark.parametrize(
@@ -172,8 +167,7 @@ class TestComments:
             "# squawk-skip",
         ],
     )
-    def test_without_a_reason_it_is_a_finding(self, verdict, comment):
-        """And nothing is ignored."""
+    def test_ignore_comment_without_a_reason_is_a_finding(self, verdict, comment):
         result = verdict(DROP, comment)
 
         assert [finding.rule for finding in result.findings] == ["squawk-comment", "ban-drop-column"]
@@ -182,22 +176,19 @@ class TestComments:
         "comment",
         ["-- squawk-ignore ban-drop-column", "-- squawk-ignore-file", "/* squawk-ignore ban-drop-column */ SELECT 1;"],
     )
-    def test_in_the_sql_it_needs_a_reason_too(self, verdict, comment):
-        """It would let the statement pass without a word."""
+    def test_ignore_comment_in_sql_needs_a_reason(self, verdict, comment):
         result = verdict(f'op.execute("""{comment}\nALTER TABLE items DROP COLUMN name""")')
 
         assert [finding.rule for finding in result.findings] == ["squawk-comment", "ban-drop-column"]
 
-    def test_in_the_sql_with_a_reason(self, verdict):
-        """It is what it is in the file."""
+    def test_ignore_comment_in_sql_passes_with_a_reason(self, verdict):
         sql = "-- squawk-ignore ban-drop-column: unused since 2.3\\nALTER TABLE items DROP COLUMN name"
 
         result = verdict(f'op.execute("{sql}")')
 
         assert (result.findings, result.passed) == ([], ["ban-drop-column is ignored: unused since 2.3"])
 
-    def test_text_is_no_comment(self, verdict):
-        """Neither a docstring nor SQL."""
+    def test_docstring_and_sql_text_are_no_comments(self, verdict):
         quoted = """op.execute("SELECT '# squawk-skip'")"""
 
         result = verdict(f"{quoted}\n{DROP}", '"""\n# squawk-ignore ban-drop-column: why\n"""')
@@ -206,8 +197,7 @@ class TestComments:
 
 
 class TestNotChecked:
-    def test_what_cannot_be_rendered_fails(self, verdict):
-        """It is not taken for safe."""
+    def test_revision_that_cannot_be_rendered_is_a_finding(self, verdict):
         (finding,) = verdict(READ).findings
 
         assert finding.rule == "not checked"
@@ -215,8 +205,7 @@ class TestNotChecked:
             "It cannot be rendered offline: AttributeError: 'NoneType' object has no attribute 'scalar_one'"
         )
 
-    def test_it_is_skipped_for_a_reason(self, verdict):
-        """The reason is shown."""
+    def test_skipped_revision_shows_its_reason(self, verdict):
         result = verdict(READ, "# squawk-skip: it counts rows")
 
         assert (result.findings, result.passed) == ([], ["not checked: it counts rows"])
@@ -232,8 +221,8 @@ class TestNotChecked:
             ),
         ],
     )
-    def test_what_does_something_else_offline_fails(self, verdict, upgrade, message, others):
-        """What it emits is checked, and what it may do besides is said; a reason lets that pass."""
+    def test_revision_that_differs_offline_is_a_finding(self, verdict, upgrade, message, others):
+        """Its SQL is checked; a reason lets it pass."""
         upgrade = f"from alembic import context\n{upgrade}"
         found = verdict(upgrade).findings
         skipped = verdict(upgrade, "# squawk-skip: why")
@@ -243,8 +232,7 @@ class TestNotChecked:
         assert [finding.rule for finding in skipped.findings] == others
         assert skipped.passed == ["not checked: why"]
 
-    def test_what_a_downgrade_asks_does_not_count(self, directory):
-        """The lint is about upgrades."""
+    def test_downgrade_is_not_checked(self, directory):
         migration(directory, "0003", '"nothing"', "op.get_context().as_sql")
         config = configured(directory, "sqlite://")
         scripts = ScriptDirectory.from_config(config)
@@ -253,8 +241,7 @@ class TestNotChecked:
 
         assert result.findings == []
 
-    def test_what_can_be_rendered_is_not_skipped(self, verdict):
-        """The comment lets pass what cannot be checked, and nothing else."""
+    def test_skip_comment_does_not_skip_sql_that_can_be_rendered(self, verdict):
         assert [finding.rule for finding in verdict(DROP, "# squawk-skip: why").findings] == ["ban-drop-column"]
 
 
@@ -270,8 +257,7 @@ class TestCommand:
 
         return run
 
-    def test_it_says_where_what_why_and_how(self, directory, run):
-        """Exit code 3 is no."""
+    def test_check_lint_prints_findings_and_exits_with_3(self, directory, run):
         migration(directory, "0003", DROP)
         migration(
             directory, "0004", f"# squawk-ignore ban-drop-table: it was never used\n{DROP.replace('column', 'table')}"
@@ -292,15 +278,14 @@ class TestCommand:
         )
         assert run("--lint", "--from", "0003")[0] == 0
 
-    def test_a_revision_or_a_branch_without_lint(self, run):
-        """They would change nothing."""
+    def test_from_and_base_require_lint(self, run):
         code, lines = run("--from", "0001")
 
         assert code == 2
         assert lines[0].startswith("fastapi-prodkit: Invalid value: --from and --base belong to --lint; try: ")
 
-    def test_without_the_extra(self, run, monkeypatch):
-        """It is named, also where nothing is new."""
+    def test_missing_extra_is_named(self, run, monkeypatch):
+        """Even without new migrations."""
         monkeypatch.setattr(migration_lint.shutil, "which", lambda *_, **__: None)
 
         assert run("--lint", "--from", "head") == (

@@ -1,4 +1,4 @@
-"""Which revisions are new, and their SQL: each alone, offline, for PostgreSQL."""
+"""Find new revisions, and render the SQL of each, offline, for PostgreSQL."""
 
 import subprocess
 from pathlib import Path
@@ -27,7 +27,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def git(directory):
-    """Return a function that runs git in the project, of which a first commit is on main."""
+    """Return a function that runs git in the project, which has a first commit on main."""
 
     def run(*arguments):
         who = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
@@ -41,7 +41,7 @@ def git(directory):
 
 @pytest.fixture
 def found(directory):
-    """Return a function that says which revisions are new."""
+    """Return a function that returns the new revisions."""
 
     def run(url=NOWHERE, **options):
         config = configured(directory, url)
@@ -67,14 +67,13 @@ class TestNew:
     @pytest.mark.parametrize(
         ("start", "expected"), [("base", ["0001", "0002", "0003"]), ("0001", ["0002", "0003"]), ("head", [])]
     )
-    def test_above_a_revision(self, directory, found, start, expected):
+    def test_new_are_revisions_above_the_given_one(self, directory, found, start, expected):
         """In the order in which they run."""
         migration(directory, "0003", "pass")
 
         assert found(start=start) == (f"above {start}", expected)
 
-    def test_above_a_revision_that_does_not_exist(self, found):
-        """Alembic's own error."""
+    def test_unknown_revision_is_an_error_of_alembic(self, found):
         with pytest.raises(CommandError, match="nope"):
             found(start="nope")
 
@@ -85,22 +84,22 @@ class TestNew:
             ("0001", "above 0001, where the database is", ["0002"]),
         ],
     )
-    def test_what_the_database_lacks(self, directory, found, tmp_path, revision, which, expected):
-        """It is asked if it can be reached, and nothing else is done there."""
+    def test_new_are_revisions_that_the_database_lacks(self, directory, found, tmp_path, revision, which, expected):
+        """It is only read."""
         url = f"sqlite:///{tmp_path}/test.db"
         if revision:
             command.upgrade(configured(directory, url), revision)
 
         assert found(url) == (which, expected)
 
-    def test_not_on_main_without_a_database(self, directory, found, git):
-        """Files that are not under git yet are new as well."""
+    def test_new_are_revisions_not_on_main(self, directory, found, git):
+        """Files that are not under git too."""
         migration(directory, "0003", "pass")
 
         assert found() == ("not on main", ["0003"])
 
-    def test_not_on_a_branch(self, directory, found, git, tmp_path):
-        """A branch that is named goes before the database; any name of a commit is one."""
+    def test_new_are_revisions_not_on_the_given_branch(self, directory, found, git, tmp_path):
+        """It may be any commit, and wins over the database."""
         migration(directory, "0003", "pass")
         git("add", ".")
         git("commit", "--message", "second")
@@ -109,19 +108,16 @@ class TestNew:
         assert found(f"sqlite:///{tmp_path}/test.db", base="main") == ("not on main", ["0004"])
         assert found(base="HEAD^") == ("not on HEAD^", ["0003", "0004"])
 
-    def test_a_branch_from_before_there_were_migrations(self, directory, found, git):
-        """All of them are new."""
+    def test_all_revisions_are_new_on_a_branch_without_migrations(self, directory, found, git):
         empty = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # git's name for a tree without files
 
         assert found(base=empty)[1] == ["0001", "0002"]
 
-    def test_a_branch_that_git_does_not_know(self, found, git):
-        """The error says what else can be named."""
+    def test_unknown_branch_is_an_error_with_other_options(self, found, git):
         with pytest.raises(ConfigurationError, match=r"on nope: fatal: .*nope; name another one with --base, or"):
             found(base="nope")
 
-    def test_no_git(self, found, monkeypatch):
-        """As in an image."""
+    def test_missing_git_is_an_error(self, found, monkeypatch):
         monkeypatch.setenv("PATH", "")
 
         with pytest.raises(ConfigurationError, match="on main: git is not installed; name another one"):
@@ -129,8 +125,8 @@ class TestNew:
 
 
 class TestRendering:
-    def test_one_revision_for_postgresql(self, rendered):
-        """With the time-outs and the transaction of `upgrade`, whatever database the settings name."""
+    def test_revision_is_rendered_with_time_outs_and_transaction(self, rendered):
+        """Whatever database the settings name."""
         assert rendered("0002") == (
             "SET lock_timeout = 2000;\n\n"
             "SET statement_timeout = 0;\n\n"
@@ -141,16 +137,14 @@ class TestRendering:
             "COMMIT;\n\n"
         )
 
-    def test_an_autocommit_block(self, directory, rendered):
-        """It is outside of the transaction."""
+    def test_autocommit_block_is_outside_the_transaction(self, directory, rendered):
         migration(directory, "0003", INDEX)
 
         sql = rendered("0003")
 
         assert sql.index("COMMIT;") < sql.index("CREATE INDEX CONCURRENTLY") < sql.rindex("BEGIN;")
 
-    def test_branches_and_their_merge(self, directory, rendered):
-        """Each is rendered alone, a merge as well, and one that depends on another."""
+    def test_branches_merges_and_dependent_revisions_are_rendered_alone(self, directory, rendered):
         versions = directory / "migrations" / "versions"
         body = "from alembic import op\nrevision = {!r}\ndown_revision = {!r}\ndepends_on = {!r}\n"
         body += "def upgrade(): op.execute('SELECT {}')\n"
@@ -161,16 +155,14 @@ class TestRendering:
         for each in ("left", "right", "merge"):
             assert [line for line in rendered(each).splitlines() if line.startswith("SELECT")] == [f"SELECT {each};"]
 
-    def test_what_needs_a_database_is_raised(self, directory, rendered):
-        """There are no rows offline."""
+    def test_revision_that_reads_rows_cannot_be_rendered(self, directory, rendered):
         migration(directory, "0003", 'op.get_bind().execute(sa.text("SELECT 1")).scalar_one()')
 
         with pytest.raises(AttributeError, match="scalar_one"):
             rendered("0003")
 
 
-def test_settings_that_env_py_makes_are_not_needed(tmp_path):
-    """CI has no variables of the service: the settings of env.py are never made."""
+def test_settings_of_env_py_are_not_created(tmp_path):
     directory = project(tmp_path / "own", arguments=", lambda: 1 / 0")
     config = configured(directory, "sqlite://")
     del config.attributes["settings"]
@@ -179,8 +171,7 @@ def test_settings_that_env_py_makes_are_not_needed(tmp_path):
     assert "ADD COLUMN name" in render(config, scripts, scripts.get_revision("0002")).sql
 
 
-def test_a_database_that_is_not_named_is_not_asked(directory, git):
-    """Without DATABASE_URL it is the branch."""
+def test_branch_decides_without_database_url(directory, git):
     config = configured(directory, "sqlite://")
     del config.attributes["settings"]
 

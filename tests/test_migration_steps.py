@@ -1,4 +1,4 @@
-"""Migrations while a service uses the tables: how long they wait for a lock, and how they are repeated."""
+"""Migrations while a service uses the tables: time-outs of locks, and repetitions."""
 
 import threading
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def upgrade(directory, url):
-    """Return a function that migrates, with a short time for each lock."""
+    """Return a function that migrates with a short lock time-out."""
 
     def run(revision="head", **settings):
         changes = {"migrations_statement_lock_timeout": 0.05, **settings}
@@ -53,7 +53,7 @@ def upgrade(directory, url):
 
 @pytest.fixture
 def begin(url):
-    """Return a function that opens a transaction of another program, and returns what ends it."""
+    """Return a function that opens a transaction of another client, and returns a function that ends it."""
     ends = []
 
     def run(*statements):
@@ -72,7 +72,7 @@ def begin(url):
 
 
 class Clock:
-    """A clock that stands still but for pauses; in place of each one, one of the actions is done, in another thread."""
+    """A clock that only pauses advance; each pause runs one of the actions in another thread."""
 
     def __init__(self):
         self.pauses = []
@@ -95,8 +95,8 @@ def clock(monkeypatch):
 
 
 class TestRepetition:
-    def test_a_revision_is_rolled_back_and_repeated(self, directory, url, upgrade, clock, caplog, begin):
-        """While it pauses it holds no lock, so that readers go on, and it ends when the lock is free."""
+    def test_revision_without_a_lock_is_rolled_back_and_repeated(self, directory, url, upgrade, clock, caplog, begin):
+        """In the pause it holds no lock."""
         upgrade()
         migration(directory, "0003", TWO_STATEMENTS)
         end = begin(READER)
@@ -117,7 +117,7 @@ class TestRepetition:
         assert said[0].startswith("0003 did not get a lock in time: ALTER TABLE items ADD size int. It is rolled back ")
 
     def test_each_revision_is_repeated_alone(self, directory, url, upgrade, clock, begin):
-        """Those before it are committed; `+2` counts from where the run began, not from where it was repeated."""
+        """Earlier revisions stay committed; `+2` counts from the start of the run."""
         migration(directory, "0003", TWO_STATEMENTS)
         upgrade("0001")
         end = begin(READER)
@@ -136,8 +136,8 @@ class TestRepetition:
         assert seen == [["0002"]]
         assert version(url) == ["0003"]
 
-    def test_a_downgrade_is_repeated(self, directory, url, upgrade, clock, begin):
-        """`-1` takes back one revision, at whichever attempt."""
+    def test_downgrade_is_repeated(self, directory, url, upgrade, clock, begin):
+        """`-1` reverts one revision at any attempt."""
         upgrade()
         clock.actions.append(begin(READER))
         section = DatabaseSettings(url=url, ssl="off", migrations_statement_lock_timeout=0.05)
@@ -147,8 +147,7 @@ class TestRepetition:
         assert len(clock.pauses) == 1
         assert version(url) == ["0001"]
 
-    def test_a_deadlock_is_repeated(self, directory, url, upgrade, clock, caplog):
-        """Its transaction is rolled back as well."""
+    def test_deadlock_is_repeated(self, directory, url, upgrade, clock, caplog):
         once = "IF nextval(''attempts'') = 1 THEN RAISE ''deadlock'' USING ERRCODE = ''40P01''; END IF;"
         sql(url, "CREATE SEQUENCE attempts")
         migration(directory, "0003", f"""op.execute("DO 'BEGIN {once} END'")""")
@@ -159,8 +158,8 @@ class TestRepetition:
         assert version(url) == ["0003"]
         assert any(line.startswith("0003 was in a deadlock: DO ") for line in caplog.messages)
 
-    def test_it_ends_in_time(self, directory, url, upgrade, clock, begin):
-        """A transaction that never ends is an error that says what waited, and where to look; the last pause is cut."""
+    def test_repetition_ends_after_its_time(self, directory, url, upgrade, clock, begin):
+        """The error names the statement and where to look."""
         upgrade()
         migration(directory, "0003", TWO_STATEMENTS)
         begin(READER)
@@ -177,8 +176,8 @@ class TestRepetition:
         assert version(url) == ["0002"]
         assert sql(url, "SELECT to_regclass('parts')") == [None]
 
-    def test_another_error_is_not_repeated(self, directory, url, upgrade):
-        """Nor is a lost connection, on which nothing can be asked any more."""
+    def test_other_errors_are_not_repeated(self, directory, url, upgrade):
+        """Nor a lost connection."""
         migration(directory, "0003", 'op.execute("SELECT pg_terminate_backend(pg_backend_pid())")')
 
         with pytest.raises(DBAPIError) as caught:
@@ -187,8 +186,8 @@ class TestRepetition:
         assert caught.value.connection_invalidated
         assert version(url) == ["0002"]
 
-    def test_through_a_pooler_all_revisions_are_repeated(self, directory, url, upgrade, clock, begin):
-        """There one transaction holds the lock that keeps two runs apart."""
+    def test_pooler_repeats_all_revisions(self, directory, url, upgrade, clock, begin):
+        """One transaction holds the lock between two runs."""
         upgrade("0001")
         migration(directory, "0003", TWO_STATEMENTS)
         end = begin(READER)
@@ -198,7 +197,7 @@ class TestRepetition:
 
         assert version(url) == ["0003"]
 
-    def test_the_command_counts_a_repeated_revision_once(self, directory, url, clock, begin, monkeypatch, capsys):
+    def test_command_counts_a_repeated_revision_once(self, directory, url, clock, begin, monkeypatch, capsys):
         """Each attempt is shown."""
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
         from fastapi_prodkit.cli import main
@@ -217,14 +216,13 @@ class TestRepetition:
         assert "0002 did not get a lock in time: ALTER TABLE items ADD COLUMN name VARCHAR(50)." in said[1]
         assert said[-1].startswith("Done: 1 migration in ")
 
-    def test_nothing_to_run_still_makes_the_table_of_versions(self, directory, url):
-        """`alembic ensure_version` is for those who give the rights on it away before the first migration."""
+    def test_run_without_revisions_creates_the_version_table(self, directory, url):
+        """As `alembic ensure_version` does."""
         command.ensure_version(configured(directory, url))
 
         assert version(url) == []
 
-    def test_two_databases_in_one_env_py(self, directory, url, server):
-        """Each call of `run_migrations` finds the revisions that its own database lacks."""
+    def test_two_databases_in_one_env_py_have_separate_revisions(self, directory, url, server):
         name = f"test_{uuid4().hex}"
         sql(server.url(), f"CREATE DATABASE {name} STRATEGY file_copy")
         env = directory / "migrations" / "env.py"
@@ -242,8 +240,8 @@ class TestRepetition:
 
 
 class TestPartialRevision:
-    def test_an_autocommit_block_is_not_repeated(self, directory, url, upgrade, begin):
-        """The error has the statement, the index that is left behind by name, and what to do."""
+    def test_autocommit_block_is_not_repeated(self, directory, url, upgrade, begin):
+        """The error has the statement, the invalid index, and the remedy."""
         upgrade()
         migration(directory, "0003", INDEX)
         end = begin("INSERT INTO items VALUES (1)")
@@ -263,8 +261,7 @@ class TestPartialRevision:
         upgrade()
         assert version(url) == ["0003"]
 
-    def test_it_is_repeated_as_long_as_nothing_is_committed(self, directory, url, upgrade, clock, begin):
-        """A lock that is missing before the block is one like any other."""
+    def test_revision_is_repeated_before_its_autocommit_block(self, directory, url, upgrade, clock, begin):
         upgrade()
         migration(directory, "0003", f'op.execute("ALTER TABLE items ADD size int")\n{INDEX}')
         end = begin(READER)
@@ -274,8 +271,7 @@ class TestPartialRevision:
 
         assert version(url) == ["0003"]
 
-    def test_a_block_that_is_reached_at_the_second_attempt(self, directory, url, upgrade, clock, begin):
-        """What counts is whether the attempt that failed has committed something."""
+    def test_only_commits_of_the_failed_attempt_count(self, directory, url, upgrade, clock, begin):
         upgrade()
         migration(directory, "0003", f'op.execute("ALTER TABLE items ADD size int")\n{INDEX}')
         end = begin(READER)
@@ -291,8 +287,8 @@ class TestPartialRevision:
         assert len(clock.pauses) == 1
 
     @pytest.mark.parametrize("after", [READER, "ALTER TABLE items ADD size int"])
-    def test_a_commit_of_its_own_is_not_repeated(self, directory, url, upgrade, after, begin):
-        """`op.execute("COMMIT")` is found as well: PostgreSQL says what is committed, not the text."""
+    def test_revision_with_a_commit_is_not_repeated(self, directory, url, upgrade, after, begin):
+        """PostgreSQL reports what is committed."""
         upgrade()
         migration(directory, "0003", f'op.execute("COMMIT")\nop.execute("{after}")\nop.execute("DROP TABLE items")')
         begin("INSERT INTO items VALUES (1)")
@@ -300,8 +296,7 @@ class TestPartialRevision:
         with pytest.raises(MigrationError, match=r"A part of 0003 is committed.* Undo its other changes"):
             upgrade()
 
-    def test_other_errors_leave_an_index_behind_as_well(self, directory, url, upgrade, caplog):
-        """The error stays what it is, and a log line names the index."""
+    def test_other_errors_log_an_invalid_index(self, directory, url, upgrade, caplog):
         upgrade()
         sql(url, "INSERT INTO items VALUES (1, 'saw'), (2, 'saw')")
         migration(directory, "0003", UNIQUE_INDEX)
@@ -333,8 +328,8 @@ class TestTimeouts:
             ({"lock_timeout": 7}, {}, "2s"),
         ],
     )
-    def test_every_statement_has_them(self, directory, url, settings, attributes, shown):
-        """Also in an autocommit block, and after a revision that has changed them."""
+    def test_every_statement_has_the_time_outs(self, directory, url, settings, attributes, shown):
+        """In an autocommit block, and after a revision that has changed them."""
         migration(directory, "0003", f'{self.IN_A_BLOCK}\n{self.SHOW}\nop.execute("SET lock_timeout = 77")')
         migration(directory, "0004", f'{self.SHOW}\nop.execute("SET statement_timeout = 5000")\n{self.IN_A_BLOCK}')
         section = DatabaseSettings.model_validate({"url": url, "ssl": "off", **settings})
@@ -344,8 +339,7 @@ class TestTimeouts:
 
         assert seen == [(shown, "0")] * 4
 
-    def test_what_the_url_and_the_role_say_does_not_count(self, directory, url):
-        """They are for the service."""
+    def test_time_outs_of_url_and_role_do_not_apply(self, directory, url):
         role = f"ALTER DATABASE {url.rpartition('/')[2]} SET statement_timeout = 9000"
         migration(directory, "0003", self.SHOW)
         sql(url, role)
@@ -356,8 +350,7 @@ class TestTimeouts:
 
         assert seen == [("2s", "0")]
 
-    def test_behind_a_pooler_they_hold_for_the_transaction(self, directory, url):
-        """Outside of one they would stay with a connection of the pooler's."""
+    def test_pooler_sets_time_outs_for_the_transaction(self, directory, url):
         migration(directory, "0003", f"{self.SHOW}\n{self.IN_A_BLOCK}")
         section = DatabaseSettings.model_validate({"url": url, "ssl": "off", "pooler": "pgbouncer"})
         seen: list[tuple[str, str]] = []
@@ -368,8 +361,7 @@ class TestTimeouts:
 
 
 @pytest.mark.system
-def test_traffic_goes_on_beside_a_migration_that_waits(directory, url, upgrade, monkeypatch, begin):
-    """No reader waits for the transaction that the migration waits for."""
+def test_waiting_migration_does_not_block_readers(directory, url, upgrade, monkeypatch, begin):
     upgrade()
     migration(directory, "0003", TWO_STATEMENTS)
     monkeypatch.setattr(migration_steps, "_FIRST_PAUSE", 0.02)

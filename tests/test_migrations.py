@@ -1,4 +1,4 @@
-"""Migrations: run once whoever starts them, undone if they fail, and known to readiness."""
+"""Migrations: run once at a time, rolled back if they fail, and checked by readiness."""
 
 import asyncio
 import io
@@ -61,8 +61,8 @@ def directory(tmp_path: Path) -> Path:
 
 
 class TestRunning:
-    def test_up_and_down_and_up_again(self, directory, url):
-        """Migrations run with the async driver, in both directions, and again."""
+    def test_migrations_run_up_down_and_up_again(self, directory, url):
+        """With the async driver."""
         config = configured(directory, url)
 
         command.upgrade(config, "head")
@@ -73,14 +73,13 @@ class TestRunning:
         command.upgrade(config, "head")
         assert version(url) == ["0002"]
 
-    async def test_under_a_running_event_loop(self, directory, on_sqlite):
-        """An async test or script can migrate, where `asyncio.run()` in env.py would fail."""
+    async def test_migrations_run_under_a_running_event_loop(self, directory, on_sqlite):
         command.upgrade(configured(directory, on_sqlite), "head")
 
         assert await asyncio.to_thread(version, on_sqlite) == ["0002"]
 
-    def test_a_failing_migration_leaves_nothing(self, directory, url):
-        """What a migration did before it failed is undone; on SQLite, those before it are, too."""
+    def test_failed_migration_is_rolled_back(self, directory, url):
+        """On SQLite, earlier migrations of the run too."""
         migration(directory, "0003", 'op.create_table("halves", sa.Column("id", sa.Integer()))\nop.execute("nonsense")')
 
         with pytest.raises(DBAPIError):
@@ -94,8 +93,7 @@ class TestRunning:
             with pytest.raises(DBAPIError):
                 version(url)
 
-    def test_a_transaction_for_each_migration(self, tmp_path, url):
-        """Options reach Alembic: those before the failing one stay."""
+    def test_transaction_per_migration_keeps_earlier_migrations(self, tmp_path, url):
         directory = project(tmp_path / "each", arguments=", transaction_per_migration=True")
         migration(directory, "0003", 'op.execute("nonsense")')
 
@@ -104,8 +102,7 @@ class TestRunning:
 
         assert version(url) == ["0002"]
 
-    def test_logging_stays_as_it_is(self, directory, on_sqlite):
-        """Loggers that exist stay enabled, and the root logger keeps its handlers and level."""
+    def test_logging_is_unchanged(self, directory, on_sqlite):
         logger = logging.getLogger("existed.before")
         before = (list(logging.root.handlers), logging.root.level)
 
@@ -115,7 +112,6 @@ class TestRunning:
         assert (list(logging.root.handlers), logging.root.level) == before
 
     def test_progress_is_logged_for_each_migration(self, directory, on_sqlite, caplog):
-        """A long run shows how far it is."""
         caplog.set_level(logging.INFO, "fastapi_prodkit.database.migrations")
 
         command.upgrade(configured(directory, on_sqlite), "head")
@@ -124,7 +120,7 @@ class TestRunning:
 
     @pytest.mark.parametrize("form", ["notice", "(notice,)"])
     def test_callbacks_of_the_project_are_kept(self, tmp_path, on_sqlite, form):
-        """`on_version_apply` takes one function or several, as Alembic's does."""
+        """`on_version_apply` may be a function or several."""
         directory = project(tmp_path / "own", arguments=f", on_version_apply={form}")
         env = directory / "migrations" / "env.py"
         notice = "def notice(step, **_): context.config.attributes['seen'].append(step.up_revision_id)\n"
@@ -136,7 +132,6 @@ class TestRunning:
         assert config.attributes["seen"] == ["0001", "0002"]
 
     def test_autogenerate_writes_batches_for_sqlite(self, directory, on_sqlite):
-        """SQLite changes a table by rebuilding it, and new migrations are written for that."""
         config = configured(directory, on_sqlite)
         command.upgrade(config, "0001")
         (directory / "migrations" / "versions" / "0002_step.py").unlink()
@@ -148,8 +143,8 @@ class TestRunning:
 
 
 class TestSqliteForeignKeys:
-    def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(self, directory, on_sqlite):
-        """With foreign keys enforced, dropping the old table would empty its children."""
+    def test_rebuilding_a_table_keeps_referring_rows(self, directory, on_sqlite):
+        """With foreign keys enforced, dropping the old table would delete them."""
         command.upgrade(configured(directory, on_sqlite), "head")
         sql(
             on_sqlite,
@@ -162,8 +157,7 @@ class TestSqliteForeignKeys:
 
         assert sql(on_sqlite, "SELECT item FROM parts") == [1]
 
-    def test_a_migration_that_leaves_rows_alone_is_undone(self, directory, on_sqlite):
-        """What foreign keys would have refused is refused at the end of the migration, by the names of the tables."""
+    def test_migration_that_violates_foreign_keys_is_rolled_back(self, directory, on_sqlite):
         command.upgrade(configured(directory, on_sqlite), "head")
         sql(
             on_sqlite,
@@ -179,8 +173,7 @@ class TestSqliteForeignKeys:
         assert version(on_sqlite) == ["0002"]
         assert sql(on_sqlite, "SELECT id FROM items") == [1]
 
-    def test_an_autocommit_block_is_outside_any_transaction(self, directory, on_sqlite):
-        """VACUUM works in it."""
+    def test_autocommit_block_is_outside_any_transaction(self, directory, on_sqlite):
         migration(directory, "0003", 'with op.get_context().autocommit_block():\n    op.execute("VACUUM")')
 
         command.upgrade(configured(directory, on_sqlite), "head")
@@ -189,8 +182,7 @@ class TestSqliteForeignKeys:
 
 
 class TestTarget:
-    def test_settings_that_env_py_names(self, tmp_path, on_sqlite):
-        """`alembic upgrade head` needs nothing but env.py."""
+    def test_settings_of_env_py_are_used(self, tmp_path, on_sqlite):
         arguments = f", lambda: Settings(database={{'url': {on_sqlite!r}}})"
         directory = project(tmp_path / "own", arguments=arguments)
         env = directory / "migrations" / "env.py"
@@ -201,8 +193,8 @@ class TestTarget:
         assert version(on_sqlite) == ["0002"]
 
     @pytest.mark.parametrize("driver", ["sqlite", "sqlite+pysqlite"])
-    def test_the_url_of_alembic_ini(self, directory, on_sqlite, driver):
-        """A project that keeps its URL there keeps it, with a sync driver as well."""
+    def test_url_of_alembic_ini_is_used(self, directory, on_sqlite, driver):
+        """With a sync driver as well."""
         ini = directory / "alembic.ini"
         ini.write_text(f"{ini.read_text()}sqlalchemy.url = {on_sqlite.replace('sqlite', driver, 1)}\n")
 
@@ -210,8 +202,7 @@ class TestTarget:
 
         assert version(on_sqlite) == ["0002"]
 
-    def test_pyproject_toml(self, directory, on_sqlite):
-        """`[tool.alembic]` configures as well as alembic.ini does."""
+    def test_pyproject_toml_configures_migrations(self, directory, on_sqlite):
         (directory / "alembic.ini").unlink()
         (directory / "pyproject.toml").write_text('[tool.alembic]\nscript_location = "%(here)s/migrations"\n')
         config = alembic_config(directory / "pyproject.toml")
@@ -221,8 +212,8 @@ class TestTarget:
 
         assert version(on_sqlite) == ["0002"]
 
-    def test_a_connection_of_the_callers(self, directory, url):
-        """A test that migrates inside its own transaction can roll everything back."""
+    def test_connection_of_the_caller_is_used(self, directory, url):
+        """In its transaction."""
 
         async def migrate_and_roll_back() -> list[str]:
             engine = create_engine(DatabaseSettings(url=url, ssl="off"))
@@ -241,16 +232,14 @@ class TestTarget:
         if url.startswith("postgresql"):
             assert sql(url, "SELECT to_regclass('alembic_version')") == [None]
 
-    def test_a_url_of_its_own(self, directory, on_sqlite):
-        """DATABASE_MIGRATIONS_URL leads around a pooler."""
+    def test_migrations_url_is_used(self, directory, on_sqlite):
         settings = DatabaseSettings(url="sqlite:////nowhere/at/all.db", migrations_url=on_sqlite)
 
         command.upgrade(configured(directory, "unused", settings=settings), "head")
 
         assert version(on_sqlite) == ["0002"]
 
-    def test_no_database(self, directory):
-        """The remedy is named."""
+    def test_missing_database_is_an_error_with_the_remedy(self, directory):
         with pytest.raises(ConfigurationError, match="set DATABASE_URL"):
             command.upgrade(alembic_config(directory / "alembic.ini"), "head")
 
@@ -266,16 +255,14 @@ class TestTarget:
             (f"{SECRET}:x@localhost/x?next=http://x", "is not one that SQLAlchemy understands"),
         ],
     )
-    def test_a_url_that_cannot_be_used(self, directory, url, problem):
-        """The error names the driver and never the URL, nor what stands in the place of its scheme."""
+    def test_invalid_url_is_an_error_without_the_url(self, directory, url, problem):
         with pytest.raises(ConfigurationError, match=problem) as caught:
             command.upgrade(configured(directory, url), "head")
 
         assert SECRET not in str(caught.value)
         assert caught.value.__context__ is None
 
-    def test_sql_needs_no_database(self, directory):
-        """`--sql` writes what would run, for the dialect of the URL; nothing connects."""
+    def test_sql_does_not_connect(self, directory):
         config = configured(directory, f"postgres://user:{SECRET}@127.0.0.1:1/name")
         config.output_buffer = io.StringIO()
 
@@ -287,8 +274,7 @@ class TestTarget:
         assert written.index("BEGIN") < written.index("CREATE TABLE items") < written.index("COMMIT")
         assert SECRET not in written
 
-    def test_sql_with_a_connection_of_the_callers(self, directory):
-        """It says which dialect to write, and is left alone."""
+    def test_sql_with_a_connection_uses_its_dialect(self, directory):
         engine = sqlalchemy.create_engine("sqlite://")
         with engine.connect() as connection:
             config = configured(directory, "unused", connection=connection)
@@ -303,8 +289,8 @@ class TestTarget:
 
 class TestLock:
     @pytest.mark.system
-    def test_five_deployments_at_once_run_it_once(self, directory, on_postgresql):
-        """One migrates, four find nothing to do; CREATE INDEX CONCURRENTLY does not wait for those who wait."""
+    def test_concurrent_deployments_migrate_once(self, directory, on_postgresql):
+        """CREATE INDEX CONCURRENTLY does not wait for the others."""
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
         migration(directory, "0003", INDEX)
         outputs = [directory / f"{number}.txt" for number in range(5)]
@@ -325,8 +311,7 @@ class TestLock:
         assert sql(on_postgresql, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'items_name'::regclass") == [True]
 
     @pytest.mark.system
-    def test_deployments_take_turns_on_sqlite(self, directory, on_sqlite):
-        """There a transaction that writes from its beginning is the lock."""
+    def test_concurrent_deployments_on_sqlite_take_turns(self, directory, on_sqlite):
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
         outputs = [directory / f"{number}.txt" for number in range(2)]
 
@@ -337,8 +322,8 @@ class TestLock:
         assert codes == [0] * 2, said
         assert sum("Done: 2 migrations" in text for text in said) == 1
 
-    def test_the_wait_ends(self, directory, on_postgresql):
-        """A lock that stays is an error that says where to look, and not a deployment that hangs."""
+    def test_wait_for_the_lock_times_out(self, directory, on_postgresql):
+        """The error says where to look."""
         release = hold(on_postgresql)
         try:
             with pytest.raises(MigrationError, match=r"did not end within 1 s; see pg_locks"):
@@ -348,8 +333,7 @@ class TestLock:
 
         command.upgrade(configured(directory, on_postgresql, lock_timeout=0.1), "head")
 
-    def test_current_does_not_wait(self, directory, on_postgresql, capsys):
-        """It answers while somebody migrates."""
+    def test_current_does_not_wait_for_a_migration(self, directory, on_postgresql, capsys):
         command.upgrade(configured(directory, on_postgresql), "head")
         release = hold(on_postgresql)
         try:
@@ -359,8 +343,8 @@ class TestLock:
 
         assert capsys.readouterr().out == "0002 (head)\n"
 
-    def test_nothing_stays_locked(self, directory, on_postgresql):
-        """The session's lock is gone, also on a connection that the caller keeps, and after a failure."""
+    def test_lock_is_released(self, directory, on_postgresql):
+        """Also on the caller's connection, and after a failure."""
         migration(directory, "0003", 'op.execute("nonsense")')
 
         async def fail() -> list[int]:
@@ -390,14 +374,13 @@ class TestLock:
             ("sqlite:///6432", False),
         ],
     )
-    def test_a_pooler_is_known_by_its_port(self, url, pooled):
-        """PgBouncer's own port gives it away where no setting says so."""
+    def test_port_of_pgbouncer_is_a_pooler(self, url, pooled):
         settings = DatabaseSettings(url=url)
 
         assert is_pooled(settings, engine_for(settings)) is pooled
 
-    def test_through_a_pooler_the_transaction_holds_the_lock(self, directory, on_postgresql, caplog):
-        """A session's lock would stay behind on a connection of the pooler's; the remedy is told."""
+    def test_pooler_locks_per_transaction(self, directory, on_postgresql, caplog):
+        """A warning names the remedy."""
         settings = DatabaseSettings.model_validate({"url": on_postgresql, "ssl": "off", "pooler": "pgbouncer"})
         release = hold(on_postgresql)
         try:
@@ -416,7 +399,7 @@ class TestLock:
 class TestReadiness:
     @pytest.fixture
     async def at(self, directory, on_sqlite):
-        """Return a function that migrates to a revision and runs the check for a release with some of the scripts."""
+        """Return a function that migrates to a revision, and runs the check of a release with some of the scripts."""
         engine = create_engine(DatabaseSettings(url=on_sqlite))
 
         async def run(revision: str | None, **settings: str) -> None:
@@ -430,13 +413,12 @@ class TestReadiness:
         yield run
         await engine.dispose()
 
-    async def test_the_newest_passes(self, at):
-        """A database that has what the release needs is ready."""
+    async def test_check_passes_at_the_newest_revision(self, at):
         await at("head")
 
     @pytest.mark.parametrize("revision", [None, "0001"])
-    async def test_pending_ones_fail(self, at, revision, caplog):
-        """A release does not get traffic on a schema that it was not made for; the log says which it needs."""
+    async def test_check_fails_with_pending_migrations(self, at, revision, caplog):
+        """The log names the missing revision."""
         with pytest.raises(MigrationError, match="and this release needs 0002"):
             await at(revision)
 
@@ -444,17 +426,17 @@ class TestReadiness:
             " and this release needs 0002"
         ]
 
-    async def test_pending_ones_warn_if_that_is_asked_for(self, at):
-        """DATABASE_MIGRATIONS=warn leaves the decision to whoever reads the warning."""
+    async def test_check_warns_with_pending_migrations(self, at):
+        """With DATABASE_MIGRATIONS=warn."""
         with pytest.raises(CheckWarning, match="the state before the first migration"):
             await at(None, migrations="warn")
 
-    async def test_ahead_passes(self, at):
-        """A release that was rolled back serves on the schema of the newer one."""
+    async def test_check_passes_ahead_of_the_release(self, at):
+        """After a rollback of the release."""
         await at("0002", migrations="fail")
 
-    def test_the_app_adds_it_where_it_knows_the_scripts(self, directory, on_sqlite):
-        """DATABASE_MIGRATIONS_CONFIG makes /ready 503 until the migrations have run; the app itself runs none."""
+    def test_app_with_migrations_config_checks_readiness(self, directory, on_sqlite):
+        """The app itself runs no migrations."""
         database = {"url": on_sqlite, "migrations_config": str(directory / "alembic.ini")}
         settings = Settings(environment="test", database=database, health={"details": True, "cache": 0}, log=None)
 
@@ -468,16 +450,14 @@ class TestReadiness:
         assert after.status_code == 200
 
     @pytest.mark.parametrize("more", [{}, {"migrations": "off", "migrations_config": "nowhere.ini"}])
-    def test_without_scripts_or_switched_off_it_is_left_out(self, more):
-        """Nothing is read then."""
+    def test_app_without_migrations_config_has_no_check(self, more):
         settings = DatabaseSettings(url="sqlite://", **more)
         database = cast("Any", Pieces())
 
         assert list(readiness_checks(database, settings)) == ["database"]
 
     @pytest.mark.parametrize("location", [None, "nowhere"])
-    def test_scripts_that_cannot_be_found(self, tmp_path, location):
-        """It is said when the app is made, with the name of the setting or the file."""
+    def test_missing_scripts_fail_when_the_app_is_created(self, tmp_path, location):
         ini = tmp_path / "alembic.ini"
         if location is not None:
             ini.write_text(f"[alembic]\nscript_location = {location}\n")
@@ -486,8 +466,7 @@ class TestReadiness:
         with pytest.raises(ConfigurationError, match=r"alembic\.ini|DATABASE_MIGRATIONS_CONFIG"):
             migrations_check(cast("Any", None), settings)
 
-    def test_the_search_path_of_modules_stays(self, directory, on_sqlite):
-        """`prepend_sys_path` is meant for a process that migrates, not for the service."""
+    def test_module_search_path_is_unchanged(self, directory, on_sqlite):
         ini = directory / "alembic.ini"
         ini.write_text(f"{ini.read_text()}prepend_sys_path = %(here)s\n")
         before = list(sys.path)
@@ -498,7 +477,7 @@ class TestReadiness:
 
 
 class Pieces:
-    """As much of a Database as the list of checks looks at."""
+    """The part of a Database that the list of checks uses."""
 
     engine = None
 
@@ -526,7 +505,7 @@ def await_in(outputs: list[Path], text: str, processes: list[subprocess.Popen[by
 
 
 def hold(url: str) -> Any:
-    """Take the lock as a maintenance script would, and return what lets go of it."""
+    """Take the lock as a maintenance script would, and return a function that releases it."""
     loop = asyncio.new_event_loop()
     engine = create_engine(DatabaseSettings(url=url, ssl="off"))
 

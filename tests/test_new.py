@@ -1,4 +1,4 @@
-"""`fastapi-prodkit new`: the service it makes, for every combination of options that changes files."""
+"""`fastapi-prodkit new`: the created service, for every combination of options."""
 
 import io
 import os
@@ -52,7 +52,7 @@ def git(folder, *arguments):
 
 @pytest.fixture(scope="session")
 def services(tmp_path_factory):
-    """Make a service of a combination, once."""
+    """Create a service for each combination, once."""
     folder = tmp_path_factory.mktemp("services")
 
     def make(database, redis, deploy):
@@ -67,13 +67,13 @@ def services(tmp_path_factory):
 
 @pytest.fixture
 def made(request, services):
-    """A service of the combination, and the combination."""
+    """The service of a combination, and the combination."""
     return services(*request.param), request.param
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """The wheel that is built from the source distribution, in a tree in which somebody has worked."""
+    """The wheel built from the source distribution, in a tree with local files."""
     pytest.importorskip("hatchling", reason="builds the wheel")
     folder = tmp_path_factory.mktemp("dist")
     build(ROOT, "sdist", folder)
@@ -94,8 +94,7 @@ def build(tree, target, folder):
 @pytest.mark.system
 class TestService:
     @every_combination
-    def test_it_has_the_files_that_were_chosen(self, made):
-        """Whatever the example has and was not left out is there, and nothing else."""
+    def test_service_has_the_files_of_its_choices(self, made):
         folder, (database, _, deploy) = made
         expected = {path.replace("deploy/github/", ".github/workflows/") for path in template_files()}
         if database == "sqlite":
@@ -108,8 +107,8 @@ class TestService:
         assert files_of(folder) == expected
 
     @every_combination
-    def test_nothing_is_left_of_the_template(self, made):
-        """No mark of the template, no name of the example, and no word of what was not chosen."""
+    def test_service_has_no_marks_and_names_of_the_template(self, made):
+        """Nor parts of other choices."""
         folder, (database, redis, deploy) = made
         strangers = ["fastapi-prodkit new:", "[Aa]irports[-_ ]service", r'(SERVICE_NAME=|title="|--tag )[Aa]irports\b']
         if database == "sqlite":
@@ -130,8 +129,7 @@ class TestService:
         assert not found
 
     @every_combination
-    def test_its_readme_says_how_it_is_deployed(self, made):
-        """With what was chosen, and with nothing that is not there."""
+    def test_readme_describes_the_chosen_deployment(self, made):
         folder, (_, _, deploy) = made
 
         text = (folder / "README.md").read_text()
@@ -144,8 +142,7 @@ class TestService:
         assert "\n\n\n" not in text
 
     @every_combination
-    def test_it_is_lint_clean(self, made):
-        """`make lint` has nothing to say about a new service."""
+    def test_service_passes_make_lint(self, made):
         pytest.importorskip("ruff", reason="checks style")
         folder, _ = made
 
@@ -169,8 +166,8 @@ class TestService:
         ],
         ids=str,
     )
-    def test_linters_find_nothing(self, services, path, linter):
-        """In each variant of a file that belongs to containers or to GitHub; ruff and mypy have tests of their own."""
+    def test_files_of_containers_and_github_pass_linters(self, services, path, linter):
+        """In each variant."""
         name, *options = linter
         command = [program_or_skip(name), *options]
         files = [services(*each) / path for each in COMBINATIONS if each[2] != "none"]
@@ -188,8 +185,8 @@ class TestService:
 
         assert len(variants) > 1
 
-    def test_of_what_is_typed_only_the_database_changes_anything(self, services):
-        """So it is enough to check the types of one service for each, as TestMake does."""
+    def test_only_the_database_changes_typed_code(self, services):
+        """So TestMake checks the types of one service for each."""
         variants = {database: set() for database, _ in DATABASE_AND_REDIS}
         for each in COMBINATIONS:
             folder = services(*each)
@@ -200,8 +197,7 @@ class TestService:
         assert [len(different) for different in variants.values()] == [1, 1]
 
     @pytest.mark.parametrize("made", [(*each, "none") for each in DATABASE_AND_REDIS], indirect=True, ids=str)
-    def test_production_accepts_its_example_of_an_environment(self, made):
-        """`.env.example` is a configuration that starts; what is deployed with does not change it."""
+    def test_env_example_starts_in_production(self, made):
         pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
         folder, (database, redis, _) = made
         lines = (folder / ".env.example").read_text().splitlines()
@@ -225,8 +221,7 @@ class TestService:
         assert (name, url.partition(":")[0], shared) == ("my-shop", database, str(redis))
 
     @pytest.mark.parametrize("made", [(*each, "docker") for each in DATABASE_AND_REDIS], indirect=True, ids=str)
-    def test_compose_starts_what_was_chosen_and_no_more(self, made):
-        """Only services that exist are waited for, and the database is where the service looks for it."""
+    def test_compose_starts_the_chosen_services(self, made):
         yaml = pytest.importorskip("yaml", reason="needs PyYAML")
         folder, (database, redis, _) = made
 
@@ -242,8 +237,7 @@ class TestService:
         assert {name for name in used if not name.startswith(".")} == set(compose["volumes"])
 
     @every_combination
-    def test_its_locks_hold_what_it_needs(self, made):
-        """No package is missing for the extras that were chosen, and those of the others are gone."""
+    def test_locks_have_the_packages_of_the_choices(self, made):
         folder, (database, redis, deploy) = made
         extras = re.search(r'"fastapi-prodkit\[(.*)\]==(.*)"', (folder / "pyproject.toml").read_text())
         needed = closure({("fastapi-prodkit", extra) for extra in extras[1].split(",")}) - {"fastapi-prodkit"}
@@ -257,7 +251,7 @@ class TestService:
 
 
 def template_files():
-    """Return the paths of the template's files in the wheel: the example, and what deploys it."""
+    """Return the paths of the template's files in the wheel."""
     example = {path.relative_to(EXAMPLE).as_posix() for path in tracked(EXAMPLE)}
     return example | {path.relative_to(ROOT).as_posix() for path in tracked(ROOT / "deploy")}
 
@@ -278,7 +272,7 @@ def canonical(name):
 
 
 def closure(wanted):
-    """Return the names of all packages that (package, extra) need in this environment, which has them all."""
+    """Return the names of all packages that (package, extra) need; all are installed here."""
     from packaging.requirements import Requirement
 
     seen = set()
@@ -302,15 +296,14 @@ class TestCommand:
     def elsewhere(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
 
-    def test_it_ends_by_saying_what_to_type(self, capsys):
-        """What comes next is three lines."""
+    def test_output_ends_with_the_next_commands(self, capsys):
         code = main(["new", "my-shop", "--no-git", "--yes"])
 
         assert code == 0
         assert capsys.readouterr().out.endswith("Next:\n\n  cd my-shop\n  make test\n  make demo\n")
 
-    def test_without_a_terminal_it_asks_nothing(self):
-        """The defaults are PostgreSQL, Redis and docker, as with --yes; pytest's standard input is no terminal."""
+    def test_command_without_a_terminal_uses_defaults(self):
+        """As with --yes."""
         main(["new", "a", "--no-git"])
         main(["new", "b", "--no-git", *options("postgresql", True, "docker")])
 
@@ -318,8 +311,8 @@ class TestCommand:
         assert Path("a/.env.example").read_text() == Path("b/.env.example").read_text().replace("=b\n", "=a\n")
 
     @pytest.mark.skipif(os.name == "nt", reason="Windows has no such terminal")
-    def test_on_a_terminal_it_asks_what_the_options_do_not_say(self, monkeypatch, capsys):
-        """An answer that is none is asked for again; what was said is not asked."""
+    def test_terminal_prompts_for_missing_options(self, monkeypatch, capsys):
+        """Again after an invalid answer."""
         import pty
 
         ours, theirs = pty.openpty()
@@ -336,9 +329,7 @@ class TestCommand:
         assert "sqlite:" in Path("my-shop/.env.example").read_text()
         assert "RATE_LIMIT" not in Path("my-shop/.env.example").read_text()
 
-    def test_an_empty_answer_is_the_default(self, monkeypatch):
-        """Return, three times, is PostgreSQL, Redis and docker; other answers are taken as they are."""
-
+    def test_empty_answer_is_the_default(self, monkeypatch):
         class Terminal(io.StringIO):
             def isatty(self):
                 return True
@@ -367,8 +358,8 @@ class TestCommand:
             ("there", "there exists already; try: fastapi-prodkit new there --directory there-2"),
         ],
     )  # fmt: skip
-    def test_a_name_that_cannot_be(self, name, message, capsys):
-        """One line says why, and what to type; nothing is written."""
+    def test_invalid_name_is_refused_with_a_suggestion(self, name, message, capsys):
+        """Nothing is written."""
         Path("there").write_text("")
 
         code = main(["new", name, "--yes"])
@@ -379,8 +370,8 @@ class TestCommand:
         assert said.count("\n") == 1
         assert [path.name for path in Path().iterdir()] == ["there"]
 
-    def test_an_empty_folder_may_be_there(self):
-        """Whoever has made the folder need not remove it; one with files in it stays as it is."""
+    def test_empty_folder_is_used(self):
+        """One with files is refused."""
         Path("empty").mkdir()
 
         assert main(["new", "my-shop", "--directory", "empty", "--no-git", "--yes"]) == 0
@@ -390,8 +381,7 @@ class TestCommand:
         ("name", "near"),
         [("a" * 23, "a" * 22), (f"{'a' * 21}-shop", "a" * 21), ("ab", "ab-service"), ("a" * 22, None), ("tea", None)],
     )
-    def test_a_name_for_ecs(self, name, near, capsys):
-        """A name that the templates of the stacks refuse is refused here, and no other."""
+    def test_invalid_name_for_ecs_is_refused(self, name, near, capsys):
         code = main(["new", name, "--deploy", "ecs", "--no-git", "--yes"])
 
         rule = "stacks on ECS have names of 3 to 22 characters"
@@ -409,8 +399,7 @@ class TestCommand:
             (["--no-redis"], "tasks on ECS need a shared store for rate limits; try: --redis, or --deploy docker"),
         ],
     )
-    def test_what_does_not_go_together(self, chosen, message, capsys):
-        """A service that would lose data or count wrongly is not made."""
+    def test_incompatible_choices_are_refused(self, chosen, message, capsys):
         code = main(["new", "my-shop", "--deploy", "ecs", "--yes", *chosen])
 
         assert (code, capsys.readouterr().err) == (1, f"fastapi-prodkit: {message}\n")
@@ -421,7 +410,7 @@ class TestCommand:
 class TestRepository:
     @pytest.fixture(autouse=True)
     def nobody(self, tmp_path, monkeypatch):
-        """Somebody who has told git nothing."""
+        """A git without a configured author."""
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
@@ -429,8 +418,8 @@ class TestRepository:
             monkeypatch.delenv(name)
         monkeypatch.chdir(tmp_path)
 
-    def test_the_first_commit_has_everything(self, capsys):
-        """The service is committed on main, even where git does not know by whom."""
+    def test_first_commit_has_all_files(self, capsys):
+        """On main, even without a configured author."""
         main(["new", "my-shop", "--yes"])
 
         assert "Its first commit is on the branch main." in capsys.readouterr().out
@@ -441,16 +430,14 @@ class TestRepository:
         assert git("my-shop", "status", "--porcelain", "--ignored") == ""
         assert set(git("my-shop", "ls-files").split("\n")) == files_of(Path("my-shop"))
 
-    def test_the_author_is_who_git_knows(self, tmp_path):
-        """A name that is configured stands in the commit."""
+    def test_first_commit_has_the_configured_author(self, tmp_path):
         (tmp_path / ".gitconfig").write_text("[user]\nname = Ada\nemail = ada@example.com\n")
 
         main(["new", "my-shop", "--yes"])
 
         assert git("my-shop", "log", "--format=%an %ae") == "Ada ada@example.com"
 
-    def test_a_repository_around_it_stays_the_only_one(self, tmp_path, capsys):
-        """In a monorepo the service is left to be committed there."""
+    def test_service_inside_a_repository_is_not_committed(self, tmp_path, capsys):
         git(tmp_path, "init", "--quiet")
 
         main(["new", "my-shop", "--yes"])
@@ -458,8 +445,8 @@ class TestRepository:
         assert "It is inside a repository already" in capsys.readouterr().out
         assert not Path("my-shop/.git").exists()
 
-    def test_git_may_fail(self, tmp_path, capsys):
-        """The service is there all the same, and the reason is said."""
+    def test_failure_of_git_is_reported(self, tmp_path, capsys):
+        """The service is created."""
         (tmp_path / ".gitconfig").write_text("[core]\nbigFileThreshold = none\n")
 
         code = main(["new", "my-shop", "--yes"])
@@ -468,8 +455,7 @@ class TestRepository:
         said = capsys.readouterr().out
         assert re.search(r"git \w+ failed, so there is no first commit yet: fatal: .*bigfilethreshold", said)
 
-    def test_git_may_be_missing(self, tmp_path, monkeypatch, capsys):
-        """Without git there is no repository, and nothing else is missing."""
+    def test_missing_git_is_reported(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("PATH", str(tmp_path))
 
         code = main(["new", "my-shop", "--yes"])
@@ -477,22 +463,21 @@ class TestRepository:
         assert code == 0
         assert "git is not installed, so there is no repository yet." in capsys.readouterr().out
 
-    def test_a_silent_failure_is_said_to_be_one(self):
-        """git may say nothing; the sentence is whole all the same."""
+    def test_failure_of_git_without_output_is_reported(self):
         assert repository._last_line("") == "git gives no reason"
 
 
 class TestTemplate:
     @pytest.mark.system
-    def test_the_wheel_holds_the_template_and_nothing_that_was_made_in_it(self, wheel):
-        """The source distribution makes the wheel that has the example, without anybody's .env or database."""
+    def test_wheel_has_the_template_without_local_files(self, wheel):
+        """Such as a .env file or a database."""
         held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("fastapi_prodkit/_template/")}
 
         assert held == {f"fastapi_prodkit/_template/{path}" for path in template_files()}
 
     @pytest.mark.system
-    def test_from_the_wheel_it_makes_the_same(self, wheel, tmp_path, services):
-        """An installation makes what the source tree makes, and what pip has compiled in it stays behind."""
+    def test_wheel_creates_the_same_service_as_the_source(self, wheel, tmp_path, services):
+        """Without files that pip has compiled."""
         zipfile.ZipFile(wheel).extractall(tmp_path / "site")
         subprocess.run([sys.executable, "-m", "compileall", "-q", tmp_path / "site"], check=True)
         command = [sys.executable, "-m", "fastapi_prodkit", "new", "my-shop", "--no-git", *options(*EVERYTHING)]
@@ -504,8 +489,8 @@ class TestTemplate:
         assert files_of(tmp_path / "my-shop") == files_of(alike)
         assert all((tmp_path / "my-shop" / path).read_text() == (alike / path).read_text() for path in files_of(alike))
 
-    def test_what_is_made_in_the_template_stays_there(self, tmp_path, monkeypatch):
-        """The template's .gitignore says what is not the template; a script can be run."""
+    def test_ignored_files_of_the_template_are_not_copied(self, tmp_path, monkeypatch):
+        """Scripts stay executable."""
         folder = tmp_path / "_template"
         (folder / "__pycache__").mkdir(parents=True)
         (folder / "__pycache__" / "x.pyc").write_bytes(b"\xff")
@@ -521,8 +506,7 @@ class TestTemplate:
         assert files_of(Path("my-shop")) == {".gitignore", ".env.example", "migrate.sh"}
         assert os.access("my-shop/migrate.sh", os.X_OK)
 
-    def test_an_installation_without_the_template_says_so(self, tmp_path, monkeypatch, capsys):
-        """One line names what is missing."""
+    def test_missing_template_is_an_error(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(template, "_PACKAGE", tmp_path / "a" / "b")
         monkeypatch.chdir(tmp_path)
 
@@ -531,8 +515,8 @@ class TestTemplate:
         assert code == 1
         assert "_template is missing: install fastapi-prodkit anew" in capsys.readouterr().err
 
-    def test_a_mark_may_choose_between_two(self):
-        """What the example has not chosen stands in it commented out, at its own depth."""
+    def test_mark_may_choose_between_two_parts(self):
+        """The part that the example does not use is commented out in it."""
         text = (
             "<!-- fastapi-prodkit new: postgresql -->\none\n<!-- fastapi-prodkit new: end -->\n"
             "a:\n  # fastapi-prodkit new: postgresql\n  b: 1\n"
@@ -549,7 +533,7 @@ class TestTemplate:
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("make") is None or os.name == "nt", reason="make is not installed")
 class Making:
-    """What a user does first, in a folder of their own and with an empty home."""
+    """Create a service in a new folder with an empty home."""
 
     @pytest.fixture
     def home(self, tmp_path):
@@ -586,7 +570,7 @@ class Making:
                 process.communicate(timeout=30)
 
     def borrow(self, folder, wheel):
-        """Make an environment with the wheel, and with this one's packages."""
+        """Create an environment with the wheel, and with the packages of this one."""
         venv.create(folder, symlinks=True)
         [site] = folder.glob("lib/python*/site-packages")
         zipfile.ZipFile(wheel).extractall(site)
@@ -597,8 +581,8 @@ class Making:
 
 
 class TestMake(Making):
-    def test_a_new_service_passes_its_own_checks(self, wheel, home, tmp_path):
-        """Installed with hashes into an empty environment: tests, lint, types, the demo, and `fastapi-prodkit new`."""
+    def test_new_service_passes_its_own_checks(self, wheel, home, tmp_path):
+        """In an empty environment with hashed packages: tests, lint, types, and the demo."""
         folder = tmp_path / "my-shop"
         assert main(["new", "my-shop", "--directory", str(folder), *options(*LITTLE)]) == 0
         home["UV_FIND_LINKS"] = str(wheel.parent)
@@ -619,8 +603,8 @@ class TestMake(Making):
 
 
 class TestItsWorkflow(Making):
-    def test_a_new_service_on_postgresql_passes_its_workflow(self, wheel, home, tmp_path, services):
-        """The job `test`, with the tests about PostgreSQL: the others are the example's own. The packages are ours."""
+    def test_new_service_on_postgresql_passes_its_workflow(self, wheel, home, tmp_path, services):
+        """The job `test`, with the tests of PostgreSQL, and packages of this environment."""
         pytest.importorskip("pytest_cov", reason="`make test` measures coverage")
         pytest.importorskip("ruff", reason="checks style")
         pytest.importorskip("mypy", reason="checks types")
@@ -652,8 +636,8 @@ class TestOthers(Making):
         ],
         ids=("sqlite, redis", "postgresql, no redis"),
     )
-    def test_other_services_pass_their_tests_and_run(self, wheel, home, tmp_path, services, combination, tests):
-        """Of the tests those that the choices are about; the demo runs itself. The packages are ours."""
+    def test_other_services_pass_their_tests_and_demo(self, wheel, home, tmp_path, services, combination, tests):
+        """Tests of the choices only, with packages of this environment."""
         for module in ("airportsdata", "pytest_cov", "sqlalchemy", "uvicorn"):
             pytest.importorskip(module, reason="`make test` and `make demo` need it")
         folder = shutil.copytree(services(*combination), tmp_path / "my-shop")

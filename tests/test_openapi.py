@@ -1,4 +1,4 @@
-"""The docs page, the names of operations, and what the schema says about errors."""
+"""The docs page, the names of operations, and the errors in the schema."""
 
 import re
 from base64 import b64encode
@@ -50,8 +50,7 @@ def inline_script_hash(response):
 # The docs page
 
 
-def test_the_page_loads_nothing_from_other_hosts():
-    """Each script, style sheet and image of the page comes from the service itself, so the page works offline."""
+def test_page_loads_nothing_from_other_hosts():
     client = TestClient(documented())
     page = client.get("/docs")
     addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
@@ -71,8 +70,8 @@ def test_the_page_loads_nothing_from_other_hosts():
     assert '"persistAuthorization": true' in page.text
 
 
-def test_the_policy_allows_the_page_and_nothing_else():
-    """The inline script is allowed by its hash; neither scripts nor styles are 'unsafe-inline'."""
+def test_policy_allows_only_the_scripts_of_the_page():
+    """By the hash of the inline script, without 'unsafe-inline'."""
     response = TestClient(documented()).get("/docs")
 
     assert directives(response) == {
@@ -87,8 +86,8 @@ def test_the_policy_allows_the_page_and_nothing_else():
     }
 
 
-def test_the_policy_lets_the_page_call_what_the_schema_names():
-    """Servers, token endpoints and OpenID configurations on other origins may be called; templates may not."""
+def test_policy_allows_calls_to_origins_of_the_schema():
+    """Servers, token endpoints and OpenID configurations; not templates."""
     app = documented(
         servers=[{"url": "https://api.example.com/v1"}, {"url": "/v2"}, {"url": "https://eu.{zone}.example.com"}]
     )
@@ -113,8 +112,8 @@ def test_the_policy_lets_the_page_call_what_the_schema_names():
     ]
 
 
-def test_the_oauth2_redirect_page_works_under_its_own_policy():
-    """The popup's script is allowed by its hash, and both pages keep the tie between popup and opener."""
+def test_oauth2_redirect_page_has_its_own_policy():
+    """Both pages keep the reference between popup and opener."""
     client = TestClient(documented())
 
     page, redirect = client.get("/docs"), client.get("/docs/oauth2-redirect")
@@ -127,8 +126,8 @@ def test_the_oauth2_redirect_page_works_under_its_own_policy():
     assert redirect.headers["cross-origin-opener-policy"] == "unsafe-none"
 
 
-def test_assets_are_kept_by_browsers():
-    """An asset's address changes with its version, so it may be cached for ever; other files are not served."""
+def test_assets_are_cached_by_their_version():
+    """Other files are not served."""
     client = TestClient(documented())
     address = re.search(r'src="([^"]+)"', client.get("/docs").text)[1]
 
@@ -141,15 +140,14 @@ def test_assets_are_kept_by_browsers():
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/oauth2-redirect", "/docs/assets/swagger-ui.css"])
-def test_the_pages_answer_head(path):
-    """HEAD is answered like GET."""
+def test_pages_answer_head(path):
     response = TestClient(documented()).head(path)
 
     assert response.status_code == 200
 
 
-def test_the_page_knows_where_it_is():
-    """Behind a stripping proxy, under a router's prefix and in a mount, all addresses are right."""
+def test_page_has_correct_addresses_below_prefixes():
+    """Of a stripping proxy, a router, or a mount."""
     inner = FastAPI(docs_url=None)
     inner.include_router(docs_router(inner), prefix="/internal")
     outer = FastAPI()
@@ -165,8 +163,8 @@ def test_the_page_knows_where_it_is():
     assert client.get("/api/shop/openapi.json").status_code == 200
 
 
-def test_a_mount_parameter_cannot_put_a_script_into_the_page():
-    """What the client chose in the path is quoted, so the hash never blesses a foreign script."""
+def test_mount_parameter_is_quoted_in_the_page():
+    """So that its hash does not allow a script of the client."""
     inner = FastAPI(docs_url=None, title="</title><script>alert(1)</script>")
     inner.include_router(docs_router(inner))
     outer = FastAPI()
@@ -180,8 +178,7 @@ def test_a_mount_parameter_cannot_put_a_script_into_the_page():
     assert page.text.count("<script>") == 1
 
 
-def test_the_page_takes_its_configuration_from_the_app():
-    """FastAPI's own arguments for the page go on working."""
+def test_page_uses_the_configuration_of_the_app():
     app = documented(
         title="Shop & more",
         openapi_url="/schema.json",
@@ -198,16 +195,15 @@ def test_the_page_takes_its_configuration_from_the_app():
     assert 'ui.initOAuth({"clientId": "docs"})' in page
 
 
-def test_the_docs_are_no_part_of_the_schema():
-    """A client generator does not see the page."""
+def test_pages_are_not_in_the_schema():
     assert documented().openapi()["paths"] == {}
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"), [({}, "FastAPI\\(docs_url=None\\)"), ({"openapi_url": None}, "openapi_url is None")]
 )
-def test_a_page_that_would_never_be_seen_is_refused(kwargs, message):
-    """FastAPI's own page in the same place, or an app without schema, is named at construction."""
+def test_router_without_effect_is_refused(kwargs, message):
+    """If FastAPI serves its own page, or there is no schema."""
     with pytest.raises(ConfigurationError, match=message):
         docs_router(FastAPI(**kwargs))
 
@@ -217,8 +213,7 @@ def test_a_page_that_would_never_be_seen_is_refused(kwargs, message):
 
 @pytest.mark.system
 @needs_browser
-def test_a_browser_renders_the_page_without_a_violation():
-    """A real browser shows the operations under our strict headers, and has nothing to complain about."""
+def test_browser_renders_the_page_without_a_violation():
     app = documented(swagger_ui_parameters={"docExpansion": "full", "tryItOutEnabled": True})
     app.add_middleware(SecurityHeadersMiddleware)
 
@@ -248,8 +243,8 @@ def ids(app):
     }
 
 
-def test_an_operation_is_named_by_its_tag_and_function():
-    """Two routers with the same function names get different ids, and a path is no part of them."""
+def test_operation_id_has_tag_and_function():
+    """Not the path."""
     items, users = APIRouter(tags=["items", "internal"]), APIRouter()
 
     @items.get("/items/{item_id}")
@@ -267,8 +262,8 @@ def test_an_operation_is_named_by_its_tag_and_function():
     assert names == {"GET /v1/items/{item_id}": "items_read", "GET /v1/users/{user_id}": "users_read"}
 
 
-def test_an_operation_without_a_tag_is_named_by_its_function():
-    """In a small app the function's name is all there is; a tag is made fit for an identifier."""
+def test_operation_id_without_a_tag_is_the_function():
+    """A tag is made a valid identifier."""
     app = documented()
 
     @app.get("/status")
@@ -285,8 +280,8 @@ def test_an_operation_without_a_tag_is_named_by_its_function():
     assert names == {"GET /status": "status", "GET /lines": "line_items_beta_read", "GET /custom": "chosen"}
 
 
-def test_a_route_with_several_methods_gets_an_id_for_each():
-    """FastAPI gives one id to all methods of a route, which OpenAPI forbids."""
+def test_operation_ids_of_several_methods_differ():
+    """FastAPI gives them one id, which OpenAPI forbids."""
     app = documented()
 
     @app.api_route("/items", methods=["GET", "PUT"], tags=["items"])
@@ -298,8 +293,8 @@ def test_a_route_with_several_methods_gets_an_id_for_each():
     assert ids(app) == names
 
 
-def test_equal_ids_are_told_apart_by_path_and_method():
-    """A router that is included twice keeps its schema; every one of the operations gets the longer name."""
+def test_equal_operation_ids_get_path_and_method():
+    """For a router that is included twice."""
     app = documented()
     router = APIRouter()
 
@@ -321,8 +316,8 @@ def test_equal_ids_are_told_apart_by_path_and_method():
 # Errors in the schema
 
 
-def test_the_schema_shows_errors_as_they_are_sent():
-    """422 is a ValidationProblem, anything else a Problem, and FastAPI's own error models are gone."""
+def test_schema_shows_problems():
+    """A ValidationProblem for 422; the error models of FastAPI are removed."""
     app = documented()
 
     @app.post("/items")
@@ -346,8 +341,8 @@ def test_the_schema_shows_errors_as_they_are_sent():
     assert errors["items"]["properties"].keys() == {"loc", "msg", "type"}
 
 
-def test_what_the_service_declares_stays():
-    """Responses with content are kept; errors without content are shown as problems."""
+def test_declared_responses_with_content_stay():
+    """Errors without content become problems."""
     app = documented()
 
     class Conflict(BaseModel):
@@ -378,8 +373,7 @@ def test_what_the_service_declares_stays():
     assert responses["default"] == {"description": "Anything else", "content": {"text/plain": {}}}
 
 
-def test_a_model_of_the_same_name_is_left_alone():
-    """A service may have its own model called Problem; ours then stands beside it."""
+def test_model_called_problem_stays():
     app = documented()
 
     class Problem(BaseModel):
@@ -400,8 +394,7 @@ def test_a_model_of_the_same_name_is_left_alone():
     }
 
 
-def test_webhooks_stay_as_they_are():
-    """A webhook is answered by others, who do not send our problems."""
+def test_webhooks_are_unchanged():
     app = documented()
 
     @app.webhooks.post("order-shipped")
@@ -415,8 +408,8 @@ def test_webhooks_stay_as_they_are():
     assert {"HTTPValidationError", "ValidationError"} <= schema["components"]["schemas"].keys()
 
 
-def test_the_work_is_done_once_for_each_schema():
-    """The completed schema is FastAPI's cached one; routes that come later are in the next."""
+def test_problems_are_added_once_per_schema():
+    """The schema is FastAPI's cached one."""
     app = documented()
 
     @app.get("/items")
@@ -434,8 +427,8 @@ def test_the_work_is_done_once_for_each_schema():
     assert "default" in third["paths"]["/users"]["get"]["responses"]
 
 
-def test_what_is_changed_in_the_finished_schema_stays():
-    """Who takes something out of one app's schema finds it neither put back, nor gone from another app's."""
+def test_change_of_a_finished_schema_stays():
+    """And does not affect that of another app."""
     first, second = documented(), documented()
     taken = first.openapi()["components"]["schemas"]["Problem"]["properties"]
 
@@ -446,8 +439,7 @@ def test_what_is_changed_in_the_finished_schema_stays():
     assert "request_id" in second.openapi()["components"]["schemas"]["Problem"]["properties"]
 
 
-def test_asking_twice_changes_nothing():
-    """add_problem_schemas is idempotent."""
+def test_add_problem_schemas_is_idempotent():
     app = FastAPI()
     add_problem_schemas(app)
     wrapped = app.openapi
@@ -457,8 +449,8 @@ def test_asking_twice_changes_nothing():
     assert app.openapi is wrapped
 
 
-def test_an_override_of_the_schema_keeps_working():
-    """FastAPI's recipe for extending the schema works before the call, and after it with a second one."""
+def test_override_of_the_schema_works():
+    """Before the call, and with a second call after it."""
     app = FastAPI()
 
     @app.get("/items/{item_id}")
@@ -481,8 +473,8 @@ def test_an_override_of_the_schema_keeps_working():
     assert schema["paths"]["/items/{item_id}"]["get"]["responses"]["422"]["content"] == VALIDATION_PROBLEM
 
 
-def test_refusals_of_dependencies_are_shown():
-    """A route that depends on a limit shows its 429 as a problem, wherever the dependency stands; others do not."""
+def test_statuses_of_dependencies_are_shown():
+    """Such as a limit's 429, on the routes that depend on it."""
 
     class Limit:
         statuses = (429,)

@@ -1,4 +1,4 @@
-"""The limits of a head that uvicorn lacks, on the wire."""
+"""The limits for the head of a request that uvicorn lacks, on a real server."""
 
 import socket
 import time
@@ -28,8 +28,8 @@ async def hello(scope, receive, send):
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def test_a_head_that_does_not_come_is_not_waited_for():
-    """A client that sends a byte now and then holds a connection for ten seconds, not for ever; so does an idle one."""
+def test_slow_head_times_out():
+    """So does a connection without data."""
     with wire.serving(hello, http=HeadLimitProtocol, header_timeout=0.2) as port:
         with wire.connection(port) as client:
             idle = read_all(client)
@@ -39,8 +39,8 @@ def test_a_head_that_does_not_come_is_not_waited_for():
     assert begun.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
 
 
-def test_a_kept_connection_is_not_cut():
-    """Between requests it is the keep-alive that counts; a later head has its time again."""
+def test_keep_alive_applies_between_requests():
+    """The next head has its own time-out."""
     with (
         wire.serving(hello, http=HeadLimitProtocol, header_timeout=0.5) as port,
         socket.create_connection(("127.0.0.1", port), timeout=10) as client,
@@ -53,8 +53,7 @@ def test_a_kept_connection_is_not_cut():
         assert read_response(client).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_client_that_leaves_after_its_request():
-    """There is no head to wait for any more."""
+def test_disconnect_cancels_the_head_timer():
     with wire.serving(hello, http=HeadLimitProtocol, header_timeout=0.5) as port, wire.connection(port) as client:
         client.sendall(request("GET", "/"))
         assert b"200 OK" in read_response(client)
@@ -64,7 +63,7 @@ def test_a_client_that_leaves_after_its_request():
 
 
 async def echo(scope, receive, send):
-    """Answer with how many header lines and bytes of a body have come."""
+    """Answer with the number of header lines and bytes of the body."""
     assert scope["type"] == "http"
     size, more = 0, True
     while more:
@@ -96,8 +95,8 @@ def head_of(size):
 
 
 @pytest.mark.parametrize("in_bytes", [False, True])
-def test_a_head_as_large_as_allowed(port, in_bytes):
-    """It is served, however it comes, and one byte more is a 431."""
+def test_head_larger_than_allowed_is_a_431(port, in_bytes):
+    """In any number of parts."""
     allowed, beyond = head_of(10_000), head_of(10_001)
 
     def in_pieces(head):
@@ -114,8 +113,8 @@ def test_a_head_as_large_as_allowed(port, in_bytes):
 @pytest.mark.parametrize(
     "start", [b"GET /" + b"x" * 9, b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"GET / HTTP/1.1\r\nX", b"\r\n"]
 )
-def test_a_head_that_does_not_end(port, start):
-    """A target, a value, a name or empty lines without an end are refused as they come; the client can read why."""
+def test_endless_head_is_a_431(port, start):
+    """An endless target, value, name, or empty lines; the client can read the answer."""
     filling = b"\r\n" if start == b"\r\n" else b"x"
 
     response = ask(port, start, *[filling * 1000] * 30)
@@ -123,8 +122,8 @@ def test_a_head_that_does_not_end(port, start):
     assert response.startswith(b"HTTP/1.1 431 ")
 
 
-def test_header_lines(port):
-    """Twenty are served, Host included, and one more is a 431."""
+def test_more_lines_than_allowed_are_a_431(port):
+    """The Host line counts."""
     served = ask(port, request("GET", "/", *["a: b"] * 19))
     refused = ask(port, request("GET", "/", *["a: b"] * 20))
 
@@ -132,8 +131,7 @@ def test_header_lines(port):
     assert refused.startswith(b"HTTP/1.1 431 ")
 
 
-def test_what_is_no_http_is_no_head(port):
-    """It is a 400, as uvicorn has it."""
+def test_invalid_http_is_a_400(port):
     assert ask(port, b"\x16\x03\x01\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
@@ -144,8 +142,8 @@ def test_what_is_no_http_is_no_head(port):
         (CHUNKED + b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n", b"20000"),
     ],
 )
-def test_bodies_are_not_heads(port, first, size):
-    """A body of any size passes, announced or chunked, and a head right after it is counted anew."""
+def test_body_does_not_count_as_head(port, first, size):
+    """A head after it is counted anew."""
     answers = b""
     with wire.connection(port) as client:
         client.sendall(first + head_of(9_000))
@@ -157,8 +155,8 @@ def test_bodies_are_not_heads(port, first, size):
 
 
 @pytest.mark.parametrize("start", [b"1\r\nx\r\n0\r\nX: ", b"1\r\nx\r\n0\r\nX", b"1\r\nx\r\n5;x="])
-def test_a_body_that_brings_nothing(port, start):
-    """Trailers and extensions of a chunk without an end close the connection; the app sees a disconnect."""
+def test_endless_trailers_close_the_connection(port, start):
+    """Chunk extensions too; the app receives a disconnect."""
     with wire.connection(port) as client:
         client.sendall(CHUNKED + start)
         client.sendall(b"x" * 30_000)
@@ -166,8 +164,8 @@ def test_a_body_that_brings_nothing(port, start):
         assert read_all(client) == b""
 
 
-def test_a_head_that_is_too_large_behind_an_unanswered_request():
-    """The client would take a 431 for the answer of the earlier one, so there is none."""
+def test_large_head_behind_an_unanswered_request_has_no_answer():
+    """The client would mistake the 431 for the earlier response."""
     with wire.serving(echo, http=HeadLimitProtocol, limits=LIMITS) as port, wire.connection(port) as client:
         client.sendall(CHUNKED + b"1\r\nx\r\n")
         client.sendall(b"0\r\n" + b"X: y\r\n" * 10_000)
@@ -175,8 +173,8 @@ def test_a_head_that_is_too_large_behind_an_unanswered_request():
         assert read_all(client) == b""
 
 
-def test_what_a_refused_client_still_sends_is_dropped(port, monkeypatch):
-    """Up to a bound, and for a second."""
+def test_data_after_a_refusal_is_dropped(port, monkeypatch):
+    """Up to a limit, for a second."""
     monkeypatch.setattr(protocol, "_MOST_DROPPED", 20_000)
     monkeypatch.setattr(protocol, "_LINGER", 60)
     with wire.connection(port) as client:
@@ -189,8 +187,7 @@ def test_what_a_refused_client_still_sends_is_dropped(port, monkeypatch):
     assert response.startswith(b"HTTP/1.1 431 ")
 
 
-def test_a_refused_client_that_stays_is_closed(port, monkeypatch):
-    """It has read the answer by then."""
+def test_refused_connection_is_closed(port, monkeypatch):
     monkeypatch.setattr(protocol, "_LINGER", 0.05)
     with wire.connection(port) as client:
         client.sendall(head_of(10_001))
@@ -198,8 +195,7 @@ def test_a_refused_client_that_stays_is_closed(port, monkeypatch):
         assert read_all(client).startswith(b"HTTP/1.1 431 ")
 
 
-def test_an_endless_line_does_not_stop_the_event_loop(port):
-    """A request beside twenty clients that send one is served at once."""
+def test_endless_lines_do_not_block_the_event_loop(port):
     clients = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(20)]
     try:
         for client in clients:
@@ -215,15 +211,14 @@ def test_an_endless_line_does_not_stop_the_event_loop(port):
             client.close()
 
 
-def test_without_limits():
-    """What the settings switch off is off."""
+def test_limits_can_be_switched_off():
     limits = LimitsSettings(max_head_size=None, max_headers=None)
     with wire.serving(echo, http=HeadLimitProtocol, limits=limits) as port:
         assert ask(port, request("GET", "/", *["a: b"] * 200, "c: " + "d" * 100_000)).endswith(b"202 0")
 
 
-def test_websockets_pass():
-    """A handshake goes on to uvicorn's protocol for WebSockets; a request for another upgrade is served without it."""
+def test_websocket_handshake_passes():
+    """Other upgrades are served without one."""
     pytest.importorskip("websockets", reason="needs websockets")
     from websockets.sync.client import connect
 
@@ -248,8 +243,8 @@ def test_websockets_pass():
 
 
 @pytest.mark.parametrize("in_pieces", [False, True])
-def test_trailers_are_no_headers(in_pieces):
-    """What comes behind a body adds no header: not to its request, and not to the next one on the connection."""
+def test_trailers_are_dropped(in_pieces):
+    """They are added to no request."""
     seen = []
 
     async def collect(scope, receive, send):
@@ -273,8 +268,7 @@ def test_trailers_are_no_headers(in_pieces):
     assert seen == [{b"host": b"a", b"transfer-encoding": b"chunked"}, {b"host": b"testserver"}]
 
 
-def test_trailers_under_h11():
-    """uvicorn's other protocol has dropped them all along."""
+def test_trailers_are_dropped_by_h11():
     pytest.importorskip("h11", reason="needs h11")
     with wire.serving(echo, http="h11") as port:
         assert ask(port, CHUNKED + b"1\r\nx\r\n0\r\nX-User: admin\r\n\r\n").endswith(b"\r\n\r\n2 1")
@@ -311,7 +305,7 @@ def service(registry):
 
 @pytest.fixture
 def lines(caplog):
-    """The access lines, and whatever uvicorn says."""
+    """The access lines, and the lines of uvicorn."""
 
     def wait_for(count=1):
         deadline = time.monotonic() + 10
@@ -368,8 +362,8 @@ UNKNOWN = (None, None, "_unmatched")
         (POST + b"\r\nxyz\r\n", KNOWN, 400, "malformed_request", "not valid HTTP: Invalid character in chunk size"),
     ],
 )
-def test_a_refusal_is_logged_and_counted(service, registry, lines, sent, known, status, code, reason):
-    """It has one line, a warning, with what is known of the request; and the headers and the count of every refusal."""
+def test_refusal_is_logged_and_counted(service, registry, lines, sent, known, status, code, reason):
+    """With the headers of every refusal."""
     method, path, route = known
     counted = registry.get_sample_value("http_server_refusals_total", {"reason": code}) or 0
 
@@ -389,8 +383,7 @@ def test_a_refusal_is_logged_and_counted(service, registry, lines, sent, known, 
     assert registry.get_sample_value("http_server_refusals_total", {"reason": code}) == counted + 1
 
 
-def test_a_refusal_behind_others(service, lines):
-    """Nothing of the request before is taken for the refused one's."""
+def test_refusal_has_no_fields_of_earlier_requests(service, lines):
     with wire.connection(service) as client:
         client.sendall(request("POST", "/items/7", body=b"x"))
         assert read_response(client).startswith(b"HTTP/1.1 200 ")
@@ -400,8 +393,7 @@ def test_a_refusal_behind_others(service, lines):
     assert [vars(line).get("http_path") for line in lines(2)] == ["/items/7", None]
 
 
-def test_a_refusal_behind_an_unanswered_request(service, lines):
-    """Each of the two has its line, although the client has no answer."""
+def test_refusal_without_an_answer_is_logged(service, lines):
     with wire.connection(service) as client:
         client.sendall(request("POST", "/streams", body=b"x" * 10_000) + b"\x16\x03\x01")
         read_all(client)
@@ -409,8 +401,7 @@ def test_a_refusal_behind_an_unanswered_request(service, lines):
     assert sorted(line.http_status for line in lines(2)) == [400, 499]
 
 
-def test_a_body_that_cannot_be_read_while_the_app_answers(service, lines):
-    """A second answer would be taken for a part of the first: the connection is closed."""
+def test_invalid_body_during_a_response_closes_the_connection(service, lines):
     with wire.connection(service) as client:
         client.sendall(CHUNKED.replace(b" / ", b" /streams "))
         received = b""
@@ -422,8 +413,7 @@ def test_a_body_that_cannot_be_read_while_the_app_answers(service, lines):
     assert [(line.http_path, line.http_status) for line in lines()] == [("/streams", 499)]
 
 
-def test_a_refusal_in_front_of_another_app(port, lines):
-    """An app without an edge has the line as well."""
+def test_refusal_of_an_app_without_an_edge_is_logged(port, lines):
     response = ask(port, head_of(20_000))
 
     assert response.startswith(b"HTTP/1.1 431 ")

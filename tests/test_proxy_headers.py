@@ -1,4 +1,4 @@
-"""Proxy headers: what a trusted proxy says is believed, what anybody could have written is not."""
+"""Proxy headers: those of trusted proxies are used, others are ignored."""
 
 import pytest
 from starlette.applications import Starlette
@@ -16,7 +16,7 @@ BALANCERS = ("10.0.0.0/8", "fd00::/8", "198.51.100.7")
 
 
 async def seen(*headers, trusted=BALANCERS, peer=PEER, type="http", scheme="http"):  # noqa: A002 - ASGI's own name
-    """Send header lines as they are; return the client and the scheme that the app saw."""
+    """Send these header lines; return the client and the scheme that the app sees."""
     scopes = []
 
     async def app(scope, receive, send):
@@ -44,8 +44,8 @@ async def seen(*headers, trusted=BALANCERS, peer=PEER, type="http", scheme="http
         ("[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535", ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 65_535)),
     ],
 )
-async def test_one_proxy(forwarded_for, client):
-    """The address that the proxy appended is the client's, with its port if it came along, in its shortest spelling."""
+async def test_client_is_the_address_that_the_proxy_appended(forwarded_for, client):
+    """With its port if it has one, in its shortest form."""
     assert await seen(("x-forwarded-for", forwarded_for)) == (client, "http")
 
 
@@ -63,13 +63,12 @@ async def test_one_proxy(forwarded_for, client):
         ("10.0.0.2", "10.0.0.2"),
     ],
 )
-async def test_chain(forwarded_for, client):
-    """The right-most address that is not a proxy's counts; if all are proxies, the left-most."""
+async def test_client_is_the_right_most_address_without_proxies(forwarded_for, client):
+    """If all are proxies, the left-most."""
     assert await seen(("x-forwarded-for", forwarded_for)) == ((client, 0), "http")
 
 
-async def test_several_lines():
-    """Several header lines are one list, in their order."""
+async def test_several_lines_are_one_list():
     lines = [("x-forwarded-for", "1.1.1.1, 203.0.113.9"), ("accept", "*/*"), ("x-forwarded-for", "10.0.0.3,10.0.0.2")]
 
     assert await seen(*lines) == (("203.0.113.9", 0), "http")
@@ -117,8 +116,8 @@ async def test_several_lines():
         "a," * 50_000,
     ],
 )
-async def test_garbage(entry):
-    """An entry that is no address ends the walk: the last proxy that made sense is the client, or the peer."""
+async def test_invalid_entry_ends_the_search(entry):
+    """The client is the last proxy before it, or the peer."""
     entry = entry if isinstance(entry, bytes) else entry.encode()
 
     assert await seen(("x-forwarded-for", entry)) == (PEER, "http")
@@ -126,8 +125,7 @@ async def test_garbage(entry):
     assert await seen(("x-forwarded-for", entry + b", 10.0.0.2")) == (("10.0.0.2", 0), "http")
 
 
-async def test_endless_chain():
-    """A chain of more proxies than anybody has is not walked to its end."""
+async def test_length_of_a_chain_is_bounded():
     client, _ = await seen(("x-forwarded-for", "203.0.113.9" + ", 10.0.0.2" * 5000))
 
     assert client == ("10.0.0.2", 0)
@@ -148,22 +146,20 @@ async def test_endless_chain():
         (None, False),
     ],
 )
-async def test_peers(peer, believed):
-    """Only a listed peer is believed; from any other, the headers change nothing."""
+async def test_headers_of_an_untrusted_peer_are_ignored(peer, believed):
     client, scheme = await seen(("x-forwarded-for", "203.0.113.9"), ("x-forwarded-proto", "https"), peer=peer)
 
     assert (client, scheme) == ((("203.0.113.9", 0), "https") if believed else (peer, "http"))
 
 
-async def test_peer_in_ipv4_form():
-    """Trust that is written in the IPv6 form of IPv4 holds for the IPv4 address."""
+async def test_ipv4_mapped_network_trusts_the_ipv4_address():
     client, _ = await seen(("x-forwarded-for", "203.0.113.9"), trusted=("::ffff:10.0.0.0/104", "::ffff:1.2.3.4"))
 
     assert client == ("203.0.113.9", 0)
 
 
-async def test_nobody_trusted():
-    """Without trusted proxies no header is believed, even from the machine itself."""
+async def test_headers_without_trusted_proxies_are_ignored():
+    """Even from the local machine."""
     client, scheme = await seen(
         ("x-forwarded-for", "203.0.113.9"), ("x-forwarded-proto", "https"), trusted=(), peer=("127.0.0.1", 1)
     )
@@ -172,22 +168,19 @@ async def test_nobody_trusted():
 
 
 @pytest.mark.parametrize("peer", [("203.0.113.1", 1), ("testclient", 1), None])
-async def test_any_peer(peer):
-    """`*` believes any peer, and takes what stands right-most: the left may be invented."""
+async def test_wildcard_uses_the_right_most_address(peer):
     client, _ = await seen(("x-forwarded-for", "1.1.1.1, 203.0.113.9"), trusted=("*",), peer=peer)
 
     assert client == ("203.0.113.9", 0)
 
 
-async def test_any_peer_beside_networks():
-    """Beside `*`, listed proxies are still walked over."""
+async def test_wildcard_beside_networks_skips_listed_proxies():
     client, _ = await seen(("x-forwarded-for", "203.0.113.9, 10.0.0.2"), trusted=("*", "10.0.0.0/8"), peer=None)
 
     assert client == ("203.0.113.9", 0)
 
 
-async def test_unix_socket():
-    """A peer without an address, as behind a Unix socket, is trusted only if `unix` is listed."""
+async def test_peer_without_an_address_requires_unix():
     header = ("x-forwarded-for", "203.0.113.9")
 
     listed, _ = await seen(header, trusted=("unix",), peer=None)
@@ -219,28 +212,26 @@ async def test_unix_socket():
         (["https" * 20_000], "http"),
     ],
 )
-async def test_scheme(lines, scheme):
-    """The last value of the last X-Forwarded-Proto is the scheme, if it is http or https."""
+async def test_scheme_is_the_last_value(lines, scheme):
+    """Of the last X-Forwarded-Proto, if it is http or https."""
     assert await seen(*(("x-forwarded-proto", line) for line in lines)) == (PEER, scheme)
 
 
 @pytest.mark.parametrize(("value", "scheme"), [("https", "wss"), ("wss", "wss"), ("http", "ws"), ("ftp", "ws")])
-async def test_scheme_of_a_websocket(value, scheme):
-    """A WebSocket's scheme is ws or wss, whichever pair the proxy speaks."""
+async def test_scheme_of_a_websocket_is_ws_or_wss(value, scheme):
     assert await seen(("x-forwarded-proto", value), type="websocket", scheme="ws") == (PEER, scheme)
 
 
 @pytest.mark.parametrize("name", ["x-real-ip", "forwarded", "x-forwarded-host", "cf-connecting-ip", "true-client-ip"])
-async def test_headers_that_are_not_used(name):
-    """No other header changes who the client is."""
+async def test_other_headers_are_ignored(name):
     assert await seen((name, "203.0.113.9")) == (PEER, "http")
 
 
 @pytest.mark.parametrize(
     "entry", ["10.0.0.256", "10.0.0.1/8", "10.0.0.0/33", "localhost", "alb.example.com", "", "10.0.0.1:80", "**"]
 )
-def test_malformed_entry(entry):
-    """A malformed entry fails at construction, naming the variable, the entry and the remedy."""
+def test_invalid_entry_fails_at_construction(entry):
+    """The error names variable, entry and remedy."""
     with pytest.raises(ConfigurationError, match=r"PROXY_TRUSTED: .* is neither an address nor a network") as failure:
         ProxyHeadersMiddleware(Starlette(), ProxySettings(trusted=("10.0.0.1", entry)))
 
@@ -248,8 +239,8 @@ def test_malformed_entry(entry):
 
 
 @pytest.mark.parametrize("entry", ["0.0.0.0/0", "::/0", "::ffff:0:0/96"])
-def test_everybody(entry):
-    """A network of everybody would make an invented left-most entry count, so it fails at construction."""
+def test_network_of_all_addresses_fails_at_construction(entry):
+    """A forged left-most entry would count."""
     with pytest.raises(ConfigurationError, match="trusts every client as a proxy"):
         ProxyHeadersMiddleware(Starlette(), ProxySettings(trusted=(entry,)))
 
@@ -258,8 +249,7 @@ def who(request):
     return JSONResponse([*request.client, request.url.scheme])
 
 
-def test_without_settings():
-    """Added without arguments, the middleware believes nobody."""
+def test_middleware_without_arguments_trusts_no_peer():
     app = Starlette(routes=[Route("/", who)], middleware=[Middleware(ProxyHeadersMiddleware)])
 
     response = TestClient(app, client=PEER).get("/", headers={"X-Forwarded-For": "203.0.113.9"})
@@ -267,8 +257,8 @@ def test_without_settings():
     assert response.json() == [*PEER, "http"]
 
 
-def test_routing_stays_visible():
-    """Outer layers see the client and what routing found, because the scope is not copied."""
+def test_scope_is_changed_in_place():
+    """Outer layers see the client and the entries of routing."""
     scopes = []
     inner = ProxyHeadersMiddleware(
         Starlette(routes=[Mount("/v1", routes=[Route("/{name}", who)])]), ProxySettings(trusted=BALANCERS)
@@ -285,9 +275,7 @@ def test_routing_stays_visible():
     assert scopes[0]["path_params"] == {"name": "a"}
 
 
-def test_websocket():
-    """A WebSocket has the client's address too."""
-
+def test_websocket_has_the_client():
     async def tell(websocket):
         await websocket.accept()
         await websocket.send_json([*websocket.client, websocket.url.scheme])
@@ -300,8 +288,7 @@ def test_websocket():
         assert session.receive_json() == ["203.0.113.9", 0, "wss"]
 
 
-def test_streaming():
-    """A streamed response passes through."""
+def test_stream_passes_chunk_by_chunk():
     app = ProxyHeadersMiddleware(
         Starlette(routes=[Route("/", lambda request: StreamingResponse(iter(["a", "b"])))]),
         ProxySettings(trusted=BALANCERS),
@@ -310,9 +297,7 @@ def test_streaming():
     assert TestClient(app, client=PEER).get("/").text == "ab"
 
 
-def test_exception_below():
-    """An exception from below passes as it is."""
-
+def test_exception_of_the_app_passes_unchanged():
     def fail(request):
         raise RuntimeError("boom")
 
@@ -322,16 +307,14 @@ def test_exception_below():
         TestClient(app, client=PEER).get("/")
 
 
-def test_lifespan():
-    """The lifespan passes through."""
+def test_lifespan_passes_unchanged():
     app = ProxyHeadersMiddleware(Starlette(), ProxySettings(trusted=BALANCERS))
 
     with TestClient(app) as client:
         assert client.get("/").status_code == 404
 
 
-async def test_two_apps():
-    """Two apps in one process trust their own proxies only."""
+async def test_two_apps_have_separate_proxies():
     header = ("x-forwarded-for", "203.0.113.9")
 
     here, _ = await seen(header, trusted=("10.0.0.0/8",))
