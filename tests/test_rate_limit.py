@@ -1,4 +1,4 @@
-"""Rate limits: exactly as many requests as allowed, and every response says how many are left."""
+"""Rate limits: exactly as many requests as allowed, and headers with the remaining ones."""
 
 import asyncio
 import tracemalloc
@@ -83,18 +83,16 @@ def time_left(store, limit):
 
 
 def limits(response):
-    """Return what a response says: the policy and what is left."""
+    """Return policy and quota from the headers of a response."""
     assert len(response.headers.get_list("ratelimit")) == len(response.headers.get_list("ratelimit-policy")) == 1
     return response.headers["ratelimit-policy"], response.headers["ratelimit"]
 
 
-def test_the_limit():
-    """As many requests as the limit says are served; the next one is not."""
+def test_limit_serves_as_many_requests_as_allowed():
     assert statuses(TestClient(starlette()), times=4) == [200, 200, 429, 429]
 
 
-def test_headers(clock, store):
-    """Each response tells the policy, what is left, and the seconds until the window ends."""
+def test_headers_have_policy_remaining_and_reset(clock, store):
     client = TestClient(starlette(store=store))
 
     first = client.get("/")
@@ -109,8 +107,8 @@ def test_headers(clock, store):
     assert limits(third) == (policy, '"default";r=0;t=40')
 
 
-def test_refusal(clock, store):
-    """A refusal is a problem that names the policy, and says when to come back."""
+def test_refusal_is_a_problem_with_retry_after(clock, store):
+    """It names the policy."""
     client = TestClient(starlette(store=store))
     statuses(client, times=2)
     clock.now += 18.5
@@ -132,12 +130,11 @@ def test_refusal(clock, store):
 
 
 def test_served_responses_have_no_retry_after():
-    """Retry-After is for refusals alone."""
     assert "retry-after" not in TestClient(starlette()).get("/").headers
 
 
-def test_window(clock, store):
-    """The window opens with a request, ends for everybody at once, and refused requests do not prolong it."""
+def test_window_ends_for_all_clients_at_once(clock, store):
+    """It opens with the first request; refused requests do not prolong it."""
     client = TestClient(starlette(store=store))
 
     in_window = statuses(client, times=3)
@@ -152,8 +149,7 @@ def test_window(clock, store):
 
 
 @pytest.mark.parametrize("start", [0.0, 0.1, 1234.567891, 86_399.999999, 1e9 + 1 / 3])
-def test_time_left(start):
-    """The time left is at least a second and never more than the window, whatever the clock reads."""
+def test_reset_is_between_one_second_and_the_window(start):
     clock = Clock()
     clock.now = start
     store, limit = MemoryStore(clock=clock), Limit("default", 1000, 60)
@@ -168,9 +164,7 @@ def test_time_left(start):
     assert found == sorted(found, reverse=True)
 
 
-async def test_exactly_as_many_of_many_at_once():
-    """Of requests that arrive together exactly as many are served as the limit says."""
-
+async def test_limit_holds_for_concurrent_requests():
     async def slow(request):
         await asyncio.sleep(0)
         return PlainTextResponse("ok")
@@ -183,8 +177,8 @@ async def test_exactly_as_many_of_many_at_once():
     assert sorted(response.status_code for response in responses) == [200] * 7 + [429] * 43
 
 
-def test_several_limits(clock, store):
-    """Several limits count side by side, each an item of the headers; a refusal names those that are exceeded."""
+def test_several_limits_are_counted_separately(clock, store):
+    """Each is an item of the headers; a refusal names the exceeded ones."""
     client = TestClient(starlette(default="2/second; 3/minute", store=store))
 
     first = client.get("/")
@@ -203,8 +197,8 @@ def test_several_limits(clock, store):
     assert over_the_second.headers["retry-after"] == "59"
 
 
-def test_retry_after_waits_for_all():
-    """Where several limits are exceeded, Retry-After is the longest wait."""
+def test_retry_after_is_the_longest_wait():
+    """Of the exceeded limits."""
     client = TestClient(starlette(default="1/minute; 1/hour"))
 
     client.get("/")
@@ -224,13 +218,13 @@ def test_retry_after_waits_for_all():
         ("10/day", [(10, 86_400)]),
     ],
 )
-def test_notation(text, expected):
-    """A limit is written as in slowapi and limits."""
+def test_notation_is_that_of_limits(text, expected):
+    """As in slowapi."""
     assert [(limit.amount, limit.seconds) for limit in parse_limits(text, name="default")] == expected
 
 
-def test_names_of_several_limits():
-    """Each name says how much the limit allows, and is unique, so that a shared store counts for each."""
+def test_names_of_several_limits_are_unique():
+    """Each has amount and window."""
     names = ["a-1-per-60s", "a-2-per-3600s", "a-1-per-60s-2", "a-1-per-60s-3"]
 
     parsed = parse_limits("1/minute; 2/hour; 1 per 60 seconds; 1/minute", name="a")
@@ -241,16 +235,15 @@ def test_names_of_several_limits():
 
 
 @pytest.mark.parametrize("text", ["", "100", "minute", "-1/minute", "five/minute", "5/fortnight", "5/minute; oops"])
-def test_bad_notation(text):
-    """A limit that cannot be read is refused where it is made, with the text and how to write it."""
+def test_invalid_limit_is_refused(text):
+    """With the text and the notation."""
     with pytest.raises(ConfigurationError, match=r"cannot be read: write it as '100/minute'") as caught:
         RateLimit(text)
 
     assert repr(text) in str(caught.value)
 
 
-def test_bad_default():
-    """So is a bad default, when the app is built."""
+def test_invalid_default_fails_when_the_app_is_created():
     with pytest.raises(ConfigurationError, match="'oops' cannot be read"):
         RateLimitMiddleware(ok, RateLimitSettings(default="oops"))
 
@@ -303,8 +296,8 @@ def routes():
         ("GET", "/unavailable", 503),
     ],
 )
-def test_every_outcome(method, path, status):
-    """Every request counts and every response says so, whatever it is and whoever gives it."""
+def test_every_request_counts(method, path, status):
+    """And every response has the headers."""
     client = TestClient(starlette(*routes(), default="5/minute"), follow_redirects=False)
 
     response = client.request(method, path)
@@ -313,8 +306,8 @@ def test_every_outcome(method, path, status):
     assert limits(response)[1] == '"default";r=4;t=60'
 
 
-async def test_500():
-    """Around a whole app its 500 has the headers, too."""
+async def test_500_has_the_headers():
+    """Around a whole app."""
 
     async def broken():
         raise RuntimeError
@@ -329,8 +322,7 @@ async def test_500():
     assert limits(response)[1] == '"default";r=99;t=60'
 
 
-async def test_the_body_of_a_refused_request_is_not_read():
-    """A refusal costs no upload."""
+async def test_body_of_a_refused_request_is_not_read():
     app = starlette(default="1/minute")
     sent = []
 
@@ -346,8 +338,7 @@ async def test_the_body_of_a_refused_request_is_not_read():
     assert [message["status"] for message in sent if message["type"] == "http.response.start"] == [200, 429]
 
 
-def test_head():
-    """A refused HEAD request has the headers of the refusal."""
+def test_refused_head_has_the_headers():
     client = TestClient(starlette(default="1/minute"))
 
     client.head("/")
@@ -356,8 +347,8 @@ def test_head():
     assert (response.status_code, response.headers["retry-after"]) == (429, "60")
 
 
-async def test_a_response_without_headers():
-    """An ASGI app may leave out the headers of its response."""
+async def test_response_without_headers_gets_ours():
+    """ASGI makes them optional."""
     sent = []
 
     async def app(scope, receive, send):
@@ -373,8 +364,8 @@ async def test_a_response_without_headers():
 
 
 @pytest.mark.parametrize("path", ["/health", "/health/"])
-def test_exempt(path):
-    """An exempt path is not counted, with or without a trailing slash."""
+def test_exempt_path_is_not_counted(path):
+    """With or without a trailing slash."""
     client = TestClient(starlette(Route(path, ok), default="1/minute", exempt={"/health"}))
 
     assert statuses(client, path, times=3) == [200, 200, 200]
@@ -382,8 +373,7 @@ def test_exempt(path):
     assert limits(client.get("/"))[1] == '"default";r=0;t=60'
 
 
-def test_exempt_below_a_root_path():
-    """Exempt paths are relative to the app, wherever a proxy has put it."""
+def test_exempt_path_is_relative_to_the_root_path():
     client = TestClient(starlette(Route("/health", ok), default="1/minute", exempt={"/health"}), root_path="/api")
 
     assert statuses(client, "/api/health", times=3) == [200, 200, 200]
@@ -414,18 +404,17 @@ def scope_of(host):
         ("testclient", "203.0.113.1", False),
     ],
 )
-def test_client_key(one, other, same):
-    """IPv4 addresses count by themselves, also within IPv6; IPv6 addresses by /64; anything else by its text."""
+def test_client_key_is_the_address_or_ipv6_network(one, other, same):
+    """An IPv4 address within IPv6 counts as IPv4; another text counts as it is."""
     assert (client_key(scope_of(one)) == client_key(scope_of(other))) is same
 
 
-def test_no_client_in_the_scope():
-    """A server need not say who called."""
+def test_request_without_a_client_is_counted():
+    """ASGI makes it optional."""
     assert client_key({"type": "http"}) == client_key(scope_of(None))
 
 
 def test_each_client_has_its_own_quota():
-    """What one client uses up is not taken from another."""
     app = starlette(default="1/minute")
     first, second = TestClient(app, client=("203.0.113.1", 1)), TestClient(app, client=("203.0.113.2", 1))
 
@@ -433,8 +422,8 @@ def test_each_client_has_its_own_quota():
     assert statuses(second, times=2) == [200, 429]
 
 
-def test_headers_from_clients_are_not_believed():
-    """Whoever sends X-Forwarded-For is still the same client; proxies are for ProxyHeadersMiddleware."""
+def test_x_forwarded_for_does_not_change_the_client():
+    """Unless ProxyHeadersMiddleware does."""
     client = TestClient(starlette(default="1/minute"))
 
     found = [client.get("/", headers={"X-Forwarded-For": f"203.0.113.{number}"}).status_code for number in range(2)]
@@ -445,8 +434,8 @@ def test_headers_from_clients_are_not_believed():
 @pytest.mark.parametrize(
     ("strategy", "windows", "megabytes"), [("fixed-window", 1, 12), ("sliding-window", 2, 24), ("moving-window", 1, 34)]
 )
-def test_memory(clock, monkeypatch, strategy, windows, megabytes):
-    """As many clients and requests as are remembered take what the page says, and less than 50 MB.
+def test_memory_is_bounded(clock, monkeypatch, strategy, windows, megabytes):
+    """Below 50 MB, and as the page says.
 
     A quarter of them is remembered here, and takes a quarter: tables grow in powers of two.
     """
@@ -465,8 +454,7 @@ def test_memory(clock, monkeypatch, strategy, windows, megabytes):
     assert 4 * most < megabytes * 1_000_000
 
 
-def test_memory_of_more_clients(monkeypatch):
-    """When as many as are remembered have come, as many again change nothing."""
+def test_memory_does_not_grow_with_further_clients(monkeypatch):
     monkeypatch.setattr(memory, "MAX_CLIENTS", 10_000)
     store, limit = MemoryStore(clock=Clock()), Limit("default", 100, 60)
 
@@ -483,8 +471,8 @@ def test_memory_of_more_clients(monkeypatch):
     assert most < 2_500_000
 
 
-def test_active_clients_are_remembered(monkeypatch, store):
-    """However many clients come by once, one that keeps calling stays counted; one that does not is forgotten."""
+def test_active_client_stays_counted(monkeypatch, store):
+    """A client that does not return is forgotten."""
     monkeypatch.setattr(memory, "MAX_CLIENTS", 10)
     limit = Limit("default", 1000, 60)
     remaining(store, limit, "silent")
@@ -499,8 +487,7 @@ def test_active_clients_are_remembered(monkeypatch, store):
     assert silent == 999
 
 
-def test_number_of_remembered_clients(monkeypatch, store):
-    """The number of clients that are remembered is bounded."""
+def test_number_of_counted_clients_is_bounded(monkeypatch, store):
     monkeypatch.setattr(memory, "MAX_CLIENTS", 10)
     limit = Limit("default", 1000, 60)
 
@@ -512,7 +499,7 @@ def test_number_of_remembered_clients(monkeypatch, store):
 
 
 def limited(limit, **options):
-    """Return an app whose one route has a limit of its own."""
+    """Return an app whose one route has its own limit."""
     app = fastapi(**options)
 
     @app.get("/", dependencies=[Depends(limit)])
@@ -523,8 +510,8 @@ def limited(limit, **options):
 
 
 @pytest.mark.parametrize("default", ["100/minute", None])
-def test_dependency(default):
-    """A route's own limit holds, and shows on dict responses and refusals, with the middleware and without it."""
+def test_dependency_limits_its_route(default):
+    """With and without the middleware; in the headers of dict responses and refusals."""
     client = TestClient(limited(RateLimit("2/minute"), default=default))
 
     first = client.get("/")
@@ -542,8 +529,8 @@ def test_dependency(default):
 
 
 @pytest.mark.parametrize("default", ["100/minute", None])
-def test_limits_of_one_name(default, caplog):
-    """Of two limits with one name the second has amount and seconds in its name, in headers, problem and log alike."""
+def test_second_limit_of_one_name_is_renamed(default, caplog):
+    """In headers, problem and log."""
     router = APIRouter(dependencies=[Depends(RateLimit("9/minute"))])
 
     @router.get("/", dependencies=[Depends(RateLimit("1/hour"))])
@@ -567,8 +554,8 @@ def test_limits_of_one_name(default, caplog):
     ]
 
 
-def test_dependency_beside_the_default():
-    """With the middleware both limits are items of one header, and both count."""
+def test_dependency_counts_beside_the_default():
+    """One header has both."""
     client = TestClient(limited(RateLimit("2/minute"), default="100/minute"))
 
     response = client.get("/")
@@ -580,8 +567,8 @@ def test_dependency_beside_the_default():
 
 
 @pytest.mark.parametrize("default", ["100/minute", None])
-def test_dependencies_on_router_and_route(default):
-    """A router's limit and a route's are two items; the stricter one refuses, and is the one that is named."""
+def test_dependencies_of_router_and_route_both_count(default):
+    """The refusal names the stricter one."""
     app, router = fastapi(default=default), APIRouter(dependencies=[Depends(RateLimit("9/minute", name="router"))])
 
     @router.get("/", dependencies=[Depends(RateLimit("1/second; 2/minute", name="strict"))])
@@ -599,8 +586,7 @@ def test_dependencies_on_router_and_route(default):
     assert '"router";r=7;t=60' in limits(refused)[1]
 
 
-def test_router_limit_covers_every_route():
-    """All routes of a router share its limit."""
+def test_dependency_of_a_router_is_shared_by_its_routes():
     app, router = fastapi(), APIRouter(dependencies=[Depends(RateLimit("2/minute"))])
     router.get("/a")(hello)
     router.get("/b/{number}")(hello_number)
@@ -611,8 +597,8 @@ def test_router_limit_covers_every_route():
     assert [client.get(path).status_code for path in ("/a", "/b/1", "/b/2", "/a", "/free")] == [200, 200, 429, 429, 200]
 
 
-def test_one_object_on_two_routes():
-    """Routes that depend on the same object share its quota; equal limits of different objects are two quotas."""
+def test_one_dependency_on_two_routes_shares_its_quota():
+    """Equal limits of different objects do not."""
     app, shared = fastapi(), RateLimit("1/minute")
     app.get("/a", dependencies=[Depends(shared)])(hello)
     app.get("/b", dependencies=[Depends(shared)])(hello)
@@ -622,8 +608,7 @@ def test_one_object_on_two_routes():
     assert [client.get(path).status_code for path in ("/a", "/b", "/c")] == [200, 429, 200]
 
 
-def test_one_object_twice_on_one_route():
-    """A request counts once, however many of its dependencies ask for the same limit."""
+def test_one_dependency_counts_a_request_once():
     limit = RateLimit("2/minute")
     app, router = fastapi(), APIRouter(dependencies=[Depends(limit)])
     router.get("/", dependencies=[Depends(limit)])(hello)
@@ -632,8 +617,8 @@ def test_one_object_twice_on_one_route():
     assert statuses(TestClient(app), times=3) == [200, 200, 429]
 
 
-def test_dependency_on_other_kinds_of_response():
-    """With the middleware a route's own limit shows on whatever the route returns or raises."""
+def test_dependency_adds_headers_to_every_response():
+    """With the middleware."""
     app = fastapi()
     limit = [Depends(RateLimit("100/minute"))]
     app.get("/response", dependencies=limit)(lambda: PlainTextResponse("ok"))
@@ -652,8 +637,7 @@ def test_dependency_on_other_kinds_of_response():
     ]
 
 
-def test_dependency_without_problem_handlers():
-    """In an app that has nothing else of ours a refusal still has its status and headers."""
+def test_dependency_without_problem_handlers_sends_status_and_headers():
     app = FastAPI()
     app.get("/", dependencies=[Depends(RateLimit("1/minute", name="login"))])(hello)
     client = TestClient(app)
@@ -666,8 +650,8 @@ def test_dependency_without_problem_handlers():
     assert limits(response) == ('"login";q=1;w=60', '"login";r=0;t=60')
 
 
-def test_dependency_in_a_mounted_app():
-    """The middleware of the outer app shows the limits of a mounted app's routes."""
+def test_dependency_in_a_mounted_app_has_headers():
+    """From the middleware of the outer app."""
     outer, inner = fastapi(), limited(RateLimit("1/minute"), default=None)
     outer.mount("/sub", inner)
     client = TestClient(outer)
@@ -679,8 +663,7 @@ def test_dependency_in_a_mounted_app():
 
 
 @pytest.mark.parametrize("place", ["edge", "state"])
-def test_installed_store(place, store, clock):
-    """A dependency counts in the store that the app's edge or its state offers."""
+def test_dependency_uses_the_store_of_edge_or_state(place, store, clock):
     app = limited(RateLimit("1/minute"))
     if place == "state":
         app.state.rate_limit = store
@@ -699,8 +682,8 @@ def test_installed_store(place, store, clock):
     assert before == after == [200, 429]
 
 
-def test_an_edge_without_a_store():
-    """Where the default limit is switched off, a dependency counts in a store of its own."""
+def test_dependency_without_a_store_counts_in_memory():
+    """The default limit is switched off."""
     app = limited(RateLimit("1/minute"), default=None)
 
     async def edge(scope, receive, send):
@@ -710,8 +693,8 @@ def test_an_edge_without_a_store():
     assert statuses(TestClient(edge), times=2) == [200, 429]
 
 
-def test_websocket_handshakes_count():
-    """A handshake is a request; over the limit it is refused with the 429 problem."""
+def test_websocket_handshake_counts():
+    """Over the limit it is refused with the 429 problem."""
 
     async def endpoint(websocket):
         await websocket.accept()
@@ -729,8 +712,7 @@ def test_websocket_handshakes_count():
 
 
 @pytest.mark.parametrize("default", ["100/minute", None])
-def test_websocket_with_a_limit(default):
-    """A WebSocket route can depend on a limit; over it the handshake is refused with the 429 problem."""
+def test_websocket_route_may_depend_on_a_limit(default):
     app = fastapi(default=default)
 
     @app.websocket("/ws", dependencies=[Depends(RateLimit("1/minute"))])
@@ -750,8 +732,7 @@ def test_websocket_with_a_limit(default):
     assert refused.value.json()["violated-policies"] == ["route"]
 
 
-async def test_other_scopes():
-    """Lifespan messages pass untouched."""
+async def test_lifespan_messages_pass_unchanged():
     seen = []
 
     async def app(scope, receive, send):
@@ -763,8 +744,8 @@ async def test_other_scopes():
 
 
 @pytest.mark.parametrize("inner", ["1/minute", "1/minute; 5/hour"])
-def test_an_app_in_an_app(inner):
-    """What is left of both limits is told; a refusal is about the one that is exceeded."""
+def test_mounted_app_with_a_limit_shows_both(inner):
+    """A refusal names the exceeded one."""
     around = RateLimitMiddleware(starlette(default=inner), RateLimitSettings(default="3/minute"))
     client = TestClient(around)
 
@@ -776,8 +757,7 @@ def test_an_app_in_an_app(inner):
     assert refused.json()["violated-policies"] == ["default-1-per-60s"]
 
 
-def test_two_apps_in_one_process():
-    """Two apps count separately, whether their settings differ or not."""
+def test_two_apps_count_separately():
     first, second = TestClient(starlette(default="1/minute")), TestClient(starlette(default="1/minute"))
     third = TestClient(starlette(default="3/minute"))
 
@@ -786,8 +766,7 @@ def test_two_apps_in_one_process():
     assert statuses(third, times=4) == [200, 200, 200, 429]
 
 
-def test_one_store_for_two_apps():
-    """Two limits in one store never share counters, however equal they look."""
+def test_equal_limits_in_one_store_are_separate():
     store = MemoryStore()
     first, second = TestClient(starlette(store=store)), TestClient(starlette(store=store))
 
@@ -796,8 +775,7 @@ def test_one_store_for_two_apps():
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "größe", "a, b", ""])
-def test_a_name_that_cannot_stand_in_a_header_is_refused(name):
-    """The name is written into headers as it is."""
+def test_name_that_cannot_be_in_a_header_is_refused(name):
     with pytest.raises(ConfigurationError, match="cannot stand in a header"):
         RateLimit("5/minute", name=name)
 
@@ -809,8 +787,8 @@ def admitted(store, limit, key="a", *, cost=1):
     return not refused(store.count([limit], key, cost))
 
 
-def test_a_sliding_window_counts_the_part_of_the_last_one_that_overlaps(clock):
-    """There is no moment around which twice the limit passes."""
+def test_sliding_window_counts_the_overlap_of_the_previous_window(clock):
+    """So twice the limit never passes."""
     store, limit = MemoryStore("sliding-window", clock=clock), Limit("default", 10, 100)
     clock.now = 1099.0
     before = [admitted(store, limit) for _ in range(11)]
@@ -825,8 +803,7 @@ def test_a_sliding_window_counts_the_part_of_the_last_one_that_overlaps(clock):
     assert half_way == [True] * 5 + [False]
 
 
-def test_a_sliding_window_forgets_what_is_two_windows_old(clock):
-    """Only the last window counts beside this one."""
+def test_sliding_window_ignores_older_windows(clock):
     store, limit = MemoryStore("sliding-window", clock=clock), Limit("default", 2, 100)
     statuses = [admitted(store, limit) for _ in range(3)]
 
@@ -837,8 +814,7 @@ def test_a_sliding_window_forgets_what_is_two_windows_old(clock):
 
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
-def test_the_time_that_is_told_is_enough(clock, strategy):
-    """Who waits as long as Retry-After says is served."""
+def test_request_after_retry_after_is_served(clock, strategy):
     store, limit = MemoryStore(strategy, clock=clock), Limit("default", 3, 60)
     for offset in (0, 7.3, 19.9):
         clock.now = 1013.4 + offset
@@ -852,8 +828,7 @@ def test_the_time_that_is_told_is_enough(clock, strategy):
     assert admitted(store, limit)
 
 
-def test_a_moving_window_counts_each_request_for_the_whole_time(clock):
-    """In no stretch of the limit's length do more pass than it says."""
+def test_moving_window_counts_each_request_for_the_window(clock):
     store, limit = MemoryStore("moving-window", clock=clock), Limit("default", 2, 10)
     passed = []
     for tenth in range(400):
@@ -866,8 +841,7 @@ def test_a_moving_window_counts_each_request_for_the_whole_time(clock):
 
 
 @pytest.mark.parametrize("clients", [1, 7, 1000])
-def test_what_a_moving_window_remembers_is_bounded(monkeypatch, clock, clients):
-    """However many requests there are, and of however few clients, their times do not fill the memory."""
+def test_moving_window_has_bounded_memory(monkeypatch, clock, clients):
     monkeypatch.setattr(memory, "MAX_HITS", 100)
     store, limit = MemoryStore("moving-window", clock=clock), Limit("default", 60, 60)
 
@@ -880,8 +854,7 @@ def test_what_a_moving_window_remembers_is_bounded(monkeypatch, clock, clients):
 
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
-def test_a_store_that_is_cleared_has_forgotten(clock, strategy):
-    """Every client starts anew."""
+def test_cleared_store_counts_from_zero(clock, strategy):
     store, limit = MemoryStore(strategy, clock=clock), Limit("default", 1, 60)
     admitted(store, limit)
 
@@ -893,8 +866,8 @@ def test_a_store_that_is_cleared_has_forgotten(clock, strategy):
 # Keys and costs
 
 
-def test_key():
-    """A key decides whose requests count together, and None lets a request pass."""
+def test_key_function_groups_requests():
+    """None: the request is not limited."""
 
     async def tenant(connection):
         return connection.headers.get("x-tenant")
@@ -917,8 +890,7 @@ def test_key():
         (str.isdigit, "1", "a"),
     ],
 )
-def test_key_that_is_no_text(read, one, other):
-    """Integers, UUIDs and bytes are counted by their text."""
+def test_key_may_be_an_integer_uuid_or_bytes(read, one, other):
     client = TestClient(limited(RateLimit("1/minute", key=lambda connection: read(connection.query_params["key"]))))
 
     answers = [client.get("/", params={"key": key}).status_code for key in (one, one, other)]
@@ -928,15 +900,15 @@ def test_key_that_is_no_text(read, one, other):
 
 @pytest.mark.parametrize("kind", [object, list, float])
 def test_key_of_another_type_is_refused(kind):
-    """A key whose text may be another one with each request is an error that says what to return."""
+    """Its text may differ for each request."""
     client = TestClient(limited(RateLimit("1/minute", key=lambda connection: kind())))
 
     with pytest.raises(ConfigurationError, match=f"of type {kind.__name__}; return a text"):
         client.get("/")
 
 
-def test_key_by_header():
-    """Credentials count apart, requests without them by address; what is kept is a hash."""
+def test_by_header_stores_a_hash():
+    """Requests without the header count by address."""
     limit = RateLimit("1/minute", key=by_header("X-API-Key"))
     client = TestClient(limited(limit))
 
@@ -949,8 +921,8 @@ def test_key_by_header():
     assert not any("secret" in key for key in kept)
 
 
-def test_long_keys_are_kept_as_their_hash():
-    """What a client chose does not fill the memory, nor a key of the store with bytes that it cannot have."""
+def test_long_key_is_replaced_by_its_hash():
+    """So is one with special characters."""
     assert bounded("x" * 64) == "x" * 64
     assert bounded("x" * 65) == hashed("x" * 65)
     assert bounded("ü") == hashed("ü")
@@ -960,8 +932,8 @@ def test_long_keys_are_kept_as_their_hash():
 
 
 @pytest.mark.parametrize("cost", [3, lambda connection: int(connection.headers["x-cost"])])
-def test_cost(cost):
-    """A request that is expensive counts for several; one that does not fit is refused and counts for nothing."""
+def test_cost_counts_several_requests(cost):
+    """A request whose cost exceeds the rest is refused, and does not count."""
     client = TestClient(limited(RateLimit("7/minute", cost=cost)))
 
     responses = [client.get("/", headers={"x-cost": "3"}) for _ in range(3)]
@@ -972,8 +944,8 @@ def test_cost(cost):
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
 @pytest.mark.parametrize("cost", ["-1000", "0"])
-def test_cost_never_gives_quota_back(strategy, cost):
-    """A cost that a client has made negative counts as zero; one beyond all numbers is refused."""
+def test_negative_cost_of_a_function_counts_as_zero(strategy, cost):
+    """A huge one is refused."""
     app = limited(RateLimit("3/minute", cost=lambda connection: int(connection.headers["x-cost"])))
     app.state.rate_limit = MemoryStore(strategy)
     client = TestClient(app)
@@ -984,14 +956,12 @@ def test_cost_never_gives_quota_back(strategy, cost):
 
 
 @pytest.mark.parametrize(("cost", "said"), [(-1, "use 0 or more"), (1.5, "type float"), ("1", "type str")])
-def test_cost_that_cannot_be_counted_is_refused_at_the_start(cost, said):
-    """A negative one would give quota back, and one that is no integer cannot be counted in every store."""
+def test_invalid_cost_is_refused_at_construction(cost, said):
     with pytest.raises(ConfigurationError, match=said):
         RateLimit("3/minute", cost=cost)
 
 
 def test_cost_of_a_function_has_to_be_an_integer():
-    """The error says what it is."""
     client = TestClient(limited(RateLimit("3/minute", cost=lambda connection: 0.5)))
 
     with pytest.raises(ConfigurationError, match="type float: it has to be an integer"):
@@ -1010,8 +980,7 @@ def test_cost_of_a_function_has_to_be_an_integer():
         ("PUT", "/x/y"),
     ],
 )
-def test_no_spelling_of_a_request_has_a_quota_of_its_own(method, path):
-    """The default limit is about the client, not about what it asks for."""
+def test_default_limit_ignores_path_and_method(method, path):
     client = TestClient(starlette(default="1/minute"))
     client.get("/")
 
@@ -1019,8 +988,7 @@ def test_no_spelling_of_a_request_has_a_quota_of_its_own(method, path):
 
 
 @pytest.mark.parametrize("default", ["2/minute", "2/minute; 100/hour"])
-def test_legacy_headers(default):
-    """Clients that were written for slowapi or GitHub find the headers they know."""
+def test_legacy_headers_are_those_of_slowapi_and_github(default):
     settings = RateLimitSettings(default=default, legacy_headers=True)
     app = Starlette(routes=[Route("/", ok)], middleware=[Middleware(RateLimitMiddleware, settings)])
 
@@ -1031,8 +999,7 @@ def test_legacy_headers(default):
     assert "ratelimit" in headers
 
 
-def test_parallel_requests():
-    """Of any number at once exactly as many pass as the limit says."""
+def test_limit_holds_for_parallel_requests_of_a_real_server():
     app = starlette(default="7/minute")
 
     async def attack():
@@ -1043,8 +1010,8 @@ def test_parallel_requests():
     assert sorted(asyncio.run(attack())) == [200] * 7 + [429] * 43
 
 
-def test_a_shared_store_is_not_made_in_silence():
-    """A middleware cannot close the connections of a store, and would count in memory in place of it."""
+def test_middleware_refuses_to_create_a_shared_store():
+    """It could not close the connections."""
     settings = RateLimitSettings(storage_url="redis://127.0.0.1:6379")
 
     with pytest.raises(ConfigurationError, match="store=SharedStore"):
@@ -1055,7 +1022,7 @@ def test_a_shared_store_is_not_made_in_silence():
 
 
 def test_docs_and_static_files_are_not_counted(tmp_path):
-    """A page is one click and many requests; the API beside them counts."""
+    """One page takes many requests."""
     (tmp_path / "app.js").write_text("1")
     settings = Settings(environment="dev", rate_limit={"default": "2/minute"})
     inner = FastAPI()
@@ -1077,8 +1044,8 @@ def test_docs_and_static_files_are_not_counted(tmp_path):
     assert statuses == [200, 404, 429, 200, 200, 200]
 
 
-def test_static_files_at_the_root(tmp_path):
-    """A page application counts where its API is asked."""
+def test_static_files_at_the_root_are_not_counted(tmp_path):
+    """Other routes are."""
     (tmp_path / "index.html").write_text("page")
     app = create_app(Settings(environment="test", rate_limit={"default": "1/minute"}))
     app.add_api_route("/api", lambda: "counts")
@@ -1088,8 +1055,8 @@ def test_static_files_at_the_root(tmp_path):
     assert [client.get(path).status_code for path in ("/", "/", "/api", "/api", "/")] == [200, 200, 200, 429, 200]
 
 
-def test_no_default_limit():
-    """It is off in tests, and limits on routes count all the same; the middleware alone needs one."""
+def test_no_default_limit_keeps_limits_of_routes():
+    """The middleware alone requires a limit."""
     app = create_app(Settings(environment="test"))
     app.add_api_route("/", lambda: "ok")
     app.add_api_route("/limited", lambda: "ok", dependencies=[Depends(RateLimit("1/minute"))])

@@ -1,4 +1,4 @@
-"""Limits that several processes share, on a real Redis, and what happens when it fails."""
+"""Limits in a shared store: a real Redis, and outages of it."""
 
 import asyncio
 import gc
@@ -43,22 +43,22 @@ def server():
 
 @pytest.fixture
 def url(server):
-    """The server, running and empty."""
+    """The URL of the running, empty server."""
     server.kill()
     server.start()
     return server.url()
 
 
 @pytest.fixture(autouse=True)
-def _no_hour_ends():
-    """Do not start a test in which the clock of Redis begins a new fixed window; the limits here are per hour."""
+def _avoid_window_ends():
+    """Wait at the end of a fixed window of Redis; the limits here are per hour."""
     left = 3600 - time.time() % 3600
     if left < 15:  # seconds
         time.sleep(left)
 
 
 def store_of(url, registry=None, *, storage_timeout=5, **options):
-    """Make a store that is patient, because the machine may be busy."""
+    """Make a store with a long time-out, because the machine may be busy."""
     settings = RateLimitSettings(storage_url=url, storage_timeout=storage_timeout, **options)
     return SharedStore(settings, registry=registry or CollectorRegistry())
 
@@ -84,7 +84,7 @@ def service(store, default="5/hour"):
 
 
 async def burst(app, count=50, path="/"):
-    """Send so many requests at once; return statuses and the seconds that each took."""
+    """Send concurrent requests; return statuses and durations."""
     transport = httpx.ASGITransport(app)
 
     async def one(client):
@@ -97,8 +97,8 @@ async def burst(app, count=50, path="/"):
 
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
-async def test_exactly_as_many_pass_as_the_limit_says(url, strategy):
-    """Of fifty at once, on two apps that share the store, five pass."""
+async def test_limit_holds_for_two_apps_that_share_a_store(url, strategy):
+    """Of fifty concurrent requests five are served."""
     stores = [store_of(url, strategy=strategy) for _ in range(2)]
     first, second = (service(store, default="5/hour") for store in stores)
 
@@ -111,8 +111,7 @@ async def test_exactly_as_many_pass_as_the_limit_says(url, strategy):
 
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
-def test_headers(url, strategy):
-    """What is left, and until when, is what the store says; each limit is an item."""
+def test_headers_have_the_numbers_of_the_store(url, strategy):
     with TestClient(service(store_of(url, strategy=strategy), default="5/hour; 100/day")) as client:
         first, second = client.get("/"), client.get("/")
 
@@ -126,8 +125,7 @@ def test_headers(url, strategy):
     assert 0 < seconds[1] <= 86_401
 
 
-def test_a_dependency_counts_in_the_shared_store(url):
-    """Two processes know a limit by the route that depends on it; in the store it is one."""
+def test_dependency_of_one_route_is_shared_by_processes(url):
     apps = [service(store_of(url), default="100/minute") for _ in range(2)]
 
     statuses = []
@@ -152,8 +150,7 @@ async def nothing():
     return "ok"
 
 
-def test_ids_of_limits_without_a_name():
-    """A limit is that of the first route that depends on it, so equal ones of two routes are counted apart."""
+def test_limits_without_a_name_are_identified_by_their_first_route():
     app, router = app_with(store_of("memory://")), APIRouter(prefix="/inner")
     first, second, third, shared, outer = *(RateLimit("1/hour") for _ in range(4)), RateLimit("9/hour")
     app.get("/a/{number}", dependencies=[Depends(first)])(nothing)
@@ -184,7 +181,7 @@ def test_ids_of_limits_without_a_name():
 
 
 def test_equal_limits_of_one_route_need_a_name():
-    """Two limits that a shared store would count together are an error, which a name mends."""
+    """The store would count them together."""
 
     def ask(**options):
         app = app_with(store_of("memory://"))
@@ -201,7 +198,7 @@ def test_equal_limits_of_one_route_need_a_name():
 
 
 def test_equal_limits_of_mounted_apps_need_a_name():
-    """Their routes have the same path within each app, and the store is one."""
+    """Their routes have the same path within each app."""
     store, outer = store_of("memory://"), FastAPI()
     for path in ("/v1", "/v2"):
         app = app_with(store)
@@ -214,8 +211,8 @@ def test_equal_limits_of_mounted_apps_need_a_name():
         client.get("/v2/login")
 
 
-def test_a_limit_that_no_route_depends_on_needs_a_name():
-    """Called by hand, a limit is known by its name; in memory, where no other process has to know it, it needs none."""
+def test_limit_without_a_route_needs_a_name():
+    """In memory it needs none."""
 
     def ask(store, limit):
         app = app_with(store)
@@ -236,9 +233,7 @@ def test_a_limit_that_no_route_depends_on_needs_a_name():
         ask(store_of("memory://"), RateLimit("1/hour"))
 
 
-def test_a_limit_in_two_stores():
-    """A limit keeps its id in a second store, and in a store of another kind, which knows nothing of ids."""
-
+def test_limit_may_be_used_in_two_stores():
     class Counted:
         def __init__(self):
             self.ids = []
@@ -256,8 +251,7 @@ def test_a_limit_in_two_stores():
     assert own.ids == ids_of(limit) == ["GET://route/1/3600"]
 
 
-def test_services_do_not_share_by_accident(url):
-    """The service's name begins each key."""
+def test_name_of_the_service_begins_each_key(url):
     statuses = []
     for name in ("a", "b"):
         settings = Settings(
@@ -271,8 +265,8 @@ def test_services_do_not_share_by_accident(url):
     assert statuses == [404, 429, 404, 429]
 
 
-async def test_a_fixed_window_is_one_round_trip(server, url):
-    """Whatever the number of limits, a request waits once; the script is loaded before."""
+async def test_fixed_window_takes_one_round_trip(server, url):
+    """For any number of limits."""
     store = store_of(url)
     limits = [Limit(f"l{number}", 10, 60) for number in range(3)]
     await store.hit(limits, "a")
@@ -287,8 +281,7 @@ async def test_a_fixed_window_is_one_round_trip(server, url):
         pass
 
 
-async def test_clear(url):
-    """Every client starts anew."""
+async def test_clear_resets_all_counters(url):
     store, limit = store_of(url), Limit("default", 1, 3600)
     before = [refused(await store.hit([limit], "a")) for _ in range(2)]
 
@@ -304,7 +297,7 @@ async def test_clear(url):
 
 
 def commands(port, *lines):
-    """Send commands to a server, and return what it says first."""
+    """Send commands to a server, and return the first answer."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         for line in lines:
             client.sendall(f"{line}\r\n".encode())
@@ -347,8 +340,8 @@ def sentinel(directory):
 
 @pytest.mark.parametrize("kind", [unix_socket, cluster, sentinel])
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
-async def test_other_kinds_of_redis(tmp_path, kind, strategy):
-    """A socket, a cluster and sentinels count as well, and leave no connection open; a password may be encoded."""
+async def test_socket_cluster_and_sentinels_count(tmp_path, kind, strategy):
+    """No connection is left open."""
     limits = [Limit("default", 2, 3600), Limit("default-2", 100, 86_400)]
     with kind(tmp_path) as url:
         store = store_of(url, strategy=strategy)
@@ -361,8 +354,8 @@ async def test_other_kinds_of_redis(tmp_path, kind, strategy):
     assert [[left for _, left, _ in quotas] for quotas in found] == [[1, 99], [0, 98], [-1, 97]]
 
 
-def test_a_cluster_with_tls():
-    """What `limits` has no name for has the name that one would guess."""
+def test_cluster_with_tls_counts():
+    """`limits` has no scheme for it."""
     store = store_of("rediss+cluster://host:6379")
 
     async def secured():
@@ -371,8 +364,8 @@ def test_a_cluster_with_tls():
     assert asyncio.run(secured()) == "SSLConnection"
 
 
-async def test_connections_are_few(url):
-    """However many requests come at once, a worker has sixteen connections, and the store is not thought to fail."""
+async def test_number_of_connections_is_bounded(url):
+    """For any number of requests; this is not an outage."""
     store = store_of(url)
     limits = [Limit("default", 10_000, 3600), Limit("default-2", 10_000, 86_400)]
 
@@ -386,8 +379,8 @@ async def test_connections_are_few(url):
         pass
 
 
-async def test_a_turn_that_does_not_come(url):
-    """A request that would wait for others longer than the time-out is decided without the store, which works."""
+async def test_wait_for_a_connection_times_out_without_an_outage(url):
+    """The request is decided without the store."""
     store = store_of(url, storage_timeout=0.01)
     store._remote().connections = asyncio.Semaphore(0)
 
@@ -397,8 +390,7 @@ async def test_a_turn_that_does_not_come(url):
     assert not store._outage.active
 
 
-async def test_a_turn_that_comes_too_late(url):
-    """Who waited while the store began to fail does not ask it."""
+async def test_request_that_waited_during_a_failure_skips_the_store(url):
     store = store_of(url, on_storage_error="allow")
     connections = store._remote().connections = asyncio.Semaphore(0)
     waiting = asyncio.create_task(store.hit([Limit("default", 5, 60)], "a"))
@@ -420,8 +412,8 @@ def failing(policy, registry, url, timeout=0.1):
 
 @pytest.mark.parametrize(("policy", "statuses"), [("memory", {200, 429}), ("allow", {200}), ("deny", {503})])
 @pytest.mark.parametrize("fault", ["refused", "silent"])
-async def test_outage(server, url, policy, statuses, fault, caplog):
-    """No 500, one wave that waits for the time-out, then none; probes untouched; back within two seconds."""
+async def test_outage_delays_only_the_first_requests(server, url, policy, statuses, fault, caplog):
+    """No 500, and probes are not affected; the store is used again within two seconds."""
     caplog.set_level("INFO", "fastapi_prodkit.rate_limit")
     registry = CollectorRegistry()
     store = failing(policy, registry, url)
@@ -455,8 +447,7 @@ async def test_outage(server, url, policy, statuses, fault, caplog):
         pass
 
 
-async def test_a_store_is_asked_without_requests(server, url):
-    """Two seconds after its return the next request is counted in the store, although none has come meanwhile."""
+async def test_store_is_probed_without_requests(server, url):
     store = store_of(url, on_storage_error="allow", storage_timeout=0.5)
     limit = Limit("default", 5, 3600)
     server.kill()
@@ -472,8 +463,8 @@ async def test_a_store_is_asked_without_requests(server, url):
         pass
 
 
-def test_an_outage_outlives_its_event_loop(server, url):
-    """The task that asks ends with its loop; the next request, in another loop, has another one ask."""
+def test_outage_continues_in_another_event_loop(server, url):
+    """The next request starts another probe task."""
     store = store_of(url, on_storage_error="allow")
     limit = Limit("default", 5, 3600)
 
@@ -498,7 +489,7 @@ def test_an_outage_outlives_its_event_loop(server, url):
 
 
 def spoil(server, value):
-    """Put another value in the place of each key."""
+    """Replace the value of each key."""
     keys = commands(server.port, "KEYS LIMITS*").splitlines()[2::2]
     assert keys
     for key in keys:
@@ -510,8 +501,8 @@ KINDS = {"fixed-window": ("HSET", "field 1"), "sliding-window": ("HSET", "field 
 
 @pytest.mark.parametrize("strategy", KINDS)
 @pytest.mark.parametrize(("policy", "left"), [("memory", 2), ("allow", None)])
-async def test_a_key_of_another_type_is_no_outage(server, url, strategy, policy, left, caplog):
-    """The requests of its client are decided without the store, all others with it; one line a minute says so."""
+async def test_key_of_another_type_is_no_outage(server, url, strategy, policy, left, caplog):
+    """Only its requests are decided without the store; one log line a minute."""
     registry = CollectorRegistry()
     store = store_of(url, registry, strategy=strategy, on_storage_error=policy)
     limit = Limit("default", 3, 3600)
@@ -541,8 +532,7 @@ async def test_a_key_of_another_type_is_no_outage(server, url, strategy, policy,
         ("moving-window", ("RPUSH", "a b c")),
     ],
 )
-async def test_a_value_that_cannot_be_counted_with_is_no_outage(server, url, strategy, value):
-    """It is as one of another type."""
+async def test_value_that_is_no_number_is_no_outage(server, url, strategy, value):
     store, limit = store_of(url, strategy=strategy, on_storage_error="allow"), Limit("default", 3, 3600)
     await store.hit([limit], "a")
     spoil(server, value)
@@ -554,8 +544,8 @@ async def test_a_value_that_cannot_be_counted_with_is_no_outage(server, url, str
         pass
 
 
-async def test_a_value_that_the_client_cannot_read_is_no_outage(server, url):
-    """The last window of a sliding one is read by `limits`, after the script has let the request pass."""
+async def test_value_that_the_client_cannot_read_is_no_outage(server, url):
+    """`limits` reads the previous sliding window after the script."""
     store, limit = store_of(url, strategy="sliding-window", on_storage_error="allow"), Limit("default", 3, 3600)
     await store.hit([limit], "a")
     key = commands(server.port, "KEYS LIMITS*").splitlines()[2]
@@ -576,8 +566,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("strategy", KINDS)
 @pytest.mark.parametrize("failure", FAILURES)
-async def test_a_store_that_answers_and_cannot_count_is_an_outage(server, url, strategy, failure, caplog):
-    """A ping that it answers does not end it; when it can count again, it is back."""
+async def test_store_that_answers_ping_but_cannot_count_is_an_outage(server, url, strategy, failure, caplog):
     caplog.set_level("INFO", "fastapi_prodkit.rate_limit")
     store, limit = store_of(url, strategy=strategy, on_storage_error="allow"), Limit("default", 3, 3600)
     await store.hit([limit], "a")
@@ -610,21 +599,20 @@ async def test_a_store_that_answers_and_cannot_count_is_an_outage(server, url, s
         "BUSY Redis is busy running a script",
     ],
 )
-def test_what_redis_says_of_itself(error):
-    """None of it is about one key."""
+def test_errors_of_redis_itself_are_not_about_a_key(error):
     from redis._parsers.base import BaseParser
 
     assert reason_about_key(BaseParser.parse_error(error)) is None
 
 
 def test_errors_of_the_network_are_not_about_a_key():
-    """A certificate that is refused is a ValueError as well."""
+    """A refused certificate is a ValueError as well."""
     assert reason_about_key(ssl.SSLCertVerificationError()) is None
     assert reason_about_key(TimeoutError()) is None
 
 
-async def test_a_key_of_another_type_ends_an_outage(server, url):
-    """A store that answers for the key that it is asked for is back."""
+async def test_error_about_a_key_ends_an_outage(server, url):
+    """The store has responded."""
     store, limit = store_of(url), Limit("default", 3, 3600)
     await store.hit([limit], "a")
     spoil(server, ("HSET", "field 1"))
@@ -641,8 +629,7 @@ async def test_a_key_of_another_type_ends_an_outage(server, url):
 
 
 @pytest.mark.parametrize("strategy", KINDS)
-async def test_a_cost_beyond_all_numbers_is_refused(url, strategy):
-    """It counts for nothing, and the store is not thought to fail."""
+async def test_huge_cost_is_refused_without_an_outage(url, strategy):
     store, limit = store_of(url, strategy=strategy), Limit("default", 3, 3600)
 
     refusals = [refused(await store.hit([limit], "a", cost)) for cost in (4, 2**31, 2**63, 10**30)]
@@ -654,8 +641,8 @@ async def test_a_cost_beyond_all_numbers_is_refused(url, strategy):
         pass
 
 
-async def test_a_denial_says_when_to_come_back(url, server):
-    """It is a 503 problem with Retry-After, from the middleware and from a dependency."""
+async def test_denial_is_a_503_problem_with_retry_after(url, server):
+    """From the middleware and from a dependency."""
     store = failing("deny", CollectorRegistry(), "redis://127.0.0.1:1/0")
 
     with pytest.raises(ProblemError) as denied:
@@ -665,8 +652,8 @@ async def test_a_denial_says_when_to_come_back(url, server):
     assert denied.value.headers["Retry-After"] == "1"
 
 
-async def test_a_store_that_is_not_there_at_the_start(server):
-    """An app starts without its store, and counts in memory until it comes."""
+async def test_app_starts_without_its_store(server):
+    """It counts in memory until the store is available."""
     store = failing("memory", CollectorRegistry(), "redis://127.0.0.1:1/0")
 
     results = await burst(service(store), 10)
@@ -674,8 +661,7 @@ async def test_a_store_that_is_not_there_at_the_start(server):
     assert sorted(status for status, _ in results) == [200] * 5 + [429] * 5
 
 
-async def test_a_store_that_is_slow_again_at_the_question_stays_out(server, url):
-    """Back is a store that answers in time."""
+async def test_slow_probe_does_not_end_the_outage(server, url):
     registry = CollectorRegistry()
     store = failing("allow", registry, url)
     ask = partial(store._remote().probe, [Limit("default", 1, 60)], "a")
@@ -695,8 +681,7 @@ async def test_a_store_that_is_slow_again_at_the_question_stays_out(server, url)
         pass
 
 
-async def test_a_store_without_connections_is_closed_as_well():
-    """Not every client of `limits` has something to close, and not every app is called before it ends."""
+async def test_store_without_connections_can_be_closed():
     store = store_of("memory://")
 
     async with store.lifespan(None):
@@ -709,7 +694,7 @@ async def test_a_store_without_connections_is_closed_as_well():
 
 
 class Plain(Storage):
-    """A store that can only add, as somebody may have registered with `limits`."""
+    """A store with increments only, as may be registered with `limits`."""
 
     STORAGE_SCHEME = ["async+plain"]  # noqa: RUF012 - how `limits` finds it
 
@@ -730,14 +715,13 @@ class Plain(Storage):
 
 
 @pytest.mark.parametrize("strategy", ["sliding-window", "moving-window"])
-def test_a_strategy_that_the_store_cannot_do(strategy):
-    """It is refused where it is made, with the one that every store can."""
+def test_unsupported_strategy_is_refused(strategy):
     with pytest.raises(ConfigurationError, match="use fixed-window"):
         store_of("plain://", strategy=strategy)
 
 
-async def test_a_store_that_raises_anything(caplog):
-    """Whatever its client raises, it is an outage, and so it is when it is asked."""
+async def test_any_exception_of_the_client_is_an_outage(caplog):
+    """Also in a probe."""
     store = store_of("plain://", on_storage_error="allow")
 
     quotas = await store.hit([Limit("default", 1, 60)], "a")
@@ -750,7 +734,7 @@ async def test_a_store_that_raises_anything(caplog):
 
 
 class Distant(Plain):
-    """A store to which the way is long, until there is a connection."""
+    """A store that takes long to connect to."""
 
     STORAGE_SCHEME = ["async+distant"]  # noqa: RUF012 - how `limits` finds it
 
@@ -762,8 +746,7 @@ class Distant(Plain):
         return amount
 
 
-async def test_a_store_is_back_although_connecting_takes_longer_than_an_operation():
-    """What no request waits for may take longer."""
+async def test_probe_may_take_longer_to_connect():
     store = store_of("distant://", storage_timeout=0.05)
     store._outage.report(TimeoutError())
 
@@ -772,8 +755,7 @@ async def test_a_store_is_back_although_connecting_takes_longer_than_an_operatio
     assert not store._outage.active
 
 
-async def test_a_question_ends_with_the_app(url, server):
-    """No task is left behind at shutdown."""
+async def test_shutdown_ends_the_probe(url, server):
     store = failing("allow", CollectorRegistry(), url)
     async with store.lifespan(None):
         store._outage.report(TimeoutError())
@@ -831,8 +813,7 @@ async def test_a_question_ends_with_the_app(url, server):
         "none",
     ],
 )
-def test_a_url_that_cannot_be_used(url):
-    """The error names the variable and repeats no password, nor what stands in the place of the scheme."""
+def test_invalid_url_is_an_error_without_the_password(url):
     with pytest.raises(ConfigurationError, match="RATE_LIMIT_STORAGE_URL") as refused:
         store_of(url)
 
@@ -840,9 +821,7 @@ def test_a_url_that_cannot_be_used(url):
     assert refused.value.__cause__ is None
 
 
-def test_a_missing_client_is_named(monkeypatch):
-    """The one line says what to install."""
-
+def test_missing_client_names_its_package(monkeypatch):
     def missing(module, *, extra):
         raise MissingExtraError(f"{module} is not installed: pip install 'fastapi-prodkit[{extra}]'")
 
@@ -855,7 +834,6 @@ def test_a_missing_client_is_named(monkeypatch):
 
 
 async def test_a_lost_cancellation_is_repeated():
-    """A client that loses a cancellation does not keep a request waiting."""
     lost = []
 
     async def operation():
@@ -873,8 +851,7 @@ async def test_a_lost_cancellation_is_repeated():
     assert not asyncio.current_task().cancelling()
 
 
-async def test_a_late_answer_of_an_operation_that_was_cancelled():
-    """What an operation returns counts, although it had been cancelled."""
+async def test_result_of_a_cancelled_operation_counts():
     with TimeLimit(0.01):
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
@@ -884,8 +861,8 @@ async def test_a_late_answer_of_an_operation_that_was_cancelled():
     assert not asyncio.current_task().cancelling()
 
 
-async def test_an_event_loop_that_was_late():
-    """If the answer is there when the loop comes to look at the time, the store was not slow."""
+async def test_answer_during_a_blocked_event_loop_counts():
+    """The store was not slow."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
@@ -900,8 +877,8 @@ async def test_an_event_loop_that_was_late():
 
 
 @pytest.mark.parametrize("too_late", [False, True])
-async def test_a_request_that_is_cancelled(too_late):
-    """It stays cancelled, also if its time is over at the same moment."""
+async def test_cancelled_request_stays_cancelled(too_late):
+    """Even if the time-out expires at the same moment."""
 
     async def operation():
         with TimeLimit(0.01 if too_late else 60):
@@ -920,8 +897,7 @@ async def test_a_request_that_is_cancelled(too_late):
         await request
 
 
-async def test_a_time_limit_outside_of_a_task():
-    """There would be nothing to cancel."""
+async def test_time_limit_outside_of_a_task_is_an_error():
     found = []
 
     def callback():
@@ -938,8 +914,7 @@ async def test_a_time_limit_outside_of_a_task():
 
 
 @pytest.mark.parametrize("fault", ["slow", "reset"])
-async def test_a_network_that_fails(server, url, fault):
-    """A store that answers late, and connections that are reset, are outages like the others."""
+async def test_slow_or_reset_connections_are_outages(server, url, fault):
     registry = CollectorRegistry()
     with proxy(server.port) as network:
         store = failing("memory", registry, f"redis://127.0.0.1:{network.port}/0")
@@ -989,7 +964,7 @@ async def limited():
 @pytest.mark.system
 @pytest.mark.parametrize(("path", "allowed"), [("/", 5), ("/limited", 3)])
 def test_two_workers_share_a_limit(url, tmp_path, path, allowed):
-    """Of fifty parallel requests to two worker processes exactly as many pass as the limit says, in production."""
+    """Of fifty parallel requests as many are served as the limit says."""
     (tmp_path / "service.py").write_text(SERVICE)
     environment = {
         "ENVIRONMENT": "prod",
@@ -1021,8 +996,8 @@ def test_two_workers_share_a_limit(url, tmp_path, path, allowed):
 
 
 @pytest.mark.system
-def test_redis_goes_and_comes_in_mid_traffic(server, url):
-    """Stopped, killed and started again under load: no error, and requests are quick all the time."""
+def test_restarts_of_redis_under_load_cause_no_error(server, url):
+    """Requests stay fast."""
     store = failing("memory", CollectorRegistry(), url, timeout=0.5)
     answers, stop = [], threading.Event()
 

@@ -1,4 +1,4 @@
-"""slowapi's decorators on our store: what people have in their code goes on to work, and works everywhere."""
+"""The decorators of slowapi with our store and problems."""
 
 import asyncio
 import functools
@@ -39,7 +39,7 @@ def app_of(**rate_limit):
 
 
 def service(limiter, app, limit="2/minute"):
-    """Add the code that somebody has written for slowapi, on every kind of route."""
+    """Add code written for slowapi, on every kind of route."""
     app.state.limiter = limiter
 
     @app.get("/direct")
@@ -78,8 +78,8 @@ PATHS = ["/direct", "/sync", "/outer/inner/nested/1", "/sub/mounted"]
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_decorators_hold_on_every_kind_of_route(path):
-    """Two pass, the third is our problem with our headers; every response says what is left."""
+def test_decorator_limits_every_kind_of_route(path):
+    """The refusal is our problem; every response has the headers."""
     client = TestClient(service(Limiter(), app_of()))
 
     first, _, third = (client.get(path) for _ in range(3))
@@ -93,8 +93,8 @@ def test_decorators_hold_on_every_kind_of_route(path):
     assert '"route";r=0;t=60' in third.headers["ratelimit"]
 
 
-def test_a_path_parameter_gives_no_fresh_quota():
-    """A stock limiter counts by URL: whoever counts up has no limit."""
+def test_path_parameters_share_one_quota():
+    """slowapi's own limiter counts by URL."""
     ours = TestClient(service(Limiter(), app_of()))
     stock = TestClient(service(slowapi.Limiter(key_func=lambda request: "x"), FastAPI()))
 
@@ -105,8 +105,8 @@ def test_a_path_parameter_gives_no_fresh_quota():
     assert statuses(stock) == [200, 200, 200]
 
 
-def test_the_default_holds_everywhere():
-    """A stock limiter's default limits do nothing on included routers, mounts and unknown paths."""
+def test_default_limit_covers_every_route():
+    """slowapi's own skips included routers, mounts and unknown paths."""
     stock = slowapi.Limiter(get_remote_address, default_limits=["1/minute"])
     plain = FastAPI()
     plain.add_middleware(SlowAPIMiddleware)
@@ -124,8 +124,8 @@ def test_the_default_holds_everywhere():
 
 
 @pytest.mark.parametrize("middleware", [SlowAPIMiddleware, SlowAPIASGIMiddleware])
-def test_slowapis_middlewares_do_not_count(middleware, caplog):
-    """Beside the edge they would count a second time: they do nothing, and one log line says that they are there."""
+def test_middlewares_of_slowapi_do_not_count(middleware, caplog):
+    """A log line reports them once."""
     app = service(Limiter(), app_of(default="7/minute"))
     app.add_middleware(middleware)
     app.get("/plain")(lambda: None)
@@ -140,16 +140,15 @@ def test_slowapis_middlewares_do_not_count(middleware, caplog):
     ]
 
 
-def test_it_is_found_beside_the_other_limits():
-    """`from fastapi_prodkit.rate_limit import Limiter` loads slowapi only then; a misspelt name is Python's error."""
+def test_limiter_is_imported_on_first_use():
     with pytest.raises(AttributeError, match="Limitr"):
         fastapi_prodkit.rate_limit.Limitr  # noqa: B018 - asking for it is the test
 
     assert issubclass(fastapi_prodkit.rate_limit.Limiter, slowapi.Limiter)
 
 
-def test_slowapis_own_handler_is_not_needed():
-    """It may stay registered; the refusal is our problem all the same."""
+def test_handler_of_slowapi_has_no_effect():
+    """The refusal is our problem."""
     app = service(Limiter(), app_of())
     app.add_exception_handler(RateLimitExceeded, slowapi._rate_limit_exceeded_handler)
     client = TestClient(app)
@@ -161,8 +160,8 @@ def test_slowapis_own_handler_is_not_needed():
 
 
 @pytest.mark.parametrize("edge", [True, False])
-def test_a_handler_that_the_user_has_written_stays_in_charge(edge):
-    """It finds what slowapi gave it: the exception, the limit, the detail, and the function that adds headers."""
+def test_handler_of_the_user_gets_what_slowapi_sets(edge):
+    """The exception, the limit, the detail, and the function that adds headers."""
     app = service(Limiter(), app_of() if edge else FastAPI())
     seen = []
 
@@ -183,8 +182,7 @@ def test_a_handler_that_the_user_has_written_stays_in_charge(edge):
     assert response.headers["ratelimit"].endswith('"route";r=0;t=60')
 
 
-def test_the_refusal_is_slowapis_exception_to_those_who_catch_it():
-    """An `except RateLimitExceeded` around a decorated function goes on to work."""
+def test_refusal_is_an_exception_of_slowapi():
     app = app_of()
 
     @Limiter().limit("1/minute", error_message="slow down")
@@ -202,8 +200,7 @@ def test_the_refusal_is_slowapis_exception_to_those_who_catch_it():
     assert [client.get("/").json() for _ in range(2)] == [None, ["slow down", "1 per 1 minute"]]
 
 
-def test_arguments_of_the_decorator():
-    """They mean what they mean to slowapi."""
+def test_arguments_of_the_decorator_work():
     limiter = Limiter()
     app = app_of()
 
@@ -272,16 +269,15 @@ def test_arguments_of_the_decorator():
 
 
 @pytest.mark.parametrize("decorator", [Limiter.limit, functools.partial(Limiter.shared_limit, scope="all")])
-def test_a_negative_cost_is_refused(decorator):
-    """It would give quota back with each request."""
+def test_negative_cost_is_refused(decorator):
     with pytest.raises(ConfigurationError, match="use 0 or more"):
 
         @decorator(Limiter(), "5/minute", cost=-1)
         async def endpoint(request: Request): ...
 
 
-def test_shared_limit():
-    """Two endpoints have one quota, and the headers call it by its scope."""
+def test_shared_limit_has_one_quota_for_two_endpoints():
+    """The headers name its scope."""
     limiter = Limiter()
     app = app_of()
 
@@ -300,8 +296,7 @@ def test_shared_limit():
     assert responses[2].json()["violated-policies"] == ["search"]
 
 
-def test_a_shared_limit_can_be_named_after_the_endpoint():
-    """A scope function that takes something is told the endpoint's name; stock raises an AttributeError there."""
+def test_scope_function_gets_the_name_of_the_endpoint():
     limiter = Limiter()
     app = app_of()
 
@@ -315,8 +310,7 @@ def test_a_shared_limit_can_be_named_after_the_endpoint():
     assert '"route";q=1' in client.get("/").headers["ratelimit-policy"]  # a blank cannot stand in a header
 
 
-def test_websocket():
-    """A stock limiter cannot; here the handshake is refused."""
+def test_websocket_handshake_is_limited():
     limiter = Limiter()
     app = app_of()
 
@@ -336,8 +330,7 @@ def test_websocket():
     assert refused.value.status_code == 429
 
 
-def test_disabled():
-    """`limiter.enabled = False` switches every limit off, as tests do."""
+def test_disabled_limiter_limits_nothing():
     limiter = Limiter(enabled=False)
     client = TestClient(service(limiter, app_of()))
 
@@ -345,8 +338,8 @@ def test_disabled():
 
 
 @pytest.mark.parametrize("edge", [True, False])
-def test_reset(edge):
-    """Every client starts anew, in the app's store and in its own."""
+def test_reset_clears_the_counters(edge):
+    """In the app's store and in its own."""
     limiter = Limiter()
     client = TestClient(service(limiter, app_of() if edge else FastAPI()))
     before = [client.get("/direct").status_code for _ in range(3)]
@@ -358,7 +351,7 @@ def test_reset(edge):
 
 
 def test_reset_of_a_shared_store_is_refused():
-    """It cannot be done without awaiting; the message says how it is done."""
+    """It must be awaited; the message says how."""
     limiter = Limiter()
     app = service(limiter, FastAPI())
     app.state.rate_limit = store = SharedStore(RateLimitSettings(storage_url="memory://"))
@@ -370,8 +363,8 @@ def test_reset_of_a_shared_store_is_refused():
     assert store
 
 
-def test_without_an_edge():
-    """In a plain FastAPI app it counts in a memory of its own, and the headers are on every kind of response."""
+def test_limiter_without_an_edge_counts_in_memory():
+    """Every kind of response has the headers."""
     limiter = Limiter()
     app = FastAPI()
 
@@ -401,21 +394,20 @@ def test_without_an_edge():
 
 
 @pytest.mark.parametrize("name", ["default_limits", "storage_uri", "headers_enabled"])
-def test_arguments_that_have_another_place(name):
-    """What the settings say is refused here, with the variable that says it."""
+def test_argument_with_a_setting_is_refused(name):
+    """The error names the setting."""
     with pytest.raises(ConfigurationError, match=f"{name}=.*use "):
         Limiter(**{name: "x"})
 
 
-def test_an_argument_that_does_not_exist():
-    """A misspelt one is Python's own error."""
+def test_unknown_argument_is_a_type_error():
     with pytest.raises(TypeError, match="storage_url"):
         Limiter(storage_url="redis://")
 
 
 @pytest.mark.parametrize("variable", ["RATELIMIT_DEFAULT", "RATELIMIT_STORAGE_URL"])
-def test_variables_that_have_another_place(variable, monkeypatch, tmp_path):
-    """What slowapi would read from the environment or from `.env` is not silently dropped."""
+def test_variable_of_slowapi_is_refused(variable, monkeypatch, tmp_path):
+    """From the environment or `.env`."""
     monkeypatch.chdir(tmp_path)
     Limiter()
     (tmp_path / ".env").write_text(f"{variable}=redis://127.0.0.1\n")
@@ -425,8 +417,7 @@ def test_variables_that_have_another_place(variable, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_variable_that_switches_off(enabled, monkeypatch):
-    """RATELIMIT_ENABLED=false is what test suites set; to a stock limiter that is off it reads as on."""
+def test_ratelimit_enabled_false_disables_the_limiter(enabled, monkeypatch):
     monkeypatch.setenv("RATELIMIT_ENABLED", "false")
 
     assert Limiter(enabled=enabled).enabled is False
@@ -437,8 +428,7 @@ class Order(BaseModel):
     number: int
 
 
-def test_an_endpoint_needs_no_request():
-    """A stock limiter refuses it, or takes a body that is called `request` for the request."""
+def test_endpoint_needs_no_request_parameter():
     limiter = Limiter()
     app = app_of()
 
@@ -479,8 +469,8 @@ def test_an_endpoint_needs_no_request():
         slowapi.Limiter(get_remote_address).limit("1/minute")(lambda: None)
 
 
-def test_annotations_that_only_type_checkers_know():
-    """A parameter that is called `request` is taken for one, if its annotation cannot be looked up."""
+def test_parameter_called_request_needs_no_annotation():
+    """The annotation cannot be resolved."""
 
     @Limiter().limit("1/minute")
     async def endpoint(request: "NoSuchName", kind: "Request"): ...  # noqa: F821
@@ -488,9 +478,7 @@ def test_annotations_that_only_type_checkers_know():
     assert endpoint.__signature__.parameters.keys() == {"request", "kind", "prodkit_response"}
 
 
-async def test_code_that_calls_a_limited_function_is_not_limited():
-    """There is no request then, and nobody to count."""
-
+async def test_direct_call_of_a_limited_function_is_not_limited():
     @Limiter().limit("1/minute")
     async def endpoint(number: int):
         return number
@@ -502,8 +490,8 @@ async def test_code_that_calls_a_limited_function_is_not_limited():
     assert [await endpoint(1), await endpoint(2), sync(3), sync(4)] == [1, 2, 3, 4]
 
 
-def test_starlettes_own_routes():
-    """They pass the request by position, to functions and to methods."""
+def test_plain_starlette_routes_are_limited():
+    """They pass the request by position."""
     limiter = Limiter()
 
     class Page(HTTPEndpoint):
@@ -522,8 +510,7 @@ def test_starlettes_own_routes():
 
 
 @pytest.mark.parametrize("edge", [True, False])
-def test_endpoints_that_yield(edge):
-    """They are limited before the response starts."""
+def test_generator_endpoint_is_limited_before_the_response(edge):
     limiter = Limiter()
     app = app_of() if edge else FastAPI()
 
@@ -556,8 +543,7 @@ def test_endpoints_that_yield(edge):
     assert [client.get("/staff").status_code for _ in range(2)] == [200, 200]
 
 
-def test_a_decorator_between_that_is_async():
-    """Whatever the function is under its wrappers, FastAPI and the limit see the same kind."""
+def test_async_decorator_in_between_works():
     limiter = Limiter()
     app = app_of()
 
@@ -580,8 +566,8 @@ def test_a_decorator_between_that_is_async():
     assert client.get("/").status_code == 429
 
 
-def test_functions_of_the_decorator_run_where_the_endpoint_does():
-    """Those of a sync endpoint may block, as they might with slowapi: they are in its thread."""
+def test_functions_of_the_decorator_run_in_the_thread_of_the_endpoint():
+    """They may block."""
     limiter = Limiter()
     app = app_of()
     threads = []
@@ -606,9 +592,7 @@ def test_functions_of_the_decorator_run_where_the_endpoint_does():
     assert threads[0] == threads[1] != threads[2]
 
 
-def test_equal_names_are_different_endpoints():
-    """Functions that a factory makes have quotas of their own; a stock limiter counts them twice, and together."""
-
+def test_endpoints_of_equal_names_have_separate_quotas():
     def service(limiter, app):
         def add(path):
             @app.get(path)
@@ -626,8 +610,7 @@ def test_equal_names_are_different_endpoints():
 
 
 @pytest.mark.parametrize("stock_key", [get_remote_address, get_ipaddr])
-def test_slowapis_key_functions_mean_by_address(stock_key):
-    """A header that everybody can send is no key, and an IPv6 client is its network."""
+def test_key_functions_of_slowapi_count_by_address(stock_key):
     app = app_of()
     limiter = Limiter(key_func=stock_key)
 
@@ -642,8 +625,7 @@ def test_slowapis_key_functions_mean_by_address(stock_key):
     assert [statuses("192.0.2.1"), statuses("192.0.2.1", X_FORWARDED_FOR="192.0.2.2")] == [200, 429]
 
 
-def test_key_functions_of_this_package():
-    """What `RateLimit` takes as a key is a key here, too."""
+def test_key_functions_of_this_package_work():
     app = app_of()
 
     @app.get("/")
@@ -656,8 +638,8 @@ def test_key_functions_of_this_package():
 
 
 @pytest.mark.parametrize("read", [int, str.encode])
-def test_keys_that_are_no_text(read):
-    """Integers and bytes are counted by their text, as slowapi does; an object without one is refused."""
+def test_key_may_be_an_integer_or_bytes(read):
+    """Other objects are refused."""
     app = app_of()
     limiter = Limiter(key_func=lambda request: read(request.query_params["key"]))
 
@@ -677,7 +659,7 @@ def test_keys_that_are_no_text(read):
 
 
 def exempting(app, limiter):
-    """Add endpoints that the default limit is to leave alone, on every kind of route."""
+    """Add exempt endpoints on every kind of route."""
 
     @app.get("/hook/{name}")
     @limiter.limit("1/minute")
@@ -715,8 +697,7 @@ def exempting(app, limiter):
 
 
 @pytest.mark.parametrize("path", ["/hook/a", "/hook-2", "/v1/included/hook/", "/acme/sub/hook", "/hosted"])
-def test_exempt(path):
-    """An exempt endpoint is neither counted nor refused, with its own limit and with the default one."""
+def test_exempt_endpoint_is_not_counted(path):
     client = TestClient(exempting(app_of(default="1/minute"), Limiter()), base_url="http://api.test")
     client.get("/nowhere")
 
@@ -737,8 +718,7 @@ def test_exempt(path):
         ("GET", "/x/sub/y/hook"),
     ],
 )
-def test_what_only_looks_like_an_exempt_endpoint_counts(method, path):
-    """It is the endpoint that is exempt, and not the path."""
+def test_other_endpoint_at_a_similar_path_counts(method, path):
     client = TestClient(exempting(app_of(default="1/minute"), Limiter()))
 
     first, second = (client.request(method, path).status_code for _ in range(2))
@@ -747,8 +727,7 @@ def test_what_only_looks_like_an_exempt_endpoint_counts(method, path):
     assert second == 429
 
 
-def test_a_route_in_front_of_an_exempt_endpoint_counts():
-    """Routing decides which endpoint a request is for."""
+def test_route_in_front_of_an_exempt_endpoint_counts():
     app = app_of(default="1/minute")
 
     @app.get("/hook/me")
@@ -760,8 +739,7 @@ def test_a_route_in_front_of_an_exempt_endpoint_counts():
     assert client.get("/hook/you").status_code == 200
 
 
-def test_a_limit_instead_of_the_default():
-    """`override_defaults=True`, if it is written, leaves an endpoint its own limit only, which may be higher."""
+def test_override_defaults_replaces_the_default_limit():
     client = TestClient(exempting(app_of(default="1/minute"), Limiter()))
 
     responses = [client.get("/busy") for _ in range(5)]
@@ -770,8 +748,8 @@ def test_a_limit_instead_of_the_default():
     assert responses[0].headers["ratelimit-policy"] == '"route";q=4;w=60'
 
 
-def test_a_decorator_in_the_wrong_order_is_reported(caplog):
-    """Above the route's decorator a limit does nothing, with slowapi as well, which does not say so."""
+def test_decorator_above_the_route_logs_a_warning(caplog):
+    """It has no effect there."""
     limiter = Limiter()
     app = app_of()
 
@@ -792,9 +770,7 @@ def test_a_decorator_in_the_wrong_order_is_reported(caplog):
     ]
 
 
-def test_a_class_as_endpoint():
-    """Starlette's class-based endpoints count as all others do."""
-
+def test_endpoint_class_is_limited():
     class Items(HTTPEndpoint):
         async def get(self, request):
             return Response()
@@ -806,8 +782,7 @@ def test_a_class_as_endpoint():
     assert [client.get("/items").status_code for _ in range(2)] == [200, 429]
 
 
-def test_the_schema_of_a_limited_endpoint():
-    """The schema shows the 429 of a decorated endpoint, and none of the parameters that the limit needs."""
+def test_schema_shows_429_without_added_parameters():
     app = app_of()
 
     @app.get("/")
@@ -820,8 +795,8 @@ def test_the_schema_of_a_limited_endpoint():
     assert "parameters" not in operation
 
 
-def test_an_error_of_the_endpoint_counts():
-    """A request that fails in the endpoint has been counted, and says so under the edge."""
+def test_failing_request_counts():
+    """Its response has the headers."""
     app = app_of()
 
     @app.get("/")
@@ -836,16 +811,16 @@ def test_an_error_of_the_endpoint_counts():
     assert '"route";r=0;t=60' in first.headers["ratelimit"]
 
 
-def test_a_limit_that_cannot_be_read():
-    """A stock limiter logs it and serves without a limit."""
+def test_invalid_limit_is_refused():
+    """slowapi's own limiter serves without a limit."""
     with pytest.raises(ConfigurationError, match="cannot be read"):
 
         @Limiter().limit("five a minute")
         async def endpoint(request: Request): ...
 
 
-def test_a_limit_for_each_client_is_read_for_that_client():
-    """A dynamic limit's function sees the request that it is asked for, however many come at once."""
+def test_dynamic_limit_gets_its_own_request():
+    """With concurrent requests."""
     limiter = Limiter(key_func=lambda request: request.headers["x-client"])
     app = FastAPI()
 
@@ -861,8 +836,8 @@ def test_a_limit_for_each_client_is_read_for_that_client():
     assert sorted(asyncio.run(attack())) == [200] * 6 + [429] * 6
 
 
-async def test_a_silent_store_does_not_stop_the_event_loop():
-    """A stock limiter freezes the process until the store answers; here the loop goes on, and the policy decides."""
+async def test_silent_store_does_not_block_the_event_loop():
+    """The policy decides."""
     pytest.importorskip("redis", reason="needs the extra redis")
     app = service(Limiter(), FastAPI())
     ticks = []
@@ -888,8 +863,8 @@ async def test_a_silent_store_does_not_stop_the_event_loop():
 @pytest.mark.parametrize(
     ("policy", "without"), [("memory", [200, 200, 429]), ("allow", [200] * 3), ("deny", [503] * 3)]
 )
-def test_processes_share_a_store_and_an_outage_follows_the_policy(policy, without):
-    """A real Redis counts for two processes together, for async and sync endpoints, until it is gone."""
+def test_two_processes_share_a_store(policy, without):
+    """Async and sync endpoints; during an outage the policy decides."""
     pytest.importorskip("redis", reason="needs the extra redis")
     with redis_or_skip() as running:
         options = {
@@ -910,8 +885,7 @@ def test_processes_share_a_store_and_an_outage_follows_the_policy(policy, withou
     assert alone == without * 2
 
 
-def test_memory_is_the_store_of_an_app_without_one():
-    """Without an edge and without `app.state.rate_limit` nothing is shared between two limiters."""
+def test_limiters_without_a_store_count_separately():
     first, second = (TestClient(service(Limiter(), FastAPI())) for _ in range(2))
 
     assert [client.get("/direct").status_code for client in (first, first, second)] == [200, 200, 200]

@@ -1,4 +1,4 @@
-"""The request context: fields that follow a request wherever its code runs."""
+"""The request context: its fields are available in all code of a request."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from fastapi_prodkit import _context
 
 
 async def in_context(fields):
-    """Run in a context of its own, as a request does, and return what is bound at the end."""
+    """Run in a new context, as a request does, and return its fields at the end."""
     token = _context.begin(fields)
     try:
         await asyncio.sleep(0)
@@ -18,8 +18,7 @@ async def in_context(fields):
         _context.end(token)
 
 
-async def test_begin_and_end():
-    """A context is there between `begin` and `end`, and nowhere else."""
+async def test_context_exists_between_begin_and_end():
     fields = {"request_id": "a"}
 
     token = _context.begin(fields)
@@ -30,8 +29,7 @@ async def test_begin_and_end():
     assert _context.current() is None
 
 
-async def test_nested():
-    """An inner context hides the outer one, which is back afterwards."""
+async def test_inner_context_hides_the_outer():
     outer = _context.begin({"request_id": "outer"})
 
     inner = await in_context({"request_id": "inner"})
@@ -42,8 +40,7 @@ async def test_nested():
     assert after == {"request_id": "outer"}
 
 
-async def test_bind_reaches_up_from_a_thread():
-    """What is bound in a worker thread is there in the request that waits for it."""
+async def test_bind_in_a_thread_changes_the_request():
     token = _context.begin({})
 
     await anyio.to_thread.run_sync(lambda: _context.bind(user_id="u1"))
@@ -53,8 +50,7 @@ async def test_bind_reaches_up_from_a_thread():
     assert bound == {"user_id": "u1"}
 
 
-async def test_bind_reaches_up_from_a_task():
-    """What is bound in a task is there in the request that started it."""
+async def test_bind_in_a_task_changes_the_request():
     token = _context.begin({})
 
     async def task():
@@ -67,8 +63,7 @@ async def test_bind_reaches_up_from_a_task():
     assert bound == {"user_id": "u1"}
 
 
-async def test_later_values_win():
-    """Binding a name again replaces its value."""
+async def test_bind_replaces_a_value():
     token = _context.begin({"step": "first"})
 
     _context.bind(step="second", other=1)
@@ -78,9 +73,7 @@ async def test_later_values_win():
     assert bound == {"step": "second", "other": 1}
 
 
-async def test_bind_outside_of_a_request():
-    """A background job can bind, too; its fields are its own task's."""
-
+async def test_bind_outside_of_a_request_is_per_task():
     async def job(name):
         _context.bind(job=name)
         await asyncio.sleep(0)
@@ -93,8 +86,7 @@ async def test_bind_outside_of_a_request():
     assert _context.current() is None
 
 
-async def test_many_at_once():
-    """Contexts of requests that run at the same time do not mix."""
+async def test_concurrent_contexts_are_separate():
     found = await asyncio.gather(*[in_context({"request_id": number}) for number in range(200)])
 
     assert found == [{"request_id": number, "step": "done"} for number in range(200)]

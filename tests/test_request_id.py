@@ -1,4 +1,4 @@
-"""Request ids: one for every request, in its response, its context and whatever runs in it."""
+"""Request ids: one for every request, in its response and its context."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ async def show_id(request):
 
 
 async def show_headers(scope, receive, send):
-    """Answer with the lines of the request's header, as an app further in reads them."""
+    """Answer with the request's header lines, as the app reads them."""
     await JSONResponse(Headers(scope=scope).getlist("x-request-id"))(scope, receive, send)
 
 
@@ -45,7 +45,7 @@ def starlette(*routes, settings=None, **options):
 
 
 async def exchange(app, *headers):
-    """Run one exchange at the level of ASGI, as a server does: in a task of its own; return the messages."""
+    """Run one ASGI exchange in a new task; return the messages."""
     sent = []
 
     async def receive():
@@ -59,8 +59,8 @@ async def exchange(app, *headers):
     return sent
 
 
-def test_new_id():
-    """A request without an id gets a new one, which the app sees and the client is told."""
+def test_request_without_an_id_gets_one():
+    """In its context and its response."""
     response = TestClient(starlette()).get("/")
 
     assert GENERATED.fullmatch(response.headers["x-request-id"])
@@ -68,8 +68,7 @@ def test_new_id():
 
 
 @pytest.mark.parametrize("inbound", ["12345678", "a" * 128, "A-z_0.9-x", "f47ac10b-58cc-4372-a567-0e02b2c3d479"])
-def test_valid_inbound_id(inbound):
-    """An id of 8 to 128 letters, digits, dots, dashes and underscores is kept."""
+def test_valid_inbound_id_is_kept(inbound):
     response = TestClient(starlette()).get("/", headers={"X-Request-ID": inbound})
 
     assert response.headers["x-request-id"] == inbound
@@ -100,8 +99,8 @@ def test_valid_inbound_id(inbound):
         b"\xff" * 8,
     ],
 )
-async def test_invalid_inbound_id(inbound):
-    """Anything else is replaced, and nothing of it is reflected."""
+async def test_invalid_inbound_id_is_replaced(inbound):
+    """It is not reflected."""
     start, body = await exchange(starlette(), (b"x-request-id", inbound))
 
     [value] = [value for name, value in start["headers"] if name == b"x-request-id"]
@@ -109,15 +108,14 @@ async def test_invalid_inbound_id(inbound):
     assert body["body"] == value
 
 
-async def test_several_inbound_ids():
-    """Of several header lines the last one counts: the proxy that is nearest to the app wrote it."""
+async def test_last_of_several_inbound_ids_counts():
+    """The nearest proxy has written it."""
     start, _ = await exchange(starlette(), (b"x-request-id", b"first-one"), (b"x-request-id", b"second-one"))
 
     assert start["headers"][-1] == (b"x-request-id", b"second-one")
 
 
-def test_untrusted_inbound_id():
-    """With trust_inbound off every request gets a new id."""
+def test_untrusted_inbound_id_is_replaced():
     app = starlette(settings=RequestIdSettings(trust_inbound=False))
 
     response = TestClient(app).get("/", headers={"X-Request-ID": "a-valid-id"})
@@ -125,8 +123,7 @@ def test_untrusted_inbound_id():
     assert GENERATED.fullmatch(response.headers["x-request-id"])
 
 
-def test_other_header():
-    """The header's name is a setting, for what comes in and what goes out."""
+def test_header_name_is_a_setting():
     client = TestClient(starlette(settings=RequestIdSettings(header="X-Correlation-ID")))
 
     response = client.get("/", headers={"x-correlation-id": "a-valid-id", "X-Request-ID": "another-id"})
@@ -137,8 +134,8 @@ def test_other_header():
 
 @pytest.mark.parametrize("trusted", [True, False])
 @pytest.mark.parametrize("sent", [[], ["a-valid-id"], ["<refused>"], ["first-one", "second-one"]])
-async def test_the_request_carries_the_id(sent, trusted):
-    """Whatever was sent, the app finds the id that was chosen in one line of the request's header."""
+async def test_request_header_has_the_id(sent, trusted):
+    """In one line."""
     app = RequestIDMiddleware(show_headers, RequestIdSettings(trust_inbound=trusted))
 
     start, body = await exchange(app, *[(b"x-request-id", each.encode()) for each in sent], (b"x-other", b"stays"))
@@ -148,8 +145,6 @@ async def test_the_request_carries_the_id(sent, trusted):
 
 
 def test_other_headers_of_the_request_stay():
-    """Only the line with the id is replaced."""
-
     async def show(request):
         return JSONResponse(request.headers.items())
 
@@ -162,8 +157,7 @@ def is_uuid(text):
     return re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text) is not None
 
 
-def test_ids_of_ones_own():
-    """A generator makes new ids, and a validator says which inbound ones are kept."""
+def test_generator_and_validator_are_used():
     app = starlette(generator=lambda: "Root=1-2", validator=is_uuid)
     inbound = [None, "f47ac10b-58cc-4372-a567-0e02b2c3d479", "a-valid-id", "x"]
 
@@ -174,8 +168,8 @@ def test_ids_of_ones_own():
 
 
 @pytest.mark.parametrize("inbound", [b"", b"a" * 129, b"with space", b"a\r\nSet-Cookie: b", b"\xff" * 8, b"a\x00b"])
-async def test_a_validator_is_not_asked_about_what_could_break_a_line(inbound):
-    """However generous it is, an id is 1 to 128 visible ASCII characters."""
+async def test_validator_is_called_for_safe_ids_only(inbound):
+    """1 to 128 visible ASCII characters."""
     asked = []
     app = starlette(validator=lambda text: not asked.append(text))
 
@@ -185,27 +179,25 @@ async def test_a_validator_is_not_asked_about_what_could_break_a_line(inbound):
     assert asked == []
 
 
-def test_a_validator_may_keep_more():
-    """One that says yes keeps ids that are refused without it."""
+def test_validator_may_accept_other_ids():
     response = TestClient(starlette(validator=lambda text: True)).get("/", headers={"X-Request-ID": "1"})
 
     assert response.text == "1"
 
 
 async def not_now(*args):
-    """Return a coroutine first, which would be true for every id."""
+    """Return a coroutine, which would be true for every id."""
 
 
 @pytest.mark.parametrize("function", [not_now, "uuid4"])
 @pytest.mark.parametrize("name", ["generator", "validator"])
-def test_what_cannot_make_or_judge_an_id_is_refused(name, function):
-    """The answer of an async function comes too late."""
+def test_async_or_uncallable_function_is_refused(name, function):
     with pytest.raises(ConfigurationError, match=rf"{name}=\.\.\.\): use a function that is not async"):
         RequestIDMiddleware(show_id, **{name: function})
 
 
-def test_a_validator_that_raises(caplog):
-    """The id counts as refused, and the error is logged."""
+def test_failing_validator_replaces_the_id(caplog):
+    """The error is logged."""
     response = TestClient(starlette(validator=uuid.UUID)).get("/", headers={"X-Request-ID": "a-valid-id"})
 
     [record] = [record for record in caplog.records if record.name == "fastapi_prodkit.request_id"]
@@ -214,8 +206,8 @@ def test_a_validator_that_raises(caplog):
 
 
 @pytest.mark.parametrize("made", ["", "a" * 129, "a b", "a\r\nSet-Cookie: b", "größer", "\ud800", None, 4711, b"bytes"])
-def test_a_generator_of_nonsense(made, caplog):
-    """The request is served under an id as without a generator, and the error is logged."""
+def test_invalid_generated_id_is_replaced(made, caplog):
+    """The error is logged."""
     response = TestClient(starlette(generator=lambda: made)).get("/")
 
     records = [record for record in caplog.records if record.name == "fastapi_prodkit.request_id"]
@@ -224,8 +216,8 @@ def test_a_generator_of_nonsense(made, caplog):
     assert [record.levelname for record in records] == ["ERROR"]
 
 
-def test_a_generator_that_raises(caplog):
-    """The request is served under an id as without a generator, and the error is logged with its traceback."""
+def test_failing_generator_is_replaced(caplog):
+    """The error is logged with its traceback."""
     response = TestClient(starlette(generator=iter(()).__next__)).get("/")
 
     [record] = [record for record in caplog.records if record.name == "fastapi_prodkit.request_id"]
@@ -234,14 +226,13 @@ def test_a_generator_that_raises(caplog):
 
 
 @pytest.mark.parametrize("header", ["", "X Request", "X-Request\r\nSet-Cookie", "X-Request:", "Größe"])
-def test_bad_header_name(header):
-    """What cannot be a header's name is refused when the settings are made."""
+def test_invalid_header_name_is_refused(header):
     with pytest.raises(ValidationError):
         RequestIdSettings(header=header)
 
 
 def test_header_of_the_app_is_replaced():
-    """There is one id: a header of that name that the app sets gives way, and its other headers stay."""
+    """Its other headers stay."""
 
     async def endpoint(request):
         return PlainTextResponse("ok", headers={"X-Request-ID": "its-own-id", "X-Other": "stays"})
@@ -270,9 +261,7 @@ def test_header_of_the_app_is_replaced():
         ("GET", "/unavailable", 503),
     ],
 )
-def test_every_outcome(method, path, status):
-    """Whatever the answer is and whoever gives it, it carries one id."""
-
+def test_every_response_has_one_id(method, path, status):
     def raising(status):
         async def endpoint(request):
             raise HTTPException(status)
@@ -308,8 +297,7 @@ def test_every_outcome(method, path, status):
     assert len(response.headers.get_list("x-request-id")) == 1
 
 
-def test_validation_error():
-    """FastAPI's own refusals carry the id."""
+def test_validation_error_has_the_id():
     app = FastAPI()
     app.add_middleware(RequestIDMiddleware)
 
@@ -324,7 +312,7 @@ def test_validation_error():
 
 
 async def test_ids_do_not_repeat():
-    """Ten thousand requests have ten thousand ids."""
+    """In ten thousand requests."""
     app = RequestIDMiddleware(show_id_raw)
 
     seen = {(await exchange(app))[0]["headers"][0][1] for _ in range(10_000)}
@@ -337,15 +325,14 @@ async def show_id_raw(scope, receive, send):
     await send({"type": "http.response.body", "body": current_request_id().encode()})
 
 
-async def test_a_response_without_headers():
-    """An ASGI app may leave out the headers of its response."""
+async def test_response_without_headers_gets_the_id():
+    """ASGI makes them optional."""
     start, body = await exchange(RequestIDMiddleware(show_id_raw))
 
     assert start["headers"] == [(b"x-request-id", body["body"])]
 
 
-async def test_many_requests_at_once():
-    """Requests that run at the same time each see their own id, from start to end."""
+async def test_concurrent_requests_have_separate_ids():
     app = FastAPI()
     app.add_middleware(RequestIDMiddleware)
 
@@ -368,8 +355,7 @@ async def test_many_requests_at_once():
     assert [response.json() for response in responses] == [[f"request-{number}"] * 2 for number in range(200)]
 
 
-def test_sync_code_and_background_tasks():
-    """The id is there in sync dependencies, sync routes and background tasks, which run in other threads."""
+def test_id_is_available_in_threads_and_background_tasks():
     app, seen = FastAPI(), []
     app.add_middleware(RequestIDMiddleware)
 
@@ -386,9 +372,7 @@ def test_sync_code_and_background_tasks():
     assert seen == ["a-valid-id"] * 3
 
 
-def test_stream():
-    """The id is there while a stream is being produced."""
-
+def test_id_is_available_during_a_stream():
     async def endpoint(request):
         async def chunks():
             for _ in range(3):
@@ -402,15 +386,12 @@ def test_stream():
 
 
 async def test_context_is_closed_after_a_response():
-    """After a request its context is gone."""
     await RequestIDMiddleware(show_id_raw)({"type": "http", "path": "/", "headers": []}, None, drop)
 
     assert current_request_id() is None
 
 
-def test_below_middleware_that_starts_a_task():
-    """Below a BaseHTTPMiddleware, which serves in another task, the id works as it does elsewhere."""
-
+def test_id_is_available_below_a_task_group():
     async def pass_on(request, call_next):
         return await call_next(request)
 
@@ -426,8 +407,8 @@ def test_below_middleware_that_starts_a_task():
     assert response.text == response.headers["x-request-id"] == "a-valid-id"
 
 
-async def test_an_exception_carries_the_id_to_the_servers_record(caplog):
-    """The server logs an exception when the context is closed; its record has the id, and no other of its task has."""
+async def test_record_of_the_server_has_the_id(caplog):
+    """The context is closed by then; other records have none."""
     scope = {"type": "http", "path": "/", "headers": [(b"x-request-id", b"a-valid-id")]}
 
     async def app(scope, receive, send):
@@ -448,8 +429,7 @@ async def drop(message):
     pass
 
 
-def test_outside_of_a_request():
-    """Outside of any request there is no id, and a context without one is no error."""
+def test_id_outside_of_a_request_is_none():
     assert current_request_id() is None
 
     token = _context.begin({})
@@ -459,8 +439,8 @@ def test_outside_of_a_request():
     assert within is None
 
 
-async def test_websocket():
-    """A WebSocket has an id from the handshake on, and the accepting answer carries it."""
+async def test_websocket_has_an_id():
+    """In the accepting answer."""
     seen = []
 
     async def endpoint(websocket):
@@ -477,8 +457,7 @@ async def test_websocket():
     assert headers == [(b"x-other", b"stays"), (b"x-request-id", b"a-valid-id")]
 
 
-def test_refused_websocket():
-    """A handshake that is refused with a response carries the id, too."""
+def test_refused_websocket_has_an_id():
     app = FastAPI()
     app.add_middleware(RequestIDMiddleware)
 
@@ -492,8 +471,7 @@ def test_refused_websocket():
     assert GENERATED.fullmatch(refused.value.headers["x-request-id"])
 
 
-async def test_other_scopes():
-    """Lifespan messages pass untouched."""
+async def test_lifespan_messages_pass_unchanged():
     seen = []
 
     async def app(scope, receive, send):
@@ -506,8 +484,8 @@ async def test_other_scopes():
 
 
 @pytest.mark.parametrize(("bound", "kept"), [("<bound>", True), ("a b", False), ("a\r\nb", False), ("", False)])
-def test_an_id_that_something_around_has_chosen(bound, kept):
-    """It is kept as it is, unless it could break a header line."""
+def test_id_of_an_outer_app_is_kept(bound, kept):
+    """Unless it is unsafe in a header."""
 
     class Binding:
         def __init__(self, app):
@@ -528,8 +506,8 @@ def test_an_id_that_something_around_has_chosen(bound, kept):
     assert response.headers["x-request-id"] == response.text
 
 
-def test_two_apps_in_one_process():
-    """Two apps have settings of their own; one in the other serves under the id that the outer one has chosen."""
+def test_two_apps_have_separate_settings():
+    """A mounted app uses the id of the outer one."""
     inner = starlette(settings=RequestIdSettings(header="X-Inner-ID"))
     outer = starlette(Mount("/inner", app=inner), settings=RequestIdSettings(header="X-Outer-ID"))
 

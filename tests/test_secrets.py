@@ -1,4 +1,4 @@
-"""Secrets: mounted files, AWS Secrets Manager and AWS Systems Manager as sources of settings."""
+"""Mounted files, AWS Secrets Manager and AWS Systems Manager as sources of settings."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def clean(monkeypatch, tmp_path):
 
 @pytest.fixture
 def aws(monkeypatch):
-    """Simulate AWS in this process; return a function that opens a client."""
+    """Mock AWS with moto; return a function that opens a client."""
     boto3 = pytest.importorskip("boto3", reason="the extra aws is not installed")
     moto = pytest.importorskip("moto", reason="moto is not installed")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
@@ -39,7 +39,7 @@ def aws(monkeypatch):
 
 @pytest.fixture
 def without_boto3(monkeypatch):
-    """Make boto3 impossible to import."""
+    """Make the import of boto3 fail."""
     monkeypatch.setitem(sys.modules, "boto3", None)
 
 
@@ -53,8 +53,8 @@ def put(aws, **parameters):
 
 
 class TestMountedFiles:
-    def test_each_file_is_a_variable(self, tmp_path):
-        """The name of the file is the variable; the newline that editors add is not part of the value."""
+    def test_mounted_file_is_a_variable(self, tmp_path):
+        """Named by the file, without the newline at its end."""
         (tmp_path / "DATABASE_URL").write_text(f"{URL}\n")
         (tmp_path / "metrics_token").write_text(SECRET)
 
@@ -62,8 +62,7 @@ class TestMountedFiles:
 
         assert variables == {"DATABASE_URL": URL, "metrics_token": SECRET}
 
-    def test_kubernetes_own_entries_are_passed_over(self, tmp_path):
-        """A Kubernetes volume is links into a hidden directory."""
+    def test_hidden_entries_of_kubernetes_are_skipped(self, tmp_path):
         (tmp_path / "..2026_11_01").mkdir()
         (tmp_path / "..2026_11_01" / "METRICS_TOKEN").write_text(SECRET)
         (tmp_path / "..data").symlink_to("..2026_11_01")
@@ -75,8 +74,8 @@ class TestMountedFiles:
 
         assert variables == {"METRICS_TOKEN": SECRET}
 
-    def test_a_file_that_is_not_text_does_not_matter(self, tmp_path):
-        """A key store may lie beside the variables."""
+    def test_binary_file_is_skipped(self, tmp_path):
+        """Such as a key store."""
         (tmp_path / "store.p12").write_bytes(b"\xff\xfe\x00")
         (tmp_path / "SERVICE_NAME").write_text("orders")
 
@@ -84,8 +83,8 @@ class TestMountedFiles:
 
         assert settings.service.name == "orders"
 
-    def test_settings_read_the_directory_in_any_case(self, monkeypatch, tmp_path):
-        """SECRETS_DIR brings what is mounted, below the environment and above the profile."""
+    def test_settings_read_secrets_dir(self, monkeypatch, tmp_path):
+        """Names in any case; below the environment and above the profile."""
         (tmp_path / "database_url").write_text(URL)
         (tmp_path / "Health_Details").write_text("false")
         (tmp_path / "LOG_LEVEL").write_text("ERROR")
@@ -98,8 +97,8 @@ class TestMountedFiles:
         assert settings.health.details is False
         assert settings.log.level == "DEBUG"
 
-    def test_a_directory_that_cannot_be_read_is_named(self, tmp_path):
-        """The error says which variable, which directory and what to do."""
+    def test_unreadable_directory_is_an_error(self, tmp_path):
+        """It names variable, directory and remedy."""
         with pytest.raises(SettingsError) as caught:
             Settings(secrets={"dir": str(tmp_path / "nowhere")})
 
@@ -108,8 +107,7 @@ class TestMountedFiles:
             "mount a directory with one file for each variable (Directory of mounted secret files, one per variable)"
         }
 
-    def test_where_secrets_are_cannot_be_a_secret(self, tmp_path):
-        """SECRETS_* in a mounted file comes too late, and is not ignored in silence."""
+    def test_secrets_variables_in_a_secret_are_an_error(self, tmp_path):
         (tmp_path / "SECRETS_AWS_SECRET_ID").write_text("prod/orders")
 
         with pytest.raises(SettingsError) as caught:
@@ -120,8 +118,7 @@ class TestMountedFiles:
 
 
 class TestSecretsManager:
-    def test_settings_read_the_keys_of_the_secret(self, aws, monkeypatch):
-        """SECRETS_AWS_SECRET_ID brings the keys of one JSON object, by the names of the variables."""
+    def test_settings_read_keys_of_the_aws_secret(self, aws, monkeypatch):
         store(aws, {"DATABASE_URL": URL, "database_pool_size": 7, "CORS_ORIGINS": ["https://a.example"], "DEBUG": True})
         monkeypatch.setenv("SECRETS_AWS_SECRET_ID", "prod/orders")
 
@@ -132,16 +129,15 @@ class TestSecretsManager:
         assert settings.cors.origins == ("https://a.example",)
         assert settings.debug is True
 
-    def test_keys_are_text_and_null_is_absent(self, aws):
-        """What JSON can hold is given in the form that the environment has."""
+    def test_json_values_become_text_and_null_is_absent(self, aws):
         store(aws, {"A": "text", "B": 1.5, "C": None, "D": {"e": False}})
 
         variables = secrets_manager("prod/orders")
 
         assert variables == {"A": "text", "B": "1.5", "D": '{"e": false}'}
 
-    def test_a_secret_that_does_not_exist_is_named(self, aws):
-        """The error is ours, with the reason and the permission, together with what else is wrong."""
+    def test_missing_secret_is_an_error(self, aws):
+        """With the reason and the permission, beside other errors."""
         with pytest.raises(SettingsError) as caught:
             Settings(secrets={"aws_secret_id": "nope"}, log={"level": "loud"})
 
@@ -153,8 +149,8 @@ class TestSecretsManager:
         assert caught.value.__context__ is None
 
     @pytest.mark.parametrize("value", [SECRET, f'["{SECRET}"]', f'{{"{SECRET}"'])
-    def test_a_secret_that_is_not_a_json_object_is_refused(self, aws, value):
-        """A plain password cannot be a set of variables, and is not shown."""
+    def test_secret_that_is_no_json_object_is_an_error(self, aws, value):
+        """Its value is not shown."""
         store(aws, value)
 
         with pytest.raises(SettingsError) as caught:
@@ -163,15 +159,14 @@ class TestSecretsManager:
         assert "is not a JSON object" in caught.value.problems["SECRETS_AWS_SECRET_ID"]
         assert SECRET not in str(caught.value)
 
-    def test_a_binary_secret_is_refused(self, aws):
-        """It has no text at all."""
+    def test_binary_secret_is_an_error(self, aws):
         aws("secretsmanager").create_secret(Name="binary", SecretBinary=b"\x00")
 
         with pytest.raises(ConfigurationError, match="not a JSON object"):
             secrets_manager("binary")
 
-    def test_an_account_without_region_or_credentials_is_told(self, aws, monkeypatch):
-        """boto3's own errors become one line as well."""
+    def test_missing_region_or_credentials_are_an_error(self, aws, monkeypatch):
+        """In one line."""
         monkeypatch.delenv("AWS_DEFAULT_REGION")
         monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
 
@@ -180,8 +175,8 @@ class TestSecretsManager:
 
 
 class TestParameterStore:
-    def test_settings_read_the_parameters_under_the_prefix(self, aws, monkeypatch):
-        """SECRETS_AWS_SSM_PREFIX brings {prefix}/DATABASE_URL and its neighbours, decrypted."""
+    def test_settings_read_parameters_below_the_prefix(self, aws, monkeypatch):
+        """Decrypted."""
         put(aws, DATABASE_URL=URL, **{"nested/LOG_LEVEL": "DEBUG"})
         monkeypatch.setenv("SECRETS_AWS_SSM_PREFIX", "/orders/prod/")
 
@@ -190,31 +185,29 @@ class TestParameterStore:
         assert settings.database.url.get_secret_value() == URL
         assert settings.log.level == "INFO"
 
-    def test_every_page_is_read(self, aws):
-        """AWS gives ten parameters at a time."""
+    def test_all_pages_of_parameters_are_read(self, aws):
+        """AWS returns ten at a time."""
         put(aws, **{f"P{number}": str(number) for number in range(25)})
 
         variables = parameter_store("/orders/prod")
 
         assert variables == {f"P{number}": str(number) for number in range(25)}
 
-    def test_a_list_of_strings_is_a_list(self, aws):
-        """A StringList has commas, as our lists have."""
+    def test_string_list_is_a_list(self, aws):
         aws("ssm").put_parameter(Name="/orders/prod/HOSTS_ALLOWED", Value="a.example,b.example", Type="StringList")
 
         settings = Settings(secrets={"aws_ssm_prefix": "/orders/prod"})
 
         assert settings.hosts.allowed == ("a.example", "b.example")
 
-    def test_the_root_is_a_prefix_too(self, aws):
-        """`/` reads the parameters that have no path below them."""
+    def test_prefix_may_be_the_root(self, aws):
+        """For parameters without a path."""
         aws("ssm").put_parameter(Name="/LOG_LEVEL", Value="ERROR", Type="String")
 
         assert parameter_store("/") == {"LOG_LEVEL": "ERROR"}
 
     @pytest.mark.parametrize(("prefix", "reason"), [("/nope", "there are no parameters"), ("nope", "match pattern")])
-    def test_a_prefix_without_parameters_is_named(self, aws, prefix, reason):
-        """AWS answers an unknown path with nothing, which is a mistake here."""
+    def test_prefix_without_parameters_is_an_error(self, aws, prefix, reason):
         with pytest.raises(SettingsError) as caught:
             Settings(secrets={"aws_ssm_prefix": prefix})
 
@@ -223,8 +216,8 @@ class TestParameterStore:
 
 
 class TestTogether:
-    def test_files_win_over_the_secret_and_the_secret_over_parameters(self, aws, tmp_path):
-        """All three may be configured; the order is the documented one, and the profile comes after."""
+    def test_files_win_over_secret_and_secret_over_parameters(self, aws, tmp_path):
+        """All win over the profile."""
         (tmp_path / "SERVICE_NAME").write_text("file")
         store(aws, {"SERVICE_NAME": "secret", "SERVICE_VERSION": "secret"})
         put(aws, SERVICE_NAME="parameter", SERVICE_VERSION="parameter", LOG_LEVEL="ERROR", HEALTH_DETAILS="false")
@@ -235,8 +228,7 @@ class TestTogether:
         assert (settings.service.name, settings.service.version) == ("file", "secret")
         assert (settings.log.level, settings.health.details) == ("ERROR", False)
 
-    def test_every_place_that_cannot_be_read_is_told_at_once(self, aws):
-        """Three mistakes, one start."""
+    def test_all_unreadable_sources_are_reported_together(self, aws):
         places = {"dir": "nowhere", "aws_secret_id": "nope", "aws_ssm_prefix": "/nope"}
 
         with pytest.raises(SettingsError) as caught:
@@ -245,13 +237,12 @@ class TestTogether:
         assert list(caught.value.problems) == ["SECRETS_DIR", "SECRETS_AWS_SECRET_ID", "SECRETS_AWS_SSM_PREFIX"]
 
     def test_aws_is_contacted_only_if_configured(self, without_boto3):
-        """Without SECRETS_AWS_* boto3 is not even imported."""
+        """boto3 is not imported otherwise."""
         settings = Settings()
 
         assert settings.secrets.aws_secret_id is None
 
     @pytest.mark.parametrize("place", ["aws_secret_id", "aws_ssm_prefix"])
-    def test_a_missing_boto3_names_the_extra(self, without_boto3, place):
-        """One line that can be pasted."""
+    def test_missing_boto3_names_the_extra(self, without_boto3, place):
         with pytest.raises(MissingExtraError, match=r"pip install 'fastapi-prodkit\[aws\]'"):
             Settings(secrets={place: "/x"})

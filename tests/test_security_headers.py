@@ -1,4 +1,4 @@
-"""Security headers: on every response, once, and never over what a handler decided."""
+"""Security headers: on every response, once, and never in place of a header of the handler."""
 
 from importlib import resources
 from pathlib import Path
@@ -40,7 +40,7 @@ def plain(request: Request) -> Response:
 
 
 async def respond(app, *, scheme="https", headers=()):
-    """Run one exchange at the level of ASGI; return what was sent."""
+    """Run one ASGI exchange; return the sent messages."""
     sent = []
 
     async def receive():
@@ -54,8 +54,7 @@ async def respond(app, *, scheme="https", headers=()):
     return sent
 
 
-def test_response():
-    """An ordinary response over https carries exactly the documented headers beside its own."""
+def test_https_response_has_exactly_the_documented_headers():
     response = client(plain).get("/")
 
     assert dict(response.headers) == {
@@ -70,16 +69,15 @@ def test_response():
     }
 
 
-def test_plain_http():
-    """Strict-Transport-Security is not sent over plain http."""
+def test_http_response_has_no_hsts():
     response = client(plain, url="http://testserver").get("/")
 
     assert "strict-transport-security" not in response.headers
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
-def test_html():
-    """HTML alone gets a Cross-Origin-Opener-Policy, whatever the case of its media type."""
+def test_html_alone_has_cross_origin_opener_policy():
+    """In any case of its media type."""
     html = client(lambda request: HTMLResponse("<p>"))
     upper = client(lambda request: Response("<p>", headers={"Content-Type": "Text/HTML"}))
 
@@ -88,17 +86,14 @@ def test_html():
 
 
 @pytest.mark.parametrize("header", ["Authorization", "Cookie"])
-def test_answer_to_credentials(header):
-    """What was answered to somebody in particular is not stored."""
+def test_response_to_credentials_is_not_stored(header):
     response = client(plain).get("/", headers={header: "a=b"})
 
     assert response.headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize("status", [400, 404, 503])
-def test_error(status):
-    """Errors are not stored."""
-
+def test_error_is_not_stored(status):
     def fail(request):
         raise HTTPException(status)
 
@@ -108,8 +103,8 @@ def test_error(status):
     assert response.headers["cache-control"] == "no-store"
 
 
-def test_handler_wins():
-    """A header that the handler set, in any case, stays as it is and alone."""
+def test_header_of_the_handler_wins():
+    """In any case."""
     own = {
         "Cache-Control": "private, max-age=60",
         "Content-Security-Policy": "default-src 'self'",
@@ -125,8 +120,8 @@ def test_handler_wins():
     assert response.headers["referrer-policy"] == "no-referrer"
 
 
-async def test_handler_wins_at_the_level_of_asgi():
-    """Names that an app sends with capitals, against the specification, count as the same header."""
+async def test_capitalized_header_of_an_app_wins():
+    """It violates ASGI."""
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"X-Frame-Options", b"SAMEORIGIN")]})
@@ -137,8 +132,8 @@ async def test_handler_wins_at_the_level_of_asgi():
     assert [value for name, value in start["headers"] if name.lower() == b"x-frame-options"] == [b"SAMEORIGIN"]
 
 
-def test_lines_of_the_handler():
-    """Several lines that the handler sent itself, such as cookies, all stay."""
+def test_repeated_headers_of_the_handler_stay():
+    """Such as cookies."""
 
     def cookies(request):
         response = PlainTextResponse("ok", headers={"X-Frame-Options": "SAMEORIGIN"})
@@ -151,8 +146,7 @@ def test_lines_of_the_handler():
     assert len(response.headers.get_list("set-cookie")) == 2
 
 
-def test_product_names():
-    """Server and X-Powered-By are removed."""
+def test_server_and_x_powered_by_are_removed():
     app = client(lambda request: PlainTextResponse("ok", headers={"Server": "x/1", "X-Powered-By": "y/2"}))
 
     response = app.get("/")
@@ -160,8 +154,8 @@ def test_product_names():
     assert not {"server", "x-powered-by", "x-xss-protection"} & set(response.headers)
 
 
-def test_empty_settings():
-    """An empty value leaves its header out; nosniff always stays."""
+def test_empty_setting_leaves_its_header_out():
+    """nosniff always stays."""
     settings = HeadersSettings(
         hsts_max_age=0,
         csp="",
@@ -177,14 +171,14 @@ def test_empty_settings():
 
 
 @pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b", "a\nb", "é", "\x00"])
-def test_values_that_could_break_a_header_line(value):
-    """A value with a line break or foreign letters is refused as a setting."""
+def test_unsafe_value_is_refused(value):
+    """As a setting."""
     with pytest.raises(ValueError, match="printable ASCII"):
         HeadersSettings(csp=value)
 
 
-async def test_constants_of_the_app():
-    """An app that sends the same message again and again gets it completed each time, and unchanged back."""
+async def test_messages_of_the_app_are_not_modified():
+    """An app may send the same message again."""
     constant = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
 
     async def app(scope, receive, send):
@@ -210,8 +204,8 @@ async def test_constants_of_the_app():
         [(b"x-caf\xe9", b"\xff" * 70_000)],
     ],
 )
-async def test_strange_headers(headers):
-    """Headers may be absent, any iterable, lists for pairs, huge, or not text at all."""
+async def test_unusual_headers_pass(headers):
+    """Absent, any iterable, lists as pairs, huge, or binary."""
 
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -222,9 +216,7 @@ async def test_strange_headers(headers):
     assert (b"x-content-type-options", b"nosniff") in start["headers"]
 
 
-async def test_no_headers():
-    """A response without the optional `headers` gets ours."""
-
+async def test_response_without_headers_gets_ours():
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 204})
         await send({"type": "http.response.body"})
@@ -234,9 +226,7 @@ async def test_no_headers():
     assert (b"x-content-type-options", b"nosniff") in start["headers"]
 
 
-async def test_streaming():
-    """Chunks pass one by one, as they come, behind a single start."""
-
+async def test_stream_passes_chunk_by_chunk():
     async def chunks():
         yield b"a"
         yield b"b"
@@ -247,9 +237,7 @@ async def test_streaming():
     assert [message.get("body") for message in sent[1:]] == [b"a", b"b", b""]
 
 
-def test_websocket():
-    """An accepted WebSocket passes through."""
-
+def test_accepted_websocket_passes_unchanged():
     async def echo(websocket):
         await websocket.accept()
         await websocket.send_text(await websocket.receive_text())
@@ -264,9 +252,7 @@ def test_websocket():
         assert not session.extra_headers
 
 
-def test_refused_websocket():
-    """A WebSocket handshake that is refused with a response has the headers of any error."""
-
+def test_refused_websocket_has_the_headers():
     async def refuse(websocket):
         await websocket.send_denial_response(PlainTextResponse("no", status_code=403))
 
@@ -279,9 +265,7 @@ def test_refused_websocket():
     assert "strict-transport-security" in refused.value.headers
 
 
-def test_exception_below():
-    """An exception from below passes as it is."""
-
+def test_exception_of_the_app_passes_unchanged():
     def fail(request):
         raise RuntimeError("boom")
 
@@ -289,8 +273,7 @@ def test_exception_below():
         client(fail).get("/")
 
 
-def test_lifespan():
-    """The lifespan passes through."""
+def test_lifespan_passes_unchanged():
     app = FastAPI()
     app.add_middleware(SecurityHeadersMiddleware)
 
@@ -298,8 +281,7 @@ def test_lifespan():
         assert running.get("/openapi.json").headers["x-frame-options"] == "DENY"
 
 
-def test_two_apps():
-    """Two apps in one process keep their own settings."""
+def test_two_apps_have_separate_settings():
     strict = client(plain)
     loose = client(plain, HeadersSettings(frame_options="SAMEORIGIN", hsts_max_age=300))
 
@@ -327,8 +309,8 @@ POLICIES = {"/": "root", "/admin": "admin", "/admin/reports/": "reports", "/open
         ("/open/page", []),
     ],
 )
-def test_policies_by_path(path, policy):
-    """The longest path that fits counts, in whole segments, for routes and for what has none; "" leaves it out."""
+def test_policy_of_the_longest_path_wins(path, policy):
+    """By whole segments, also without a route; "" leaves the header out."""
     app = Starlette(routes=[Route("/admin/users/{id}", plain)])
     app.add_middleware(SecurityHeadersMiddleware, policies=POLICIES)
 
@@ -339,8 +321,7 @@ def test_policies_by_path(path, policy):
 
 
 @pytest.mark.parametrize("kind", [FastAPI, Starlette])
-def test_policies_of_mounted_apps(kind):
-    """A path is relative to the app that has the layer: for an outer app it begins with the path of the mount."""
+def test_policy_path_is_relative_to_the_app(kind):
     inner = kind()
     inner.add_middleware(SecurityHeadersMiddleware, policies={"/pages": "inner"})
     app = Starlette(routes=[Mount("/own", app=inner), Mount("/bare", app=kind())])
@@ -354,8 +335,7 @@ def test_policies_of_mounted_apps(kind):
     assert policies == [["inner"], ["outer"], ["below a mount"], ["outer"], ["outer"]]
 
 
-def test_policies_under_a_root_path():
-    """A prefix that a proxy strips is no part of the path."""
+def test_policy_path_omits_the_root_path():
     app = Starlette()
     app.add_middleware(SecurityHeadersMiddleware, policies={"/admin": "admin"})
 
@@ -364,8 +344,8 @@ def test_policies_under_a_root_path():
     assert response.headers["content-security-policy"] == "admin"
 
 
-def test_a_handler_wins_over_a_policy_by_path():
-    """What a handler sets stays, and an empty value leaves the header out."""
+def test_policy_of_the_handler_wins():
+    """An empty value leaves the header out."""
     own = {"Content-Security-Policy": "own", "X-Frame-Options": "", "X-Other": ""}
     app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("ok", headers=own))])
     app.add_middleware(SecurityHeadersMiddleware, policies={"/": "general"})
@@ -386,15 +366,14 @@ def test_a_handler_wins_over_a_policy_by_path():
         ({"/a": "é"}, "the policy of '/a' must be printable ASCII"),
     ],
 )
-def test_policies_that_cannot_be_used(policies, message):
-    """They are refused when the app is made."""
+def test_invalid_policy_fails_at_construction(policies, message):
     with pytest.raises(ConfigurationError, match=message):
         SecurityHeadersMiddleware(plain, policies=policies)
 
 
 @pytest.mark.parametrize("policy", [FASTAPI_DOCS_CSP, GRAPHIQL_CSP, SQLADMIN_CSP])
-def test_presets(policy):
-    """A preset names each directive once, and closes what pages have no use for."""
+def test_presets_have_each_directive_once(policy):
+    """And block what the pages do not need."""
     names = [directive.split()[0] for directive in policy.split("; ")]
 
     assert len(names) == len(set(names))
@@ -404,8 +383,8 @@ def test_presets(policy):
 
 @pytest.mark.system
 @needs_browser
-def test_a_browser_renders_the_docs_of_a_mounted_app():
-    """FastAPI's own page works under its preset, in a real browser that finds the CDN's files on this machine."""
+def test_browser_renders_fastapi_docs_under_the_preset():
+    """With files of the CDN from this machine."""
     assets, npm = Path(str(resources.files("fastapi_swagger"))) / "resources", "/npm/swagger-ui-dist@5"
     files = {f"{npm}/{name}": assets / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")}
     files["/img/favicon.png"] = assets / "favicon-32x32.png"
@@ -442,8 +421,8 @@ def reported(caplog):
         ("", None),
     ],
 )
-def test_a_page_under_a_policy_that_blocks_it(policy, blocked, caplog):
-    """A line names the route and what the policy does not allow, and says what to do."""
+def test_page_blocked_by_its_policy_logs_a_warning(policy, blocked, caplog):
+    """With route, blocked content and remedy."""
     app = Starlette(routes=[Route("/pages/{name}", lambda request: HTMLResponse("<p>"))])
     app.add_middleware(SecurityHeadersMiddleware, HeadersSettings(csp=policy))
     app.add_middleware(PagePolicyMiddleware)
@@ -456,8 +435,8 @@ def test_a_page_under_a_policy_that_blocks_it(policy, blocked, caplog):
     ] == [True] * (blocked is not None)
 
 
-def test_a_page_is_reported_once_for_each_route(caplog):
-    """A second request says nothing new, and what is not HTML says nothing at all."""
+def test_page_warning_is_logged_once_per_route(caplog):
+    """For HTML only."""
     app = Starlette(routes=[Route("/pages/{name}", lambda request: HTMLResponse("<p>")), Route("/text", plain)])
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(PagePolicyMiddleware)
@@ -468,8 +447,8 @@ def test_a_page_is_reported_once_for_each_route(caplog):
     assert len(reported(caplog)) == 1
 
 
-def test_pages_without_a_route_are_reported_by_path(caplog, tmp_path):
-    """Each page of a mounted directory, for instance; scanners of paths do not fill the log."""
+def test_page_warning_without_a_route_has_the_path(caplog, tmp_path):
+    """Their number is bounded."""
     (tmp_path / "index.html").write_text("<p>")
     directories = [Mount(path, StaticFiles(directory=tmp_path, html=True)) for path in ("/site", "/shop")]
     answer = Mount("/any", HTMLResponse("<p>"))

@@ -1,4 +1,4 @@
-"""`fastapi-prodkit serve` and `fastapi-prodkit health`: real processes, as a container runs them."""
+"""`fastapi-prodkit serve` and `fastapi-prodkit health`: real processes, as in a container."""
 
 import json
 import os
@@ -52,8 +52,8 @@ async def health():
 
 
 @pytest.fixture(autouse=True)
-def _this_process_stays(monkeypatch):
-    """The command runs in the process of the tests, too."""
+def _restore_process(monkeypatch):
+    """Undo what the command changes in the process of the tests."""
     monkeypatch.setattr("fastapi_prodkit.cli.supervisor.bound_exit", lambda code: None)
 
 
@@ -80,8 +80,8 @@ def events(server):
     return [json.loads(line) for line in server.output().splitlines() if line.startswith("{")]
 
 
-def test_a_service(directory):
-    """One line says what was chosen, all are JSON, there is no Server header, and SIGTERM ends with 0."""
+def test_service_logs_json_and_exits_with_0(directory):
+    """One line has the options; there is no Server header."""
     with serving(directory, "served_app:app") as server:
         response = ask(server.port)
         server.terminate()
@@ -97,15 +97,14 @@ def test_a_service(directory):
 
 
 @pytest.mark.system
-def test_a_factory(directory):
-    """`--factory` calls what it is given."""
+def test_factory_is_called(directory):
     with serving(directory, "served_app:create", "--factory") as server:
         assert b"200 OK" in ask(server.port)
 
 
 @pytest.mark.system
-def test_workers(directory):
-    """WEB_CONCURRENCY says how many; the process that starts them writes the same lines, and all end with 0."""
+def test_web_concurrency_sets_the_workers(directory):
+    """Their parent logs in the same format, and all exit with 0."""
     with serving(directory, "served_app:app", WEB_CONCURRENCY="2", RATE_LIMIT_ENABLED="false") as server:
         deadline = time.monotonic() + 20
         while server.output().count("Application startup complete") < 2:
@@ -121,15 +120,15 @@ def test_workers(directory):
 
 
 @pytest.mark.system
-def test_an_app_of_another_kind(directory):
-    """What create_app did not make is served with the defaults, the limit of a head included."""
+def test_plain_fastapi_app_is_served_with_defaults(directory):
+    """The limits of heads included."""
     with serving(directory, "plain:app", "--workers", "1") as server:
         assert main(["health", f"http://127.0.0.1:{server.port}/health"]) == 0
         assert b" 431 " in ask(server.port, *["a: b"] * 100)
 
 
-def test_what_the_server_refuses(directory):
-    """The settings say what is too much; each refusal has one line, which says why, and is counted."""
+def test_refused_heads_are_logged_and_counted(directory):
+    """By the limits of the settings."""
     with serving(directory, "served_app:app", LIMITS_MAX_HEAD_SIZE="2000", LIMITS_MAX_HEADERS="10") as server:
         heads = [["a: b"], ["a: " + "b" * 2000], ["a: b"] * 10, ["a b: c"]]
         responses = [ask(server.port, *head) for head in heads]
@@ -151,14 +150,13 @@ def test_what_the_server_refuses(directory):
 
 
 @pytest.mark.system
-def test_a_head_without_limits(directory):
-    """LIMITS_ENABLED=false leaves them out."""
+def test_limits_enabled_false_sets_no_limits(directory):
     with serving(directory, "served_app:app", LIMITS_ENABLED="false") as server:
         assert b"200 OK" in ask(server.port, *["a: b"] * 200, "c: " + "d" * 100_000)
 
 
 class Worker:
-    """A worker that ends with the second signal."""
+    """A worker that ends at the second signal."""
 
     def __init__(self, signals):
         self.signals = signals
@@ -174,8 +172,8 @@ class Worker:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_reaches_the_workers(monkeypatch, number):
-    """Their parent is told alone in a container; a signal that would start another worker is too late."""
+def test_second_signal_is_forwarded_to_the_workers(monkeypatch, number):
+    """In a container only their parent gets it; no worker is replaced."""
     signals = []
     monkeypatch.setattr("uvicorn.supervisors.Multiprocess.__init__", lambda self: None)
     supervisor = Supervisor()
@@ -194,8 +192,8 @@ def test_a_second_signal_reaches_the_workers(monkeypatch, number):
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("starts", [True, False])
-def test_what_uvicorn_is_told(directory, monkeypatch, processes, starts):
-    """The settings that nobody remembers, whatever the number of processes; a start that fails is exit code 3."""
+def test_uvicorn_gets_our_defaults(directory, monkeypatch, processes, starts):
+    """For any number of processes; a failed start exits with 3."""
     told = []
     monkeypatch.setenv("WEB_CONCURRENCY", "1")
 
@@ -225,8 +223,8 @@ def test_what_uvicorn_is_told(directory, monkeypatch, processes, starts):
     ("settings", "refused"),
     [({}, True), ({"RATE_LIMIT_ENABLED": "false"}, False), ({"ENVIRONMENT": "dev"}, False)],
 )
-def test_workers_that_count_for_themselves(directory, monkeypatch, capsys, settings, refused):
-    """Each worker would refuse to start, and uvicorn would start it again and again: so the first process refuses."""
+def test_workers_that_count_separately_are_refused(directory, monkeypatch, capsys, settings, refused):
+    """By the first process, because uvicorn would restart failing workers for ever."""
     started = []
     safe = {"ENVIRONMENT": "prod", "HOSTS_ALLOWED": "example.com", "WEB_CONCURRENCY": "1"}
     for name, value in {**safe, **settings}.items():
@@ -243,8 +241,7 @@ def test_workers_that_count_for_themselves(directory, monkeypatch, capsys, setti
     assert ("each of 2 worker processes would count separately" in capsys.readouterr().err) == refused
 
 
-def test_a_factory_is_called_for_its_settings(directory, monkeypatch):
-    """They decide about processes and grace."""
+def test_settings_of_a_factory_are_used(directory, monkeypatch):
     monkeypatch.chdir(directory)
     monkeypatch.setenv("ENVIRONMENT", "test")
     monkeypatch.syspath_prepend(directory)
@@ -261,8 +258,7 @@ def test_a_factory_is_called_for_its_settings(directory, monkeypatch):
         ("served_app", "'served_app' names no app; try: fastapi-prodkit serve served_app:app"),
     ],
 )
-def test_an_app_that_is_not_there(directory, monkeypatch, capsys, application, said):
-    """One line says what was looked for, and what to type instead."""
+def test_missing_app_is_one_line_with_a_suggestion(directory, monkeypatch, capsys, application, said):
     monkeypatch.chdir(directory)
     monkeypatch.syspath_prepend(directory)
     monkeypatch.setenv("ENVIRONMENT", "test")
@@ -275,8 +271,8 @@ def test_an_app_that_is_not_there(directory, monkeypatch, capsys, application, s
 
 @pytest.mark.system
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_start_that_fails_has_exit_code_3(directory, workers):
-    """As uvicorn has it, so that a platform sees it; the log says what it was, also for an app that configures none."""
+def test_failed_start_exits_with_3(directory, workers):
+    """The log has the error, even without configured logging."""
     (directory / "broken.py").write_text(
         "from fastapi import FastAPI\nfrom contextlib import asynccontextmanager\n"
         "@asynccontextmanager\nasync def lifespan(app):\n    raise RuntimeError('no')\n    yield\n"
@@ -290,8 +286,8 @@ def test_a_start_that_fails_has_exit_code_3(directory, workers):
 
 
 @pytest.mark.system
-def test_an_app_that_workers_cannot_load(directory):
-    """Their parent stops with the same exit code, instead of starting them again and again."""
+def test_app_that_workers_cannot_load_stops_the_parent(directory):
+    """With exit code 3."""
     (directory / "alone.py").write_text(
         "import multiprocessing\nfrom fastapi import FastAPI\napp = FastAPI()\n"
         "if multiprocessing.parent_process() is not None:\n    raise RuntimeError('not in a worker')\n"
@@ -382,8 +378,8 @@ WITHHELD = "cannot be used; the reason is not shown because it repeats the value
         ("sys.exit(256)", "the process was ended while the app was loaded", 1),
     ],
 )
-def test_what_keeps_a_service_from_starting_is_said_in_full(directory, monkeypatch, capsys, code, reason, exit_code):
-    """One record in the log's format names all settings that are wrong, or the exception with its traceback."""
+def test_failed_start_logs_one_record(directory, monkeypatch, capsys, code, reason, exit_code):
+    """With all invalid settings, or the exception and its traceback."""
     (directory / "broken.py").write_text(f"{BROKEN}\n{code}\n")
     monkeypatch.chdir(directory)
     monkeypatch.syspath_prepend(directory)
@@ -405,8 +401,7 @@ def test_what_keeps_a_service_from_starting_is_said_in_full(directory, monkeypat
     assert "s3cret" not in captured.out + captured.err
 
 
-def test_settings_that_cannot_be_used_are_said_in_full(directory, monkeypatch, capsys):
-    """Those of the library, too: on the terminal a line each."""
+def test_invalid_settings_are_listed_on_the_terminal(directory, monkeypatch, capsys):
     monkeypatch.chdir(directory)
     monkeypatch.syspath_prepend(directory)
     monkeypatch.delitem(sys.modules, "served_app", raising=False)
@@ -419,8 +414,8 @@ def test_settings_that_cannot_be_used_are_said_in_full(directory, monkeypatch, c
     assert "\n  HOSTS_ALLOWED: is required" in captured.err
 
 
-def test_a_worker_that_could_not_start_is_no_end_in_order(monkeypatch):
-    """uvicorn's parent of several workers returns as it does after a signal."""
+def test_worker_that_cannot_start_is_a_failed_start(monkeypatch):
+    """uvicorn's parent returns as after a signal."""
     monkeypatch.setenv("WEB_CONCURRENCY", "2")
     monkeypatch.setattr("uvicorn.supervisors.Multiprocess.__init__", lambda self, config, sockets: None)
     monkeypatch.setattr("uvicorn.supervisors.Multiprocess.keep_subprocess_alive", lambda self: self.should_exit.set())
@@ -435,8 +430,8 @@ def test_a_worker_that_could_not_start_is_no_end_in_order(monkeypatch):
 @pytest.mark.parametrize(
     "left", ["atexit.register(time.sleep, 60)", "threading.Thread(target=time.sleep, args=(60,)).start()"]
 )
-def test_what_the_app_leaves_in_the_parent_of_workers_is_left(tmp_path, left):
-    """The parent loads the app, too, and ends within two seconds of its workers."""
+def test_parent_of_workers_exits_within_two_seconds(tmp_path, left):
+    """It has loaded the app, too."""
     (tmp_path / "service.py").write_text(
         f"import atexit, threading, time\n{left}\nfrom fastapi import FastAPI\napp = FastAPI()"
     )
@@ -449,8 +444,7 @@ def test_what_the_app_leaves_in_the_parent_of_workers_is_left(tmp_path, left):
     assert code == 0
 
 
-def test_the_end_of_the_parent_is_bounded(monkeypatch, caplog):
-    """Its time is up: it says so and exits."""
+def test_bound_exit_logs_and_exits(monkeypatch, caplog):
     ended, codes = threading.Event(), []
     monkeypatch.setattr("fastapi_prodkit.cli.supervisor.EXIT_TIME", 0.01)
     monkeypatch.setattr("os._exit", lambda code: (codes.append(code), ended.set()))
@@ -462,8 +456,7 @@ def test_the_end_of_the_parent_is_bounded(monkeypatch, caplog):
     assert caplog.messages == ["exiting before all threads and atexit hooks have ended"]
 
 
-def test_an_app_that_the_serving_process_cannot_load(caplog):
-    """It is exit code 3, which makes uvicorn's parent stop as well."""
+def test_app_that_a_process_cannot_load_exits_with_3(caplog):
     config = ServeConfig("nowhere_at_all:app", log_config=None)
 
     with pytest.raises(SystemExit) as ended:
@@ -473,8 +466,7 @@ def test_an_app_that_the_serving_process_cannot_load(caplog):
     assert caplog.records[-1].getMessage() == "the app cannot be loaded"
 
 
-def test_several_processes_by_default_only_if_they_count_together(monkeypatch):
-    """A limit that each counts for itself is a multiple of what was asked for."""
+def test_default_is_several_workers_with_a_shared_store_only(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
     shared = {"storage_url": "redis://localhost"}
 
@@ -484,23 +476,22 @@ def test_several_processes_by_default_only_if_they_count_together(monkeypatch):
     assert _default_workers(None) == 3
 
 
-def test_cores_where_the_system_does_not_say_which(monkeypatch):
-    """macOS and Windows count what there is."""
+def test_default_workers_without_affinity_are_all_cores(monkeypatch):
+    """On macOS and Windows."""
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
 
     assert _default_workers(None) == 8
 
 
-def test_without_httptools(monkeypatch):
-    """uvicorn takes the protocol that it has."""
+def test_missing_httptools_uses_the_protocol_of_uvicorn(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "fastapi_prodkit.cli.protocol", None)
 
     assert _protocol() == "auto"
 
 
-def test_health(monkeypatch, capsys):
-    """0 for a 2xx, 1 for anything else or nothing; without an address it is the port of the container."""
+def test_health_exits_with_0_for_2xx_and_else_with_1(monkeypatch, capsys):
+    """The default address has the port of the container."""
     with wire.serving(create_app()) as port:
         monkeypatch.setenv("PORT", str(port))
         well, missing = main(["health"]), main(["health", f"http://127.0.0.1:{port}/nowhere"])
@@ -513,8 +504,7 @@ def test_health(monkeypatch, capsys):
     assert "no answer" in captured.err
 
 
-def test_health_asks_where_liveness_is(monkeypatch):
-    """A container that serves liveness on another path needs no address either: the first of its paths is asked."""
+def test_health_uses_the_first_liveness_path(monkeypatch):
     codes = []
     with wire.serving(create_app()) as port:
         monkeypatch.setenv("PORT", str(port))
@@ -525,8 +515,7 @@ def test_health_asks_where_liveness_is(monkeypatch):
     assert codes == [0, 1]
 
 
-def test_health_follows_nobody():
-    """A redirect is somebody else's answer."""
+def test_health_follows_no_redirect():
     app = FastAPI()
     app.add_api_route("/health", lambda: RedirectResponse("/well"))
     app.add_api_route("/well", lambda: "ok")
@@ -535,7 +524,6 @@ def test_health_follows_nobody():
         assert main(["health", f"http://127.0.0.1:{port}/health"]) == 1
 
 
-def test_health_of_something_else(capsys):
-    """What is no URL is told how to be written."""
+def test_health_refuses_other_urls(capsys):
     assert main(["health", "localhost:8000"]) == 2
     assert "http://" in capsys.readouterr().err

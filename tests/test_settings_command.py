@@ -1,4 +1,4 @@
-"""`fastapi-prodkit settings`: every variable, what sets it, and what is written of it."""
+"""`fastapi-prodkit settings`: every variable, its source, and the export formats."""
 
 import io
 import json
@@ -119,7 +119,7 @@ def listed(run):
 
 
 def test_every_variable_has_type_default_and_meaning(listed):
-    """Those of the service too, and the switch of each section that can be left out."""
+    """Variables of the service and switches of sections too."""
     found = listed()
 
     assert set(variables.variables(Settings)) - {"DATABASE_ENABLED"} < set(found)
@@ -143,16 +143,15 @@ def test_every_variable_has_type_default_and_meaning(listed):
     assert [found[f"{name}_ENABLED"]["default"] for name in ("LIMITS", "DOCS", "STRIPE")] == ["true", "false", None]
 
 
-def test_what_is_required(listed):
-    """A section that has to be there requires what it requires; another begins with it."""
+def test_required_variables_are_marked(listed):
+    """Also those with which an optional section begins."""
     found = listed()
 
     assert [name for name, each in found.items() if each["required"]] == ["DATABASE_URL", "PAGE"]
     assert [name for name, each in found.items() if each["begins"]] == ["STRIPE_API_KEY"]
 
 
-def test_where_a_value_comes_from(listed, project, monkeypatch):
-    """The strongest source that has it, under its name."""
+def test_source_of_a_value_is_shown(listed, project, monkeypatch):
     mounted = project / "mounted"
     mounted.mkdir()
     (mounted / "METRICS_TOKEN").write_text(SECRET)
@@ -180,7 +179,7 @@ FORMATS = ("table", "env", "markdown", "ecs", "json")
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_secrets_are_never_shown(run, form, monkeypatch):
-    """Neither those that say so, nor a password in an address of one's own, in no format."""
+    """In no format; nor passwords in URLs."""
     monkeypatch.setenv("DATABASE_URL", f"postgresql://user:{SECRET}@db.example.com/shop")
     monkeypatch.setenv("STRIPE_API_KEY", SECRET)
     monkeypatch.setenv("CACHE_URL", f"redis://:{SECRET}@cache.example.com")
@@ -191,8 +190,8 @@ def test_secrets_are_never_shown(run, form, monkeypatch):
     assert SECRET not in out + err
 
 
-def test_what_cannot_be_used_is_said_and_the_rest_is_shown(run):
-    """Exit code 1, the reasons on standard error, and the table all the same."""
+def test_invalid_settings_are_shown_and_exit_with_1(run):
+    """The reasons are on standard error."""
     code, out, err = run("shop:ShopSettings", "--environment", "prod")
 
     assert code == 1
@@ -202,8 +201,7 @@ def test_what_cannot_be_used_is_said_and_the_rest_is_shown(run):
     assert "HOSTS_ALLOWED: is required" in err
 
 
-def test_usable_settings_are_a_success(run, monkeypatch):
-    """What is set stands below its variable."""
+def test_valid_settings_exit_with_0(run, monkeypatch):
     monkeypatch.setenv("SERVICE_NAME", "orders")
 
     code, out, err = run()
@@ -212,8 +210,7 @@ def test_usable_settings_are_a_success(run, monkeypatch):
     assert "  SERVICE_NAME  (str)  default fastapi-service\n      = orders   from the environment\n" in out
 
 
-def test_progress_is_told_after_a_second(run, project, monkeypatch):
-    """Whoever waits, for AWS perhaps, knows what for."""
+def test_progress_is_shown_after_a_second(run, project, monkeypatch):
     monkeypatch.setattr(terminal, "_SHOW_AFTER", 0.01)
     (project / "shop.py").write_text(f"{UNTIL_TOLD}\n{SHOP}")
 
@@ -223,8 +220,7 @@ def test_progress_is_told_after_a_second(run, project, monkeypatch):
     assert out.startswith("# Copy")
 
 
-def test_a_file_to_copy(run, project):
-    """It sets nothing but what is required."""
+def test_env_format_sets_required_variables_only(run, project):
     code, out, _ = run("shop:ShopSettings", "--format", "env", "--output", ".env")
 
     assert code == 0
@@ -234,8 +230,8 @@ def test_a_file_to_copy(run, project):
     assert "\n# STRIPE_FALLBACK='none # at all'\n" in text
 
 
-def test_every_line_of_the_file_can_be_read(run, listed, caplog):
-    """With the # taken away, python-dotenv finds each variable with its default, whatever letters that has."""
+def test_env_format_is_valid_without_comment_signs(run, listed, caplog):
+    """For any characters in a default."""
     _, text, _ = run("shop:ShopSettings", "--format", "env")
     uncommented = "\n".join(re.sub(r"^# (?=[A-Z0-9_]+=)", "", line) for line in text.splitlines())
 
@@ -246,8 +242,7 @@ def test_every_line_of_the_file_can_be_read(run, listed, caplog):
     assert (read["HEADERS_CSP"][:18], read["STRIPE_GREETING"]) == ("default-src 'none'", 'say "it\'s"\n\\ now')
 
 
-def test_a_file_that_exists_is_kept(run, project):
-    """Unless one says otherwise."""
+def test_existing_file_is_kept_without_force(run, project):
     (project / "table.md").write_text("mine")
 
     refused, _, err = run("--format", "markdown", "--output", "table.md")
@@ -265,8 +260,8 @@ def test_a_file_that_exists_is_kept(run, project):
     )
 
 
-def test_what_is_to_be_typed_over_a_file_writes_what_was_asked_for(run, project):
-    """Every option that was given is in the line, quoted for the shell."""
+def test_suggested_command_repeats_the_options(run, project):
+    """Quoted for the shell."""
     (project / "my file").write_text("mine")
     options = ["--format", "ecs", "--environment", "test", "--secret", "arn:a b", "--output", "my file"]
 
@@ -278,8 +273,7 @@ def test_what_is_to_be_typed_over_a_file_writes_what_was_asked_for(run, project)
     assert "arn:a b:DATABASE_URL::" in (project / "my file").read_text()
 
 
-def test_a_container_definition(run, monkeypatch):
-    """What is set goes into `environment`; secrets are named by where they are."""
+def test_ecs_format_has_environment_and_secrets(run, monkeypatch):
     monkeypatch.setenv("SERVICE_NAME", "orders")
     monkeypatch.setenv("STRIPE_API_KEY", SECRET)
     monkeypatch.setenv("CACHE_URL", f"redis://:{SECRET}@cache.example.com")
@@ -317,16 +311,14 @@ def test_a_container_definition(run, monkeypatch):
         ),
     ],
 )
-def test_a_target_that_is_none(run, target, instead):
-    """One line says what to type instead."""
+def test_unknown_class_is_an_error_with_a_suggestion(run, target, instead):
     code, _, err = run(target)
 
     assert code in (1, 2)
     assert err == f"fastapi-prodkit: {instead}\n"
 
 
-def test_an_environment_that_does_not_exist(run):
-    """It is refused before anything is read, with those that there are."""
+def test_unknown_environment_is_refused(run):
     code, out, err = run("--environment", "bogus")
 
     assert (code, out) == (2, "")
@@ -336,8 +328,7 @@ def test_an_environment_that_does_not_exist(run):
 
 
 @pytest.mark.parametrize("example", [".env.example", ".env.dev.example"])
-def test_the_variables_of_the_example_exist(example, monkeypatch, capsys):
-    """What its files set, its settings read."""
+def test_variables_of_the_example_are_settings(example, monkeypatch, capsys):
     monkeypatch.chdir(ROOT / "examples" / "service")
     main(["settings", "service.config:ServiceSettings", "--format", "json"])
     known = {each["name"] for each in json.loads(capsys.readouterr().out)}
@@ -349,8 +340,7 @@ def test_the_variables_of_the_example_exist(example, monkeypatch, capsys):
 
 @pytest.mark.system
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_complete_commands(shell):
-    """The script that the shell loads asks the command, which knows its own."""
+def test_shell_completion_lists_commands(shell):
     script = subprocess.run(
         [sys.executable, "-m", "fastapi_prodkit", "--show-completion", shell],
         capture_output=True,

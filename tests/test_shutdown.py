@@ -1,4 +1,4 @@
-"""How a process ends, seen from outside: real servers, real signals."""
+"""The end of a process: real servers and real signals."""
 
 import asyncio
 import json
@@ -124,7 +124,7 @@ def uvicorn(directory, *arguments, **environment):
 
 
 def get(port, path):
-    """Return status and headers; each call has a connection of its own."""
+    """Return status and headers of a request on a new connection."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
             return response.status, response.headers
@@ -146,8 +146,8 @@ def wait_for(condition, timeout=15.0):
 @pytest.mark.system
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "two-workers"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_begins_the_drain(directory, number, workers):
-    """Readiness fails within half a second, the port still answers and says that it closes, and the end is 0."""
+def test_signal_starts_the_drain(directory, number, workers):
+    """Readiness fails within half a second, requests are served with `Connection: close`, and the exit code is 0."""
     with uvicorn(directory, *workers, RATE_LIMIT_ENABLED="false", SHUTDOWN_DRAIN="1.5") as server:
         wait_for(lambda: get(server.port, "/ready")[0] == 200)
 
@@ -165,7 +165,7 @@ def test_a_signal_begins_the_drain(directory, number, workers):
 
 @pytest.mark.system
 def test_requests_in_flight_and_their_background_tasks_finish(directory):
-    """Nothing that was accepted is lost, and the app's own lifespan ends after it."""
+    """Then the app's lifespan ends."""
     with uvicorn(directory) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(request("GET", "/slow"))
         wait_for(lambda: "request begun" in server.output())
@@ -179,8 +179,8 @@ def test_requests_in_flight_and_their_background_tasks_finish(directory):
 
 
 @pytest.mark.system
-def test_an_endless_stream_is_cut_when_the_grace_is_over(directory):
-    """Without a limit one open stream keeps the process until it is killed; that it is cut is no error to be traced."""
+def test_endless_stream_is_cut_after_the_grace(directory):
+    """Without a traceback."""
     with uvicorn(directory, SHUTDOWN_GRACE="0.5") as server:
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(request("GET", "/endless"))
@@ -199,8 +199,8 @@ def test_an_endless_stream_is_cut_when_the_grace_is_over(directory):
 
 
 @pytest.mark.system
-def test_requests_that_the_end_of_the_process_cuts_are_answered(directory):
-    """Their clients are told to try again, and the log says why, also where a handler ignores its cancellation."""
+def test_cut_requests_are_answered_with_503(directory):
+    """Even if a handler ignores its cancellation; the log has the reason."""
     with uvicorn(directory, SHUTDOWN_DRAIN="0", SHUTDOWN_GRACE="0.3", LIMITS_ENABLED="false") as server:
         clients = [socket.create_connection(("127.0.0.1", server.port), timeout=15) for _ in range(2)]
         for client, path in zip(clients, ("/late", "/deaf"), strict=True):
@@ -227,8 +227,7 @@ def test_requests_that_the_end_of_the_process_cuts_are_answered(directory):
 
 
 @pytest.mark.system
-def test_the_grace_that_the_server_was_given_stays(directory):
-    """`--timeout-graceful-shutdown` is the user's word."""
+def test_timeout_graceful_shutdown_of_uvicorn_wins(directory):
     with uvicorn(directory, "--timeout-graceful-shutdown", "0", SHUTDOWN_GRACE="15") as server:
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(request("GET", "/endless"))
@@ -242,8 +241,8 @@ def test_the_grace_that_the_server_was_given_stays(directory):
 
 
 @pytest.mark.system
-def test_a_websocket_is_closed_with_1012(directory):
-    """The client is told to come back: service restart (RFC 6455, IANA registry)."""
+def test_websocket_is_closed_with_1012(directory):
+    """Service restart (RFC 6455, IANA registry)."""
     websockets = pytest.importorskip("websockets.sync.client", reason="needs websockets")
     from websockets.exceptions import ConnectionClosed
 
@@ -258,8 +257,8 @@ def test_a_websocket_is_closed_with_1012(directory):
 
 
 @pytest.mark.system
-def test_a_connection_that_was_idle_is_still_served(directory):
-    """A balancer's pooled connection carries a request in the drain, and is told that it was the last."""
+def test_idle_connection_is_served_during_the_drain(directory):
+    """And then closed."""
     with uvicorn(directory) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(request("GET", "/quick"))
         assert b"connection: close" not in read_response(client)
@@ -276,8 +275,8 @@ def test_a_connection_that_was_idle_is_still_served(directory):
 
 
 @pytest.mark.system
-def test_a_second_signal_ends_it_quickly(directory):
-    """Who presses Ctrl+C twice does not want to wait for anybody; requests are told, and none of it is an error."""
+def test_second_signal_ends_requests_at_once(directory):
+    """They are answered, and nothing is logged as an error."""
     with (
         uvicorn(directory, SHUTDOWN_DRAIN="15") as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=15) as client,
@@ -297,8 +296,7 @@ def test_a_second_signal_ends_it_quickly(directory):
 
 
 @pytest.mark.system
-def test_a_signal_during_the_start_ends_it(directory):
-    """A task that is stopped before it is up does not first come up."""
+def test_signal_during_startup_ends_the_process(directory):
     port = free_port()
     command = ("uvicorn", "service:app", "--port", str(port))
     with running(*command, directory=directory, port=port, listening=False, START="30", **QUICK) as server:
@@ -313,13 +311,13 @@ def test_a_signal_during_the_start_ends_it(directory):
 
 
 def left(server):
-    """Return what the process said of threads when it ended by itself."""
+    """Return what the process has logged about threads at its exit."""
     return [event["event"] for event in events(server) if event["event"].startswith("exiting")]
 
 
 @pytest.mark.system
-def test_a_handler_that_hangs_is_left_when_the_grace_is_over(directory):
-    """A thread cannot be cancelled, and neither the event loop nor the interpreter would end without it."""
+def test_process_exits_with_a_hanging_handler_after_the_grace(directory):
+    """A thread cannot be cancelled."""
     with uvicorn(directory, SHUTDOWN_GRACE="0.3") as server:
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(request("GET", "/hang"))
@@ -336,8 +334,8 @@ def test_a_handler_that_hangs_is_left_when_the_grace_is_over(directory):
 
 @pytest.mark.system
 @pytest.mark.parametrize("path", ["/hang", "/block"])
-def test_a_second_signal_leaves_a_handler_that_hangs(directory, path):
-    """It is at once, also where the event loop is blocked."""
+def test_second_signal_exits_with_a_hanging_handler(directory, path):
+    """Even if the event loop is blocked."""
     with (
         uvicorn(directory, SHUTDOWN_DRAIN="15", SHUTDOWN_GRACE="15") as server,
         socket.create_connection(("127.0.0.1", server.port)) as client,
@@ -354,8 +352,8 @@ def test_a_second_signal_leaves_a_handler_that_hangs(directory, path):
 
 
 @pytest.mark.system
-def test_a_lifespan_that_hangs_at_its_end_is_left(directory):
-    """It has two seconds more than requests have."""
+def test_process_exits_with_a_hanging_lifespan(directory):
+    """Two seconds after the grace."""
     with uvicorn(directory, SHUTDOWN_DRAIN="0", SHUTDOWN_GRACE="0.1", END="60") as server:
         server.terminate()
 
@@ -364,8 +362,8 @@ def test_a_lifespan_that_hangs_at_its_end_is_left(directory):
 
 
 @pytest.mark.system
-def test_atexit_hooks_that_hang_are_left(directory):
-    """They have two seconds, too."""
+def test_process_exits_with_hanging_atexit_hooks(directory):
+    """After two seconds."""
     with uvicorn(directory, SHUTDOWN_DRAIN="0", SHUTDOWN_GRACE="0.1") as server:
         get(server.port, "/exit-slowly")
 
@@ -376,8 +374,8 @@ def test_atexit_hooks_that_hang_are_left(directory):
 
 
 @pytest.mark.system
-def test_twenty_requests_a_second_through_a_roll_lose_none(directory):
-    """Two instances behind a balancer that looks at /ready: one is ended under load, and no client notices."""
+def test_rolling_restart_loses_no_request(directory):
+    """Two instances behind a load balancer that probes /ready."""
     with uvicorn(directory, SHUTDOWN_DRAIN="1") as first, uvicorn(directory) as second:
         failures, served = [], []
         stop = threading.Event()
@@ -415,7 +413,6 @@ def test_twenty_requests_a_second_through_a_roll_lose_none(directory):
 
 @pytest.mark.system
 def test_gunicorn_with_uvicorn_workers_drains(directory):
-    """Its workers take signals as uvicorn does."""
     pytest.importorskip("gunicorn", reason="needs gunicorn")
     pytest.importorskip("uvicorn_worker", reason="needs uvicorn-worker")
     port = free_port()
@@ -437,8 +434,8 @@ def test_gunicorn_with_uvicorn_workers_drains(directory):
         assert server.wait() == 0
 
 
-def test_drain_without_a_signal():
-    """A pre-stop hook, or a server that keeps its signals to itself, begins the drain with a call."""
+def test_drain_starts_by_a_call():
+    """From a pre-stop hook, or another server."""
     shutdown = Shutdown(ShutdownSettings(drain=0))
     app = FastAPI(lifespan=shutdown.lifespan)
     app.include_router(health_router(draining=shutdown.draining))
@@ -454,8 +451,8 @@ def test_drain_without_a_signal():
     assert (before, after, told) == (200, 503, [True])
 
 
-def test_an_app_that_starts_again_is_ready_again():
-    """Tests start one app many times."""
+def test_restarted_app_is_ready():
+    """Tests start one app several times."""
     shutdown = Shutdown()
     app = FastAPI(lifespan=shutdown.lifespan)
     shutdown.drain()
@@ -464,14 +461,13 @@ def test_an_app_that_starts_again_is_ready_again():
         assert not shutdown.draining()
 
 
-def test_more_time_than_ecs_gives_is_warned_about():
-    """A drain and a grace that end after SIGKILL protect nobody."""
+def test_drain_and_grace_above_30_seconds_warn():
     with pytest.warns(SettingsWarning, match="stopTimeout"):
         Shutdown(ShutdownSettings(drain=15, grace=20))
 
 
 class Server:
-    """A server that takes signals with a method of its own, and is not uvicorn."""
+    """A server other than uvicorn, whose signal handler is a method."""
 
     def __init__(self):
         self.signals = []
@@ -482,15 +478,15 @@ class Server:
 
 @pytest.fixture
 def server():
-    """The process's own handler while a server runs."""
+    """The signal handler of the process while a server runs."""
     server = Server()
     previous = signal.signal(signal.SIGTERM, server.handle)
     yield server
     signal.signal(signal.SIGTERM, previous)
 
 
-async def test_another_server_gets_its_signal_when_the_drain_is_over(server):
-    """Whoever took the signal before us has it in the end, and has its handler back."""
+async def test_other_server_gets_the_signal_after_the_drain(server):
+    """Its handler is restored."""
     shutdown = Shutdown(ShutdownSettings(drain=0.05))
 
     async with shutdown.lifespan(None):
@@ -506,8 +502,7 @@ async def test_another_server_gets_its_signal_when_the_drain_is_over(server):
     assert signal.getsignal(signal.SIGTERM) == server.handle
 
 
-async def test_a_second_signal_reaches_another_server_at_once(server):
-    """It can then end as quickly as it knows how."""
+async def test_second_signal_reaches_other_server_at_once(server):
     shutdown = Shutdown(ShutdownSettings(drain=9))
 
     async with shutdown.lifespan(None):
@@ -519,8 +514,7 @@ async def test_a_second_signal_reaches_another_server_at_once(server):
     assert server.signals == [signal.SIGTERM]
 
 
-async def test_a_drain_is_no_part_of_the_request_that_the_signal_interrupts(server):
-    """What is logged about it does not carry that request's id."""
+async def test_drain_is_logged_without_a_request_id(server):
     contexts = []
     shutdown = Shutdown(ShutdownSettings(drain=0))
     shutdown.on_drain(lambda: contexts.append(_context.current()))
@@ -535,8 +529,7 @@ async def test_a_drain_is_no_part_of_the_request_that_the_signal_interrupts(serv
     assert contexts == [None]
 
 
-async def test_a_signal_that_no_server_takes_is_left_alone():
-    """Python's own handlers end a script as they always did."""
+async def test_signal_without_a_server_handler_is_unchanged():
     before = signal.getsignal(signal.SIGTERM)
 
     async with Shutdown().lifespan(None):
@@ -563,7 +556,7 @@ class FakeTermination:
 
 @pytest.fixture
 def uvicorn_server(monkeypatch):
-    """A uvicorn whose handler has the signal, without its socket."""
+    """A uvicorn with its signal handler, without a socket."""
     import uvicorn
 
     monkeypatch.setattr("fastapi_prodkit.shutdown.Termination", FakeTermination)
@@ -589,7 +582,7 @@ async def test_stop_ends_uvicorn_within_the_grace(uvicorn_server):
     assert FakeTermination.calls == [(0, 7), "start", "lifespan ended"]
 
 
-async def test_a_second_signal_forces_uvicorn(uvicorn_server):
+async def test_second_signal_forces_uvicorn(uvicorn_server):
     """It stops waiting for connections and tasks."""
     uvicorn_server.config.timeout_graceful_shutdown = 3
 
@@ -603,8 +596,8 @@ async def test_a_second_signal_forces_uvicorn(uvicorn_server):
     assert FakeTermination.calls == [(0, 12), "start", "end grace", "lifespan ended"]
 
 
-async def test_requests_are_cancelled_when_the_grace_is_over(uvicorn_server, caplog):
-    """The client has an answer, and the log their number."""
+async def test_requests_are_cancelled_after_the_grace(uvicorn_server, caplog):
+    """The log has their number."""
 
     async def app(scope, receive, send):
         await asyncio.sleep(30)
@@ -624,8 +617,8 @@ async def test_requests_are_cancelled_when_the_grace_is_over(uvicorn_server, cap
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-async def test_a_server_that_was_forced_cancels_the_lifespan(uvicorn_server, signals):
-    """That is how it ends after a second signal, and no error; at another time it is one."""
+async def test_cancelled_lifespan_is_an_error_unless_forced(uvicorn_server, signals):
+    """uvicorn cancels it after a second signal."""
 
     async def run():
         async with Shutdown(ShutdownSettings(drain=9)).lifespan(None):
@@ -643,8 +636,7 @@ async def test_a_server_that_was_forced_cancels_the_lifespan(uvicorn_server, sig
     assert running.cancelled() is (signals == 1)
 
 
-async def test_a_signal_during_the_start_cancels_it(uvicorn_server):
-    """The lifespan that is under way is given up."""
+async def test_signal_during_startup_cancels_the_lifespan(uvicorn_server):
     uvicorn_server.started = False
 
     async def start():

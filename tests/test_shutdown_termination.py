@@ -15,7 +15,7 @@ from fastapi_prodkit.shutdown.termination import Termination
 
 
 class Loop:
-    """A loop, as far as its end goes."""
+    """A fake event loop that can be closed."""
 
     def __init__(self, closed):
         self.closed = closed
@@ -26,7 +26,7 @@ class Loop:
 
 @pytest.fixture
 def exits(monkeypatch):
-    """What the process would have exited with; atexit hooks of other tests are left alone."""
+    """Record exit codes; atexit hooks of other tests are not called."""
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: codes.append("hooks"))
@@ -37,15 +37,15 @@ def exits(monkeypatch):
 
 
 def watch(termination):
-    """Watch in a thread that is waited for, and not in one that outlives the test."""
+    """Watch in a thread that the test joins."""
     watching = threading.Thread(target=termination._watch)
     watching.start()
     watching.join(10)
     assert not watching.is_alive()
 
 
-def test_a_deadline_ends_the_process(exits, caplog):
-    """The hooks are called first; threads that are left are named with the line of code that they are in."""
+def test_deadline_exits_the_process(exits, caplog):
+    """The hooks are called first; remaining threads are logged with their line of code."""
     hanging = threading.Event()
     thread = threading.Thread(target=hanging.wait, name="hanging")
     thread.start()
@@ -60,8 +60,8 @@ def test_a_deadline_ends_the_process(exits, caplog):
     assert any(place.startswith("hanging in wait (") for place in record.threads)
 
 
-def test_tasks_that_are_left_are_named(exits, caplog):
-    """A task that ignores its cancellation keeps the event loop; of a request the route is said, and a line written."""
+def test_remaining_tasks_are_logged(exits, caplog):
+    """A task of a request by its route, with its access line."""
 
     async def hang(scope=None, receive=None, send=None):
         await asyncio.get_running_loop().create_future()
@@ -93,8 +93,8 @@ async def cancel(tasks):
     await asyncio.wait(tasks)
 
 
-async def test_a_handler_that_blocks_the_event_loop_has_its_line(exits, caplog):
-    """Its task is not suspended: the frames of the main thread tell which request it serves."""
+async def test_request_that_blocks_the_event_loop_has_its_line(exits, caplog):
+    """It is found in the frames of the main thread."""
 
     async def block(scope, receive, send):
         watch(Termination(asyncio.get_running_loop(), exit_code=0, time=0))
@@ -108,8 +108,8 @@ async def test_a_handler_that_blocks_the_event_loop_has_its_line(exits, caplog):
     assert (line.http_path, line.reason) == ("/blocking", "no response: the process exited while the handler ran")
 
 
-def test_the_end_of_the_lifespans_leaves_threads_the_rest_of_the_grace(exits, monkeypatch):
-    """Without requests the lifespans end at once, and what a thread does then is not cut short."""
+def test_threads_have_the_rest_of_the_grace(exits, monkeypatch):
+    """After the lifespans have ended."""
     monkeypatch.setattr(module, "LIFESPAN_TIME", 30.0)
     termination = Termination(Loop(closed=False), exit_code=0, time=0.2)
     before = monotonic()
@@ -121,8 +121,7 @@ def test_the_end_of_the_lifespans_leaves_threads_the_rest_of_the_grace(exits, mo
     assert monotonic() - before >= 0.2
 
 
-def test_a_second_signal_ends_it_at_once(exits):
-    """The grace is over."""
+def test_end_grace_sets_an_earlier_deadline(exits):
     termination = Termination(Loop(closed=False), exit_code=0, time=60)
     termination.end_grace()
 
@@ -131,15 +130,14 @@ def test_a_second_signal_ends_it_at_once(exits):
     assert exits == ["hooks", 0]
 
 
-def test_a_program_that_goes_on_without_its_server_is_left_alone(exits):
-    """Its loop is closed, and its main thread runs: it does something of its own."""
+def test_program_that_continues_without_its_server_is_not_ended(exits):
+    """Its event loop is closed, and its main thread runs."""
     watch(Termination(Loop(closed=True), exit_code=0, time=0))
 
     assert exits == []
 
 
-def test_hooks_that_have_begun_are_not_called_again(exits, caplog):
-    """The interpreter calls them by itself; what has not ended by the deadline is left."""
+def test_running_atexit_hooks_are_not_called_again(exits, caplog):
     termination = Termination(Loop(closed=False), exit_code=0, time=60)
     module.EXIT_TIME = 0.01
     termination._exiting()
@@ -151,8 +149,8 @@ def test_hooks_that_have_begun_are_not_called_again(exits, caplog):
     assert [record.getMessage() for record in caplog.records] == ["exiting before all atexit hooks have ended"]
 
 
-def test_the_watch_is_a_thread_of_its_own(exits):
-    """It needs no event loop, which may be blocked."""
+def test_termination_starts_a_thread(exits):
+    """It works while the event loop is blocked."""
     done = threading.Event()
     termination = Termination(Loop(closed=True), exit_code=0, time=60)
     termination._watch = done.set

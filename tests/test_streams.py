@@ -1,4 +1,4 @@
-"""How streams end: on the wire, and on the access line."""
+"""The end of streams, for clients and on the access line."""
 
 import asyncio
 import json
@@ -89,8 +89,8 @@ def access_line(output, path):
         ("/cut", b"", 499),
     ],
 )
-def test_a_deployment_does_not_wait_for_streams(directory, path, rest, status):
-    """When the drain is over they end, with a last event or without, and the process with them."""
+def test_shutdown_ends_streams_after_the_drain(directory, path, rest, status):
+    """With or without a last event."""
     with serving(directory) as server, opened(server, path) as client:
         started = time.monotonic()
         server.terminate()
@@ -106,8 +106,8 @@ def test_a_deployment_does_not_wait_for_streams(directory, path, rest, status):
 
 
 @pytest.mark.system
-def test_a_stream_that_is_to_finish_has_the_grace(directory):
-    """It is cut when the grace is over."""
+def test_finish_gives_a_stream_the_grace(directory):
+    """Then it is cut."""
     with serving(directory, SHUTDOWN_GRACE="0.5") as server, opened(server, "/finish") as client:
         server.terminate()
 
@@ -117,8 +117,8 @@ def test_a_stream_that_is_to_finish_has_the_grace(directory):
 
 
 @pytest.mark.system
-def test_a_client_that_leaves_stops_the_generator(directory):
-    """It is noticed within a second, and said on the access line."""
+def test_disconnect_stops_the_generator(directory):
+    """Within a second; the access line says so."""
     with serving(directory) as server:
         opened(server, "/end").close()
 
@@ -134,7 +134,7 @@ def test_a_client_that_leaves_stops_the_generator(directory):
 
 
 def made(stream, **fields):
-    """Make an app with a stream that depends on this, and sends two chunks."""
+    """Make an app with a stream with this dependency, which sends two chunks."""
     app = create_app(Settings(environment="test", **fields))
 
     @app.get("/stream", dependencies=[Depends(stream)])
@@ -150,8 +150,7 @@ def made(stream, **fields):
     return app
 
 
-def test_a_stream_that_ends_by_itself(capsys):
-    """Its access line says so."""
+def test_access_line_of_a_complete_stream(capsys):
     with TestClient(made(Stream("end"))) as client:
         assert client.get("/stream").text == "data: 1\n\ndata: 2\n\n"
 
@@ -159,8 +158,8 @@ def test_a_stream_that_ends_by_itself(capsys):
     assert (line["response_bytes"], line["end_reason"]) == (18, "complete")
 
 
-def test_a_response_in_one_piece_is_no_stream(capsys):
-    """Its access line stays as it is."""
+def test_response_in_one_part_is_no_stream(capsys):
+    """Its access line is unchanged."""
     app = made(Stream("end"))
 
     @app.get("/plain", dependencies=[Depends(Stream("end", heartbeat=60))])
@@ -173,8 +172,7 @@ def test_a_response_in_one_piece_is_no_stream(capsys):
     assert "end_reason" not in access_line(capsys.readouterr().out, "/plain")
 
 
-def test_heartbeats_fill_the_silence():
-    """They come between the chunks of the app."""
+def test_heartbeats_are_sent_between_chunks():
     with TestClient(made(Stream(heartbeat=0.05))) as client:
         text = client.get("/stream?pause=0.3").text
 
@@ -182,8 +180,8 @@ def test_heartbeats_fill_the_silence():
     assert ": heartbeat\n\ndata: 2\n\n" in text
 
 
-def test_an_idle_stream_is_ended(capsys):
-    """Heartbeats do not count as something that the app has sent."""
+def test_idle_stream_is_ended(capsys):
+    """Heartbeats do not count."""
     with TestClient(made(Stream(heartbeat=0.05, idle_timeout=0.2, last=b"data: bye\n\n"))) as client:
         text = client.get("/stream?pause=30").text
 
@@ -193,8 +191,8 @@ def test_an_idle_stream_is_ended(capsys):
     assert access_line(capsys.readouterr().out, "/stream")["end_reason"] == "idle_timeout"
 
 
-def test_comments_of_the_app_are_no_activity():
-    """FastAPI sends such comments by itself while an event stream is silent."""
+def test_comments_of_the_app_do_not_count_as_activity():
+    """FastAPI sends them in silent event streams."""
     app = made(Stream("end"))
 
     @app.get("/pings", dependencies=[Depends(Stream(idle_timeout=0.2))])
@@ -210,14 +208,13 @@ def test_comments_of_the_app_are_no_activity():
         assert client.get("/pings").text.startswith(": ping")
 
 
-def test_an_announced_length_gets_no_heartbeats():
-    """A chunk more would be one too many."""
+def test_stream_with_a_content_length_gets_no_heartbeats():
     with TestClient(made(Stream("end", heartbeat=0.02))) as client:
         assert client.get("/stream?pause=0.1&length=true").text == "data: 1\n\ndata: 2\n\n"
 
 
-def test_a_stream_that_starts_after_the_drain(capsys):
-    """It ends as soon as it has begun, which is with its headers."""
+def test_stream_that_starts_after_the_drain_is_ended(capsys):
+    """After its headers."""
     app = made(Stream("end"))
 
     @app.get("/late", dependencies=[Depends(Stream("end", last=b"bye"))])
@@ -234,8 +231,7 @@ def test_a_stream_that_starts_after_the_drain(capsys):
         assert client.get("/late").text in {"bye", "late bye"}
 
 
-def test_an_idle_stream_of_announced_length_is_cut():
-    """It cannot be completed."""
+def test_idle_stream_with_a_content_length_is_cut():
     with wire.serving(made(Stream(idle_timeout=0.1), shutdown=None)) as port, wire.connection(port) as client:
         client.sendall(request("GET", "/stream?pause=30&length=true"))
 
@@ -243,8 +239,7 @@ def test_an_idle_stream_of_announced_length_is_cut():
 
 
 @pytest.mark.parametrize(("at_shutdown", "headers"), [("finish", {}), ("end", {"content-length": "2"})])
-def test_what_the_end_of_the_process_leaves_alone(at_shutdown, headers):
-    """`finish` has the grace, and a length that was announced is kept."""
+def test_finish_and_content_length_are_not_ended(at_shutdown, headers):
     app = made(Stream("end"))
 
     @app.get("/stopping", dependencies=[Depends(Stream(at_shutdown, last=b"last"))])
@@ -271,8 +266,8 @@ class Swallowing(StreamingResponse):
 
 @pytest.mark.parametrize("response", [StreamingResponse, Swallowing])
 @pytest.mark.parametrize("behind_middleware", [False, True])
-def test_a_stream_that_is_cut(response, behind_middleware, capsys):
-    """Its client sees that it is not complete, and nothing of it is an error, whatever has taken the cancellation."""
+def test_cut_stream_is_incomplete_and_no_error(response, behind_middleware, capsys):
+    """Even if its cancellation is swallowed."""
     app = made(Stream("end"))
     if behind_middleware:
 
@@ -323,16 +318,14 @@ def silent(stop=None, **arguments):
         ({"heartbeat": 0.2, "heartbeat_chunk": b"beat ", "idle_timeout": 0.5}, "beat beat bye", "idle_timeout"),
     ],
 )
-def test_a_stream_without_a_chunk(arguments, text, reason, capsys):
-    """From its headers on it has heartbeats and ends as its route wants it."""
+def test_stream_without_a_chunk_has_heartbeats_and_an_end(arguments, text, reason, capsys):
     with TestClient(silent(last=b"bye", **arguments)) as client:
         assert client.get("/silent").text == text
 
     assert access_line(capsys.readouterr().out, "/silent")["end_reason"] == reason
 
 
-def test_a_stream_without_a_chunk_is_cut(capsys):
-    """Its line says so, and has no time to a first byte."""
+def test_cut_stream_without_a_chunk_has_no_first_byte(capsys):
     with wire.serving(silent(at_shutdown="cut")) as port, wire.connection(port) as client:
         client.sendall(request("GET", "/silent"))
 
@@ -343,8 +336,8 @@ def test_a_stream_without_a_chunk_is_cut(capsys):
 
 
 @pytest.mark.parametrize("chunks", [0, 1])
-def test_a_body_that_raises_a_cancellation_of_its_own(chunks, capsys):
-    """Nobody has cancelled the request: it is an error like any other, with one record and a broken transfer."""
+def test_cancelled_error_of_a_body_is_an_error(chunks, capsys):
+    """One record, and an incomplete response."""
     app = made(Stream("end"))
 
     @app.get("/failing")
@@ -366,8 +359,8 @@ def test_a_body_that_raises_a_cancellation_of_its_own(chunks, capsys):
     assert access_line(output, "/failing")["http_status"] == 200
 
 
-def test_background_tasks_hear_no_heartbeats():
-    """The response is complete."""
+def test_heartbeats_end_with_the_response():
+    """Before the background tasks."""
     app = made(Stream("end"))
 
     @app.get("/background", dependencies=[Depends(Stream(heartbeat=0.01))])
@@ -379,8 +372,7 @@ def test_background_tasks_hear_no_heartbeats():
         assert client.get("/background").text.replace(": heartbeat\n\n", "") == "12"
 
 
-def test_a_websocket_is_left_alone():
-    """A router may have both."""
+def test_websocket_is_not_affected():
     app = made(Stream("end"))
 
     @app.websocket("/ws", dependencies=[Depends(Stream("end"))])
@@ -393,23 +385,20 @@ def test_a_websocket_is_left_alone():
         assert websocket.receive_text() == "open"
 
 
-def test_without_shutdown_it_still_beats():
-    """The signals may be the server's business."""
+def test_heartbeats_work_without_shutdown():
     with TestClient(made(Stream(heartbeat=0.05), shutdown=None)) as client:
         assert ": heartbeat" in client.get("/stream?pause=0.2").text
 
 
 @pytest.mark.parametrize("arguments", [("stop",), ("end", 0), ("end", None, float("inf"))])
-def test_what_cannot_be_used_is_refused(arguments):
-    """Where it is written."""
+def test_invalid_option_is_refused(arguments):
     at_shutdown, *seconds = arguments
 
     with pytest.raises(ConfigurationError, match=r"^Stream\("):
         Stream(at_shutdown, **dict(zip(("heartbeat", "idle_timeout"), seconds, strict=False)))
 
 
-def test_alone():
-    """It needs a layer that can cancel a request, and says so."""
+def test_stream_without_middleware_is_an_error():
     app = FastAPI()
 
     @app.get("/stream", dependencies=[Depends(Stream(heartbeat=0.05))])
@@ -427,8 +416,7 @@ def test_alone():
     assert ": heartbeat" in TestClient(app).get("/stream").text
 
 
-def test_where_limits_are_switched_off_it_does_nothing(tmp_path):
-    """Nothing can cancel the request there."""
+def test_stream_without_limits_has_no_effect(tmp_path):
     (tmp_path / "file").write_text("content")
     app = create_app(Settings(environment="test", limits=None))
 

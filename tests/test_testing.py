@@ -1,4 +1,4 @@
-"""What users' tests get: databases that are real and quick, sessions, clients, and assertions that show queries."""
+"""The pytest plugin: databases, sessions, clients, and assertions about queries."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ import pytest
 MARK
 
 @pytest.mark.parametrize("number", range(4))
-async def test_each_test_has_a_database_of_its_own(database_url, number):
+async def test_each_test_has_its_own_database(database_url, number):
     connection = await asyncpg.connect(database_url)
     await connection.execute("INSERT INTO items (name) VALUES ('a')")
     assert await connection.fetchval("SELECT count(*) FROM items") == 1
@@ -95,8 +95,8 @@ def project(pytester, monkeypatch, url):
     ],
     ids=["pytest-asyncio", "anyio", "xdist"],
 )
-def test_each_test_has_a_database_of_its_own(project, mark, arguments):
-    """Migrated once and copied, whatever runs the tests."""
+def test_each_test_has_its_own_database(project, mark, arguments):
+    """Migrated once and copied, with any runner."""
     if "-n" in arguments:
         pytest.importorskip("xdist", reason="needs pytest-xdist")
     backend = "\n@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n"
@@ -108,8 +108,7 @@ def test_each_test_has_a_database_of_its_own(project, mark, arguments):
 
 
 @pytest.mark.system
-def test_each_test_has_empty_counts(pytester):
-    """One client for all tests of a module is not refused because of an earlier test."""
+def test_each_test_starts_with_empty_counts(pytester):
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(
         """
@@ -136,8 +135,7 @@ def test_each_test_has_empty_counts(pytester):
 
 
 @pytest.mark.system
-def test_a_server_of_its_own(pytester, monkeypatch):
-    """Without a server that is named one is started, and is gone with the run."""
+def test_plugin_starts_and_stops_a_server(pytester, monkeypatch):
     monkeypatch.delenv("FASTAPI_PRODKIT_TEST_POSTGRESQL_URL", raising=False)
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(TESTS.replace("MARK", "pytestmark = pytest.mark.asyncio"))
@@ -148,8 +146,8 @@ def test_a_server_of_its_own(pytester, monkeypatch):
 
 
 @pytest.mark.system
-def test_a_conftest_may_import_what_it_loads(pytester):
-    """The import comes first then; pytest warns of plugins that it cannot rewrite any more, and warnings are errors."""
+def test_conftest_may_import_the_plugin(pytester):
+    """pytest would warn that it cannot rewrite assertions."""
     pytester.makeconftest("from fastapi_prodkit.testing import client_of\n" + CONFTEST)
     pytester.makepyfile("def test_nothing(): ...")
 
@@ -158,8 +156,7 @@ def test_a_conftest_may_import_what_it_loads(pytester):
     result.assert_outcomes(passed=1)
 
 
-def test_without_a_postgresql_tests_skip_and_say_so(pytester, monkeypatch):
-    """A machine that has none is told what to install."""
+def test_missing_postgresql_skips_tests_with_a_hint(pytester, monkeypatch):
     monkeypatch.delenv("FASTAPI_PRODKIT_TEST_POSTGRESQL_URL", raising=False)
     pytester.makeconftest(
         CONFTEST + "\nimport fastapi_prodkit.testing as kit\n"
@@ -175,7 +172,7 @@ def test_without_a_postgresql_tests_skip_and_say_so(pytester, monkeypatch):
 
 @pytest.fixture(scope="session")
 def migrate_database(tmp_path_factory):
-    """What the plugin does in a project that has migrations."""
+    """The plugin's fixture in a project that has migrations."""
     directory = tmp_path_factory.mktemp("project")
     (directory / "scripts" / "versions").mkdir(parents=True)
     (directory / "alembic.ini").write_text("[alembic]\nscript_location = scripts\n")
@@ -198,22 +195,19 @@ def migrate_database(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(2))
-async def test_migrations_are_the_default(database_url, number):
-    """A project with Alembic needs no fixture of its own; each test begins with empty tables."""
+async def test_databases_are_migrated_by_default(database_url, number):
+    """Each test begins with empty tables."""
     async with rolled_back_session(database_url) as session:
         assert await session.scalar(text("SELECT count(*) FROM items")) == 0
 
 
-def test_a_server_that_is_named_is_used(monkeypatch):
-    """Nothing is started then."""
+def test_server_of_the_variable_is_used(monkeypatch):
     monkeypatch.setenv("FASTAPI_PRODKIT_TEST_POSTGRESQL_URL", "postgresql://named/x")
 
     assert list(testing.postgresql_url.__wrapped__()) == ["postgresql://named/x"]
 
 
-def test_a_missing_server_is_a_reason_to_skip(monkeypatch):
-    """It is not an error of the tests."""
-
+def test_missing_server_skips(monkeypatch):
     def missing():
         raise PostgresMissingError("no PostgreSQL")
 
@@ -238,8 +232,8 @@ def test_a_copy_takes_about_as_long_as_an_empty_database(url):
 
 
 @pytest.mark.parametrize("since", [(15,), (99,)])
-def test_a_server_without_a_choice_copies_all_the_same(monkeypatch, url, since):
-    """PostgreSQL 14 and older know one way to copy a database."""
+def test_copy_works_without_a_strategy(monkeypatch, url, since):
+    """PostgreSQL 14 and older have none."""
     monkeypatch.setattr("fastapi_prodkit.testing.databases._STRATEGIES", since)
     databases = Databases(url)
 
@@ -247,14 +241,13 @@ def test_a_server_without_a_choice_copies_all_the_same(monkeypatch, url, since):
         assert made != template
 
 
-def test_a_url_keeps_its_query(url):
-    """What follows the question mark is about the connection, not about the database."""
+def test_url_of_a_database_keeps_its_query(url):
     with Databases(f"{url}?sslmode=disable").temporary() as made:
         assert made.endswith("?sslmode=disable")
 
 
-async def test_a_rolled_back_session_leaves_nothing(url):
-    """What is committed in it can be read in it, and is gone afterwards."""
+async def test_rolled_back_session_undoes_commits(url):
+    """They are visible in the session."""
     with Databases(url).temporary() as made:
         async with rolled_back_session(made) as session:
             await session.execute(text("CREATE TABLE items (name text)"))
@@ -268,8 +261,8 @@ async def test_a_rolled_back_session_leaves_nothing(url):
     assert (inside, outside) == (1, None)
 
 
-async def test_a_client_of_an_app_that_has_started(url):
-    """Its lifespan has run, its state is there, and a session can be put in place of the app's."""
+async def test_client_of_runs_the_lifespan(url):
+    """Its state is available, and dependencies can be overridden."""
     from contextlib import asynccontextmanager
 
     events = []
@@ -295,14 +288,12 @@ async def test_a_client_of_an_app_that_has_started(url):
     assert events == ["started", "ended"]
 
 
-async def test_a_client_of_an_app_without_state():
-    """Most lifespans yield nothing."""
+async def test_client_of_works_without_lifespan_state():
     async with client_of(FastAPI()) as client:
         assert (await client.get("/")).status_code == 404
 
 
-async def test_too_many_queries_are_shown(url):
-    """The failure lists them; as many as are allowed pass."""
+async def test_assert_max_queries_lists_the_queries(url):
     engine = create_engine(DatabaseSettings(url=url, ssl="off"))
     async with engine.connect() as connection:
         with assert_max_queries(2, engine=engine) as statements:
@@ -320,8 +311,7 @@ async def test_too_many_queries_are_shown(url):
     assert statements == ["SELECT 1", "SELECT 2"]
 
 
-def test_queries_of_a_synchronous_engine():
-    """It is the same events."""
+def test_assert_max_queries_counts_for_sync_engines():
     engine = create_sync_engine("sqlite://")
 
     with assert_max_queries(1, engine=engine), engine.connect() as connection:
@@ -329,9 +319,7 @@ def test_queries_of_a_synchronous_engine():
     engine.dispose()
 
 
-async def test_work_apart_runs_beside_a_running_loop():
-    """A fixture may be set up while a loop runs."""
-
+async def test_run_apart_works_beside_a_running_loop():
     async def work():
         return 7
 
@@ -341,16 +329,15 @@ async def test_work_apart_runs_beside_a_running_loop():
 # The launcher
 
 
-def test_binaries_that_are_named(monkeypatch, tmp_path):
-    """The environment decides first."""
+def test_binaries_of_the_variable_are_used_first(monkeypatch, tmp_path):
     monkeypatch.setenv("FASTAPI_PRODKIT_POSTGRES_BIN", str(tmp_path))
 
     assert postgresql._binaries() == tmp_path
 
 
 @pytest.mark.parametrize(("installed", "found"), [(["9.6", "17", "16"], "17"), ([], None)])
-def test_binaries_of_the_system(monkeypatch, tmp_path, installed, found):
-    """Without the wheel the newest installation serves; without any it is said what to do."""
+def test_binaries_of_the_newest_installation_are_used(monkeypatch, tmp_path, installed, found):
+    """Without any, the error says what to do."""
     monkeypatch.delenv("FASTAPI_PRODKIT_POSTGRES_BIN", raising=False)
     monkeypatch.setattr(postgresql.importlib.util, "find_spec", lambda name: None)
     paths = [tmp_path / version / "bin" for version in installed]
@@ -363,16 +350,15 @@ def test_binaries_of_the_system(monkeypatch, tmp_path, installed, found):
             postgresql._binaries()
 
 
-def test_windows_is_not_supported(monkeypatch):
-    """It says so instead of failing half-way."""
+def test_windows_is_refused(monkeypatch):
     monkeypatch.setattr(postgresql.os, "name", "nt")
 
     with pytest.raises(PostgresMissingError):
         postgresql._binaries()
 
 
-def test_it_runs_as_whoever_runs_the_tests_unless_that_is_root(monkeypatch):
-    """PostgreSQL refuses to be root."""
+def test_account_is_the_current_one_unless_it_is_root(monkeypatch):
+    """PostgreSQL refuses to run as root."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
     assert postgresql._account() is None
@@ -380,8 +366,8 @@ def test_it_runs_as_whoever_runs_the_tests_unless_that_is_root(monkeypatch):
     postgresql._hand_over(Path("/nowhere"), None)
 
 
-def test_root_lends_the_files_to_nobody(monkeypatch):
-    """As root the server runs as `nobody`, who owns what it writes."""
+def test_root_runs_the_server_as_nobody(monkeypatch):
+    """Which owns its files."""
     handed = []
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "chown", lambda path, *account: handed.append((path, account)))
@@ -394,8 +380,8 @@ def test_root_lends_the_files_to_nobody(monkeypatch):
 
 
 @pytest.mark.parametrize("reachable", [True, False])
-def test_binaries_that_the_account_cannot_reach_are_copied(monkeypatch, tmp_path, reachable):
-    """A wheel below a closed home directory works as well."""
+def test_unreachable_binaries_are_copied(monkeypatch, tmp_path, reachable):
+    """Such as a wheel in a private home directory."""
     install, directory = tmp_path / "install-of-the-wheel", tmp_path / "own"
     (install / "bin").mkdir(parents=True)
     (install / "bin" / "postgres").write_text("")
@@ -424,8 +410,7 @@ def place():
 @pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=str)
-def test_a_run_that_is_killed_leaves_nothing(place, url, number):
-    """Not the server, not its files: a run that times out in CI does not tidy up."""
+def test_killed_run_leaves_no_server_and_no_files(place, url, number):
     program = (
         "import time\nfrom fastapi_prodkit.testing import postgres\n"
         "with postgres() as server:\n    print(server.pid, flush=True)\n    time.sleep(60)\n"
@@ -443,8 +428,7 @@ def test_a_run_that_is_killed_leaves_nothing(place, url, number):
         time.sleep(0.02)
 
 
-def test_a_server_that_does_not_start_shows_its_log(tmp_path):
-    """What it had to say is the error."""
+def test_failed_start_raises_the_log(tmp_path):
     log = tmp_path / "log"
     log.write_text("FATAL: no")
     process = subprocess.Popen(["true"])
@@ -455,9 +439,7 @@ def test_a_server_that_does_not_start_shows_its_log(tmp_path):
 
 
 @pytest.mark.parametrize(("free", "place"), [(2**31, "/dev/shm"), (2**20, None), (None, None)])
-def test_data_lies_in_memory_where_there_is_room(monkeypatch, free, place):
-    """A container may have 64 MB of it, and other systems none."""
-
+def test_data_is_in_memory_if_there_is_space(monkeypatch, free, place):
     def disk_usage(directory):
         if free is None:
             raise FileNotFoundError

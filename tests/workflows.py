@@ -1,4 +1,4 @@
-"""Workflows of GitHub Actions as data, and their commands run here, as a runner runs them."""
+"""Load workflows of GitHub Actions, and run their commands as a runner does."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def commands(workflow: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what each step of each job runs; a job that calls another workflow has none."""
+    """Yield the commands of each step of each job; a job that calls another workflow has none."""
     for job in workflow["jobs"].values():
         for step in job.get("steps", ()):
             if "run" in step:
@@ -29,7 +29,7 @@ def commands(workflow: Mapping[str, Any]) -> Iterator[str]:
 def replay(
     job: Mapping[str, Any], folder: Path, environment: Mapping[str, str], context: Mapping[str, str] | None = None
 ) -> str:
-    """Run the commands of a job one after the other, and return what they wrote.
+    """Run the commands of a job in order, and return their output.
 
     Args:
         job: The job; what its actions do has been done.

@@ -1,4 +1,4 @@
-"""Run the service of each test module with its agent, and tell what the agent has sent."""
+"""Run the service of each test module with its agent, and return what the agent has sent."""
 
 import json
 import os
@@ -28,13 +28,13 @@ main(*sys.argv[1:])
 
 @pytest.fixture(params=["bare", "create_app", "install"])
 def way(request):
-    """Every test runs with bare FastAPI as well: what is right is what an agent does there."""
+    """Every test runs with bare FastAPI as well, as the reference."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def effects(request, tmp_path_factory):
-    """Return what the agent has sent, of a service made in this way, with the agent attached at this moment.
+    """Return what the agent has sent, for a service made in this way, with the agent attached at this moment.
 
     The module has `attach(app, sink)`, which may return what to serve in place of the app, and `effects(sink)`. The
     moments are those of `service.assemble`. Keywords are variables of the service's process, and so are those that the

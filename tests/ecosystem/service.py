@@ -18,7 +18,7 @@ STATUSES = [200, 422, 404, 404, 200, 500, 500]
 
 
 def main(agent, way, moment, result):
-    """Serve, and write the effects that the agent's module finds as JSON."""
+    """Serve, and write the effects that the agent's module reads, as JSON."""
     spec = importlib.util.spec_from_file_location("agent", agent)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

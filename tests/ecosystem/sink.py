@@ -1,4 +1,4 @@
-"""A server that takes what agents send, and keeps it."""
+"""A server that records what agents send."""
 
 import gzip
 import zlib
@@ -28,7 +28,7 @@ class Sink(ThreadingHTTPServer):
         self.received: list[tuple[str, bytes]] = []
 
     def bodies(self, path: str) -> list[bytes]:
-        """Return what has arrived at the path, and below it."""
+        """Return the bodies that have arrived at the path, and below it."""
         return [body for where, body in self.received if where.startswith(path)]
 
 

@@ -27,11 +27,10 @@ def effects(sink):
 
 
 @pytest.mark.parametrize("moment", ["new", "complete"])
-def test_bugsnag_events(effects, way, moment):
-    """Each exception is one unhandled event."""
+def test_bugsnag_reports_each_exception_once(effects, way, moment):
+    """As unhandled."""
     assert effects(way, moment) == EVENTS
 
 
-def test_bugsnag_around_the_app(effects, way):
-    """With ERRORS_RAISE the exceptions reach what is around the app object."""
+def test_bugsnag_around_the_app_works_with_errors_raise(effects, way):
     assert effects(way, "complete", AROUND="yes", ERRORS_RAISE="true") == EVENTS

@@ -27,8 +27,8 @@ def effects(sink):
     ]
 
 
-def test_ddtrace_spans(effects, way):
-    """Each request has one span under its route, with the exception if there was one."""
+def test_ddtrace_has_one_span_per_request(effects, way):
+    """Under its route, with the exception if there was one."""
     assert effects(way, "before") == [
         ["GET /items/{number}", "200", None],
         ["GET /items/{number}", "422", None],

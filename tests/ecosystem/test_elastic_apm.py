@@ -27,8 +27,8 @@ def effects(sink):
 
 
 @pytest.mark.parametrize("moment", ["new", "complete"])
-def test_elastic_apm_transactions_and_errors(effects, way, moment):
-    """Each request is one transaction under its route, and each exception one error of its transaction."""
+def test_elastic_apm_has_one_transaction_per_request(effects, way, moment):
+    """Under its route, with one error for an exception."""
     assert effects(way, moment) == {
         "transactions": [
             ["GET /items/{number}", "HTTP 2xx", "success"],

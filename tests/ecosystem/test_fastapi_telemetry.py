@@ -35,7 +35,7 @@ def effects(sink):
 
 
 def test_fastapi_telemetry_exports_spans_metrics_and_records(effects, way):
-    """What bare FastAPI exports is exported, once."""
+    """As bare FastAPI does, once."""
     unset, error = 0, 2
     assert effects(way, "new") == {
         "spans": [

@@ -18,6 +18,5 @@ def effects(sink):
 
 
 @pytest.mark.parametrize("moment", ["new", "complete"])
-def test_honeybadger_notices(effects, way, moment):
-    """Each exception is one notice."""
+def test_honeybadger_has_one_notice_per_exception(effects, way, moment):
     assert effects(way, moment) == [["RuntimeError", "/broken"], ["ValueError", "/broken-too"]]

@@ -25,8 +25,8 @@ def effects(sink):
 
 
 @pytest.mark.parametrize("moment", ["new", "complete"])
-def test_logfire_spans(effects, way, moment):
-    """Each request has one span under its route, with the exception if there was one."""
+def test_logfire_has_one_span_per_request(effects, way, moment):
+    """Under its route, with the exception if there was one."""
     assert effects(way, moment) == [
         ["GET /items/{number}", "UNSET", []],
         ["GET /items/{number}", "UNSET", []],

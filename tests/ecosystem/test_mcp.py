@@ -37,7 +37,7 @@ def service(way, **keywords):
 
 
 def test_mcp_tools_answer(way):
-    """With `mounted_lifespans=False` the parent's own lifespan is the only one that runs the session manager."""
+    """With `mounted_lifespans=False`, only the parent's lifespan runs the session manager."""
     keywords = {} if way == "bare" else {"mounted_lifespans": False}
 
     with TestClient(service(way, **keywords), base_url=URL) as client:
@@ -48,8 +48,7 @@ def test_mcp_tools_answer(way):
 
 
 @pytest.mark.parametrize("made", ["create_app", "install"])
-def test_mcp_that_is_started_twice_says_what_to_pass(made):
-    """Without that keyword the error names the mount and the keyword."""
+def test_mcp_started_twice_is_an_error_with_the_keyword(made):
     with pytest.raises(ExceptionGroup) as caught, TestClient(service(made), base_url=URL):  # mcp's task group
         pass
 

@@ -28,6 +28,5 @@ def _endpoints(names):
     return [name.rpartition(".")[2] for name in names if "/service:add_routes." in name]
 
 
-def test_newrelic_transactions_and_errors(effects, way):
-    """Each transaction, and each error, is filed under its own endpoint."""
+def test_newrelic_names_transactions_and_errors_by_endpoint(effects, way):
     assert effects(way, "before") == {"transactions": TRANSACTIONS, "errors": ERRORS}

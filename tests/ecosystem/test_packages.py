@@ -1,4 +1,4 @@
-"""Packages that work through the public ways of FastAPI: dependencies, routers, mounts, middleware and lifespans."""
+"""Packages that use FastAPI's public API: dependencies, routers, mounts, middleware and lifespans."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -26,8 +26,7 @@ def complete(way):
     return complete
 
 
-def test_fastapi_pagination(complete):
-    """A route that is included after `add_pagination` is paginated."""
+def test_fastapi_pagination_works_for_later_routes(complete):
     from fastapi_pagination import Page, add_pagination, paginate
     from fastapi_pagination.utils import disable_installed_extensions_check
 
@@ -48,8 +47,8 @@ def test_fastapi_pagination(complete):
     assert (page["items"], page["total"]) == ([0, 1], 5)
 
 
-def test_fastapi_limiter(complete):
-    """It walks `app.routes` at each request."""
+def test_fastapi_limiter_reads_app_routes(complete):
+    """At each request."""
     from fastapi_limiter.depends import RateLimiter
     from pyrate_limiter import Duration, Limiter, Rate
 
@@ -62,8 +61,7 @@ def test_fastapi_limiter(complete):
         assert [client.get("/limited").status_code for _ in range(2)] == [200, 429]
 
 
-def test_asgi_correlation_id(complete):
-    """Its id is the one that we have chosen, and that the response carries."""
+def test_asgi_correlation_id_uses_our_id(complete):
     from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
 
     def add(app):
@@ -81,8 +79,7 @@ def test_asgi_correlation_id(complete):
     assert sent.json() == "0123456789abcdef"
 
 
-def test_strawberry(complete):
-    """A GraphQL router answers queries."""
+def test_strawberry_router_answers(complete):
     import strawberry
     from strawberry.fastapi import GraphQLRouter
 
@@ -99,8 +96,7 @@ def test_strawberry(complete):
         assert client.post("/graphql", json={"query": "{ answer }"}).json()["data"] == {"answer": 42}
 
 
-def test_fastapi_users(complete, tmp_path):
-    """A user registers, and the row is there."""
+def test_fastapi_users_registers_a_user(complete, tmp_path):
     from fastapi_users import BaseUserManager, FastAPIUsers, UUIDIDMixin, schemas
     from fastapi_users.authentication import AuthenticationBackend, BearerTransport, JWTStrategy
     from fastapi_users.db import SQLAlchemyBaseUserTableUUID, SQLAlchemyUserDatabase
@@ -144,8 +140,7 @@ def test_fastapi_users(complete, tmp_path):
         assert client.get("/users").json() == ["ada@example.com"]
 
 
-def test_opentelemetry_instrumentation_of_sqlalchemy(complete, way):
-    """A query of our own engine has a span."""
+def test_opentelemetry_instruments_our_engine(complete, way):
     from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -173,8 +168,8 @@ def test_opentelemetry_instrumentation_of_sqlalchemy(complete, way):
     assert "SELECT" in [span.name.split(" ")[0] for span in spans.get_finished_spans()]
 
 
-def test_arq(complete):
-    """A handler puts a job into Redis, with the client of Redis that arq asks for."""
+def test_arq_enqueues_a_job(complete):
+    """With the redis version that it requires."""
     from arq import create_pool
     from arq.connections import RedisSettings
 

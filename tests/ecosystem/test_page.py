@@ -1,4 +1,4 @@
-"""The page about agents, which needs this environment."""
+"""The page about agents, whose code needs this environment."""
 
 import os
 from contextlib import closing
@@ -8,7 +8,6 @@ from test_docs import ROOT, RUN_PAGE
 
 
 def test_page_about_agents_runs(tmp_path):
-    """What a reader copies from it works."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ENVIRONMENT": "dev"}
 
     with closing(Forks()) as forks:

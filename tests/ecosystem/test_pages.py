@@ -1,4 +1,4 @@
-"""Pages of other packages in a real browser: they work under the presets, and what they need is in them."""
+"""Pages of other packages in a real browser, under the presets."""
 
 import pytest
 from browser import needs_browser, other_hosts, visit
@@ -53,8 +53,8 @@ def add_sqladmin(app) -> None:
 
 @needs_browser
 @pytest.mark.parametrize("make", [created, installed])
-def test_sqladmin(make):
-    """Its pages come from the service alone, and their scripts have run: the date has a picker."""
+def test_sqladmin_works_under_its_preset(make):
+    """Its scripts run, and load nothing from other hosts."""
     app = make(POLICIES)
     add_sqladmin(app)
 
@@ -67,8 +67,7 @@ def test_sqladmin(make):
 
 
 @needs_browser
-def test_sqladmin_under_the_general_policy(caplog):
-    """Without a policy of their own the pages are blocked, which a line says."""
+def test_sqladmin_under_the_general_policy_logs_a_warning(caplog):
     app = created({})
     add_sqladmin(app)
 
@@ -84,8 +83,8 @@ def test_sqladmin_under_the_general_policy(caplog):
 
 @needs_browser
 @pytest.mark.parametrize("make", [created, installed])
-def test_graphiql(make):
-    """Nothing that the page of strawberry asks for is blocked; its scripts are on a host that this test has not got."""
+def test_graphiql_is_not_blocked_by_its_preset(make):
+    """Its scripts are on a host that this test cannot reach."""
     strawberry = pytest.importorskip("strawberry")
     router = pytest.importorskip("strawberry.fastapi").GraphQLRouter
     query = strawberry.type(type("Query", (), {"__annotations__": {"name": str}}))

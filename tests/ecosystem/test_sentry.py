@@ -69,18 +69,17 @@ def _items(envelope):
 
 
 @pytest.mark.parametrize("moment", ["before", "new", "complete"])
-def test_sentry_events_and_transactions(effects, way, moment):
-    """Each exception is one unhandled event under its route, and each request one transaction."""
+def test_sentry_has_one_event_per_exception(effects, way, moment):
+    """Under its route, and one transaction per request."""
     assert effects(way, moment) == {"events": EVENTS, "transactions": TRANSACTIONS}
 
 
-def test_sentry_without_records_of_the_log(effects, way):
-    """The events do not come from the log."""
+def test_sentry_works_without_its_logging_integration(effects, way):
     assert effects(way, "before", QUIET="yes") == {"events": EVENTS, "transactions": TRANSACTIONS}
 
 
-def test_sentry_around_the_app(effects, way):
-    """With ERRORS_RAISE the exceptions reach what is around the app object; by then they are in the log."""
+def test_sentry_around_the_app_works_with_errors_raise(effects, way):
+    """The exceptions are logged by then."""
     found = effects(way, "complete", AROUND="yes", QUIET="yes", ERRORS_RAISE="true")
 
     assert [event[1:] for event in found["events"]] == [["RuntimeError", "asgi", False], ["ValueError", "asgi", False]]

@@ -1,4 +1,4 @@
-"""Existing apps keep what is theirs and gain what they ask for."""
+"""Existing apps keep their behaviour, and gain the installed pieces."""
 
 import runpy
 from pathlib import Path
@@ -25,8 +25,7 @@ def installed(monkeypatch, tmp_path):
         yield client
 
 
-def test_three_pieces_do_their_work(pieces):
-    """Id, headers and probes are there, and the route is as it was."""
+def test_three_pieces_add_id_headers_and_probes(pieces):
     response = pieces.get("/orders/7", headers={"X-Request-ID": "order-desk-0001"})
 
     assert response.json() == {"order_id": 7, "request_id": "order-desk-0001"}
@@ -36,8 +35,8 @@ def test_three_pieces_do_their_work(pieces):
     assert pieces.get("/ready").json()["status"] == "pass"
 
 
-def test_three_pieces_bring_nothing_else(pieces):
-    """Errors stay FastAPI's own, and no limit, metric or docs page appears."""
+def test_three_pieces_change_nothing_else(pieces):
+    """No problems, limits, metrics or docs page."""
     response = pieces.get("/orders/seven")
 
     assert response.json()["detail"][0]["loc"] == ["path", "order_id"]
@@ -46,8 +45,7 @@ def test_three_pieces_bring_nothing_else(pieces):
     assert pieces.get("/docs").status_code == 404
 
 
-def test_the_installed_app_keeps_its_own(installed):
-    """Its lifespan ran, its middleware answers, and its handler stays in charge of its exceptions."""
+def test_installed_app_keeps_lifespan_middleware_and_handlers(installed):
     left = [installed.post("/orders/apples").json() for _ in range(3)]
     refused = installed.post("/orders/apples")
 
@@ -57,8 +55,8 @@ def test_the_installed_app_keeps_its_own(installed):
     assert refused.headers["x-region"] == "eu"
 
 
-def test_the_installed_app_gains_everything(installed):
-    """Ids, headers, quotas, probes, metrics, docs, and problems for the errors that it does not handle itself."""
+def test_installed_app_gains_every_piece(installed):
+    """Problems for errors that it does not handle itself."""
     missing = installed.get("/nowhere")
 
     assert missing.headers["content-type"] == "application/problem+json"

@@ -1,4 +1,4 @@
-"""The ten lines have what the README promises."""
+"""The smallest app has what the README promises."""
 
 import runpy
 from pathlib import Path
@@ -18,15 +18,13 @@ def client(monkeypatch, tmp_path):
         yield client
 
 
-def test_it_is_ten_lines():
-    """The example stays what it is called."""
+def test_app_has_ten_lines():
     lines = [line for line in MAIN.read_text().splitlines() if line]
 
     assert len(lines) <= 10
 
 
-def test_it_answers(client):
-    """The one route works, and says who asked with which id."""
+def test_app_answers_with_the_request_id(client):
     response = client.get("/hello/Ada")
 
     assert response.json() == {"message": "Hello, Ada"}
@@ -35,13 +33,11 @@ def test_it_answers(client):
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/docs", "/openapi.json"])
-def test_it_has_the_pages_that_operations_need(client, path):
-    """Probes, metrics and docs are there without a line of code."""
+def test_app_has_probes_metrics_and_docs(client, path):
     assert client.get(path).status_code == 200
 
 
-def test_its_errors_are_problems(client):
-    """A path that does not exist is an RFC 9457 problem with the request's id."""
+def test_errors_are_problems(client):
     response = client.get("/nowhere")
 
     assert response.status_code == 404

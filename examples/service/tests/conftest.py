@@ -1,4 +1,4 @@
-"""A service of its own for each test, on a copy of one database that was migrated and loaded once."""
+"""A service for each test, on a copy of a database that was migrated and loaded once."""
 
 import asyncio
 import shutil
@@ -44,7 +44,7 @@ __all__ = ["postgresql_url"]  # the plugin's fixture
 
 @pytest.fixture(scope="session")
 def loaded_postgresql(postgresql_url: str) -> Iterator[str]:
-    """The same in PostgreSQL: the URL of a database to be copied, to which nobody connects."""
+    """The URL of the same database in PostgreSQL, to be copied; do not connect to it."""
     with Databases(postgresql_url).temporary() as url:
         settings = settings_for(url)
         migrate.upgrade(settings)
@@ -55,14 +55,14 @@ def loaded_postgresql(postgresql_url: str) -> Iterator[str]:
 # fastapi-prodkit new: end
 @pytest.fixture
 def sqlite(loaded_database: Path, tmp_path: Path) -> ServiceSettings:
-    """Settings with a loaded SQLite database for this test alone."""
+    """Settings with a loaded SQLite database for one test."""
     return settings_for(f"sqlite:///{shutil.copy(loaded_database, tmp_path)}")
 
 
 # fastapi-prodkit new: postgresql
 @pytest.fixture
 def postgresql(postgresql_url: str, loaded_postgresql: str) -> Iterator[ServiceSettings]:
-    """Settings with a loaded PostgreSQL database for this test alone."""
+    """Settings with a loaded PostgreSQL database for one test."""
     with Databases(postgresql_url).temporary(template=loaded_postgresql) as url:
         yield settings_for(url)
 
@@ -75,7 +75,7 @@ def postgresql(postgresql_url: str, loaded_postgresql: str) -> Iterator[ServiceS
     ]
 )
 def settings(request: pytest.FixtureRequest) -> ServiceSettings:
-    """Settings with a loaded database: every test that has them runs on each."""
+    """Settings with a loaded database; tests that use them run on each kind."""
     return request.getfixturevalue(request.param)
 
 
@@ -102,7 +102,7 @@ def read_postgresql(postgresql_url: str, loaded_postgresql: str) -> Iterator[Ser
     ],
 )
 def reader(request: pytest.FixtureRequest) -> Iterator[TestClient]:
-    """A client of one service for all tests of a module, which only read: each runs on each database."""
+    """A client of one service for all reading tests of a module, on each kind of database."""
     with TestClient(build(request.getfixturevalue(f"read_{request.param}"))) as client:
         yield client
 

@@ -11,7 +11,7 @@ AIRPORTS = "/v1/airports"
 
 @pytest.fixture
 def client(reader: TestClient) -> TestClient:
-    """One service for all tests of this module: they only read."""
+    """One service for all tests of this module, which only read."""
     return reader
 
 
@@ -33,8 +33,8 @@ def walk(client: TestClient, **params: object) -> list[str]:
             return found
 
 
-def test_an_airport_is_described_as_in_the_data(client):
-    """Every field of the package arrives, and what it leaves empty is null."""
+def test_airport_has_every_field_of_the_data(client):
+    """Empty fields are null."""
     airport = client.get(f"{AIRPORTS}/EDDF").json()
 
     assert airport == {
@@ -53,15 +53,15 @@ def test_an_airport_is_described_as_in_the_data(client):
 
 
 @pytest.mark.parametrize("code", ["EDDF", "eddf", "FRA", "fra", "Fra"])
-def test_an_airport_is_found_by_either_code_in_any_case(client, code):
-    """ICAO and IATA codes name the same airport."""
+def test_airport_is_found_by_icao_and_iata_code(client, code):
+    """In any case."""
     response = client.get(f"{AIRPORTS}/{code}")
 
     assert response.json()["icao"] == "EDDF"
 
 
 def test_every_airport_is_found_by_its_codes(client, world):
-    """No code of the data is out of reach, local ones such as _AYM included."""
+    """Local codes such as _AYM too."""
     for airport in list(world.values())[::200]:
         assert client.get(f"{AIRPORTS}/{airport['icao']}").json()["icao"] == airport["icao"]
         if airport["iata"]:
@@ -69,8 +69,8 @@ def test_every_airport_is_found_by_its_codes(client, world):
     assert client.get(f"{AIRPORTS}/_AYM").json()["name"] == "Yas Island Seaplane Base"
 
 
-def test_an_unknown_code_is_a_problem_that_says_how_to_go_on(client):
-    """A 404 explains what codes look like and where to search."""
+def test_unknown_code_is_a_404_problem(client):
+    """It explains the form of codes, and where to search."""
     response = client.get(f"{AIRPORTS}/ZZZZ")
 
     assert response.status_code == 404
@@ -81,16 +81,15 @@ def test_an_unknown_code_is_a_problem_that_says_how_to_go_on(client):
 
 
 @pytest.mark.parametrize("code", ["A", "TOOLONG", "É12", "a%00b", "%F0%9F%9B%AB" * 3, "' or", "F%2FA"])
-def test_what_cannot_be_a_code_is_refused(client, code):
-    """A malformed code never reaches the database, and never ends in a 500."""
+def test_invalid_code_is_refused(client, code):
+    """Before it reaches the database."""
     response = client.get(f"{AIRPORTS}/{code}")
 
     assert response.status_code in (404, 422)
     assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_all_pages_together_are_all_airports_once(client, world):
-    """Following the cursors shows every airport, in order, without gaps and duplicates."""
+def test_pages_have_every_airport_once_in_order(client, world):
     found = walk(client)
 
     assert found == sorted(world)
@@ -98,14 +97,12 @@ def test_all_pages_together_are_all_airports_once(client, world):
 
 @pytest.mark.parametrize("limit", [1, 7, 100])
 def test_pages_of_any_size_show_the_same(client, world, limit):
-    """The size of a page decides where it is cut, not what is shown."""
     found = walk(client, country="IS", limit=limit)
 
     assert found == sorted(code for code, airport in world.items() if airport["country"] == "IS")
 
 
-def test_the_last_page_has_no_cursor_even_if_it_is_full(client):
-    """A page that ends with the list says so, so that nobody asks for an empty one."""
+def test_last_page_has_no_cursor_even_if_it_is_full(client):
     size = len(walk(client, country="LU"))
 
     page = client.get(AIRPORTS, params={"country": "LU", "limit": size})
@@ -115,8 +112,8 @@ def test_the_last_page_has_no_cursor_even_if_it_is_full(client):
     assert "link" not in page.headers
 
 
-def test_the_link_header_leads_to_the_next_page(client):
-    """A client that knows RFC 8288 needs not look into the body, and keeps its filters."""
+def test_link_header_has_the_next_page_with_its_filters(client):
+    """RFC 8288."""
     first = client.get(AIRPORTS, params={"country": "BR", "limit": 2, "q": "são"})
 
     second = client.get(first.url.join(first.links["next"]["url"]))
@@ -125,8 +122,7 @@ def test_the_link_header_leads_to_the_next_page(client):
     assert {airport["country"] for airport in second.json()["items"]} == {"BR"}
 
 
-def test_the_page_size_has_a_default_from_the_settings(settings):
-    """AIRPORTS_PAGE_SIZE is the size of a page if the client does not say."""
+def test_page_size_defaults_to_the_setting(settings):
     from service.application import build
 
     app = build(settings.model_copy(update={"airports_page_size": 3}))
@@ -136,15 +132,13 @@ def test_the_page_size_has_a_default_from_the_settings(settings):
 
 
 @pytest.mark.parametrize("country", ["DE", "de", "dE"])
-def test_countries_are_found_in_any_case(client, world, country):
-    """The country filter takes ISO codes as people type them."""
+def test_country_filter_ignores_case(client, world, country):
     found = walk(client, country=country)
 
     assert len(found) == sum(airport["country"] == "DE" for airport in world.values())
 
 
-def test_filters_have_to_be_met_together(client, world):
-    """Each filter narrows the list further."""
+def test_filters_are_combined(client, world):
     found = walk(client, country="US", region="Hawaii", has_iata=True)
 
     expected = [c for c, a in world.items() if a["country"] == "US" and a["subd"] == "Hawaii" and a["iata"]]
@@ -152,8 +146,7 @@ def test_filters_have_to_be_met_together(client, world):
     assert found
 
 
-def test_airports_without_an_iata_code_can_be_asked_for(client, world):
-    """has_iata=false is a filter, not the absence of one."""
+def test_has_iata_false_is_a_filter(client, world):
     found = walk(client, country="FR", has_iata=False)
 
     assert found == sorted(c for c, a in world.items() if a["country"] == "FR" and not a["iata"])
@@ -161,15 +154,13 @@ def test_airports_without_an_iata_code_can_be_asked_for(client, world):
 
 @pytest.mark.parametrize("q", ["são paulo", "sao paulo", "SÃO PAULO", "  Paulo   sao ", "Sa\u0303o Paulo"])
 def test_search_ignores_case_accents_and_order(client, q):
-    """People search as they type, not as the data is spelt."""
     found = codes(client, q=q, has_iata=True, country="BR")
 
     assert "SBGR" in found
 
 
 @pytest.mark.parametrize("q", ["%", "_____", "a%a", "\\", "/", "' or 1=1 --", "(", "日本", "🛫"])
-def test_search_takes_wildcards_and_quotes_for_letters(client, world, q):
-    """What means something to SQL means nothing in a search."""
+def test_search_escapes_wildcards_and_quotes(client, world, q):
     found = walk(client, q=q)
 
     folded = q.casefold().split()
@@ -194,8 +185,8 @@ def test_search_takes_wildcards_and_quotes_for_letters(client, world, q):
         ({"contry": "DE"}, "contry"),
     ],
 )
-def test_a_wrong_parameter_is_named(client, params, field):
-    """A filter that cannot be understood is an error, never ignored: a misspelt one would show everything."""
+def test_invalid_parameter_is_an_error_with_its_name(client, params, field):
+    """An ignored filter would show everything."""
     response = client.get(AIRPORTS, params=params)
 
     assert response.status_code == 422
@@ -219,8 +210,8 @@ def test_a_wrong_parameter_is_named(client, params, field):
         base64.urlsafe_b64encode(b"EDDF\n").decode(),
     ],
 )
-def test_a_cursor_that_we_did_not_make_is_refused(client, cursor):
-    """Garbage, a tampered cursor and the cursor of another list are the client's mistake, never a 500."""
+def test_invalid_cursor_is_refused(client, cursor):
+    """Garbage, a changed cursor, and the cursor of another list."""
     response = client.get(AIRPORTS, params={"cursor": cursor})
 
     assert response.status_code == 422
@@ -228,8 +219,7 @@ def test_a_cursor_that_we_did_not_make_is_refused(client, cursor):
     assert response.json()["errors"][0]["msg"].endswith("not a cursor of this list; start again without one")
 
 
-def test_two_services_in_one_process_keep_to_their_settings(settings, loaded_database, tmp_path):
-    """Nothing of a service is global: each app has the settings and the database it was built with."""
+def test_two_services_have_separate_settings(settings, loaded_database, tmp_path):
     from service.application import build
 
     one: FastAPI = build(settings.model_copy(update={"airports_page_size": 1}))

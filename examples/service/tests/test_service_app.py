@@ -27,8 +27,7 @@ def operations(document):
     }
 
 
-def test_the_service_is_ready(client):
-    """With database and airports everything passes."""
+def test_service_is_ready(client):
     response = client.get("/ready")
 
     assert response.status_code == 200
@@ -36,8 +35,8 @@ def test_the_service_is_ready(client):
     assert set(response.json()["checks"]) == {"database", "airports"}
 
 
-def test_the_operations_have_stable_names(document):
-    """Generated clients call these; a renamed one breaks them."""
+def test_operations_have_stable_names(document):
+    """Generated clients use them."""
     assert {name: where for name, (where, _) in operations(document).items()} == {
         "airports_search": "GET /v1/airports",
         "airports_nearest": "GET /v1/airports/nearest",
@@ -50,7 +49,7 @@ def test_the_operations_have_stable_names(document):
 
 
 def test_every_operation_is_described(document):
-    """The docs are written: summary, description and a known tag each, and a description for each parameter."""
+    """With summary, description, a known tag, and a description of each parameter."""
     tags = {tag["name"] for tag in document["tags"] if tag["description"]}
 
     for where, operation in operations(document).values():
@@ -62,7 +61,6 @@ def test_every_operation_is_described(document):
 
 
 def test_every_error_is_a_problem_in_the_schema(document):
-    """Whoever generates a client gets the shape that errors really have."""
     for where, operation in operations(document).values():
         errors = {status: response for status, response in operation["responses"].items() if status >= "4"}
         assert "422" in errors, where
@@ -72,21 +70,18 @@ def test_every_error_is_a_problem_in_the_schema(document):
     assert "429" in document["paths"]["/v1/reports"]["post"]["responses"]
 
 
-def test_the_examples_are_true(client, document):
-    """What the docs show as an example is what the service answers, or accepts."""
+def test_examples_of_the_schema_are_real(client, document):
     schemas = document["components"]["schemas"]
 
     assert client.get("/v1/airports/KJFK").json() == schemas["Airport"]["examples"][0]
     assert client.post("/v1/reports", json=schemas["ReportCreate"]["examples"][0]).status_code == 201
 
 
-def test_the_document_is_valid_openapi(document):
-    """Client generators read it without complaint."""
+def test_document_is_valid_openapi(document):
     validate(document)
 
 
-def test_the_docs_page_needs_no_other_host(client):
-    """The page works offline: everything it loads comes from the service."""
+def test_docs_page_loads_nothing_from_other_hosts(client):
     page = client.get("/docs")
 
     assert page.status_code == 200
@@ -95,8 +90,7 @@ def test_the_docs_page_needs_no_other_host(client):
     assert "'self'" in page.headers["content-security-policy"]
 
 
-def test_the_edge_is_on_every_response(client):
-    """Request id, security headers and quota come with successes and errors alike."""
+def test_every_response_has_id_security_headers_and_quota(client):
     for path in ("/v1/airports/FRA", "/v1/airports/ZZZZ", "/nowhere"):
         headers = client.get(path).headers
         assert headers["x-request-id"]
@@ -104,8 +98,7 @@ def test_the_edge_is_on_every_response(client):
         assert headers["ratelimit"]
 
 
-def test_metrics_know_routes_by_their_templates(client):
-    """One series for all airports, not one for each."""
+def test_metrics_have_one_series_per_route(client):
     client.get("/v1/airports/FRA")
     client.get("/v1/airports/HAM")
 
@@ -117,7 +110,7 @@ def test_metrics_know_routes_by_their_templates(client):
 
 # fastapi-prodkit new: redis
 def test_replicas_count_requests_together(sqlite, monkeypatch):
-    """RATE_LIMIT_STORAGE_URL names a Redis that all count in: what one has let pass is gone for the other."""
+    """With RATE_LIMIT_STORAGE_URL."""
     if not (url := os.environ.get("FASTAPI_PRODKIT_TEST_REDIS_URL")):
         pytest.skip("FASTAPI_PRODKIT_TEST_REDIS_URL names no Redis")
     monkeypatch.setenv("RATE_LIMIT_STORAGE_URL", url)
@@ -132,8 +125,7 @@ def test_replicas_count_requests_together(sqlite, monkeypatch):
 
 
 # fastapi-prodkit new: end
-def test_a_database_is_required(monkeypatch, tmp_path):
-    """Without DATABASE_URL the service does not start, and says which variable is missing."""
+def test_missing_database_is_an_error_with_the_variable(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DATABASE_URL", raising=False)
 

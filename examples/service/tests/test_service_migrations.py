@@ -18,7 +18,7 @@ from service.config import ServiceSettings
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where an empty database will be."""
+    """The path of an empty database."""
     return tmp_path / "empty.sqlite3"
 
 
@@ -29,7 +29,7 @@ def settings(sqlite: ServiceSettings, path: Path) -> ServiceSettings:
 
 
 def sql(path: Path, *statements: str) -> list[tuple]:
-    """Run statements from outside the service; return what the last one answers."""
+    """Run statements on another connection; return the last result."""
     with closing(sqlite3.connect(path)) as connection, connection:
         return [connection.execute(statement).fetchall() for statement in statements][-1]
 
@@ -42,15 +42,13 @@ def count(path: Path) -> int:
     return sql(path, "select count(*) from airports")[0][0]
 
 
-def test_the_models_are_what_the_migrations_make(settings):
-    """A model without its migration is found here, not in production."""
+def test_models_agree_with_the_migrations(settings):
     migrate.upgrade(settings)
 
     command.check(migrate.alembic_config(settings))
 
 
-def test_migrations_lead_up_and_down_again(settings, path):
-    """Every migration can be taken back, and run again afterwards."""
+def test_migrations_run_up_and_down(settings, path):
     config = migrate.alembic_config(settings)
 
     command.upgrade(config, "head")
@@ -62,7 +60,6 @@ def test_migrations_lead_up_and_down_again(settings, path):
 
 
 def test_migrating_twice_changes_nothing(settings, path):
-    """A deployment may run the step again."""
     migrate.upgrade(settings)
 
     migrate.upgrade(settings)
@@ -71,14 +68,12 @@ def test_migrating_twice_changes_nothing(settings, path):
 
 
 async def test_migrations_run_under_a_running_event_loop(settings, path):
-    """A test or a script that is async itself can migrate."""
     migrate.upgrade(settings)
 
     assert "airports" in tables(path)
 
 
-def test_migrating_leaves_logging_alone(settings):
-    """Loggers that exist stay enabled, and the root logger keeps its handlers and level."""
+def test_migrating_does_not_change_logging(settings):
     logger = logging.getLogger("existed.before")
     before = (list(logging.root.handlers), logging.root.level)
 
@@ -88,8 +83,8 @@ def test_migrating_leaves_logging_alone(settings):
     assert (list(logging.root.handlers), logging.root.level) == before
 
 
-def test_the_app_never_migrates(settings, path):
-    """Start-up touches no table: without the migration step the service is up, and says that it is not ready."""
+def test_app_never_migrates(settings, path):
+    """Without the migration step it is not ready."""
     with TestClient(build(settings)) as client:
         health, ready = client.get("/health"), client.get("/ready")
 
@@ -98,8 +93,8 @@ def test_the_app_never_migrates(settings, path):
     assert tables(path) == set()
 
 
-def test_readiness_knows_what_is_pending(settings, path):
-    """With the path of alembic.ini, as in .env.example, /ready waits for the migrations of this release."""
+def test_readiness_fails_with_pending_migrations(settings, path):
+    """With the path of alembic.ini, as in .env.example."""
     ini = migrate.alembic_config(settings).config_file_name
     database = settings.database.model_copy(update={"migrations_config": ini})
     settings = settings.model_copy(update={"database": database})
@@ -114,8 +109,7 @@ def test_readiness_knows_what_is_pending(settings, path):
     assert after["migrations"][0]["status"] == "pass"
 
 
-def test_an_empty_table_is_a_warning(settings):
-    """Without airports the service works, and readiness says what is missing."""
+def test_empty_table_is_a_warning(settings):
     migrate.upgrade(settings)
 
     with TestClient(build(settings)) as client:
@@ -125,8 +119,7 @@ def test_an_empty_table_is_a_warning(settings):
     assert ready.json()["checks"]["airports"][0]["output"] == "no airports; run python -m service.load"
 
 
-def test_loading_again_updates_and_keeps(settings, path, world, capsys):
-    """The second load repairs what changed, adds nothing twice, and reports survive it."""
+def test_second_load_updates_airports_and_keeps_reports(settings, path, world, capsys):
     migrate.upgrade(settings)
     asyncio.run(load.main(settings))
     sql(
@@ -147,8 +140,7 @@ def test_loading_again_updates_and_keeps(settings, path, world, capsys):
         assert client.get("/v1/reports").json()["items"][0]["created_at"] == "2025-05-05T06:07:08Z"
 
 
-def test_a_load_that_fails_leaves_nothing(settings, path, monkeypatch):
-    """Readers see all airports or none."""
+def test_failed_load_is_rolled_back(settings, path, monkeypatch):
     migrate.upgrade(settings)
     whole = load.row
     spoilt = {"icao": "EDDF", "name": None}

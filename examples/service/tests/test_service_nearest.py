@@ -1,4 +1,4 @@
-"""`/v1/airports/nearest`, against the plain computation over all airports."""
+"""`/v1/airports/nearest`, compared with a computation over all airports."""
 
 import random
 from math import acos, cos, degrees, radians, sin
@@ -24,7 +24,7 @@ PLACES = {
 }
 
 
-def by_force(world, lat, lon):
+def by_computation(world, lat, lon):
     """Distances to all airports by the spherical law of cosines, shortest first."""
     phi = radians(lat)
 
@@ -40,26 +40,25 @@ def assert_nearest(client, world, lat, lon, limit):
     found = client.get(NEAREST, params={"lat": lat, "lon": lon, "limit": limit}).json()["items"]
 
     distances = [airport["distance_km"] for airport in found]
-    assert distances == pytest.approx(by_force(world, lat, lon)[:limit], abs=0.01)
+    assert distances == pytest.approx(by_computation(world, lat, lon)[:limit], abs=0.01)
     assert len({airport["icao"] for airport in found}) == limit
 
 
 @pytest.fixture
 def client(reader: TestClient) -> TestClient:
-    """One service for all tests of this module: they only read."""
+    """One service for all tests of this module, which only read."""
     return reader
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_the_nearest_airports_are_right_everywhere(client, world, place):
-    """Neither poles nor the antimeridian nor an empty ocean is a special case."""
+def test_nearest_airports_are_correct_everywhere(client, world, place):
+    """At the poles, the antimeridian, and in the ocean."""
     lat, lon = PLACES[place]
 
     assert_nearest(client, world, lat, lon, limit=10)
 
 
-def test_random_places_on_the_sphere(client, world):
-    """What is true of chosen places is true of places nobody chose."""
+def test_nearest_airports_are_correct_at_random_places(client, world):
     place = random.Random(2026)
     for _ in range(25):
         lat = degrees(acos(place.uniform(-1, 1))) - 90
@@ -67,24 +66,22 @@ def test_random_places_on_the_sphere(client, world):
         assert_nearest(client, world, lat, lon, limit=place.choice([1, 5, 50]))
 
 
-def test_both_sides_of_the_antimeridian_see_each_other(client):
-    """Positions that differ by 0.002 degrees of longitude have the same airports around them."""
+def test_both_sides_of_the_antimeridian_have_the_same_airports(client):
     west = client.get(NEAREST, params={"lat": -17, "lon": 179.999}).json()["items"]
     east = client.get(NEAREST, params={"lat": -17, "lon": -179.999}).json()["items"]
 
     assert {airport["icao"] for airport in west} == {airport["icao"] for airport in east}
 
 
-def test_the_airport_itself_is_nearest_at_no_distance(client):
-    """A distance of nothing is exact, not the square root of a rounding error."""
+def test_distance_to_the_airport_itself_is_zero(client):
+    """Exactly."""
     found = client.get(NEAREST, params={"lat": 50.0264, "lon": 8.54313, "limit": 1}).json()["items"]
 
     assert found[0]["icao"] == "EDDF"
     assert found[0]["distance_km"] == 0
 
 
-def test_five_airports_unless_asked_otherwise(client):
-    """The default is a short list."""
+def test_default_is_five_airports(client):
     assert len(client.get(NEAREST, params={"lat": 0, "lon": 0}).json()["items"]) == 5
 
 
@@ -103,23 +100,20 @@ def test_five_airports_unless_asked_otherwise(client):
         ({"lat": 0, "lon": 0, "radius": 5}, "radius"),
     ],
 )
-def test_a_position_that_does_not_exist_is_refused(client, params, field):
-    """Coordinates are degrees on the globe, and both are needed."""
+def test_invalid_position_is_refused(client, params, field):
     response = client.get(NEAREST, params=params)
 
     assert response.status_code == 422
     assert [error["loc"] for error in response.json()["errors"]] == [["query", field]]
 
 
-def test_distances_are_those_of_the_globe():
-    """Pole to pole is half the circumference, a quarter turn is half of that."""
+def test_distance_follows_the_globe():
     assert distance_km(90, 0, -90, 0) == pytest.approx(20015.115, abs=0.001)
     assert distance_km(0, -180, 0, 90) == pytest.approx(10007.557, abs=0.001)
     assert distance_km(50, 8, 50, 8) == 0
 
 
-def test_a_chord_reaches_as_far_as_its_distance():
-    """The straight line that the database compares is the great circle that people mean."""
+def test_chord_orders_like_the_great_circle():
     here, there = unit_vector(50.11, 8.68), unit_vector(-33.9, 151.2)
 
     straight = sum((a - b) ** 2 for a, b in zip(here, there, strict=True)) ** 0.5

@@ -1,4 +1,4 @@
-"""What is particular to PostgreSQL: deployments that migrate at once, and the way back."""
+"""Concurrent deployments and downgrades on PostgreSQL."""
 
 import asyncio
 import os
@@ -16,8 +16,8 @@ from service.application import build
 SERVICE = Path(__file__).parents[1]
 
 
-def test_two_deployments_at_once(postgresql_url, postgresql):
-    """One migrates, the other waits for it and finds nothing to do; the models are what they made; and down again."""
+def test_concurrent_deployments_migrate_once(postgresql_url, postgresql):
+    """The models agree, and the migrations run down again."""
     with Databases(postgresql_url).temporary() as url:
         environment = {**os.environ, "DATABASE_URL": url, "DATABASE_SSL": "off"}
         deployments = [
@@ -35,7 +35,6 @@ def test_two_deployments_at_once(postgresql_url, postgresql):
 
 
 def test_loading_twice_changes_nothing(postgresql, world):
-    """What is there is updated in place."""
     asyncio.run(load.main(postgresql))
 
     with TestClient(build(postgresql)) as client:

@@ -17,8 +17,8 @@ def write(client: TestClient, **changes: object) -> dict:
     return response.json()
 
 
-def test_a_report_is_stored_and_found_again(client):
-    """Location leads to what was stored, with the airport's ICAO code and the time of arrival in UTC."""
+def test_report_is_stored_and_found_by_its_location(client):
+    """With the ICAO code, and the time in UTC."""
     before = datetime.now(UTC)
     created = client.post(REPORTS, json=VISIT)
 
@@ -36,16 +36,14 @@ def test_a_report_is_stored_and_found_again(client):
     assert found.json()["created_at"].endswith("Z")
 
 
-def test_location_knows_where_the_service_is_mounted(app):
-    """Behind a prefix that a proxy strips, the Location is the outside path."""
+def test_location_has_the_prefix_of_the_proxy(app):
     with TestClient(app, root_path="/api") as client:
         response = client.post(REPORTS, json=VISIT)
 
     assert response.headers["location"] == f"/api{REPORTS}/{response.json()['id']}"
 
 
-def test_comments_keep_their_letters_and_lose_their_margins(client):
-    """Any script, emoji and line breaks are text; spaces around it are not."""
+def test_comment_keeps_any_text_without_surrounding_spaces(client):
     comment = "  Très bien\n日本 👩‍✈️  "
 
     report = write(client, comment=comment)
@@ -81,8 +79,8 @@ def test_comments_keep_their_letters_and_lose_their_margins(client):
         ({"stars": 5}, "stars"),
     ],
 )
-def test_a_wrong_report_is_refused_by_field(client, changes, field):
-    """Every mistake is a 422 problem that names the field, and nothing is stored."""
+def test_invalid_report_is_a_422_problem_with_the_field(client, changes, field):
+    """Nothing is stored."""
     response = client.post(REPORTS, json=VISIT | changes)
 
     assert response.status_code == 422
@@ -94,16 +92,15 @@ def test_a_wrong_report_is_refused_by_field(client, changes, field):
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b'{"rating": NaN}', b'{"comment": "\\ud800"}', b"\xff", b'{"rating": 1e999}']
 )
-def test_a_body_that_is_no_report_is_refused(client, body):
-    """Whatever arrives, the answer is a problem of the client's, never a 500."""
+def test_invalid_body_is_never_a_500(client, body):
     response = client.post(REPORTS, content=body, headers={"content-type": "application/json"})
 
     assert response.status_code in (400, 422)
     assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_a_lone_surrogate_in_a_comment_is_refused(client):
-    """JSON can spell text that no database can store."""
+def test_lone_surrogate_in_a_comment_is_refused(client):
+    """No database can store it."""
     body = b'{"airport": "FRA", "visited_on": "2025-05-04", "rating": 4, "comment": "a\\ud800b"}'
 
     response = client.post(REPORTS, content=body, headers={"content-type": "application/json"})
@@ -112,15 +109,14 @@ def test_a_lone_surrogate_in_a_comment_is_refused(client):
     assert [error["loc"] for error in response.json()["errors"]] == [["body", "comment"]]
 
 
-def test_today_is_not_the_future(client):
-    """Who lands today can report today."""
+def test_visit_may_be_today(client):
     today = str(datetime.now(UTC).date())
 
     assert write(client, visited_on=today)["visited_on"] == today
 
 
-def test_reports_come_newest_first_page_by_page(client):
-    """All pages together are all reports once, even if new ones arrive in between."""
+def test_pages_have_every_report_once_newest_first(client):
+    """Even if new ones arrive meanwhile."""
     written = [write(client)["id"] for _ in range(7)]
 
     first = client.get(REPORTS, params={"limit": 3})
@@ -133,8 +129,7 @@ def test_reports_come_newest_first_page_by_page(client):
     assert third.json()["next_cursor"] is None
 
 
-def test_reports_are_listed_by_airport(client):
-    """The filter takes either code of the airport."""
+def test_reports_are_filtered_by_either_code(client):
     ours = write(client, airport="FRA")["id"]
     write(client, airport="HAM")
 
@@ -143,8 +138,7 @@ def test_reports_are_listed_by_airport(client):
     assert client.get(REPORTS, params={"airport": "MUC"}).json() == {"items": [], "next_cursor": None}
 
 
-def test_a_list_for_an_unknown_airport_is_refused(client):
-    """A mistyped code is not an airport without reports."""
+def test_reports_of_an_unknown_airport_are_refused(client):
     response = client.get(REPORTS, params={"airport": "ZZZ"})
 
     assert response.status_code == 422
@@ -156,16 +150,15 @@ def test_a_list_for_an_unknown_airport_is_refused(client):
 
 
 @pytest.mark.parametrize("key", [b"0", b"-1", b"EDDF", b"1" * 19, b"1.5", "\u0661".encode()])
-def test_a_cursor_that_we_did_not_make_is_refused(client, key):
-    """Keys that no report can have are refused before they reach the database."""
+def test_invalid_cursor_is_refused(client, key):
+    """Before it reaches the database."""
     response = client.get(REPORTS, params={"cursor": base64.urlsafe_b64encode(key).decode()})
 
     assert response.status_code == 422
     assert response.json()["errors"][0]["loc"] == ["query", "cursor"]
 
 
-def test_a_deleted_report_is_gone(client):
-    """Deleting answers 204 once and 404 afterwards."""
+def test_second_delete_is_a_404(client):
     path = f"{REPORTS}/{write(client)['id']}"
 
     deleted = client.delete(path)
@@ -176,21 +169,18 @@ def test_a_deleted_report_is_gone(client):
 
 
 @pytest.mark.parametrize("report_id", ["0", "-1", "x", "1.5", str(2**63), "9" * 400])
-def test_an_id_that_no_report_can_have_is_refused(client, report_id):
-    """Ids beyond what the database can count are the client's mistake, never a 500."""
+def test_id_out_of_range_is_refused(client, report_id):
     response = client.get(f"{REPORTS}/{report_id}")
 
     assert response.status_code == 422
     assert response.json()["errors"][0]["loc"] == ["path", "report_id"]
 
 
-def test_the_largest_id_is_merely_unknown(client):
-    """The bound is the database's own."""
+def test_largest_id_is_a_404(client):
     assert client.get(f"{REPORTS}/{2**63 - 1}").status_code == 404
 
 
 def test_concurrent_writers_all_succeed(client):
-    """Writers wait for each other; none is lost and none gets another's id."""
     with ThreadPoolExecutor(8) as threads:
         reports = list(threads.map(lambda number: write(client, comment=f"visit {number}"), range(24)))
 
@@ -200,7 +190,7 @@ def test_concurrent_writers_all_succeed(client):
 
 
 def test_of_concurrent_deletions_one_succeeds(client):
-    """Whoever deletes what is just being deleted learns that it is gone."""
+    """The other is a 404."""
     path = f"{REPORTS}/{write(client)['id']}"
 
     with ThreadPoolExecutor(8) as threads:
@@ -209,8 +199,8 @@ def test_of_concurrent_deletions_one_succeeds(client):
     assert sorted(statuses) == [204] + [404] * 7
 
 
-def test_writing_is_limited_more_tightly_than_reading(client):
-    """The 31st report within a minute is refused, says when to come back, and reading goes on."""
+def test_writing_has_a_stricter_limit_than_reading(client):
+    """The 31st report within a minute is refused."""
     for _ in range(30):
         write(client)
 
