@@ -52,6 +52,6 @@ def other_hosts(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
         response = FileResponse(file) if file else Response(status_code=404)
         await response(scope, receive, send)
 
-    leaf = trustme.CA().issue_cert("*.example.com")  # the browser is told not to look at it
+    leaf = trustme.CA().issue_cert("*.example.com")  # the browser is started with the option to ignore it
     with leaf.private_key_and_cert_chain_pem.tempfile() as certificate, serving(app, certificate=certificate) as port:
         yield f"--host-resolver-rules=MAP *:443 127.0.0.1:{port}", "--ignore-certificate-errors"

@@ -11,7 +11,7 @@ __all__ = ["FOLDER", "Account", "containers", "default", "load", "of_type", "sta
 
 FOLDER = Path(__file__).resolve().parent.parent / "deploy" / "ecs"
 
-# What moto's CloudFormation does not make. Whoever refers to it gets a placeholder.
+# Resources that moto's CloudFormation does not create. References to them get a placeholder.
 _UNKNOWN_TO_MOTO = (
     "AWS::ApplicationAutoScaling::",
     "AWS::CloudWatch::Alarm",

@@ -25,7 +25,7 @@ if sys.version_info < (3, 12) and "coverage" in sys.modules:
     weakref.WeakKeyDictionary = _WeakCache
 
 
-# Of the example, whose users copy its tests without markers of ours.
+# Tests of the example, which users copy without our markers.
 _SYSTEM_TESTS_OF_EXAMPLES = re.compile(
     r"test_service_(airports|demo|migrations|nearest|postgresql|reports)\.py|\[postgresql"
 )

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 BASE = "docker.io/library/python:3.13-slim"
-HOST = "10.0.2.2"  # this machine's loopback, as slirp4netns shows it to a container
+HOST = "10.0.2.2"  # the address of this machine's loopback in a container with slirp4netns
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 TOOLS = ("buildah", "mmdebstrap", "podman", "runc", "slirp4netns")
 PATIENCE = 300.0  # seconds for a step on a busy machine
 
-# Without what a stand-in need not weigh, and with python and pip where the official image has them.
+# Without unnecessary files, and with python and pip at the paths of the official image.
 TIDY = """
 cd "$1" && rm -f usr/lib/python3*/EXTERNALLY-MANAGED etc/resolv.conf etc/apt/apt.conf.d/99*
 rm -rf usr/share/doc/* usr/share/man/* var/cache/apt/* var/lib/apt/lists/*
@@ -48,7 +48,7 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
-# As an orchestrator would run it: nothing can be written, not even to /tmp, and root's powers are gone.
+# As an orchestrator would run it: a read-only file system, /tmp included, and no capabilities.
 HARDENED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges")
 
 

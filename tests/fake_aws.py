@@ -14,10 +14,14 @@ NAME = "shop-prod"
 TASK = f"arn:aws:ecs:eu-central-1:123456789012:task/{NAME}/0123abcd"
 DEFINITION = f"arn:aws:ecs:eu-central-1:123456789012:task-definition/{NAME}-migrate:7"
 OUTPUTS = {"migrate": DEFINITION, "TaskSubnets": "subnet-1,subnet-2", "ServiceGroup": "sg-1"}
-PARAMETERS = {"Image": "image@sha256:0", "Version": "1.0.0"}  # what is deployed
+PARAMETERS = {"Image": "image@sha256:0", "Version": "1.0.0"}  # the deployed parameters
 
 GLOBAL = {"--query", "--output"}
-CUSTOM = {"cloudformation deploy", "ecr get-login-password", "ecs wait"}  # what the CLI adds to the API
+CUSTOM = {
+    "cloudformation deploy",
+    "ecr get-login-password",
+    "ecs wait",
+}  # commands of the CLI alone
 
 
 class Aws:

@@ -93,7 +93,7 @@ def redis_server(*options: str) -> Iterator[Server]:
 @contextmanager
 def redis_or_skip(*options: str) -> Iterator[Server]:
     """Start a server; skip the tests that need it if Redis is not installed."""
-    import pytest  # benchmarks, which use this module too, do without
+    import pytest  # benchmarks, which use this module too, do not need it
 
     with ExitStack() as stack:
         try:

@@ -628,7 +628,7 @@ class TestOnTheWire:
             received = client.recv(65536)
 
         assert received.startswith(b"HTTP/1.1 101" if origin == ORIGIN else b"HTTP/1.1 403")
-        # Older uvicorns send these of their own, whatever the app sends.
+        # Older versions of uvicorn add these, whatever the app sends.
         assert "x-request-id" in headers_of(received, of_server={"date", "content-length", "content-type"})
 
     def test_every_line_of_the_process_is_json_with_the_id(self, capsys):

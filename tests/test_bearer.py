@@ -147,7 +147,7 @@ def test_number_of_counted_clients_is_bounded(registry, monkeypatch):
     for number in range(10):
         send(f"203.0.113.{number}")
 
-    assert len(token._guesses._counts) <= 3
+    assert len(token._wrong_tokens._counts) <= 3
 
 
 def test_wrong_token_without_a_route_is_unmatched():

@@ -21,7 +21,7 @@ from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import LimitsSettings
 
 SERVED = "1 requests are being served (LIMITS_MAX_CONCURRENT)"
-WITHIN = 10  # seconds, for what happens at once on a machine that is not busy
+WITHIN = 10  # seconds; on an idle machine it happens at once
 
 
 @pytest.fixture

@@ -301,7 +301,7 @@ async def test_transaction_ended_by_a_statement_is_a_500(
 
     async with database.lifespan(None), client_of(app) as client:
         response = await client.post("/items")
-        after = await client.post("/items")  # the connection has come back, with no transaction
+        after = await client.post("/items")  # the connection is returned without a transaction
 
     assert [response.status_code, after.status_code] == [500, 409 if saved else 500]
     [record] = [record for record in caplog.records if record.levelname == "ERROR"][:1]
@@ -956,7 +956,7 @@ async def test_sessions_in_memory_take_turns() -> None:
             session.add(Item(name="lost"))
             await session.flush()
             flushed.set()
-            await asyncio.wait([keeping], timeout=0.05)  # as long as it is this session's turn, the other one waits
+            await asyncio.wait([keeping], timeout=0.05)  # while this session has the connection, the other one waits
             await session.rollback()
 
     async with database.lifespan(None):

@@ -30,7 +30,7 @@ from fastapi_prodkit.database import Database, SessionDep
 from fastapi_prodkit.testing import Databases
 
 REQUESTS = 200
-ENDING = 5.0  # seconds for the end of queries that would take 30; on a machine that is not busy it takes one
+ENDING = 5.0  # seconds for the end of queries that would take 30; on an idle machine it takes one
 RUNNING = "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^(SELECT pg_sleep|INSERT)' AND state = 'active'"
 SLOW_TABLE = (
     "CREATE TABLE slow (content text)",
@@ -40,7 +40,7 @@ SLOW_TABLE = (
 
 
 def database_on(server: Server) -> Database:
-    # The time-outs are for a busy machine, on which two hundred requests take their time.
+    # Long time-outs, because two hundred requests take long on a busy machine.
     patience = {"pool_timeout": 30, "connect_timeout": 30}
     return Database(DatabaseSettings(url=server.url(), ssl="off", pool_size=15, max_overflow=0, **patience))
 

@@ -50,7 +50,7 @@ TABLES = (
 )
 
 INSERT = "INSERT INTO items (id, {column}) VALUES (2, :value)"
-REFUSED = {  # name -> statement, value, status, what the warning says
+REFUSED = {  # name -> statement, value, status, text of the warning
     "NUL": (INSERT.format(column="name"), "a\0", 422, "CharacterNotInRepertoireError 22021"),
     "NUL in JSON": (INSERT.format(column="data"), '"\\u0000"', 422, "UntranslatableCharacterError 22P05"),
     "surrogate": (INSERT.format(column="name"), "\ud800", 422, "DataError 22021, argument $1"),
@@ -127,7 +127,7 @@ REFUSED = {  # name -> statement, value, status, what the warning says
     "owned": ("DELETE FROM owners WHERE id = :value", 1, 409, "23503, constraint items_owner_fkey"),
     "overlap": ("INSERT INTO stays VALUES (int4range(1, :value))", 3, 409, "23P01, constraint stays_during_excl"),
 }
-OURS = {  # name -> statement, value: errors of the program
+OURS = {  # name -> statement, value: errors of the app
     "wrong type": ("SELECT FROM items WHERE id = :value", "1"),
     "wrong date": (INSERT.format(column="at"), "2026-01-01"),
     "wrong element": (INSERT.format(column="numbers"), [1, "2"]),

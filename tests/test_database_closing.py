@@ -34,7 +34,7 @@ from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep
 
 SLOW = text("SELECT pg_sleep(30)")
 ONE = text("SELECT 1")
-SHARED = "the connection was closed while a statement ran on it: give each task a session of its own"
+SHARED = "the connection was closed while a statement ran on it: use another session in each task"
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ async def test_statement_of_another_task_ends_in_the_server(database: Database) 
         running = await session.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)%'"))
 
     assert closed_by_then == 1
-    assert running == 1  # the statement that asks
+    assert running == 1  # the statement of this query
 
 
 async def test_connection_to_sqlite_is_returned(tmp_path: Path) -> None:

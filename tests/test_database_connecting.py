@@ -317,7 +317,7 @@ async def test_wrong_password_is_read_once_per_second(server):
     database = Database(settings_of(url), password=provider)
 
     results = await asyncio.gather(*[database.check() for _ in range(5)], return_exceptions=True)
-    provider._asked -= 2  # as if two seconds had passed
+    provider._read_at -= 2  # as if two seconds had passed
     with pytest.raises(DBAPIError):
         await database.check()
     await database.engine.dispose()

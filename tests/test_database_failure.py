@@ -32,7 +32,7 @@ from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep, add_o
 from fastapi_prodkit.database.failure import _handle_error
 
 POOL_TIMEOUT = 1.5  # a busy machine keeps the margin of LATEST
-LATEST = 1.9 * POOL_TIMEOUT  # twice would be one wait after another
+LATEST = 1.9 * POOL_TIMEOUT  # twice would mean two waits
 SECRET = "hunter2-7f3a"
 NOWHERE = f"postgresql://user:{SECRET}@127.0.0.1:1/name"
 
@@ -113,7 +113,7 @@ async def test_silent_server_is_a_503_in_time(outages: Outages, database: Databa
     """Within the pool time-out, with or without open connections."""
     async with client_of(app_with(database)) as client:
         await asyncio.gather(*(database.check() for _ in range(warm)))
-        await asyncio.sleep(idle)  # an idle connection is asked whether it lives, one in use is not
+        await asyncio.sleep(idle)  # an idle connection is tested, one in use is not
         with outages.frozen():
             answers = await asyncio.gather(*(timed(client) for _ in range(10)))
             ready, ready_after = await timed(client, "/ready")
@@ -175,7 +175,7 @@ def test_connection_in_an_undefined_state_is_dropped(name: str) -> None:
     context = SimpleNamespace(original_exception=error, is_disconnect=False, connection=None, statement="SELECT 1")
     context.execution_context = None
 
-    answer = _handle_error(context)  # type: ignore[arg-type] # as much of an ExceptionContext as is read
+    answer = _handle_error(context)  # type: ignore[arg-type] # the used attributes of an ExceptionContext
 
     assert isinstance(answer, OperationalError)
     assert is_unavailable(answer)

@@ -38,7 +38,7 @@ class PlainResponse(JSONResponse):
         super().__init__(content, **others)
 
 
-class Refused(Exception): ...  # noqa: N818 - what is answered with a status of success, too
+class Refused(Exception): ...  # noqa: N818 - not an error: it may be answered with a success
 
 
 class ForgivingRoute(APIRoute):

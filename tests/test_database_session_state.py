@@ -18,7 +18,7 @@ from sqlalchemy import event, func, select, text
 from fastapi_prodkit.database import Database, ReadSessionDep, SessionDep
 from fastapi_prodkit.database.session_state import leaves_state
 
-# What one request does, and what the next one must not find.
+# Statements of one request, and queries of the state that the next one must not have.
 STATES = {
     "set_config": ("SELECT set_config('app.tenant', 'a', false)", "SELECT current_setting('app.tenant', true)", ""),
     "set": ("SET statement_timeout = 1000", "SHOW statement_timeout", "30s"),
@@ -53,7 +53,7 @@ STATES = {
         "",
     ),
 }
-# What a request does on asyncpg's connection itself.
+# Calls of a request on asyncpg's connection.
 DIRECTLY: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "set": lambda driver: driver.execute("SET statement_timeout = 1000"),
     "set_config": lambda driver: driver.fetch("SELECT set_config('app.tenant', $1, $2)", "a", False),
@@ -74,7 +74,7 @@ async def database(server: Server) -> AsyncIterator[Database]:
 
 def database_settings(server: Server) -> DatabaseSettings:
     url = f"{server.url()}?options=-c timezone=UTC"
-    # The time-outs are for a busy machine, on which a connection would be replaced.
+    # Long time-outs, because after a time-out on a busy machine the connection would be replaced.
     return DatabaseSettings(url=url, ssl="off", pool_size=1, max_overflow=0, pool_timeout=30, connect_timeout=30)
 
 
@@ -156,7 +156,7 @@ async def test_connection_without_state_is_not_reset(database: Database) -> None
             driver: Any = (await connection.get_raw_connection()).driver_connection
             driver.add_query_logger(lambda record: executed.append(record.query))
         await client.get("/find", params={"statement": "SELECT 1"})
-        executed.clear()  # what has reset the connection that this test has obtained itself
+        executed.clear()  # the reset of the connection that this test has obtained itself
         for statement in statements:
             await client.get("/change", params={"statement": statement})
         async with database.session() as session:

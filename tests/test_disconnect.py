@@ -24,7 +24,7 @@ from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import LimitsSettings
 
 ENABLED = LimitsSettings(cancel_on_disconnect=True)
-WITHIN = 10.0  # seconds for what takes a moment on a machine that is not busy
+WITHIN = 10.0  # seconds; on an idle machine it takes a moment
 SCOPE = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "headers": [], "query_string": b""}
 CHUNKED = [(b"transfer-encoding", b"chunked")]
 
@@ -357,7 +357,7 @@ async def test_repeated_request_message_is_no_disconnect(handler):
     assert await handler.left_by(client) == "done"
 
 
-# What is left alone
+# Requests that are not cancelled
 
 
 async def test_is_disconnected_works(handler):
@@ -481,7 +481,7 @@ async def test_finished_request_leaves_no_reference_cycle():
         await Client(app).end()
         await asyncio.sleep(0)
 
-    await call()  # the first one makes things that stay
+    await call()  # the first request creates cached objects
     with none_left():
         await call()
     assert len(asyncio.all_tasks()) == 1

@@ -78,7 +78,7 @@ def test_docstring_example_of_every_middleware_runs(module, name):
     exec(textwrap.dedent(example), {"app": app, name: middleware})
 
     assert [each.cls for each in app.user_middleware] == [middleware]
-    assert TestClient(app).get("/openapi.json").status_code in {200, 400}  # 400: it is not called testserver
+    assert TestClient(app).get("/openapi.json").status_code in {200, 400}  # 400: the host is not testserver
 
 
 @pytest.mark.parametrize("piece", ["auth", "tracing"])

@@ -22,7 +22,7 @@ from fastapi_prodkit.cli.doctor.finding import Finding
 
 pytestmark = pytest.mark.usefixtures("in_order")
 
-# Everything at once that would show a secret if anything did.
+# All problems whose findings could show a secret.
 SECRETS = {
     "DATABASE_URL": REMOTE.replace("db.example.com", "127.0.0.1:1"),
     "METRICS_TOKEN": "example-token-k3v8sPq",

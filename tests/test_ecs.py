@@ -33,7 +33,7 @@ DOMAIN = "api.example.com"
 IMAGE = f"123456789012.dkr.ecr.eu-central-1.amazonaws.com/{NAME}@sha256:{'0' * 64}"
 PAGE = FOLDER.parent.parent / "docs" / "deploy" / "ecs.md"
 
-# What the secrets of data.yaml hold, as ECS would put it into the environment.
+# The values of the secrets of data.yaml, as ECS would set them as variables.
 SECRETS = {
     "RATE_LIMIT_STORAGE_URL": "rediss://:token@cache.example:6379/0",
     "METRICS_TOKEN": "m" * 43,

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.system
 STACKS = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 TEMPLATES = {name: load(name) for name in STACKS}
 
-# A policy that names no resource, by the action: AWS has none to name (Service Authorization Reference).
+# Actions for which AWS defines no resource (Service Authorization Reference).
 WITHOUT_RESOURCE = {
     "ecr:GetAuthorizationToken",
     "ecs:DeregisterTaskDefinition",

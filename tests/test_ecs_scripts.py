@@ -44,7 +44,7 @@ def database(tmp_path_factory):
 
     async def prepare(url):
         connection = await asyncpg.connect(url)
-        # As RDS makes them: not a superuser, and may pass the role of IAM on.
+        # As RDS creates it: not a superuser, but it may grant the role of IAM.
         await connection.execute("CREATE ROLE rds_iam")
         await connection.execute("CREATE ROLE owner LOGIN CREATEDB CREATEROLE PASSWORD 'owner'")
         await connection.execute("GRANT rds_iam TO owner WITH ADMIN OPTION")

@@ -146,7 +146,7 @@ def outcome(app, method, path, **options):
         try:
             response = TestClient(app, raise_server_exceptions=raises).request(method, path, **options)
             text, traceback, _ = response.text.partition("Traceback")
-            if traceback:  # the debug page; which frames it shows is another matter
+            if traceback:  # the debug page; its frames may differ
                 response.headers.pop("content-length")
             seen += [response.status_code, response.headers, text]
         except Exception as error:
@@ -367,7 +367,7 @@ async def test_failed_request_leaves_no_reference_cycle(path, error):
         with contextlib.suppress(error):
             await served(scope, nothing, nothing)
 
-    await call()  # the first one makes things that stay
+    await call()  # the first request creates cached objects
     with none_left():
         await call()
 

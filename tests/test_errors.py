@@ -963,7 +963,7 @@ async def instance_of(app, **scope):
         ("http://evil.com/x", "/http://evil.com/x"),
         ("*", "/*"),
         ("", "/"),
-        ("/\udcff", "/%ED%B3%BF"),  # a server that decodes paths leniently does not make an error of an error
+        ("/\udcff", "/%ED%B3%BF"),  # a server may decode invalid paths; the answer is not a 500
     ],
 )
 async def test_instance_is_the_percent_encoded_path(path, instance):
@@ -1055,7 +1055,7 @@ def test_http_exception_closes_an_open_websocket(status, code):
         websocket.receive_text()
 
     assert closed.value.code == code
-    assert closed.value.reason == "ä" * 61  # of 123 bytes, as much as makes whole characters
+    assert closed.value.reason == "ä" * 61  # the whole characters within 123 bytes
 
 
 @pytest.mark.parametrize("closes", [True, False])

@@ -158,7 +158,7 @@ async def test_liveness_warns_of_a_block_for_a_minute(lines, registry):
     assert later.json() == {"status": "pass"}
 
 
-# Its own life
+# Lifespan
 
 
 async def test_lifespan_ends_thread_and_timer(registry):

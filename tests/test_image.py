@@ -356,7 +356,7 @@ def test_image_has_oci_labels(image):
             "revision": "0f1e2d3c",
             "created": "2026-01-02T03:04:05Z",
             "source": "https://git.example.com/airports",
-            "licenses": "NOASSERTION",  # nobody has said
+            "licenses": "NOASSERTION",  # not set by a build argument
             "base.name": BASE,
         }.items()
     }

@@ -38,7 +38,7 @@ def client(caplog):
     """A client of an app with /log-level; changes are reverted at the end of the test."""
     logging.getLogger(LOGGER).setLevel(logging.NOTSET)
     client = client_for(LogSettings(level_token=TOKEN))
-    caplog.set_level(logging.INFO)  # of the root logger, which each of the others follows
+    caplog.set_level(logging.INFO)  # of the root logger, which applies to all others
     yield client
     client.delete("/log-level", headers=BEARER)
 
@@ -58,7 +58,7 @@ def audit(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "fastapi_prodkit.log_level"]
 
 
-# Who may
+# Authorization
 
 
 def test_path_without_a_token_is_a_404():
@@ -95,7 +95,7 @@ def test_short_token_is_refused():
         LogSettings(level_token="changeme")
 
 
-# What changes
+# Changes
 
 
 @pytest.mark.parametrize("path", ["/log-level", "/log-level/"])
@@ -181,7 +181,7 @@ def test_root_and_parent_loggers_can_be_changed(client):
     assert child.isEnabledFor(logging.DEBUG)
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class Broken:
     __repr__ = __str__
 
 
-# What every line carries
+# Fields of every line
 
 
 def test_record_has_the_standard_fields(lines):
@@ -267,7 +267,7 @@ def test_fields_of_a_record_factory_are_on_every_line():
     assert json.loads(done.stdout)["trace_id"] == "abc"
 
 
-# The direct way of the access line
+# Lines without a record
 
 
 def write_directly(**fields):
@@ -822,7 +822,7 @@ def test_processors_see_access_lines(lines):
     assert (status, line["http_status"], line["region"]) == (404, 404, "eu")
 
 
-# Where lines go
+# Standard output
 
 
 @pytest.mark.parametrize("stream", [None, "closed", "broken"])
@@ -1139,7 +1139,7 @@ def test_log_config_of_the_page_makes_a_parent_process_log_json(tmp_path):
     assert any(line["event"].startswith("Started parent process") for line in found)
 
 
-# What nobody caught
+# Uncaught exceptions
 
 
 TASK = """

@@ -142,7 +142,7 @@ def test_blocked_queue_is_closed_within_a_bound(monkeypatch, writers):
     writer.write(b"1")
     gate.opened.set()
 
-    assert writer.dropped == 1  # the mark that closes the queue has taken its place
+    assert writer.dropped == 1  # the item that closes the queue takes one place
 
 
 def test_waits_for_several_blocked_queues_run_concurrently(monkeypatch, writers):

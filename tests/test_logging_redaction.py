@@ -184,7 +184,7 @@ FALSE_ALARMS = [
     ),
     "peer 2001:db8::1 at 09:41:07, 3:1, a:b, C:/x",
 ]
-# What masking too much costs: these hold no secret, and lose something.
+# Texts without a secret that are masked nevertheless.
 MASKED_IN_DOUBT = {
     "File x, line 1\n    token = read()": "File x, line 1\n    token = [redacted]",
     "def login(password: str)": "def login(password: [redacted])",
@@ -217,7 +217,7 @@ def test_secret_is_masked_with_and_without_a_record(capsys, text):
     [handler] = [each for each in logging.root.handlers if isinstance(each, EventHandler)]
     write = handler.writer("info", "shop", "request")
 
-    for _ in range(2):  # the second time its keys are known to be harmless
+    for _ in range(2):  # the second time its keys are cached as harmless
         logging.getLogger("shop").warning("event", extra={"value": text})
         write({"value": text})
 

@@ -157,7 +157,7 @@ def test_dead_workers_leave_one_file(tmp_path):
         last = Process(tmp_path)
         with last.workers.joined():
             assert last.shown()["orders_total"] == 5
-            assert len(list(tmp_path.glob("*.json"))) == 3  # two that live, and one for all others
+            assert len(list(tmp_path.glob("*.json"))) == 3  # one for each living worker, and one for all others
 
 
 def test_ending_worker_writes_its_counters(pair, tmp_path):
@@ -618,7 +618,7 @@ def test_sums_never_decrease_when_a_worker_is_killed(server, directory):
         assert process.output().count("the metrics of huge are left out") == 2
 
         if server in {"hypercorn", "granian"}:
-            return  # what they do about a worker that is killed is their own affair
+            return  # their handling of a killed worker is not tested here
         os.kill(int(next(iter(answered))), signal.SIGKILL)
         shown = shown_in_time(port, "open_orders", 1)
         assert shown["orders_total"] >= sum(answered.values())

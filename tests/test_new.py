@@ -513,7 +513,7 @@ class TestTemplate:
         code = main(["new", "my-shop", "--yes"])
 
         assert code == 1
-        assert "_template is missing: install fastapi-prodkit anew" in capsys.readouterr().err
+        assert "_template is missing: reinstall fastapi-prodkit" in capsys.readouterr().err
 
     def test_mark_may_choose_between_two_parts(self):
         """The part that the example does not use is commented out in it."""
@@ -586,7 +586,7 @@ class TestMake(Making):
         folder = tmp_path / "my-shop"
         assert main(["new", "my-shop", "--directory", str(folder), *options(*LITTLE)]) == 0
         home["UV_FIND_LINKS"] = str(wheel.parent)
-        # Every airport, every page of them, and what ends a demo are tried in the example itself.
+        # Tests of every airport, of every page, and of the end of the demo run in the example itself.
         elsewhere = ("all_pages", "every_airport", "in_the_data", "random_places", "service_demo")
         home["PYTEST_ADDOPTS"] += f" -k 'not ({' or '.join(elsewhere)})'"
 

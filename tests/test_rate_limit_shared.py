@@ -320,7 +320,7 @@ def unix_socket(directory):
 
 @contextmanager
 def cluster(directory):
-    bus = str(free_port())  # by default the port plus 10000, which may be none
+    bus = str(free_port())  # by default the port plus 10000, which may be too large
     options = ("--cluster-enabled", "yes", "--cluster-port", bus, "--dir", str(directory))
     with redis_or_skip(*options, "--requirepass", "p@ss/word") as server:
         commands(server.port, "AUTH p@ss/word", "CLUSTER ADDSLOTSRANGE 0 16383")
@@ -349,7 +349,7 @@ async def test_socket_cluster_and_sentinels_count(tmp_path, kind, strategy):
         async with store.lifespan(None):
             pass
         del store
-        gc.collect()  # what is left open says so when it goes
+        gc.collect()  # an open connection would warn when it is collected
 
     assert [[left for _, left, _ in quotas] for quotas in found] == [[1, 99], [0, 98], [-1, 97]]
 
@@ -458,7 +458,7 @@ async def test_store_is_probed_without_requests(server, url):
     quotas = await store.hit([limit], "a")
 
     assert missed == []
-    assert [left for _, left, _ in quotas] == [4]  # asking has counted nothing
+    assert [left for _, left, _ in quotas] == [4]  # the probes have counted nothing
     async with store.lifespan(None):
         pass
 
@@ -485,7 +485,7 @@ def test_outage_continues_in_another_event_loop(server, url):
     assert not store._outage.active
 
 
-# Answers about one key
+# Errors about one key
 
 
 def spoil(server, value):

@@ -142,7 +142,7 @@ def test_middlewares_of_slowapi_do_not_count(middleware, caplog):
 
 def test_limiter_is_imported_on_first_use():
     with pytest.raises(AttributeError, match="Limitr"):
-        fastapi_prodkit.rate_limit.Limitr  # noqa: B018 - asking for it is the test
+        fastapi_prodkit.rate_limit.Limitr  # noqa: B018 - the access is the test
 
     assert issubclass(fastapi_prodkit.rate_limit.Limiter, slowapi.Limiter)
 
@@ -307,7 +307,7 @@ def test_scope_function_gets_the_name_of_the_endpoint():
     client = TestClient(app)
 
     assert [client.get("/").status_code for _ in range(2)] == [200, 429]
-    assert '"route";q=1' in client.get("/").headers["ratelimit-policy"]  # a blank cannot stand in a header
+    assert '"route";q=1' in client.get("/").headers["ratelimit-policy"]  # a name with a space is not used
 
 
 def test_websocket_handshake_is_limited():
@@ -873,7 +873,7 @@ def test_two_processes_share_a_store(policy, without):
             "storage_timeout": 2,
             "default": "9/day",
         }
-        # In each process the decorators of a module make the same limits anew.
+        # The decorators of a module create the same limits in each process.
         apps = [service(Limiter(), app_of(**options), "2/day") for _ in range(2)]
         with TestClient(apps[0]) as first, TestClient(apps[1]) as second:
             shared = [client.get(path) for path in ("/direct", "/sync") for client in (first, second, first)]

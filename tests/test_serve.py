@@ -52,8 +52,8 @@ async def health():
 
 
 @pytest.fixture(autouse=True)
-def _restore_process(monkeypatch):
-    """Undo what the command changes in the process of the tests."""
+def _do_not_exit(monkeypatch):
+    """Let the command return, because it runs in the process of the tests."""
     monkeypatch.setattr("fastapi_prodkit.cli.supervisor.bound_exit", lambda code: None)
 
 
@@ -216,7 +216,7 @@ def test_uvicorn_gets_our_defaults(directory, monkeypatch, processes, starts):
     assert (config.limits.max_head_size, config.limits.max_headers) == (65_536, 100)
     assert [config.access_log, config.server_header, config.proxy_headers] == [False] * 3
     assert (config.log_config is None) == (processes == 1)
-    assert os.environ["WEB_CONCURRENCY"] == str(processes)  # which tells the workers that they are several
+    assert os.environ["WEB_CONCURRENCY"] == str(processes)  # which tells each worker the number of workers
 
 
 @pytest.mark.parametrize(

@@ -384,7 +384,7 @@ def test_rolling_restart_loses_no_request(directory):
             ready = {first.port: True, second.port: True}
             number = 0
             while not stop.wait(0.05):
-                if number % 4 == 0:  # the balancer's probe, five times a second
+                if number % 4 == 0:  # the load balancer probes five times a second
                     for port in ready:
                         with suppress(OSError):
                             ready[port] = get(port, "/ready")[0] == 200 if listens(port) else False

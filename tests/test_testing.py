@@ -25,7 +25,7 @@ from fastapi_prodkit.database.engine import create_engine
 from fastapi_prodkit.sections import DatabaseSettings
 from fastapi_prodkit.testing import (
     Databases,
-    _empty_counts,  # noqa: F401 - for each test here, as for those of whoever uses the plugin
+    _empty_counts,  # noqa: F401 - a fixture for each test here, as in users' tests
     assert_max_queries,
     client_of,
     postgresql,
@@ -363,7 +363,7 @@ def test_account_is_the_current_one_unless_it_is_root(monkeypatch):
 
     assert postgresql._account() is None
     assert postgresql._identity(None) == {}
-    postgresql._hand_over(Path("/nowhere"), None)
+    postgresql._set_owner(Path("/nowhere"), None)
 
 
 def test_root_runs_the_server_as_nobody(monkeypatch):
@@ -373,7 +373,7 @@ def test_root_runs_the_server_as_nobody(monkeypatch):
     monkeypatch.setattr(os, "chown", lambda path, *account: handed.append((path, account)))
 
     account = postgresql._account()
-    postgresql._hand_over(Path("/x"), account)
+    postgresql._set_owner(Path("/x"), account)
 
     assert handed == [(Path("/x"), account)]
     assert postgresql._identity(account)["user"] == account[0]

@@ -24,7 +24,7 @@ CI = ROOT / ".github" / "workflows" / "ci.yml"
 EXAMPLE = ROOT / "examples" / "service"
 SERVICE = ROOT / "deploy" / "github" / "pipeline.yml"
 RELEASE = ROOT / ".github" / "workflows" / "release.yml"
-_USES = re.compile(r"uses: (?!\$/)(\S+)(.*)")  # what is not of this repository
+_USES = re.compile(r"uses: (?!\$/)(\S+)(.*)")  # actions of other repositories
 
 each_workflow = pytest.mark.parametrize("workflow", [*OURS, SERVICE], ids=lambda path: path.name)
 

@@ -30,7 +30,7 @@ def test_fastapi_pagination_works_for_later_routes(complete):
     from fastapi_pagination import Page, add_pagination, paginate
     from fastapi_pagination.utils import disable_installed_extensions_check
 
-    disable_installed_extensions_check()  # it would rather paginate SQLAlchemy's queries
+    disable_installed_extensions_check()  # it recommends its integration with SQLAlchemy
     router = APIRouter()
 
     @router.get("/numbers")

@@ -34,7 +34,7 @@ def attach(app, sink):
         sink.url.replace("//", "//key@") + "/1",
         traces_sample_rate=1.0,
         integrations=[*framework, *log],
-        auto_enabling_integrations=False,  # or it imports every library that it knows, which takes seconds
+        auto_enabling_integrations=False,  # otherwise it imports every library that it integrates, which takes seconds
     )
     return SentryAsgiMiddleware(app) if around else None
 

@@ -19,7 +19,7 @@ def pieces():
 def installed(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ENVIRONMENT", "test")
-    monkeypatch.setenv("RATE_LIMIT_DEFAULT", "100/minute")  # tests have none unless they say so
+    monkeypatch.setenv("RATE_LIMIT_DEFAULT", "100/minute")  # the profile of tests has none
     monkeypatch.setenv("LOG_ENABLED", "false")  # this process's logging is pytest's
     with TestClient(runpy.run_path(str(FOLDER / "installed.py"))["app"]) as client:
         yield client

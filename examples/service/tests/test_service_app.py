@@ -115,7 +115,7 @@ def test_replicas_count_requests_together(sqlite, monkeypatch):
         pytest.skip("FASTAPI_PRODKIT_TEST_REDIS_URL names no Redis")
     monkeypatch.setenv("RATE_LIMIT_STORAGE_URL", url)
     monkeypatch.setenv("RATE_LIMIT_DEFAULT", "4/hour")
-    monkeypatch.setenv("SERVICE_NAME", f"test-{uuid.uuid4().hex}")  # under which it counts: from nothing, each time
+    monkeypatch.setenv("SERVICE_NAME", f"test-{uuid.uuid4().hex}")  # the prefix of its keys: a new one for each test
     settings = ServiceSettings(environment="test", database=sqlite.database, log=None)
 
     with TestClient(build(settings)) as first, TestClient(build(settings)) as second:
