@@ -1,4 +1,4 @@
-"""The command `fastapi-prodkit`, or `python -m fastapi_prodkit`. Without its extra, it says what to install."""
+"""The command `fastapi-prodkit`, or `python -m fastapi_prodkit`. Without its extra, it names the extra."""
 
 import sys
 

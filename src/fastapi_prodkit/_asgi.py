@@ -186,7 +186,7 @@ def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:
 
 
 def is_routed(routes: Sequence[BaseRoute], scope: Scope) -> bool:
-    """Say whether a route matches the path and the method of a request."""
+    """Return whether a route matches the path and the method of a request."""
     scope = {**scope, "fastapi": {}}  # matching writes into this entry; the app's scope must not change
     return any(route.matches(scope)[0] is Match.FULL for route in routes)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BearerToken"]
 
-_MOST_GUESSES: Final = 10  # wrong tokens of one client in a minute
+_MOST_WRONG_TOKENS: Final = 10  # wrong tokens of one client in a minute
 _MINUTE: Final = 60.0  # seconds
 _MOST_CLIENTS: Final = 10_000  # clients whose wrong tokens are counted; they take about 2 MB
 
@@ -51,10 +51,10 @@ class BearerToken:
     ) -> None:
         self._token = token.get_secret_value().encode()
         self._registry = registry
-        self._guesses = _Guesses(clock)
+        self._wrong_tokens = _WrongTokens(clock)
 
     def is_sent(self, connection: HTTPConnection) -> bool:
-        """Say whether a request carries the token, for endpoints that answer without it as well."""
+        """Return whether a request has the token, for endpoints that answer without it too."""
         return self._refusal_of(connection) is None
 
     def authorize(self, connection: HTTPConnection) -> None:
@@ -77,15 +77,15 @@ class BearerToken:
         if authorization is None:
             return ProblemError(401, headers={"WWW-Authenticate": "Bearer"}), None
         client = client_key(connection.scope)
-        wait = self._guesses.seconds_to_wait(client)
+        wait = self._wrong_tokens.seconds_to_wait(client)
         if not wait and _carries(authorization, self._token):
             return None
         route = route_template(connection.scope, connection.scope.get("root_path", ""))
         self._count_refusal(route)
         if wait:
             problem = ProblemError(429, "Too many wrong tokens; try again later.", headers={"Retry-After": str(wait)})
-            return problem, Reason("rate_limited", f"{_MOST_GUESSES} wrong tokens of this client in a minute")
-        self._guesses.add(client)
+            return problem, Reason("rate_limited", f"{_MOST_WRONG_TOKENS} wrong tokens of this client in a minute")
+        self._wrong_tokens.add(client)
         _logger.warning("%s: a request of %s had a wrong token", route, client)
         problem = ProblemError(401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
         return problem, Reason("unauthenticated", "the token is wrong")
@@ -103,7 +103,7 @@ class BearerToken:
         counter.labels(route).inc()
 
 
-class _Guesses:
+class _WrongTokens:
     """Count wrong tokens by client; the minute ends for all clients at once."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -121,7 +121,7 @@ class _Guesses:
         if now >= self._end or len(self._counts) > _MOST_CLIENTS:
             self._counts.clear()
             self._end = now + _MINUTE
-        return math.ceil(self._end - now) if self._counts[client] >= _MOST_GUESSES else 0
+        return math.ceil(self._end - now) if self._counts[client] >= _MOST_WRONG_TOKENS else 0
 
     def add(self, client: str) -> None:
         self._counts[client] += 1

@@ -91,8 +91,8 @@ class RequestContext(dict[str, Any]):
 
     def explain_closed_handshake(self, status: int, message: Mapping[str, Any]) -> None:
         """Record why the app refuses a WebSocket handshake by closing it with this message."""
-        said = message.get("reason") or f"{message.get('code', _NORMAL_CLOSURE)}, before it was open"
-        self.explain_handshake(status, f"the app has closed it: {said}")
+        reason = message.get("reason") or f"{message.get('code', _NORMAL_CLOSURE)}, before it was open"
+        self.explain_handshake(status, f"the app has closed it: {reason}")
 
     def refusal(self, status: int, scope_type: str) -> Reason | None:
         """Return why a request with this status was refused, or None if it was not refused."""

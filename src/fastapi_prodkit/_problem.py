@@ -61,8 +61,8 @@ async def respond(connection: HTTPConnection, problem: ProblemError) -> Response
     error = raisable(connection, problem)
     if error is problem:
         if isinstance(connection, WebSocket):
-            said = f"the app has answered it with {problem.status_code}: {problem.detail}"
-            _context.refuse_handshake(problem.status_code, said)
+            text = f"the app has answered it with {problem.status_code}: {problem.detail}"
+            _context.refuse_handshake(problem.status_code, text)
         return response(connection, problem)
     if isinstance(error, WebSocketException):
         await cast("WebSocket", connection).close(error.code, error.reason)
@@ -87,7 +87,7 @@ def raisable(connection: HTTPConnection, problem: ProblemError) -> Exception:
 
 
 class Refusal:
-    """An ASGI app that answers every request with one problem, without reading its body, and says why in the log."""
+    """An ASGI app that answers every request with one problem, without reading its body, and logs the reason."""
 
     def __init__(self, problem: ProblemError, reason: Reason | None = None) -> None:
         self.problem = problem

@@ -22,7 +22,7 @@ ROUTER_MOUNTS: Final = "fastapi_prodkit"  # a router: the prefixes of its mounts
 APP_TEMPLATES: Final = "_prodkit_templates"  # an app: templates of requests that were refused before; see _asgi
 REGISTRY_INSTRUMENTS: Final = "fastapi_prodkit_instruments"  # a Prometheus registry; see _instruments
 REGISTRY_WORKERS: Final = "fastapi_prodkit_workers"  # a Prometheus registry; see metrics.multiprocess
-ENDPOINT_STATUS: Final = "__prodkit_status__"  # an endpoint that tells the status of what it returns
+ENDPOINT_STATUS: Final = "__prodkit_status__"  # an endpoint that `database.response_status` has wrapped
 ENDPOINT_LIMITS: Final = "__prodkit_limits__"  # an endpoint: how many limits decorate it
 ENDPOINT_NO_DEFAULT_LIMIT: Final = "__prodkit_no_default_limit__"  # an endpoint without the default limit
 ENDPOINT_NO_LIMIT: Final = "__prodkit_no_limit__"  # an endpoint without any limit
@@ -40,10 +40,10 @@ def mark_logged(error: BaseException) -> None:
 
 
 def is_logged(error: BaseException) -> bool:
-    """Say whether the exception is logged already."""
+    """Return whether the exception is logged already."""
     return EXCEPTION_LOGGED in vars(error)
 
 
 def take_logged_mark(error: BaseException | None) -> bool:
-    """Say whether the exception is logged already, and remove the mark: the same object may be raised again."""
+    """Return whether the exception is logged already, and remove the mark: the same object may be raised again."""
     return error is not None and vars(error).pop(EXCEPTION_LOGGED, False)

@@ -5,7 +5,7 @@ from typing import TextIO
 
 
 def coloured(stream: TextIO) -> bool:
-    """Say whether output may have colours: the stream is a terminal that shows them, and NO_COLOR is not set.
+    """Return whether output may have colours: the stream is a terminal that shows them, and NO_COLOR is not set.
 
     An empty NO_COLOR counts as not set (https://no-color.org).
     """

@@ -1,7 +1,7 @@
 """Answer only requests for the host names of the service.
 
-Otherwise a client controls what is built from the Host header, such as a link to reset a password, a redirect or a
-cache key. RFC 9112 section 3.2 requires 400 if the header is missing, invalid or repeated.
+Otherwise a client controls each link, redirect and cache key that is built from the Host header, such as a link to
+reset a password. RFC 9112 section 3.2 requires 400 if the header is missing, invalid or repeated.
 """
 
 import re

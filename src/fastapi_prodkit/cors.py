@@ -253,7 +253,7 @@ async def _answer_preflight(_scope: Scope, _receive: Receive, send: Send) -> Non
 
 
 def _is_own(exchange: Exchange, origin: bytes) -> bool:
-    """Say whether a handshake comes from a page of the same scheme, host and port."""
+    """Return whether a handshake comes from a page of the same scheme, host and port."""
     host = exchange.headers.get(b"host", b"").lower()
     if exchange.scope.get("scheme") == "wss":
         return origin == b"https://" + host.removesuffix(b":443")

@@ -42,7 +42,7 @@ class DeadlineMiddleware(Layer):
         app.add_middleware(DeadlineMiddleware, request_timeout=10)
 
     The deadline does not apply to a response that has started, nor to WebSockets. The time starts when the request
-    reaches this layer, and includes the reading of the body. `Depends(Timeout(120))` gives a route a time of its own.
+    reaches this layer, and includes the reading of the body. `Depends(Timeout(120))` sets another time for a route.
     If another DeadlineMiddleware is further out, this one replaces its deadline.
 
     Args:
@@ -51,8 +51,8 @@ class DeadlineMiddleware(Layer):
         exempt: Paths relative to the app, without trailing slash, that have no deadline.
 
     Keyword Args:
-        request_timeout: Longest time until a response starts, seconds; with None only routes with a time of their own
-            have a deadline. Default: 30.0.
+        request_timeout: Longest time until a response starts, seconds; with None only routes with a `Timeout` have a
+            deadline. Default: 30.0.
 
     Raises:
         ConfigurationError: A keyword does not exist, or its value cannot be used.

@@ -165,13 +165,13 @@ class _Meter:
             Counter, "event_loop_blocks_total", "How often the event loop was blocked.", registry=registry
         )
         self._clock = clock
-        self._turn = clock() + _MINUTE
+        self._minute_ends = clock() + _MINUTE
         self._before = self._worst = 0.0
 
     def measure(self, lag: float) -> None:
         """Set the gauge to the longest delay of this minute and the one before."""
-        if self._clock() >= self._turn:
-            self._turn = self._clock() + _MINUTE
+        if self._clock() >= self._minute_ends:
+            self._minute_ends = self._clock() + _MINUTE
             self._before, self._worst = self._worst, 0.0
         self._worst = max(self._worst, lag)
         self._lag.set(max(self._worst, self._before))

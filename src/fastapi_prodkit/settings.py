@@ -36,7 +36,7 @@ PROFILES: Final[Mapping[str, Mapping[str, str]]] = {
     "dev": {
         "LOG_FORMAT": "console",
         "DATABASE_N_PLUS_ONE": "10",
-        "EVENT_LOOP_LIMIT": "0.1",  # what asyncio's own debug mode calls slow
+        "EVENT_LOOP_LIMIT": "0.1",  # the limit of asyncio's own debug mode
         "HOSTS_ALLOWED": "*",
         "HEALTH_DETAILS": "true",
         "METRICS_PUBLIC": "true",

@@ -40,7 +40,7 @@ class Stream:
     Args:
         at_shutdown: What happens when the drain is over: `finish` lets the stream use the grace, `end` completes the
             response at once, so that the client connects to another process, `cut` closes the connection at once.
-        last: The last chunk of a stream that is ended, such as what `fastapi.sse.format_sse_event` returns.
+        last: The last chunk of a stream that is ended, such as the result of `fastapi.sse.format_sse_event`.
         heartbeat: Send `heartbeat_chunk` when nothing has been sent for this time, seconds; None sends none.
         heartbeat_chunk: By default a comment, which every client of an event stream ignores.
         idle_timeout: End the stream when the app has sent nothing for this time, seconds; heartbeats do not count.

@@ -17,9 +17,9 @@ Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]
 def compose(app: Starlette, ours: Sequence[Lifespan], *, mounted: bool = True) -> None:
     """Make the app run `ours`, then its own lifespan, then those of the apps mounted in it; and end them in reverse.
 
-    The states that the lifespans yield are merged; the app's own wins over that of a mounted app. If the app's own
-    lifespan runs the lifespan of a mounted app, which is a known workaround, this lifespan is not run a second time.
-    With `mounted=False` no lifespan of a mounted app is run, because the app's own lifespan does the same work.
+    The states that the lifespans yield are merged; the app's own wins over that of a mounted app. A mounted app's
+    lifespan that the app's own lifespan has started, a known workaround, is not started again. With `mounted=False`
+    the lifespans of mounted apps are left to the app's own lifespan.
     """
     own = cast("Lifespan", app.router.lifespan_context)
 

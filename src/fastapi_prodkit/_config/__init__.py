@@ -1,1 +1,1 @@
-"""Variable names, middleware keywords and production rules: what the settings use beside the sections."""
+"""The parts of the settings beside the sections: variable names, middleware keywords and production rules."""

@@ -167,7 +167,7 @@ def _lookalikes(pattern: str, scheme: str, names: Sequence[str]) -> Iterator[str
 
 
 def _encrypted(url: str) -> bool:
-    """Say whether the URL asks for an encrypted connection, or the database is on this machine."""
+    """Return whether the URL asks for an encrypted connection, or the database is on this machine."""
     query = parse_qs(url.rpartition("?")[2])
     if {"require", "verify-ca", "verify-full"}.intersection(query.get("sslmode", []) + query.get("ssl", [])):
         return True  # a URL may be stricter than the setting

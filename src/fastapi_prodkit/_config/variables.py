@@ -41,7 +41,7 @@ def section_of(field: FieldInfo) -> type[Section] | None:
 
 
 def has_switch(field: FieldInfo) -> bool:
-    """Say whether the field is a section that `<SECTION>_ENABLED` can leave out: one that can be None."""
+    """Return whether the field is a section that `<SECTION>_ENABLED` can leave out: one that can be None."""
     section = section_of(field)
     return section is not None and NoneType in members(field) and "enabled" not in section.model_fields
 

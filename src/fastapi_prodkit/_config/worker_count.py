@@ -27,7 +27,7 @@ def configured_workers() -> int | None:
 
 
 def is_one_of_several_workers() -> bool:
-    """Say whether this process is one of several workers of a server.
+    """Return whether this process is one of several workers of a server.
 
     A child of `multiprocessing` is a worker, and so is a process with gunicorn's SERVER_SOFTWARE.
     """

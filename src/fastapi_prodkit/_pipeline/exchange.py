@@ -54,8 +54,8 @@ class Exchange:
         receive_from_server: Returns the next message of the server; a layer may wrap it.
         stream: What has been sent so far of a response in several parts.
         outer: The exchange around this one: of an app around this app, or of a layer around a copied scope.
-        status: The status of the response; 0 before it starts. From `on_end` on it is what the client saw: 499 if it
-            disconnected early, 101 for an open WebSocket.
+        status: The status of the response; 0 before it starts. From `on_end` on it is 499 if the client has
+            disconnected early, and 101 for an open WebSocket.
         duration: From `on_end` on: seconds until the response was complete, without background tasks.
         route: From `on_end` on: the template of the route that served the request, or that would have served it if
             the request was refused before routing.

@@ -11,7 +11,7 @@ __all__ = ["Interruption"]
 
 
 class Interruption:
-    """Send an answer in place of the app's response, in a task of its own, while the app is being cancelled.
+    """Send an answer in place of the app's response, in a separate task, while the app is being cancelled.
 
     Args:
         task: The task that serves the request.

@@ -57,7 +57,7 @@ class ManagementRoutes(Layer):
             exchange.app = self.app
 
     def serves(self, scope: Scope, path: str) -> bool:
-        """Say whether the management app serves an HTTP request.
+        """Return whether the management app serves an HTTP request.
 
         Args:
             scope: The request.
@@ -70,7 +70,7 @@ class ManagementRoutes(Layer):
         return method in self._methods[path] or self.app_inside is None or not is_routed(self.app_inside.routes, scope)
 
     def is_overridden(self, path: str, method: str | None) -> bool:
-        """Say whether a route of the app inside answers in place of a management route."""
+        """Return whether a route of the app inside answers in place of a management route."""
         if self._overridden is None:
             self._overridden = frozenset(self._read_routes())
         return (path, method) in self._overridden

@@ -93,7 +93,7 @@ class SharedTimer(Generic[_Subject]):
         Args:
             subject: What `expire` is called with.
             started_at: When the time-out begins to count, on the clock of `perf_counter`.
-            loop: The event loop in which `expire` is called; each has a queue of its own.
+            loop: The event loop in which `expire` is called; each has its own queue.
         """
         queue = self._queue
         if queue is None or queue.loop is not loop:

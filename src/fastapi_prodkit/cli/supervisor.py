@@ -89,11 +89,11 @@ class Supervisor(Multiprocess):
 
 def bound_exit(code: int) -> None:
     """Exit within two seconds, even if threads of the app, which this process has loaded too, still run."""
-    timer = threading.Timer(EXIT_TIME, _leave, (code,))
+    timer = threading.Timer(EXIT_TIME, _exit, (code,))
     timer.daemon = True
     timer.start()
 
 
-def _leave(code: int) -> None:
+def _exit(code: int) -> None:
     _logger.warning("exiting before all threads and atexit hooks have ended")
     os._exit(code)

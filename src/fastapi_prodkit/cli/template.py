@@ -115,7 +115,7 @@ def _sources() -> Iterator[tuple[str, Path]]:
     wheel, checkout = _PACKAGE / "_template", _PACKAGE.parents[1]
     folders = {"": wheel} if wheel.is_dir() else {"": checkout / "examples/service", "deploy/": checkout / "deploy"}
     if not folders[""].is_dir():
-        raise ConfigurationError(f"{wheel} is missing: install fastapi-prodkit anew, from a wheel")
+        raise ConfigurationError(f"{wheel} is missing: reinstall fastapi-prodkit, from a wheel")
     ignored = [line.rstrip("/") for line in (folders[""] / ".gitignore").read_text().split()]
     for prefix, folder in folders.items():
         for source in folder.rglob("*"):

@@ -141,8 +141,8 @@ def _described(error: DBAPIError, state: str) -> str:
     for name, pattern in _NAMES:
         for found in filter(None, map(pattern.match, messages)):
             names[name] = names.get(name) or found[1]
-    told = [f"{name} {value}" for name, value in names.items() if value]
-    return ", ".join([f"{type(driver).__name__} {state}", *told])
+    mentioned = [f"{name} {value}" for name, value in names.items() if value]
+    return ", ".join([f"{type(driver).__name__} {state}", *mentioned])
 
 
 def _root(error: BaseException) -> BaseException:

@@ -37,4 +37,4 @@ class ClosingSession(AsyncSession):
 
 def _return_connection(_session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     connection.close()
-    raise InvalidRequestError("the session was closed while another task used it: give each task a session of its own")
+    raise InvalidRequestError("the session was closed while another task used it: use another session in each task")

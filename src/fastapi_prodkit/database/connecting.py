@@ -36,19 +36,19 @@ class Connector:
     async def __call__(self, **options: Any) -> asyncpg.Connection:
         """Return a connection; the options are those of `asyncpg.connect`."""
         if self._password is None:
-            return await self._reach(options)
+            return await self._connect(options)
         password = await get_password(self._password)
         try:
-            return await self._reach({**options, "password": password})
+            return await self._connect({**options, "password": password})
         except asyncpg.InvalidAuthorizationSpecificationError:
             if not isinstance(self._password, CachedPassword):
                 raise
             renewed = await self._password.refresh_if(password)
             if renewed == password:
                 raise
-        return await self._reach({**options, "password": renewed})
+        return await self._connect({**options, "password": renewed})
 
-    async def _reach(self, options: dict[str, Any]) -> asyncpg.Connection:
+    async def _connect(self, options: dict[str, Any]) -> asyncpg.Connection:
         hosts = options.get("host")
         if not isinstance(hosts, list):
             return await _open(options)

@@ -44,7 +44,7 @@ _UNAVAILABLE = _ROLLED_BACK | {"55P03", _READ_ONLY}  # lock time-out; a primary 
 # composite type has changed since it was described.
 _STATE_UNDEFINED = frozenset({"InternalClientError", "OutdatedSchemaCacheError"})
 
-_SHARED = "the connection was closed while a statement ran on it: give each task a session of its own"
+_SHARED = "the connection was closed while a statement ran on it: use another session in each task"
 
 _logger = logging.getLogger(__name__)
 

@@ -111,13 +111,13 @@ def _parse_comments(verdict: Verdict, found: Iterable[str]) -> tuple[dict[str, s
     allowed: dict[str, str] = {}
     skip = None
     for comment in found:
-        said = _COMMENT.fullmatch(comment)
-        if said is None:
+        parsed = _COMMENT.fullmatch(comment)
+        if parsed is None:
             verdict.findings.append(Finding("squawk-comment", f"{comment} has no effect.", _WITH_REASON))
-        elif said[2]:
-            skip = said[3]
+        elif parsed[2]:
+            skip = parsed[3]
         else:
-            allowed[said[1]] = said[3]
+            allowed[parsed[1]] = parsed[3]
     return allowed, skip
 
 

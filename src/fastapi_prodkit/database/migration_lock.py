@@ -65,7 +65,7 @@ class MigrationLock:
             # If the connection is lost, so is the lock, and the first error tells the reason.
             with suppress(DBAPIError, OSError):
                 self._connection.rollback()
-                self._ask("select pg_advisory_unlock(:key)")
+                self._query("select pg_advisory_unlock(:key)")
 
     def transaction(self) -> None:
         """Acquire the lock for the current transaction, if the session cannot hold it."""
@@ -75,7 +75,7 @@ class MigrationLock:
     def _acquire(self, statement: str) -> None:
         deadline = time.monotonic() + self._timeout
         waiting = False
-        while not self._ask(statement):
+        while not self._query(statement):
             if time.monotonic() >= deadline:
                 raise MigrationError(
                     f"another process is migrating this database and did not end within {self._timeout:g} s; "
@@ -86,7 +86,7 @@ class MigrationLock:
                 _logger.warning("another process is migrating this database: waiting up to %g s", self._timeout)
             time.sleep(_BETWEEN_ATTEMPTS)
 
-    def _ask(self, statement: str) -> bool:
+    def _query(self, statement: str) -> bool:
         inside = self._connection.in_transaction()
         answer = bool(self._connection.execute(text(statement), {"key": LOCK}).scalar_one())
         if not inside:

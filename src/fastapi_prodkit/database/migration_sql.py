@@ -114,7 +114,7 @@ def _files_on(branch: str, folder: Path) -> list[Path]:
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         reason = getattr(error, "stderr", None) or "git is not installed"
         raise ConfigurationError(
-            f"git does not say which migrations are on {branch}: {reason.strip()}; name another one with --base, or a "
+            f"git cannot list the migrations on {branch}: {reason.strip()}; name another one with --base, or a "
             "revision with --from"
         ) from error
     return [folder / name for name in done.stdout.split("\0")]

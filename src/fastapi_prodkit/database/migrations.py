@@ -118,7 +118,7 @@ class _Run:
     def __init__(self, context: Any, target_metadata: Any, options: Mapping[str, Any]) -> None:
         self._context = context
         applied = options.get("on_version_apply") or ()
-        self._theirs: tuple[Callable[..., None], ...] = (applied,) if callable(applied) else tuple(applied)
+        self._callbacks: tuple[Callable[..., None], ...] = (applied,) if callable(applied) else tuple(applied)
         self._options = {"target_metadata": target_metadata, **options}
         self._since = 0.0
 
@@ -141,7 +141,7 @@ class _Run:
         postgresql = own and connection.dialect.name == "postgresql"
         separate = {"transaction_per_migration": postgresql and not pooled}
         ours: dict[str, Any] = {"render_as_batch": sqlite} | ({"transactional_ddl": True} if sqlite and own else {})
-        options = {**ours, **separate, **self._options, "on_version_apply": (self._applied, *self._theirs)}
+        options = {**ours, **separate, **self._options, "on_version_apply": (self._applied, *self._callbacks)}
         self._context.configure(connection=connection, **options)
         found: dict[str, Any] = self._context.get_context().opts
         if found.get("dont_mutate"):  # `alembic current` does not wait for another process that migrates

@@ -106,43 +106,43 @@ class CachedPassword:
     If the function fails, the last password is returned again: it may still be valid.
     """
 
-    def __init__(self, ask: Callable[[], str], seconds: float) -> None:
-        self._ask = ask
+    def __init__(self, read: Callable[[], str], seconds: float) -> None:
+        self._read = read
         self._seconds = seconds
-        self._answer: str | None = None
-        self._asked = 0.0
-        self._asking: Future[str] | None = None
+        self._password: str | None = None
+        self._read_at = 0.0
+        self._reading: Future[str] | None = None
         # A separate thread: a store that hangs must not block the threads of synchronous handlers.
         self._thread = ThreadPoolExecutor(1, "database-password")
 
     async def __call__(self) -> str:
         """Return the password."""
-        if self._answer is None or time.monotonic() >= self._asked + self._seconds:
+        if self._password is None or time.monotonic() >= self._read_at + self._seconds:
             return await self._fresh()
-        return self._answer
+        return self._password
 
     async def refresh_if(self, refused: str) -> str:
         """Read the password again if the cached one is `refused`; return the newest, which may be the same."""
-        if self._answer == refused and time.monotonic() >= self._asked + _PAUSE:
+        if self._password == refused and time.monotonic() >= self._read_at + _PAUSE:
             return await self._fresh()
-        return self._answer or refused
+        return self._password or refused
 
     async def _fresh(self) -> str:
-        asking = self._asking
-        if asking is None:
-            self._asked = time.monotonic()
-            asking = self._asking = self._thread.submit(self._ask)
+        reading = self._reading
+        if reading is None:
+            self._read_at = time.monotonic()
+            reading = self._reading = self._thread.submit(self._read)
         try:
             # The pool's time-out often cancels one caller; the other callers must keep waiting.
-            self._answer = await asyncio.shield(asyncio.wrap_future(asking))
+            self._password = await asyncio.shield(asyncio.wrap_future(reading))
         except Exception as error:
-            if self._answer is None:
+            if self._password is None:
                 raise
-            _logger.warning("the password could not be read anew (%s); trying the last one", type(error).__name__)
+            _logger.warning("the password could not be read again (%s); trying the last one", type(error).__name__)
         finally:
-            if asking.done() and self._asking is asking:
-                self._asking = None
-        return self._answer
+            if reading.done() and self._reading is reading:
+                self._reading = None
+        return self._password
 
 
 def _aws(service: str) -> Callable[[], Any]:

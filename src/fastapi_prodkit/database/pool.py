@@ -44,7 +44,7 @@ class BoundedPool(AsyncAdaptedQueuePool):
         try:
             connection = super().connect()
         except BaseException as error:
-            self._leave(bound, error)
+            self._raise_after(bound, error)
             raise
         await_only(bound.__aexit__(None, None, None))
         return connection
@@ -62,7 +62,7 @@ class BoundedPool(AsyncAdaptedQueuePool):
             self._pool.put(entry, False)
         super().dispose()
 
-    def _leave(self, bound: asyncio.Timeout, error: BaseException) -> None:
+    def _raise_after(self, bound: asyncio.Timeout, error: BaseException) -> None:
         try:
             await_only(bound.__aexit__(type(error), error, error.__traceback__))
         except TimeoutError:
@@ -97,13 +97,13 @@ def check_idle_connections(engine: AsyncEngine, timeout: float) -> None:
         if driver.is_closed():
             raise InvalidatePoolError
         if time.monotonic() - record.info.get(_RETURNED_AT, math.inf) > _FRESH:
-            _ask(connection, timeout)
+            _test(connection, timeout)
 
     event.listen(engine.sync_engine, "checkin", returned)
     event.listen(engine.sync_engine, "checkout", taken)
 
 
-def _ask(connection: Any, timeout: float) -> None:
+def _test(connection: Any, timeout: float) -> None:
     try:
         connection.run_async(lambda driver: driver.execute("SELECT", timeout=timeout))  # asyncpg fails on ""
     except Exception as error:  # any error means that the connection has to be replaced

@@ -71,8 +71,8 @@ def _wrap(route: Any) -> None:
             response.status_code = 500
             raise
         if inspect.isawaitable(returned):
-            return _awaited(returned, response, declared)
-        return _noted(returned, response, declared)
+            return _await_and_copy_status(returned, response, declared)
+        return _copy_status(returned, response, declared)
 
     setattr(call, _scope.ENDPOINT_STATUS, True)
     dependant.call = call
@@ -80,15 +80,15 @@ def _wrap(route: Any) -> None:
     routing._endpoint_context_cache[id(call)] = routing._extract_endpoint_context(endpoint)  # noqa: SLF001 - not public
 
 
-async def _awaited(returned: Awaitable[Any], response: Response, declared: int | None) -> Any:
+async def _await_and_copy_status(returned: Awaitable[Any], response: Response, declared: int | None) -> Any:
     try:
-        return _noted(await returned, response, declared)
+        return _copy_status(await returned, response, declared)
     except BaseException:
         response.status_code = 500
         raise
 
 
-def _noted(returned: Any, response: Response, declared: int | None) -> Any:
+def _copy_status(returned: Any, response: Response, declared: int | None) -> Any:
     if isinstance(returned, Response):
         response.status_code = returned.status_code
     elif declared is not None and not response.status_code:

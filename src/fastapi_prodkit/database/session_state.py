@@ -105,14 +105,14 @@ def leaves_state(statement: str, parameters: Any = ()) -> bool:
         statement: SQL with asyncpg's placeholders, such as `$1`.
         parameters: A sequence, or a list of sequences, one per execution. They may make a `set_config` local.
     """
-    found = _remembered(statement) if len(statement) <= _LONGEST else _look(statement)
+    found = _classify_cached(statement) if len(statement) <= _LONGEST else _classify(statement)
     if isinstance(found, bool):
         return found
     rows: list[Any] = parameters if isinstance(parameters, list) else [parameters]
     return not all(_are_true(row, found) for row in rows)
 
 
-def _look(statement: str) -> bool | tuple[int, ...]:
+def _classify(statement: str) -> bool | tuple[int, ...]:
     """Return whether a statement may leave state; or the indexes of the parameters that must be true if it does not."""
     text = statement.lower()
     if not _ORDINARY.match(text) or any(word in text for word in _SUSPECT):
@@ -127,7 +127,7 @@ def _look(statement: str) -> bool | tuple[int, ...]:
     return tuple(int(place) - 1 for place in calls if place) or False
 
 
-_remembered = lru_cache(maxsize=1024)(_look)
+_classify_cached = lru_cache(maxsize=1024)(_classify)
 
 
 def _are_true(row: Sequence[Any], places: tuple[int, ...]) -> bool:

@@ -72,7 +72,7 @@ def _walk(value: Any) -> Iterator[tuple[Any, int]]:
 
 
 def _is_infinite(value: Any, _depth: int) -> bool:
-    """Say whether the value is a number that is not finite, or a text that pydantic reads as such a number."""
+    """Return whether the value is a number that is not finite, or a text that pydantic reads as such a number."""
     try:
         return isinstance(value, str | float) and not math.isfinite(float(value))
     except ValueError:  # a text that is no number

@@ -57,7 +57,7 @@ def health_router(  # noqa: PLR0913 - keywords
     token = None if settings.token is None else BearerToken(settings.token, registry=registry)
 
     def may_see_details(request: Request) -> bool:
-        """Say whether the client may see the details; without the right token it gets the status only."""
+        """Return whether the client may see the details; without the right token it gets the status only."""
         return settings.details or (token is not None and token.is_sent(request))
 
     async def live(request: Request) -> JSONResponse:

@@ -25,7 +25,7 @@ _logger = logging.getLogger("fastapi_prodkit.health")
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """A check with options of its own. It can be called like the wrapped check, so it is a check itself.
+    """A check with its own options. It can be called like the wrapped check, so it is a check itself.
 
     Args:
         call: The check.
@@ -176,7 +176,7 @@ async def _call(name: str, check: Check) -> _Result:
 
 
 def _is_over(task: asyncio.Task[Any]) -> bool:
-    """Say whether the task has ended, by itself or together with its event loop."""
+    """Return whether the task has ended, by itself or together with its event loop."""
     return task.done() or task.get_loop() is not asyncio.get_running_loop()
 
 

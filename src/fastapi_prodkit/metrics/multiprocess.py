@@ -4,8 +4,8 @@ Each worker writes its metrics to a shared directory, once a second and before i
 own metrics and those that the others have written. All numbers in an answer have been written before, so no counter
 decreases when a worker is killed. Counters of a dead worker are kept; its gauges are dropped.
 
-Each worker locks a file. The operating system releases the lock when the process ends, in whatever way, which tells the
-other workers. Process ids are not sufficient, because they are reused.
+Each worker locks a file. The operating system releases the lock when the process ends for any reason, so that the other
+workers detect it. Process ids are not sufficient, because they are reused.
 """
 
 import logging

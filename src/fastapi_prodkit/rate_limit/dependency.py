@@ -48,7 +48,7 @@ class RateLimit:
             number. Negative results count as zero. A request that costs more than the limit is refused.
 
     Raises:
-        ConfigurationError: The limit cannot be read, the name cannot stand in a header, or the cost is negative. During
+        ConfigurationError: The limit cannot be read, the name is not valid in a header, or the cost is negative. During
             a request: the key function or the cost function returns a value of another type; or the limit needs a
             name, because a shared store has an equal one, or no route depends on it.
     """
@@ -64,14 +64,14 @@ class RateLimit:
         cost: int | Callable[[HTTPConnection], int] = 1,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.:-]+", name):
-            raise ConfigurationError(f"the name {name!r} cannot stand in a header: use letters, digits and any of _.:-")
+            raise ConfigurationError(f"the name {name!r} is not valid in a header: use letters, digits and any of _.:-")
         self._limits = parse_limits(limit, name=name, owner="")
         self._key = key
         self._cost = checked_cost(cost)
         self._store = MemoryStore()
         self._name = name
         self._owner: str | None = None
-        self._known_to: Store = self._store
+        self._identified_for: Store = self._store
 
     async def __call__(self, connection: HTTPConnection, response: Response) -> None:
         """Count the request, or raise the 429 problem."""
@@ -83,7 +83,7 @@ class RateLimit:
         cost = cost_of(self._cost(connection)) if callable(self._cost) else self._cost
         scope = connection.scope
         store = installed_store(scope) or self._store
-        if store is not self._known_to:
+        if store is not self._identified_for:
             self._identify(store, scope["app"].routes)
         quotas = await store.hit(self._limits, bounded(key), cost)
         headers = add_quota_headers(scope, quotas)
@@ -109,7 +109,7 @@ class RateLimit:
                 limit.belong_to(self._owner)
         if isinstance(store, SharedStore):
             store.register(self._limits)
-        self._known_to = store
+        self._identified_for = store
 
 
 def installed_store(scope: Scope) -> Store | None:

@@ -103,7 +103,7 @@ class RateLimitMiddleware(Layer):
         if self._uncounted is not None and self._uncounted(scope):
             return None
         if self._hit is None:
-            return partial(self._ask, exchange)
+            return partial(self._count_in_store, exchange)
         remaining, reset = self._hit(client_key(scope), 1, self._clock())
         if remaining >= 0:
             add_first_quota_header(exchange, self._limits[0], remaining, reset)
@@ -112,7 +112,7 @@ class RateLimitMiddleware(Layer):
         add_quota_headers(scope, quotas)
         return Refusal(refusal(quotas))
 
-    async def _ask(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _count_in_store(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             quotas = await self._store.hit(self._limits, client_key(scope))
             add_quota_headers(scope, quotas, legacy=self._legacy)

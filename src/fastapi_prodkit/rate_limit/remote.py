@@ -77,7 +77,7 @@ class Remote:
                     await client.aclose()
 
     async def probe(self, limits: Sequence[Limit], key: str) -> None:
-        """Count a request against each limit: a store that answers PING may still refuse to write.
+        """Count in the store, without cost for the limits: a store that answers PING may still refuse to write.
 
         Raises:
             Exception: Any exception of the store's client.

@@ -90,11 +90,11 @@ class Limiter(slowapi.Limiter):
             if name not in _REPLACED:
                 raise TypeError(f"Limiter() got an unexpected keyword argument {name!r}")
             raise ConfigurationError(f"Limiter({name}=...) is not supported; use {_REPLACED[name]}")
-        variables = Config(".env" if os.path.isfile(".env") else None)  # noqa: PTH113 - as slowapi itself asks
+        variables = Config(".env" if os.path.isfile(".env") else None)  # noqa: PTH113 - as slowapi itself checks
         for name, place in _REPLACED_VARIABLES.items():
             if variables(name, default=None) is not None:
                 raise ConfigurationError(f"the variable {name} is slowapi's; use {place}")
-        self._asked = False
+        self._warned = False
         super().__init__(key_func, strategy="fixed-window", storage_uri="memory://")
         self.enabled = enabled and variables("RATELIMIT_ENABLED", cast=bool, default=True)
         self._own = MemoryStore()
@@ -135,8 +135,8 @@ class Limiter(slowapi.Limiter):
     @property
     def _auto_check(self) -> bool:
         """Return False, so that slowapi's middlewares do not count; log once that they are in use."""
-        if not self._asked:
-            self._asked = True
+        if not self._warned:
+            self._warned = True
             _logger.warning("slowapi's middlewares have no effect here, cost time and break streams: remove them")
         return False
 
@@ -183,7 +183,7 @@ class Limiter(slowapi.Limiter):
 
 
 class _Exceeded(ProblemError, RateLimitExceeded):  # noqa: N818 - named like slowapi's class
-    """Our problem, which is caught as slowapi's exception by existing handlers and `except` clauses as well."""
+    """Our problem, which existing handlers and `except` clauses catch as slowapi's exception."""
 
     def __init__(self, problem: ProblemError, limit: SlowapiLimit) -> None:
         ProblemError.__init__(self, 429, problem.detail, headers=problem.headers, type=problem.type)

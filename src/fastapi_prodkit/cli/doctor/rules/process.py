@@ -31,7 +31,7 @@ def shutdown_too_long(facts: Facts) -> Iterator[Problem]:
     if shutdown is not None and shutdown.drain + shutdown.grace > STOP_TIMEOUT:
         yield Problem(
             f"SHUTDOWN_DRAIN and SHUTDOWN_GRACE are {shutdown.drain + shutdown.grace:g} s together; ECS and Kubernetes "
-            f"kill after {STOP_TIMEOUT:g} s unless told otherwise.",
+            f"kill the process after {STOP_TIMEOUT:g} s by default.",
             "Shorten them, or raise stopTimeout (ECS) or terminationGracePeriodSeconds (Kubernetes).",
         )
 
