@@ -82,7 +82,7 @@ def create_app(  # noqa: PLR0913 - keywords
         checks: Further readiness checks by name; each raises to fail.
         lifespan: The app's own lifespan; it starts after the database's and ends before it.
         middleware: The app's own middleware, inside the edge.
-        mounted_lifespans: Run the lifespans of mounted apps, as Starlette does not; False leaves them to `lifespan`.
+        mounted_lifespans: Run the lifespans of mounted apps (Starlette does not); False leaves them to `lifespan`.
         database: Used in place of one from `settings.database`. The app's lifespan runs its lifespan, which closes it.
         store: Counts requests, in place of a store from `settings.rate_limit`. The app's lifespan runs the store's
             lifespan, if it has one.
@@ -129,7 +129,7 @@ def install(  # noqa: PLR0913 - keywords
         app: An app that has not started.
         settings: Read from the environment unless given.
         checks: Further readiness checks by name; each raises to fail.
-        mounted_lifespans: Run the lifespans of mounted apps, as Starlette does not; False leaves them to the app's.
+        mounted_lifespans: Run the lifespans of mounted apps (Starlette does not); False leaves them to the app's.
         database: Used in place of one from the settings; run and closed by the app's lifespan.
         store: Counts requests, in place of a store from the settings; run and closed by the app's lifespan.
         registry: The registry of all metrics, in place of prometheus_client's default registry.
