@@ -496,7 +496,7 @@ async def test_server_without_a_known_limit_serves(server, monkeypatch, caplog):
     monkeypatch.setattr("fastapi_prodkit.database.sizing.ALLOWED_CONNECTIONS_SQL", "SELECT nothing")
 
     assert await ask(settings_of(server.url()), "SELECT 1") == [1]
-    assert "is not known: UndefinedColumnError" in caplog.text
+    assert "is unknown: UndefinedColumnError" in caplog.text
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

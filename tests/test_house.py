@@ -20,7 +20,7 @@ MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-# A piece is a module or a package directly in fastapi_prodkit; these are what pieces are built from and built into.
+# A piece is a module or a package directly in fastapi_prodkit. These are none: pieces use them, or they use pieces.
 FOUNDATION = {"exceptions", "sections"}
 TOP = {"": 3, "__main__": 4, "cli": 3, "testing": 3, "app": 2, "_assembly": 2}
 PIECES = sorted(
@@ -30,10 +30,10 @@ PIECES = sorted(
     - {name.split(".")[1] for name in MODULES if "._" in name}
 )
 
-# The pieces that another piece is made from: settings read secrets, and access lines go through the handler of the log.
+# Pieces that import another piece: settings read secrets, and the access log uses the log handler.
 MADE_FROM = {"settings": "secrets", "access_log": "logging"}
 
-# Libraries that are loaded on first use, except by the modules that are nothing without them.
+# Libraries that are imported on first use, except by modules that require them.
 HEAVY = {
     "alembic",
     "asyncpg",
@@ -48,7 +48,7 @@ HEAVY = {
     "structlog",
 }
 OWN = {
-    "fastapi_prodkit.rate_limit.slowapi": {"limits", "slowapi"},  # for those who have it
+    "fastapi_prodkit.rate_limit.slowapi": {"limits", "slowapi"},  # imported on first access
     "_assembly": {"pydantic_settings"},
     "app": {"pydantic_settings"},
     "database": {"sqlalchemy", "sqlalchemy.ext.asyncio", "asyncpg", "alembic"},
