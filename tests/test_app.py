@@ -560,8 +560,8 @@ class TestOnTheWire:
             "/broken-sync-teardown",
         ],
     )
-    def test_the_connection_stays_usable_after_an_exception(self, path, capsys):
-        """The failure is logged once, and the next request on the same connection is served."""
+    def test_connection_stays_usable_after_an_exception(self, path, capsys):
+        """The exception is logged once, and the next request on the connection is served."""
         with serving(service()) as port, connection(port) as client:
             client.sendall(request("GET", path))
             first = read_response(client)
@@ -583,8 +583,8 @@ class TestOnTheWire:
         assert error["request_id"].encode() in first
 
     @everywhere
-    def test_a_failure_in_mid_stream_breaks_the_transfer(self, prefix, capsys):
-        """The client must not take the part for the whole: no final chunk, one error record, one access line."""
+    def test_exception_in_a_stream_aborts_the_transfer(self, prefix, capsys):
+        """Without a final chunk; one error record and one access line."""
         before = samples()
         with serving(service()) as port, connection(port) as client:
             client.sendall(request("GET", prefix + "/broken-stream", f"Origin: {ORIGIN}"))
@@ -603,8 +603,8 @@ class TestOnTheWire:
         assert added(before) == {("GET", prefix + "/broken-stream", "200"): 1}
 
     @everywhere
-    def test_a_client_that_leaves_is_status_499(self, prefix, capsys):
-        """Neither an error nor a success, in the line and in the metric."""
+    def test_disconnect_is_status_499(self, prefix, capsys):
+        """In the line and in the metric."""
         before = samples()
         with serving(service()) as port, connection(port) as client:
             client.sendall(request("GET", prefix + "/endless"))
@@ -619,8 +619,8 @@ class TestOnTheWire:
 
     @everywhere
     @pytest.mark.parametrize("origin", [ORIGIN, "https://evil.example"])
-    def test_the_answer_to_a_handshake_has_no_header_twice(self, prefix, origin):
-        """Whether it is accepted or refused."""
+    def test_answer_to_a_handshake_repeats_no_header(self, prefix, origin):
+        """Accepted or refused."""
         handshake = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
         key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
         with serving(service()) as port, connection(port) as client:
@@ -631,8 +631,8 @@ class TestOnTheWire:
         # Older versions of uvicorn add these, whatever the app sends.
         assert "x-request-id" in headers_of(received, of_server={"date", "content-length", "content-type"})
 
-    def test_every_line_of_the_process_is_json_with_the_id(self, capsys):
-        """The server's own lines included; the one about a request carries its id."""
+    def test_lines_of_the_process_are_json_with_the_request_id(self, capsys):
+        """Lines of the server too."""
         with serving(service()) as port, connection(port) as client:
             client.sendall(request("GET", "/broken-stream", "X-Request-ID: a-request-of-mine"))
             read_all(client)

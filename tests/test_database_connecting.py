@@ -523,8 +523,8 @@ async def test_shutdown_drops_connections_to_a_frozen_server(server, caplog):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-async def test_failed_close_that_nobody_waits_for_is_not_logged(server, caplog):
-    """SQLAlchemy closes the connection of a cancelled statement, and a second cancellation ends its wait."""
+async def test_failed_close_after_a_second_cancellation_is_not_logged(server, caplog):
+    """SQLAlchemy closes the connection of a cancelled statement; a second cancellation ends its wait."""
     database = Database(settings_of(server.url(), pool_timeout=0.4))
 
     async def sleep():

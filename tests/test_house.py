@@ -223,7 +223,7 @@ def test_every_page_is_in_the_navigation():
 
 @pytest.fixture(scope="module", params=sorted({room(module) for module in MODULES}))
 def modules(request):
-    """The modules of each room, those with libraries of their own last, so that none loads them for another."""
+    """The modules of each package, those with libraries of their own last, so that no library is loaded for others."""
     return sorted((name for name in MODULES if room(name) == request.param), key=lambda name: len(own(name)))
 
 

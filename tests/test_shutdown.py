@@ -568,7 +568,7 @@ def uvicorn_server(monkeypatch):
 
 
 async def test_stop_ends_uvicorn_within_the_grace(uvicorn_server):
-    """It is not given the signal, which it would raise again in the end: that is exit code 143."""
+    """Without the signal, which uvicorn would raise again at the end: exit code 143."""
     shutdown = Shutdown(ShutdownSettings(drain=0, grace=7))
 
     async with shutdown.lifespan(None):
