@@ -95,7 +95,7 @@ def server():
 def _logging_stays():
     """Restore logging and hooks after a test, because `create_app` configures the whole process.
 
-    With pytest's own hooks a resource that nobody closed fails a test, instead of being a line in the log of one.
+    pytest's own hooks turn an unclosed resource into a failure of the test; ours would only log it.
     """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

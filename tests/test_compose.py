@@ -1,6 +1,6 @@
 """The example's compose.yaml: valid, small by default, and configured with settings that exist.
 
-It is not started: its images come from a registry. What it says of the service's own image, test_image.py runs.
+It is not started: its images come from a registry. test_image.py runs the service's own image.
 """
 
 import os

@@ -437,7 +437,7 @@ def test_x_forwarded_for_does_not_change_the_client():
 def test_memory_is_bounded(clock, monkeypatch, strategy, windows, megabytes):
     """Below 50 MB, and as the page says.
 
-    A quarter of them is remembered here, and takes a quarter: tables grow in powers of two.
+    The test counts a quarter of the clients, which take a quarter: tables grow in powers of two.
     """
     monkeypatch.setattr(memory, "MAX_CLIENTS", memory.MAX_CLIENTS // 4)
     store, limit = MemoryStore(strategy, clock=clock), Limit("default", 100, 60)
