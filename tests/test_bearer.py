@@ -137,7 +137,7 @@ def test_wrong_tokens_are_counted_per_client_and_minute(registry):
 
 
 def test_number_of_counted_clients_is_bounded(registry, monkeypatch):
-    monkeypatch.setattr(_bearer, "_MOST_CLIENTS", 2)
+    monkeypatch.setattr(_bearer, "_MAX_CLIENTS", 2)
     token = BearerToken(SecretStr(TOKEN), registry=registry, clock=Clock())
 
     def send(host):

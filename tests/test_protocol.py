@@ -175,7 +175,7 @@ def test_large_head_behind_an_unanswered_request_has_no_answer():
 
 def test_data_after_a_refusal_is_dropped(port, monkeypatch):
     """Up to a limit, for a second."""
-    monkeypatch.setattr(protocol, "_MOST_DROPPED", 20_000)
+    monkeypatch.setattr(protocol, "_MAX_DROPPED", 20_000)
     monkeypatch.setattr(protocol, "_LINGER", 60)
     with wire.connection(port) as client:
         client.sendall(head_of(20_000))

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BearerToken"]
 
-_MOST_WRONG_TOKENS: Final = 10  # wrong tokens of one client in a minute
+_MAX_WRONG_TOKENS: Final = 10  # wrong tokens of one client in a minute
 _MINUTE: Final = 60.0  # seconds
-_MOST_CLIENTS: Final = 10_000  # clients whose wrong tokens are counted; they take about 2 MB
+_MAX_CLIENTS: Final = 10_000  # clients whose wrong tokens are counted; they take about 2 MB
 
 _logger = logging.getLogger("fastapi_prodkit.tokens")
 
@@ -84,7 +84,7 @@ class BearerToken:
         self._count_refusal(route)
         if wait:
             problem = ProblemError(429, "Too many wrong tokens; try again later.", headers={"Retry-After": str(wait)})
-            return problem, Reason("rate_limited", f"{_MOST_WRONG_TOKENS} wrong tokens of this client in a minute")
+            return problem, Reason("rate_limited", f"{_MAX_WRONG_TOKENS} wrong tokens of this client in a minute")
         self._wrong_tokens.add(client)
         _logger.warning("%s: a request of %s had a wrong token", route, client)
         problem = ProblemError(401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
@@ -118,10 +118,10 @@ class _WrongTokens:
     def seconds_to_wait(self, client: str) -> int:
         """Return for how many seconds all tokens of a client are refused; 0 if its next token is checked."""
         now = self._clock()
-        if now >= self._end or len(self._counts) > _MOST_CLIENTS:
+        if now >= self._end or len(self._counts) > _MAX_CLIENTS:
             self._counts.clear()
             self._end = now + _MINUTE
-        return math.ceil(self._end - now) if self._counts[client] >= _MOST_WRONG_TOKENS else 0
+        return math.ceil(self._end - now) if self._counts[client] >= _MAX_WRONG_TOKENS else 0
 
     def add(self, client: str) -> None:
         self._counts[client] += 1

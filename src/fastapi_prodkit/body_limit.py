@@ -30,7 +30,7 @@ from fastapi_prodkit.sections import LimitsSettings
 
 __all__ = ["BodyLimitMiddleware", "largest_limit"]
 
-_MOST_DIGITS = 18  # digits of a Content-Length that are parsed: an exabyte is too large already
+_MAX_DIGITS = 18  # digits of a Content-Length that are parsed: an exabyte is too large already
 
 # Content-Type and Content-Length of Starlette's and FastAPI's own 413: `Content Too Large` as text, and in JSON.
 _REFUSALS = {(b"text/plain; charset=utf-8", b"17"), (b"application/json", b"30")}
@@ -114,7 +114,7 @@ class BodyLimitMiddleware(Layer):
         if b"transfer-encoding" not in headers and exchange.scope["http_version"] < "2":
             if announced is None or announced == b"0":
                 return None
-            size = int(announced[:_MOST_DIGITS]) if announced.isdigit() else 0
+            size = int(announced[:_MAX_DIGITS]) if announced.isdigit() else 0
             highest, unchecked = self._thresholds
             if size > highest:
                 return Refusal(_too_large, _reason(int(highest), self._settings.max_body_size))

@@ -27,7 +27,7 @@ _Found = tuple[tuple[str, int] | None, str | None]  # the client and its scheme,
 _HOP = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?|([0-9A-Fa-f:.]+)")
 _HIGHEST_PORT = 65_535
 _LONGEST = len("[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535")
-_MOST_HOPS = 32
+_MAX_HOPS = 32
 _LONGEST_CACHED = 128  # bytes of both headers; the cache is bounded in the number and the size of its entries
 _SCHEMES = {
     "http": {b"http": "http", b"https": "https"},
@@ -109,7 +109,7 @@ class ProxyHeadersMiddleware(Layer):
             return None, None
         # From the right to the first address that is not a proxy's, or to the last one before an invalid entry.
         client = None
-        for entry in reversed(forwarded_for.rsplit(b",", _MOST_HOPS)):
+        for entry in reversed(forwarded_for.rsplit(b",", _MAX_HOPS)):
             text = entry.strip().decode("latin-1")
             hop = self._hop(text) if len(text) <= _LONGEST else None
             if hop is None:

@@ -43,7 +43,7 @@ GRAPHIQL_CSP: Final = (
 """For the GraphiQL page of strawberry: its inline script and style, and what it loads from unpkg.com."""
 
 SWITCHING_PROTOCOLS, BAD_REQUEST = 101, 400
-_MOST_PAGES = 100  # pages for which a warning is logged
+_MAX_PAGES = 100  # pages for which a warning is logged
 _SECURE = frozenset({"https", "wss"})
 _REMOVED = frozenset({b"server", b"x-powered-by"})
 _CSP = b"content-security-policy"
@@ -179,7 +179,7 @@ class PagePolicyMiddleware(Layer):
         blocked = _blocked_by(dict(headers).get(_CSP, b"").decode("latin-1"))
         route = route_template(exchange.scope, exchange.root_path)
         place = exchange.path if route == UNMATCHED else route
-        if blocked and place not in self._reported and len(self._reported) < _MOST_PAGES:
+        if blocked and place not in self._reported and len(self._reported) < _MAX_PAGES:
             self._reported.add(place)
             _logger.warning(
                 "the page at %s is sent under a Content-Security-Policy that allows no %s: give its path "

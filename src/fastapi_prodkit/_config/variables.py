@@ -22,7 +22,7 @@ _BUILT_IN = frozenset(get_args(core_schema.ErrorType))
 _FREE_TEXT = {"value_error", "assertion_error", "import_error", "union_tag_invalid"}  # messages may repeat the value
 _SECRET_LENGTH = 6  # a message may contain a shorter value by chance
 _SHORTEST = len("DEBUG")  # the length of our shortest name; a shorter name is compared as if it had this length
-_MOST_MISSING = 2  # letters that a near name may lack; longer names are not passed to difflib
+_MAX_MISSING = 2  # letters that a near name may lack; longer names are not passed to difflib
 _SCHEME = re.compile(r"^[a-z+]+://")
 _WORD = re.compile(r"[^\s:/@?&=,;'\"]+")
 
@@ -80,7 +80,7 @@ def near_misses(given: Collection[str], ours: Iterable[str], known: Collection[s
         if name.startswith(own):
             continue
         length = max(len(name), _SHORTEST)
-        of_that_length = [other for other in missing if abs(len(other) - length) <= _MOST_MISSING]
+        of_that_length = [other for other in missing if abs(len(other) - length) <= _MAX_MISSING]
         for near in get_close_matches(name, of_that_length, n=1, cutoff=(length - 1) / length):  # all letters but one
             yield name, near
 

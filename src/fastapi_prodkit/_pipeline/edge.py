@@ -29,8 +29,8 @@ from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 __all__ = ["Edge"]
 
 _KINDS: Final = ("http", "websocket")
-_MOST_DROPPED: Final = 65_536  # bytes of an unread body that the server may read and drop to keep the connection open
-_MOST_DIGITS: Final = 18  # digits of a Content-Length that are parsed
+_MAX_DROPPED: Final = 65_536  # bytes of an unread body that the server may read and drop to keep the connection open
+_MAX_DIGITS: Final = 18  # digits of a Content-Length that are parsed
 _internal_error: Final = Refusal(ProblemError(500, INTERNAL_ERROR))
 _Failures = list[tuple[Exchange, BaseException]]
 
@@ -208,7 +208,7 @@ async def _no_app(scope: Scope, receive: Receive, send: Send) -> None: ...
 
 def _close_unread(exchange: Exchange, headers: RawHeaders, present: dict[bytes, bytes]) -> None:
     """Close the connection if the unread rest of the request's body may be larger than a server should drop."""
-    if not exchange.request_complete and _unread(exchange) > _MOST_DROPPED:
+    if not exchange.request_complete and _unread(exchange) > _MAX_DROPPED:
         _close_connection(exchange, headers, present)
 
 
@@ -217,7 +217,7 @@ def _unread(exchange: Exchange) -> float:
     if b"transfer-encoding" in exchange.headers:
         return math.inf
     announced = exchange.headers.get(b"content-length", b"")
-    return int(announced[:_MOST_DIGITS]) - exchange.body_received if announced.isdigit() else 0
+    return int(announced[:_MAX_DIGITS]) - exchange.body_received if announced.isdigit() else 0
 
 
 def _close_connection(exchange: Exchange, headers: RawHeaders, present: dict[bytes, bytes]) -> None:

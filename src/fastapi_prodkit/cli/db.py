@@ -180,13 +180,11 @@ def check(
     lint: Annotated[bool, typer.Option("--lint", help="Find unsafe operations in new PostgreSQL migrations.")] = False,
     start: Annotated[
         str | None,
-        typer.Option(
-            "--from", metavar="REVISION", help="With --lint: check the revisions after it; by default pending ones."
-        ),
+        typer.Option("--from", metavar="REVISION", help="With --lint: check later revisions; by default pending ones."),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="BRANCH", help="With --lint: check the revisions not on it; by default main."),
+        typer.Option("--base", metavar="BRANCH", help="With --lint: check revisions not on it; by default main."),
     ] = None,
 ) -> None:
     """Compare models and migrations; --lint checks new migrations.

@@ -32,7 +32,7 @@ from fastapi_prodkit.sections import LimitsSettings  # noqa: E402
 __all__ = ["HeadLimitProtocol"]
 
 _LINGER: Final = 1.0  # seconds before close, for the client to read the response; data it still sends is dropped
-_MOST_DROPPED: Final = 1_048_576  # bytes; beyond it the connection is closed at once
+_MAX_DROPPED: Final = 1_048_576  # bytes; beyond it the connection is closed at once
 _DETAILS: Final = {
     400: "The request is not valid HTTP.",
     408: "The head of the request did not arrive in time.",
@@ -207,7 +207,7 @@ class HeadLimitProtocol(HttpToolsProtocol):
 
     def _drop(self, size: int) -> None:
         self._dropped += size
-        if self._dropped > _MOST_DROPPED:
+        if self._dropped > _MAX_DROPPED:
             self.transport.close()
 
     def _start_head_timer(self) -> None:

@@ -43,7 +43,7 @@ __all__ = ["ErrorBoundaryMiddleware", "ProblemError", "add_problem_handlers"]
 _logger = logging.getLogger("fastapi_prodkit.error")
 
 _LONGEST_KEY = 64
-_MOST_ERRORS = 100  # a body of a megabyte can be wrong in half a million places
+_MAX_ERRORS = 100  # a body of a megabyte can be wrong in half a million places
 _FIXED_MESSAGES = {  # of the errors whose message in pydantic repeats the input
     "byte_size_unit": "Input should end with a unit of bytes",
     "import_error": "Input should be a valid python path",
@@ -178,7 +178,7 @@ def _from_http_exception(error: HTTPException) -> ProblemError:
 
 async def _validation_error(request: HTTPConnection, error: RequestValidationError) -> Response:
     given: Any = error.errors()  # a list of pydantic's errors, unless the app has raised the exception
-    errors = [_without_input(each) for each in given[:_MOST_ERRORS] if isinstance(each, Mapping)]
+    errors = [_without_input(each) for each in given[:_MAX_ERRORS] if isinstance(each, Mapping)]
     return _problem.response(request, ProblemError(422, "The request is not valid.", errors=errors))
 
 

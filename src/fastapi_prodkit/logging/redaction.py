@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fastapi_prodkit.logging.repetition import MOST_VALUES, inputs, mask, strings
+from fastapi_prodkit.logging.repetition import MAX_VALUES, inputs, mask, strings
 from fastapi_prodkit.logging.secret_values import SQL, pair, values
 
 __all__ = ["Redactor", "may_hold_secret"]
@@ -178,7 +178,7 @@ class Redactor:
         plain = copy.mapping(fields.items(), 0)
         secrets = [*withheld, *copy.hidden]
         for text in copy.masked:
-            secrets += strings(list(islice(self.values(text), MOST_VALUES)))
+            secrets += strings(list(islice(self.values(text), MAX_VALUES)))
         if not secrets:
             return plain
         return plain | mask({name: plain[name] for name in plain if name not in _HEAD}, secrets, REDACTED)

@@ -6,12 +6,12 @@ from typing import Any, Final, TypeVar, cast
 
 from pydantic import SecretBytes, SecretStr, ValidationError
 
-__all__ = ["MOST_VALUES", "inputs", "mask", "strings"]
+__all__ = ["MAX_VALUES", "inputs", "mask", "strings"]
 
 Plain = TypeVar("Plain")
 
 _SHORTEST: Final = 6  # characters; a shorter value may occur in a text by chance
-MOST_VALUES: Final = 100  # values of one record
+MAX_VALUES: Final = 100  # values of one record
 _DEPTH: Final = 8
 
 
@@ -22,7 +22,7 @@ def inputs(error: BaseException) -> Iterator[str]:
     """
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
-    while pending and len(seen) < MOST_VALUES:
+    while pending and len(seen) < MAX_VALUES:
         each = pending.pop()
         if each is None or id(each) in seen:
             continue
@@ -31,7 +31,7 @@ def inputs(error: BaseException) -> Iterator[str]:
         if isinstance(each, BaseExceptionGroup):
             pending += each.exceptions
         if isinstance(each, ValidationError):
-            for details in each.errors(include_url=False, include_context=False)[:MOST_VALUES]:
+            for details in each.errors(include_url=False, include_context=False)[:MAX_VALUES]:
                 yield from strings(details["input"])
 
 
@@ -53,7 +53,7 @@ def strings(value: Any, depth: int = 0) -> Iterator[str]:
 
 def mask(value: Plain, secrets: Iterable[str], mark: str) -> Plain:
     """Return plain data with `mark` in place of each secret, which may be escaped by Python or JSON."""
-    first = list(dict.fromkeys(secrets))[:MOST_VALUES]
+    first = list(dict.fromkeys(secrets))[:MAX_VALUES]
     spellings = {spelling for secret in first for spelling in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1])}
     return cast("Plain", _mask(value, sorted(spellings, key=len, reverse=True), mark))
 

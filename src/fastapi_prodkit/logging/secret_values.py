@@ -20,8 +20,8 @@ _PAIR: Final = (
 )
 SQL: Final = re.compile(r"\b(?:[Pp]assword|PASSWORD|IDENTIFIED BY) (?=\\?')")
 
-_MOST_BACKSLASHES: Final = 63  # before a quote that is recognized
-_MOST_UNCLOSED: Final = 4  # unclosed brackets for which the whole text is searched; bounded for linear time
+_MAX_BACKSLASHES: Final = 63  # before a quote that is recognized
+_MAX_UNCLOSED: Final = 4  # unclosed brackets for which the whole text is searched; bounded for linear time
 
 _QUOTE: Final = re.compile(r"[befnru]{0,2}(\\*)([\"'])", re.IGNORECASE)
 _BRACKET: Final = re.compile(r"(?:[a-z_][\w.]*+)?[\[({]", re.IGNORECASE)
@@ -84,7 +84,7 @@ class _ValueScanner:
         place = opening.end()
         while (found := text.find(quote, place)) >= 0:
             place = found + 1
-            before = text[max(opening.end(), found - _MOST_BACKSLASHES) : found]
+            before = text[max(opening.end(), found - _MAX_BACKSLASHES) : found]
             backslashes = len(before) - len(before.rstrip("\\"))
             if backslashes % period == len(escape):
                 if not text.startswith(opening[0][-len(escape) - 1 :], place):
@@ -95,7 +95,7 @@ class _ValueScanner:
     def _bracket_end(self, place: int) -> int | None:
         """Return the end of the bracket that opens just before `place`; None if it is not closed."""
         text, depth = self._text, 1
-        if self._unclosed >= _MOST_UNCLOSED:
+        if self._unclosed >= _MAX_UNCLOSED:
             return None
         while found := _INSIDE.search(text, place):
             place = found.end()

@@ -36,7 +36,7 @@ __all__ = ["MetricsMiddleware", "metrics_router"]
 
 # Seconds; OpenTelemetry semantic conventions, HTTP metrics, http.server.request.duration.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-_MOST_PENDING = 100  # durations of a series that are collected, then counted together in about 10 us
+_MAX_PENDING = 100  # durations of a series that are collected, then counted together in about 10 us
 _THREADS = 2  # for rendering, separate from the app's 40
 # RFC 9110 section 9, and PATCH (RFC 5789).
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
@@ -91,7 +91,7 @@ class MetricsMiddleware(Layer):
             return
         recorded, key = self._metrics, (exchange.scope["method"], exchange.route, exchange.status)
         histogram = recorded.durations.get(key)
-        if histogram is None or len(histogram.pending) >= _MOST_PENDING:
+        if histogram is None or len(histogram.pending) >= _MAX_PENDING:
             histogram = recorded.count(*key)
         histogram.pending.append(exchange.duration)
         recorded.active.pop()
