@@ -221,7 +221,7 @@ def test_cut_requests_are_answered_with_503(directory):
             ("/late", 503, "warning"),
             ("/deaf", 503, "warning"),
         }
-        assert all("before the end of the process" in line["reason"] for line in lines)
+        assert all("before the process ended" in line["reason"] for line in lines)
         assert left(server) == ["exiting with 1 task(s) left, which have not ended in time"]
         assert "GET /deaf in sleep" in server.output()
 
@@ -307,7 +307,7 @@ def test_signal_during_startup_ends_the_process(directory):
         server.wait()
 
         assert time.monotonic() - started < 8
-        assert "SIGTERM during the start" in server.output()
+        assert "SIGTERM during start-up" in server.output()
 
 
 def left(server):
