@@ -61,6 +61,7 @@ class Handler(logging.Handler):
 
 
 def test_line_truncates_a_long_path():
+    """A path of 5,000 characters is cut to 2,048 in the access line."""
     handler = Handler()
     logger = logging.getLogger("fastapi_prodkit.access")
     logger.addHandler(handler)
@@ -148,6 +149,7 @@ def test_line_has_the_fields_of_every_outcome(method, path, route, status, caplo
 
 
 def test_line_contains_no_query_header_or_body(caplog):
+    """The access line contains neither the query string nor values of request headers."""
     app = with_both(service())
 
     TestClient(app).post("/ok/1?token=s3cret", headers={"Authorization": "s3cret", "Cookie": "id=s3cret"})
@@ -264,6 +266,7 @@ async def test_exception_before_the_response_reaches_the_server(caplog):
 
 
 def test_exception_in_fastapi_is_swallowed_after_its_500(caplog):
+    """An exception for which FastAPI has sent a complete 500 is logged and not raised to the server."""
     app = FastAPI()
     app.get("/")(fail)
 
@@ -289,6 +292,7 @@ def test_middleware_of_an_app_logs_500(caplog):
 
 
 def test_failing_background_task_is_logged_after_a_200(caplog):
+    """An exception of a background task is logged as an error, and the access line keeps status 200."""
     app = FastAPI()
     app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware)
@@ -306,6 +310,7 @@ def test_failing_background_task_is_logged_after_a_200(caplog):
 
 
 async def test_raise_setting_reraises_a_logged_exception(caplog):
+    """With `raise_=True`, an exception after the response is logged and then raised to the server."""
     with pytest.raises(RuntimeError, match="after the response"):
         await Server().call(with_both(respond_and(RuntimeError("after the response")), raise_=True))
 
@@ -370,6 +375,8 @@ async def test_frozen_exception_is_logged_and_swallowed(caplog):
 
 
 async def test_disconnect_during_the_body_is_status_499(caplog):
+    """A disconnect before the request body is complete is logged as status 499 and not as an error."""
+
     async def app(scope, receive, send):
         await Request(scope, receive).body()
 
@@ -382,6 +389,7 @@ async def test_disconnect_during_the_body_is_status_499(caplog):
 
 
 async def test_disconnect_during_a_stream_is_status_499(caplog):
+    """A disconnect during a streamed response is logged as status 499 and not as an error."""
     app = StreamingResponse(iter([b"a", b"b", b"c"]))
 
     await Server(hang_up_after=2).call(with_both(app))
@@ -404,6 +412,8 @@ async def test_disconnect_that_the_app_receives_is_status_499(caplog):
 
 
 async def test_disconnect_after_the_response_changes_nothing(caplog):
+    """A disconnect that the app receives after the complete response leaves the logged status at 200."""
+
     async def app(scope, receive, send):
         await respond_and()(scope, receive, send)
         assert (await receive())["type"] == "http.disconnect"
@@ -438,6 +448,8 @@ async def test_connection_error_of_the_app_is_an_error(error, caplog):
 
 
 async def test_file_sent_by_the_server_completes_the_response(caplog):
+    """A file sent by `http.response.pathsend` completes the response, so a later exception keeps status 200."""
+
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.pathsend", "path": "/tmp/file"})
@@ -477,6 +489,7 @@ def websocket_line(status, *, route="/rooms/{room}", path="/rooms/7"):
 
 
 def test_websocket_has_one_line_at_its_close(caplog):
+    """The access log writes one line per WebSocket, and only when the connection has closed."""
     before_close = []
 
     async def endpoint(websocket: WebSocket, room: str):
@@ -508,6 +521,8 @@ def test_websocket_closed_by_the_client_is_no_error(caplog):
 
 @pytest.mark.parametrize("path", ["/rooms/7", "/nothing"])
 def test_refused_handshake_is_status_403(path, caplog):
+    """A refused WebSocket handshake is logged as 403, the status with which servers answer."""
+
     async def endpoint(websocket: WebSocket, room: str):
         await websocket.close()
 
@@ -518,6 +533,8 @@ def test_refused_handshake_is_status_403(path, caplog):
 
 
 def test_handshake_refused_with_a_response_has_its_status(caplog):
+    """A WebSocket handshake refused with a denial response is logged with the status of that response."""
+
     async def endpoint(websocket: WebSocket, room: str):
         await websocket.send_denial_response(PlainTextResponse("no", 402))
 
@@ -559,6 +576,7 @@ def test_exempt_path_has_no_line(path, caplog):
 
 
 def test_exempt_path_is_relative_to_the_root_path(caplog):
+    """Exempt paths match without the root_path, so a proxy's prefix does not change the exemptions."""
     app = FastAPI()
     app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware, exempt={"/health"})
@@ -571,6 +589,7 @@ def test_exempt_path_is_relative_to_the_root_path(caplog):
 
 
 def test_level_above_info_keeps_refusals_and_failures(caplog):
+    """At level WARNING, the access log writes a line for a 500 but none for a 200 or a 404."""
     app = FastAPI()
     app.add_middleware(ErrorBoundaryMiddleware)
     app.add_middleware(AccessLogMiddleware)
@@ -620,6 +639,7 @@ def test_line_is_the_same_with_and_without_a_record(configure, capsys):
 
 
 def test_line_has_the_context_of_structlog(configure, capsys):
+    """Context variables that a route binds with structlog appear in its access line."""
     app = FastAPI()
     app.add_middleware(AccessLogMiddleware)
 
@@ -823,6 +843,7 @@ def test_disabled_logging_writes_no_line(configure, capsys, monkeypatch):
 
 
 def test_record_has_a_message_and_fields_for_any_formatter(caplog):
+    """A plain logging formatter can use the message, the HTTP fields and the request id of the record."""
     app = RequestIDMiddleware(with_both(service()))
 
     TestClient(app).get("/ok/1", headers={"X-Request-ID": "abcdefgh"})
@@ -835,6 +856,8 @@ def test_record_has_a_message_and_fields_for_any_formatter(caplog):
 
 
 def test_message_of_a_websocket_names_it_in_place_of_a_method(caplog):
+    """The message of a WebSocket's access line has the word WebSocket where a request has its method."""
+
     async def endpoint(websocket: WebSocket, room: str):
         await websocket.accept()
         await websocket.close()
@@ -846,6 +869,7 @@ def test_message_of_a_websocket_names_it_in_place_of_a_method(caplog):
 
 
 async def test_lifespan_messages_pass_unchanged(caplog):
+    """Lifespan calls reach the app with unchanged arguments, and write no access line."""
     seen = []
 
     async def app(scope, receive, send):
@@ -858,6 +882,8 @@ async def test_lifespan_messages_pass_unchanged(caplog):
 
 
 def test_two_apps_have_separate_exemptions(caplog):
+    """A path that is exempt in one app is still logged in another app of the process."""
+
     async def ok(request):
         return PlainTextResponse("ok")
 

@@ -168,6 +168,7 @@ async def test_missing_host_is_refused(allowed, http_version):
 
 
 def test_refusal_is_a_problem_that_is_not_cached():
+    """A request with a foreign host gets a 400 problem with `no-store`, whose body omits the query."""
     app = Starlette(middleware=[Middleware(AllowedHostsMiddleware, HostsSettings(allowed=("api.example.com",)))])
 
     response = TestClient(app).get("/items?secret=1")
@@ -196,6 +197,7 @@ async def test_exempt_path_accepts_any_host(path, hosts):
 
 
 async def test_exempt_path_is_relative_to_the_mounted_app():
+    """An exempt path is compared with the path below the mount, not with the whole path."""
     app = guard("api.example.com", exempt={"/health"})
 
     inside, _ = await ask(app, b"10.0.0.7", path="/sub/health", root_path="/sub")
@@ -205,6 +207,7 @@ async def test_exempt_path_is_relative_to_the_mounted_app():
 
 
 def test_each_of_several_names_is_allowed():
+    """With several names configured, a Host header that matches any one of them is accepted."""
     app = AllowedHostsMiddleware(
         Starlette(routes=[Mount("/", ok)]), HostsSettings(allowed=("api.example.com", "*.example.org"))
     )
@@ -245,6 +248,7 @@ def test_middleware_without_hosts_fails_at_construction(settings):
     ],
 )
 def test_name_that_never_matches_fails_at_construction(name):
+    """A configured name that no Host header could match raises ConfigurationError at construction."""
     with pytest.raises(ConfigurationError, match=r"HOSTS_ALLOWED: .* is not a host name"):
         guard("api.example.com", name)
 
@@ -259,6 +263,7 @@ def websocket_app(settings):
 
 
 def test_websocket_to_an_allowed_host_passes():
+    """A WebSocket with an allowed Host header connects and exchanges messages."""
     app = websocket_app(HostsSettings(allowed=("testserver",)))
 
     with TestClient(app).websocket_connect("/") as session:
@@ -268,6 +273,7 @@ def test_websocket_to_an_allowed_host_passes():
 
 
 def test_websocket_to_another_host_is_refused():
+    """A WebSocket handshake with a foreign Host header is refused with a 400 problem."""
     app = websocket_app(HostsSettings(allowed=("api.example.com",)))
 
     with pytest.raises(WebSocketDenialResponse) as refused, TestClient(app).websocket_connect("/"):
@@ -278,6 +284,7 @@ def test_websocket_to_another_host_is_refused():
 
 
 async def test_stream_passes_chunk_by_chunk():
+    """The middleware passes each chunk of a streamed response on separately."""
     sent = []
 
     async def chunks():
@@ -298,6 +305,8 @@ async def test_stream_passes_chunk_by_chunk():
 
 
 def test_exception_of_the_app_passes_unchanged():
+    """An exception that the app raises passes through the middleware unchanged."""
+
     def fail(request):
         raise RuntimeError("boom")
 
@@ -308,6 +317,7 @@ def test_exception_of_the_app_passes_unchanged():
 
 
 def test_lifespan_passes_unchanged():
+    """The middleware passes the lifespan on, so that the app starts, serves and shuts down."""
     app = AllowedHostsMiddleware(Starlette(), HostsSettings(allowed=("*",)))
 
     with TestClient(app) as client:
@@ -315,6 +325,7 @@ def test_lifespan_passes_unchanged():
 
 
 async def test_two_apps_have_separate_hosts():
+    """Two apps in one process each accept only the hosts that they were configured with."""
     one, other = guard("one.example.com"), guard("other.example.com")
 
     assert (await ask(one, b"one.example.com"))[0] == 200

@@ -335,6 +335,7 @@ def test_every_outcome_has_headers_line_and_sample(prefix, method, path, status,
 
 @pytest.mark.parametrize("path", ["/missing/7", "/nowhere", "/broken", "/unavailable", "/sync/seven"])
 def test_errors_are_problems_with_the_request_id(path):
+    """Every error response is application/problem+json with the request's id, and is not cached."""
     with TestClient(service(), raise_server_exceptions=False) as client:
         response = client.get(path)
 
@@ -527,6 +528,7 @@ def test_websockets_have_an_id_and_one_line(prefix, capsys):
 
 
 def test_websockets_from_foreign_origins_are_refused(capsys):
+    """A WebSocket handshake with a foreign Origin header is refused and logged as 403."""
     with TestClient(service()) as client, pytest.raises(WebSocketDisconnect):  # noqa: SIM117
         with client.websocket_connect("/socket", headers={"Origin": "https://evil.example"}):
             pass  # pragma: no cover - not reached
@@ -704,6 +706,7 @@ def test_exception_in_user_middleware_is_a_500_problem(added_later, middleware, 
 
 
 async def test_contexts_of_concurrent_requests_are_separate():
+    """Each of 200 concurrent requests reads only its own id, after awaits and in a worker thread."""
     app = create_app(settings_of())
 
     @app.get("/{number}")
@@ -727,6 +730,7 @@ async def test_contexts_of_concurrent_requests_are_separate():
 
 
 def test_request_id_reaches_background_tasks_and_sync_routes(capsys):
+    """Log lines of a background task, and synchronous routes, have the id of their request."""
     with TestClient(service()) as client:
         capsys.readouterr()
         response = client.get("/background")
@@ -763,6 +767,7 @@ def client():
 @pytest.mark.parametrize("media_type", ["application/json", "text/plain", "application/x-www-form-urlencoded"])
 @pytest.mark.parametrize("path", ["/items", "/outer/inner/items"])
 def test_hostile_bodies_are_4xx_problems(client, path, body, media_type):
+    """Malformed bodies of any media type get a problem with a 4xx status, never a 500."""
     response = client.post(path, content=body, headers={"Content-Type": media_type})
 
     assert 400 <= response.status_code < 500
@@ -809,6 +814,7 @@ def test_response_with_unserializable_data_of_the_app_is_a_500(capsys):
 
 
 def test_two_apps_have_separate_settings_and_quotas():
+    """Two apps in one process count requests separately, each against its own default limit."""
     limit = RateLimit("1/minute")
     one, other = (create_app(settings_of(rate_limit={"default": default})) for default in ("1/minute", "100/minute"))
 
@@ -883,6 +889,8 @@ def test_mounted_app_uses_the_edge_of_the_outer_app(capsys):
 
 
 def test_handlers_and_arguments_of_the_user_win():
+    """Exception handlers and a title passed to `create_app` replace the defaults, and headers are still added."""
+
     async def teapot(request, error):
         return PlainTextResponse("short and stout", 418)
 
@@ -897,6 +905,7 @@ def test_handlers_and_arguments_of_the_user_win():
 
 
 def test_install_keeps_middleware_handlers_lifespan_and_routes(capsys):
+    """After `install`, the existing app's own parts work as before, and its responses get our headers."""
     started = []
 
     @asynccontextmanager
@@ -959,6 +968,7 @@ def test_install_replaces_the_docs_page_of_fastapi():
 
 
 def test_install_refuses_a_started_or_installed_app():
+    """Calling `install` twice or after the start raises a ConfigurationError that says why."""
     twice = create_app(settings_of())
     late = FastAPI()
     with TestClient(late):
@@ -1189,6 +1199,7 @@ def test_client_and_scheme_of_a_trusted_proxy_are_used(capsys):
 
 
 def test_environment_test_reraises_exceptions():
+    """With ENVIRONMENT=test, exceptions of routes and background tasks are raised in TestClient."""
     with TestClient(service(environment="test", hosts={"allowed": ["*"]})) as client:
         with pytest.raises(RuntimeError, match="internal-detail-route"):
             client.get("/broken")
@@ -1197,6 +1208,7 @@ def test_environment_test_reraises_exceptions():
 
 
 def test_debug_shows_the_traceback_page_of_fastapi():
+    """With `debug` outside of production, an exception shows FastAPI's traceback page."""
     with TestClient(service(environment="dev", debug=True), raise_server_exceptions=False) as client:
         assert "internal-detail-route" in client.get("/broken").text
 
@@ -1220,6 +1232,8 @@ def test_docs_are_closed_in_production_and_open_in_dev():
 
 
 def test_probes_skip_dependencies_and_catch_all_routes_of_the_app():
+    """Probes answer 200 even if the app has a global authentication dependency and a catch-all route."""
+
     async def refuse():
         raise HTTPException(401)
 
@@ -1237,6 +1251,7 @@ def edge_of(app):
 
 
 def test_layers_are_in_the_order_of_the_design():
+    """The layers of `create_app` wrap the app in a fixed order, from proxy headers to the body limit."""
     limits = {"max_concurrent": 100, "cancel_on_disconnect": True}
     app = create_app(settings_of(proxy={"trusted": ["10.0.0.0/8"]}, limits=limits))
     names = [type(layer).__name__ for layer in edge_of(app).layers]
@@ -1320,6 +1335,7 @@ def test_cors_outside_of_metrics_is_refused():
 
 
 def test_root_path_keeps_exemptions_and_labels(capsys):
+    """A root_path changes neither the exemption of probes nor the route's template in log and metrics."""
     before = samples()
     with TestClient(service(), root_path="/api") as client:
         capsys.readouterr()
@@ -1332,6 +1348,7 @@ def test_root_path_keeps_exemptions_and_labels(capsys):
 
 
 def test_create_app_reads_settings_from_the_environment(monkeypatch):
+    """Without arguments, `create_app()` reads its settings from environment variables."""
     monkeypatch.setenv("ENVIRONMENT", "test")
     monkeypatch.setenv("SERVICE_NAME", "from-the-environment")
 
@@ -1366,6 +1383,8 @@ def test_install_accepts_policies_by_path():
 
 
 def test_mounted_starlette_app_has_the_headers():
+    """Responses of a mounted Starlette app, including its 404, carry the headers that our layers add."""
+
     async def hello(request):
         return PlainTextResponse("hello")
 
@@ -1378,6 +1397,7 @@ def test_mounted_starlette_app_has_the_headers():
 
 
 def test_app_may_include_its_own_health_router():
+    """With `health=None`, an app can include a health router itself, and its probe answers 200."""
     app = create_app(settings_of(health=None))
     app.include_router(health_router(checks={}))
 
@@ -1409,6 +1429,7 @@ def test_drain_closes_connections():
 
 
 def test_app_without_shutdown_leaves_signals_to_the_server():
+    """With `shutdown=None`, the app has no shutdown state, and readiness depends on the checks alone."""
     app = create_app(settings_of(shutdown=None))
 
     with TestClient(app) as client:
@@ -1465,6 +1486,7 @@ def test_given_store_counts_every_request(way):
 
 
 def test_given_store_counts_for_routes_without_a_default_limit():
+    """With `rate_limit=None`, a given store still counts for routes that have a limit."""
     app = create_app(settings_of(rate_limit=None), store=Bounded(1))
     app.get("/limited", dependencies=[Depends(RateLimit("5/minute"))])(lambda: "ok")
     client = TestClient(app)
@@ -1516,6 +1538,7 @@ def _samples(registry):
 
 
 def test_app_state_may_have_the_given_object_only():
+    """If `app.state.rate_limit` holds another object than the given store, `install` raises an error."""
     store, app = Bounded(9), FastAPI()
     app.state.rate_limit = store
 

@@ -54,6 +54,7 @@ def plain(request):
 
 
 def test_header_returns_the_first_value_or_none():
+    """The function `header` returns the first value of a repeated header, and None if it is missing."""
     headers = [(b"host", b"a"), (b"x-id", b"1"), (b"x-id", b"2")]
 
     assert header(headers, b"x-id") == b"1"
@@ -117,6 +118,7 @@ def test_template_without_a_route_is_unmatched(path):
 
 
 def test_template_has_the_prefixes_of_nested_routers():
+    """The template of a route in nested routers begins with the prefixes of all of them."""
     inner, outer = APIRouter(), APIRouter()
     inner.get("/{item_id}")(hello)
     outer.include_router(inner, prefix="/items")
@@ -129,6 +131,7 @@ def test_template_has_the_prefixes_of_nested_routers():
 
 
 def test_template_of_a_router_included_twice():
+    """A router that is included under two prefixes has a separate template under each prefix."""
     router = APIRouter()
     router.get("/items/{item_id}")(hello)
     app = FastAPI()
@@ -140,6 +143,7 @@ def test_template_of_a_router_included_twice():
 
 
 def test_template_of_a_websocket_has_the_prefix():
+    """The template of a WebSocket route begins with the prefix of its router."""
     router = APIRouter()
 
     @router.websocket("/rooms/{room}")
@@ -158,6 +162,7 @@ def test_template_of_a_websocket_has_the_prefix():
 
 
 def test_template_has_the_paths_of_mounts():
+    """The template of a route in a mounted app begins with the paths of all mounts above the route."""
     inner, outer, app = FastAPI(), Starlette(), FastAPI()
     inner.get("/items/{item_id}")(hello)
     outer.router.add_route("/items/{item_id}", plain)
@@ -190,6 +195,7 @@ def test_template_of_a_mount_with_parameters_is_unmatched():
 
 
 def test_template_of_a_mount_added_after_a_request():
+    """A route's template is found even if its app is mounted after the first request to a sibling."""
     app, first, second = FastAPI(), FastAPI(), FastAPI()
     first.get("/items")(hello)
     second.get("/items")(hello)
@@ -210,12 +216,14 @@ def test_template_of_a_mount_without_routes_is_unmatched():
 
 
 def test_template_of_a_mount_at_the_root():
+    """A mount at the root adds nothing to the template of a route below."""
     app = Starlette(routes=[Mount("/", routes=[Route("/items/{item_id}", plain)])])
 
     assert template(app, "/items/1") == "/items/{item_id}"
 
 
 def test_template_of_a_host_route_omits_the_host():
+    """The template of a route below a Host route contains no host name, so hosts add no labels."""
     app = Starlette(routes=[Host("{customer}.example.com", app=Router([Route("/items/{item_id}", plain)]))])
 
     assert template(app, "/items/1", host="acme.example.com") == "/items/{item_id}"
@@ -231,6 +239,7 @@ def test_template_omits_the_root_path(path):
 
 
 def test_template_has_only_the_part_of_root_path_that_a_mount_added():
+    """The template includes the path of the mount, but not the root_path that a proxy has set."""
     app, inner = FastAPI(), FastAPI()
     inner.get("/items/{item_id}")(hello)
     app.mount("/inner", inner)
@@ -239,12 +248,14 @@ def test_template_has_only_the_part_of_root_path_that_a_mount_added():
 
 
 def test_template_of_a_route_of_another_framework_is_unmatched():
+    """A route object without a path template gets the constant label for unmatched requests."""
     scope = {"route": object(), "path": "/secret"}
 
     assert route_template(scope, "") == UNMATCHED
 
 
 def test_mounts_are_searched_once_per_set_of_routes(monkeypatch):
+    """Mounts are searched once for each set of routes and then cached, not searched for each request."""
     app, inner = FastAPI(), FastAPI()
     inner.get("/items")(hello)
     app.mount("/inner", inner)
@@ -294,15 +305,18 @@ def nested():
     ],
 )
 def test_requested_template_equals_the_template_of_a_served_request(nested, path, expected):
+    """A request refused before routing gets the template that it would have had if it had been served."""
     assert requested(nested, path) == expected
 
 
 def test_requested_template_of_a_preflight_is_that_of_the_first_route(nested):
+    """A preflight gets the template of the first route that matches its path, whatever the route's method."""
     assert requested(nested, "/v1/items/1", method="OPTIONS") == "/v1/items/{item_id}"
     assert requested(nested, "/v1/items/1/parts", method="OPTIONS") == "/v1/items/{other_name}/parts"
 
 
 def test_requested_template_of_a_websocket_and_of_a_host_route(nested):
+    """A WebSocket handshake gets the template of a WebSocket route, and a Host route adds no host name."""
     assert requested(nested, "/rooms/7", type="websocket") == "/rooms/{room}"
     assert requested(nested, "/items/1", headers=[(b"host", b"a.example.com")]) == "/items/{item_id}"
 
@@ -334,6 +348,7 @@ def test_requested_template_is_cached(nested, monkeypatch):
 
 
 def test_requested_template_without_an_app_is_unmatched(nested):
+    """A refused request gets the constant label if the scope contains no Starlette app."""
     assert requested(None, "/v1/items/1") == UNMATCHED
 
 

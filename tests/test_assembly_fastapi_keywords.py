@@ -17,12 +17,14 @@ FASTAPIS = inspect.signature(FastAPI).parameters.keys() - OWN
 
 
 def test_keywords_are_all_that_fastapi_takes():
+    """The typed keywords of `create_app` include every parameter of FastAPI's constructor."""
     ours = FastAPIKeywords.__optional_keys__
 
     assert ours - SINCE_0_165 == FASTAPIS - SINCE_0_165
 
 
 def test_keywords_have_the_types_of_fastapi():
+    """Type hints of the keywords of `create_app` equal those of FastAPI's constructor."""
     theirs = typing.get_type_hints(FastAPI.__init__)
     ours = typing.get_type_hints(FastAPIKeywords)
 

@@ -89,6 +89,7 @@ def test_lifespan_below_a_plain_router_is_started():
 
 
 def test_app_mounted_twice_is_started_once():
+    """An app that is mounted at two paths has its lifespan run only once."""
     events = []
     sub = FastAPI(lifespan=recording(events, "sub"))
     app = FastAPI()
@@ -159,6 +160,7 @@ def started_by_hand(way, path, once, **options):
 
 @pytest.mark.parametrize("way", ["create_app", "install"])
 def test_mounted_lifespans_can_be_switched_off(way):
+    """With `mounted_lifespans=False`, only the outer app's lifespan runs, and the mounted app answers."""
     once = Once()
 
     with TestClient(started_by_hand(way, "/", once, mounted_lifespans=False)) as client:
@@ -190,6 +192,7 @@ def test_object_started_twice_is_an_error(way, path):
     ],
 )
 def test_error_names_the_path_of_a_nested_mount(route, place):
+    """The error contains the complete path of a nested mount, or the host name of a Host route."""
     once = Once()
     app = FastAPI(lifespan=once.run)
     app.router.routes.append(route(Starlette(lifespan=lambda app: once.run())))
@@ -200,6 +203,8 @@ def test_error_names_the_path_of_a_nested_mount(route, place):
 
 
 def test_other_errors_of_a_mounted_lifespan_are_raised():
+    """An exception in the lifespan of a mounted app is raised unchanged and ends the start."""
+
     @asynccontextmanager
     async def failing(app):
         raise OSError("no server")
@@ -214,6 +219,7 @@ def test_other_errors_of_a_mounted_lifespan_are_raised():
 
 
 def test_mounted_composed_app_starts_its_own_mounts():
+    """A mounted app that starts its own mounted apps has each of these lifespans run once."""
     events = []
     sub = FastAPI(lifespan=recording(events, "sub"))
     sub.mount("/leaf", FastAPI(lifespan=recording(events, "leaf")))
@@ -264,6 +270,7 @@ def test_failed_start_ends_the_started_lifespans():
 
 
 def test_lifespan_of_a_router_included_later_is_started():
+    """A router that is included after `compose` has its lifespan started with the app."""
     events = []
     app = FastAPI(lifespan=recording(events, "own"))
     compose(app, [recording(events, "ours")])

@@ -48,6 +48,8 @@ def test_telemetry_uses_the_provider_of_the_constructor(recorder):
 
 @pytest.mark.parametrize("way", ["create_app", "install"])
 def test_telemetry_uses_a_global_provider_set_in_the_lifespan(recorder, monkeypatch, way):
+    """Telemetry uses a tracer provider that the app's lifespan sets as the global one."""
+
     @asynccontextmanager
     async def lifespan(_app):
         monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: recorder)

@@ -120,6 +120,7 @@ def test_failing_probe_is_not_a_refusal(registry):
 
 
 def test_wrong_tokens_are_counted_per_client_and_minute(registry):
+    """After ten wrong tokens, a client is refused for a minute, while other clients are not."""
     clock = Clock()
     token = BearerToken(SecretStr(TOKEN), registry=registry, clock=clock)
 
@@ -137,6 +138,7 @@ def test_wrong_tokens_are_counted_per_client_and_minute(registry):
 
 
 def test_number_of_counted_clients_is_bounded(registry, monkeypatch):
+    """Counts of wrong tokens are discarded beyond a maximum number of clients, which bounds the memory."""
     monkeypatch.setattr(_bearer, "_MAX_CLIENTS", 2)
     token = BearerToken(SecretStr(TOKEN), registry=registry, clock=Clock())
 
@@ -164,6 +166,7 @@ def test_wrong_token_without_a_route_is_unmatched():
 
 
 def test_routers_without_an_edge_limit_wrong_tokens(registry, lines):
+    """The metrics router answers 429 after ten wrong tokens, even without our middleware."""
     app = FastAPI()
     add_problem_handlers(app)
     app.include_router(metrics_router(MetricsSettings(token=TOKEN), registry=registry))

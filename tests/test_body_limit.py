@@ -88,6 +88,7 @@ def test_announced_oversized_body_is_refused(path, handlers):
 @pytest.mark.parametrize("handlers", [True, False])
 @pytest.mark.parametrize("path", ["/", "/raw"])
 def test_chunked_oversized_body_is_refused(path, handlers):
+    """A chunked body without Content-Length gets a 413 problem if it exceeds the limit."""
     response = TestClient(service(handlers=handlers)).post(
         path, content=chunks(21), headers={"Content-Type": "application/json"}
     )
@@ -127,6 +128,7 @@ async def test_refused_body_is_not_read():
 
 @pytest.mark.parametrize(("content", "size"), [(b"x" * 20, 20), (b"", 0), (chunks(20), 20)])
 def test_allowed_body_passes_unchanged(content, size):
+    """A body of at most the maximum size reaches the app completely, with or without Content-Length."""
     response = TestClient(service()).post("/raw", content=content)
 
     assert response.json() == size
@@ -134,6 +136,7 @@ def test_allowed_body_passes_unchanged(content, size):
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 def test_request_without_a_body_passes_uncounted(method):
+    """A request without a body passes through the body limit to the app."""
     assert TestClient(service()).request(method, "/raw").status_code == 405
 
 
@@ -152,6 +155,7 @@ def test_none_leaves_the_limit_to_the_app():
 
 
 def test_limit_of_a_route_wins():
+    """A route's own `max_body_size` replaces the general limit, even if it is larger."""
     client = TestClient(service(20))
 
     assert client.post("/larger", content=b"x" * 40).json() == 40
@@ -161,6 +165,7 @@ def test_limit_of_a_route_wins():
 @pytest.mark.parametrize(("path", "text"), [("/own", "No."), ("/own-json", '{"limit":7}')])
 @pytest.mark.parametrize("content", [b"", b"x"])
 def test_413_of_the_app_stays(path, text, content):
+    """A 413 response that the app creates keeps its body and is not replaced by our problem."""
     response = TestClient(service()).post(path, content=content)
 
     assert (response.status_code, response.text) == (413, text)
@@ -202,6 +207,8 @@ async def test_body_without_headers_is_counted_in_http_2(version):
 
 
 def test_plain_starlette_app_has_the_limit():
+    """The body limit works in a plain Starlette app, which has no problem handlers."""
+
     async def endpoint(request):
         return PlainTextResponse(str(len(await request.body())))
 
@@ -215,6 +222,8 @@ def test_plain_starlette_app_has_the_limit():
 
 
 def test_default_is_one_mebibyte():
+    """Without arguments, the middleware accepts a body of 1,048,576 bytes and refuses one byte more."""
+
     async def endpoint(request):
         return PlainTextResponse(str(len(await request.body())))
 
@@ -227,6 +236,7 @@ def test_default_is_one_mebibyte():
 
 
 def test_websockets_and_lifespan_pass_unchanged():
+    """The body limit applies to neither WebSocket messages nor lifespan messages."""
     app = service()
 
     @app.websocket("/ws")
@@ -240,6 +250,7 @@ def test_websockets_and_lifespan_pass_unchanged():
 
 
 def test_two_apps_have_separate_limits():
+    """Two apps in one process each apply their own body limit."""
     small, large = TestClient(service(10)), TestClient(service(30))
 
     statuses = [client.post("/raw", content=b"x" * 20).status_code for client in (small, large)]
@@ -278,6 +289,7 @@ async def test_small_announced_body_is_not_counted():
 
 
 def test_largest_limit_includes_routers_and_mounts():
+    """The largest limit is the maximum over included routers, mounted apps and apps mounted in those."""
     leaf = FastAPI(max_body_size=300)
     sub = FastAPI()
     sub.mount("/leaf", leaf)
@@ -353,6 +365,7 @@ async def test_stalled_body_is_a_408_problem(handlers, path, headers):
 
 
 async def test_stalled_body_is_logged_with_the_setting(caplog):
+    """The access line of a body time-out is a WARNING with status 408 that names LIMITS_BODY_TIMEOUT."""
     await stall(AccessLogMiddleware(paced()))
 
     [record] = [each for each in caplog.records if each.name == "fastapi_prodkit.access"]
@@ -374,6 +387,7 @@ async def test_stalled_body_of_a_plain_asgi_app_is_a_408_problem():
 
 
 async def test_stalled_body_below_a_task_group_is_a_408_problem():
+    """A body time-out is a 408 problem even if a middleware runs the app in another task."""
     app = paced()
     inner = app.middleware("http")
 
@@ -405,6 +419,7 @@ async def test_stalled_body_cancels_the_handler():
 
 
 async def test_stalled_body_after_the_response_start_is_a_disconnect():
+    """If the body stalls after the response has started, the app receives a disconnect message."""
     seen = []
 
     async def app(scope, receive, send):
@@ -417,6 +432,8 @@ async def test_stalled_body_after_the_response_start_is_a_disconnect():
 
 
 async def test_problem_raised_during_the_body_is_reraised():
+    """A ProblemError that the app raises while the body is incomplete passes through the middleware."""
+
     async def app(scope, receive, send):
         raise ProblemError(418)
 
@@ -425,6 +442,7 @@ async def test_problem_raised_during_the_body_is_reraised():
 
 
 async def test_wait_for_a_disconnect_has_no_time_out():
+    """After a complete body, an app may wait for the disconnect longer than the body time-out."""
     gone = asyncio.Event()
     messages = [{"type": "http.request", "body": b"[1]"}]
 
@@ -470,6 +488,8 @@ async def test_cancelled_request_stays_cancelled_during_its_body(late):
 
 
 async def test_none_sets_no_body_timeout():
+    """With `body_timeout=None`, the middleware does not wrap `receive` with a time-out."""
+
     async def app(scope, receive, send):
         seen.append(receive)
 
@@ -485,6 +505,7 @@ async def test_none_sets_no_body_timeout():
 
 
 def test_stalled_body_on_a_real_server_closes_the_connection():
+    """A real server answers 408 to an incomplete body and closes the connection."""
     half = request("POST", "/", "Content-Type: application/json", body=b"[1, 2, 3]")[:-4]
 
     with serving(paced()) as port:
@@ -504,6 +525,7 @@ def test_stalled_body_on_a_real_server_closes_the_connection():
 
 
 async def test_second_task_receives_the_message_after_the_first():
+    """If two tasks wait in `receive`, each gets one message, in the order in which the messages arrive."""
     messages = asyncio.Queue()
 
     async def app(scope, receive, send):

@@ -56,6 +56,7 @@ def shop(tmp_path, monkeypatch):
 
 class TestProgram:
     def test_command_without_its_extra_names_the_extra(self, monkeypatch, capsys):
+        """Without typer installed, the command exits with 1 and one line that names the extra to install."""
         for name in [name for name in sys.modules if name.startswith("fastapi_prodkit.cli")]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.delattr(fastapi_prodkit, "cli", raising=False)
@@ -77,6 +78,7 @@ class TestProgram:
         assert (code, capsys.readouterr().out) == (0, f"fastapi-prodkit {fastapi_prodkit.__version__}\n")
 
     def test_module_returns_the_exit_code(self, run, monkeypatch, capsys):
+        """Running `python -m fastapi_prodkit` exits with the exit code of the command."""
         monkeypatch.setattr(sys, "argv", ["fastapi-prodkit", "xyzzy"])
         monkeypatch.delitem(sys.modules, "fastapi_prodkit.__main__")
 
@@ -144,6 +146,7 @@ class TestProgram:
         ],
     )
     def test_usage_error_suggests_a_command_and_exits_with_2(self, run, typed, instead):
+        """A usage error prints one line with the command to type instead, and exits with 2."""
         code, out, err = run(*typed.split())
 
         assert (code, out, err) == (2, "", f"fastapi-prodkit: {instead}\n")
@@ -171,6 +174,7 @@ class TestProgram:
 
     @pytest.mark.system
     def test_sigterm_rolls_back_and_exits_with_143(self, shop, tmp_path):
+        """SIGTERM ends a running migration with exit code 143, and its transaction is rolled back."""
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
         migration(shop, "0003", 'import time; print("begun", flush=True); time.sleep(60)')
         command = [sys.executable, "-m", "fastapi_prodkit", "db", "upgrade"]
@@ -213,6 +217,7 @@ class TestProgram:
         assert "Traceback" not in err
 
     def test_command_in_a_thread_installs_no_signal_handler(self, run):
+        """A command also runs outside of the main thread, where Python allows no signal handlers."""
         import threading
 
         codes = []
@@ -226,6 +231,7 @@ class TestProgram:
 
 class TestMigrate:
     def test_db_shows_each_migration_on_standard_error(self, run, shop):
+        """The commands of `db` report each migration and a summary on standard error."""
         code, out, err = run("db", "upgrade")
         lines = err.splitlines()
         assert (code, out) == (0, "")
@@ -239,6 +245,7 @@ class TestMigrate:
         assert run("db", "downgrade", "0001") == (0, "", "Nothing to do: the database is at this revision already.\n")
 
     def test_current_check_exits_with_3_if_not_at_head(self, run, shop):
+        """With `--check`, `db current` exits with 3 until the database is at the newest revision."""
         run("db", "upgrade", "0001")
 
         assert run("db", "current", "--check") == (3, "", "The database is not at the newest revision.\n")
@@ -246,6 +253,7 @@ class TestMigrate:
         assert run("db", "current", "--check") == (0, "0002 (head)\n", "")
 
     def test_check_exits_with_3_for_a_model_without_a_migration(self, run, shop):
+        """If models have changes without a migration, `db check` exits with 3 and lists the changes."""
         run("db", "upgrade", "0001")
         assert run("db", "check") == (3, "", "The database lacks migrations: run `fastapi-prodkit db upgrade` first.\n")
         run("db", "upgrade")
@@ -276,6 +284,7 @@ class TestMigrate:
         assert "(head)" in run("db", "history", "--verbose")[1]
 
     def test_sql_is_printed_to_standard_output(self, run, shop):
+        """With `--sql`, the `db` commands print the SQL of the migrations, so that it can be run by hand."""
         code, out, _ = run("db", "upgrade", "--sql")
         assert code == 0
         assert "CREATE TABLE items" in out
@@ -301,6 +310,7 @@ class TestMigrate:
         assert (code, err) == (0, "Nothing to do: the database is ahead, a newer release has migrated it.\n")
 
     def test_project_with_a_plain_env_py_runs(self, run, shop):
+        """A project whose env.py does not use our package runs its migrations with `db upgrade`."""
         (shop / "migrations" / "env.py").write_text(
             "import os, sqlalchemy\n"
             "from alembic import context\n"
@@ -320,6 +330,7 @@ class TestMigrate:
 
 class TestErrors:
     def test_database_that_is_down_is_one_line_without_the_password(self, run, shop, monkeypatch):
+        """If the database is unreachable, the error is one line that does not contain the password."""
         pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
         monkeypatch.setenv("DATABASE_URL", NOWHERE)
 
@@ -331,6 +342,7 @@ class TestErrors:
         assert SECRET not in err
 
     def test_invalid_url_is_one_line_without_the_url(self, run, shop, monkeypatch):
+        """The error about an invalid DATABASE_URL names the variable and does not contain its value."""
         monkeypatch.setenv("DATABASE_URL", f"//{SECRET}")
 
         code, _, err = run("db", "upgrade")
@@ -351,6 +363,7 @@ class TestErrors:
         assert (code, err) == (0, f"fastapi-prodkit: warning: {meant}\n")
 
     def test_missing_database_names_the_variable(self, run, shop, monkeypatch):
+        """Without DATABASE_URL, `db upgrade` exits with 1 and tells the user to set the variable."""
         monkeypatch.delenv("DATABASE_URL")
 
         code, _, err = run("db", "upgrade")
@@ -358,6 +371,7 @@ class TestErrors:
         assert (code, "set DATABASE_URL" in err) == (1, True)
 
     def test_missing_alembic_names_the_extra(self, run, monkeypatch):
+        """Without alembic installed, `db upgrade` exits with 1 and names the extra `database`."""
         monkeypatch.setitem(sys.modules, "alembic", None)
 
         code, _, err = run("db", "upgrade")
@@ -368,6 +382,7 @@ class TestErrors:
         )
 
     def test_missing_configuration_names_the_files_and_the_directory(self, run, tmp_path):
+        """Without alembic.ini, the error says which files were searched for, and in which directory."""
         pytest.importorskip("alembic", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
 
         code, _, err = run("db", "upgrade")
@@ -380,6 +395,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("command", [["upgrade", "nope"], ["downgrade", "nope"]])
     def test_unknown_revision_prints_the_error_of_alembic(self, run, shop, command):
+        """An unknown revision exits with 1 and prints Alembic's own message in one line."""
         code, _, err = run("db", *command)
 
         assert (code, err) == (1, "fastapi-prodkit: Can't locate revision identified by 'nope'\n")
@@ -419,6 +435,7 @@ class TestErrors:
         assert "Traceback" in run("db", "upgrade")[2]
 
     def test_unreadable_file_is_named(self, run, shop):
+        """If a migration cannot open a file, the last line of the error contains the path of the file."""
         migration(shop, "0003", 'open("/nowhere/at/all")')
 
         code, _, err = run("db", "upgrade")
@@ -427,12 +444,14 @@ class TestErrors:
         assert err.splitlines()[-1] == "fastapi-prodkit: /nowhere/at/all: No such file or directory"
 
     def test_error_in_a_library_names_no_line(self, run):
+        """An exception without a traceback is described by its type and message alone."""
         from fastapi_prodkit.cli.failure import describe
 
         assert describe(RuntimeError("")) == "RuntimeError: "
 
 
 def test_command_is_installed():
+    """When the package is installed, its console script `fastapi-prodkit` calls `main` in `__main__`."""
     from importlib.metadata import entry_points
 
     found = entry_points(group="console_scripts", name="fastapi-prodkit")

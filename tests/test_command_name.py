@@ -78,6 +78,7 @@ class TestBesideProdkit:
 
     @pytest.mark.parametrize("program", [["fastapi-prodkit"], ["python", "-m", "fastapi_prodkit"]], ids=" ".join)
     def test_script_and_module_run_our_commands(self, environment, program):
+        """The console script and `python -m` both print our version and list all of our commands."""
         assert self.run(environment, *program, "--version") == OURS
         assert set(COMMANDS) <= set(self.run(environment, *program, "--help").split())
 

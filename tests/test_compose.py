@@ -35,12 +35,14 @@ def run(*command: str | Path, **environment: str) -> str:
 
 
 def test_file_is_valid_by_the_compose_specification():
+    """The file compose.yaml conforms to the schema of the Compose Specification."""
     said = run(program_or_skip("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", "compose.yaml")
 
     assert "ok" in said
 
 
 def test_default_profile_starts_service_database_store_and_migrations():
+    """Prometheus and the loading of airports have a profile, so a plain `docker compose up` omits them."""
     small = {name for name, service in SERVICES.items() if "profiles" not in service}
 
     assert small == {"service", "migrate", "postgres", "redis"}
@@ -61,6 +63,7 @@ def test_service_starts_after_its_migrations():
 
 @pytest.mark.parametrize("name", OURS)
 def test_service_runs_read_only_and_without_capabilities(name):
+    """Each container that we build has a read-only file system and cannot gain privileges."""
     service = OURS[name]
 
     assert service["read_only"] is True
@@ -69,6 +72,7 @@ def test_service_runs_read_only_and_without_capabilities(name):
 
 
 def test_dependencies_have_health_checks():
+    """Each container that others wait for until it is healthy declares a health check."""
     waited = {
         name
         for service in SERVICES.values()
@@ -89,6 +93,7 @@ def test_ports_are_published_on_loopback():
 
 
 def test_variables_are_valid_settings():
+    """The service's settings accept the environment variables of compose.yaml without an error or warning."""
     pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
     read = "from service.config import ServiceSettings; print(ServiceSettings().database.migrations_config)"
 
@@ -98,6 +103,7 @@ def test_variables_are_valid_settings():
 
 
 def test_prometheus_scrapes_the_service():
+    """The configuration of Prometheus has the host name and the port of the service in compose.yaml."""
     source = SERVICES["prometheus"]["volumes"][0].split(":")[0]
 
     configuration = yaml.safe_load((SERVICE / source).read_text())
@@ -108,6 +114,7 @@ def test_prometheus_scrapes_the_service():
 
 
 def test_promtool_accepts_the_configuration():
+    """The program promtool accepts the configuration of Prometheus as valid."""
     said = run(program_or_skip("promtool"), "check", "config", "prometheus.yml")
 
     assert "SUCCESS" in said

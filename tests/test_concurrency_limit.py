@@ -124,6 +124,7 @@ async def test_limit_serves_queues_and_refuses(registry):
 
 
 async def test_queue_is_first_come_first_served(registry):
+    """Waiting requests are served in the order in which they arrived."""
     served = []
 
     async def app(scope, receive, send):
@@ -152,6 +153,7 @@ async def test_wait_longer_than_queue_timeout_is_refused(registry):
 
 
 async def test_queue_timeout_none_refuses_at_once(registry):
+    """With `queue_timeout=None`, a request above the limit gets a 503 with Retry-After without waiting."""
     service = Service(registry, patience=None)
     service.call()
     second = service.call()
@@ -169,6 +171,7 @@ async def test_queue_timeout_none_refuses_at_once(registry):
     ],
 )
 async def test_refusal_is_logged_with_the_setting(registry, caplog, patience, reason):
+    """The access line of a refused request is a WARNING whose reason names the settings that caused it."""
     service = Service(registry, patience=patience)
     service.app = AccessLogMiddleware(service.app)
     service.call()
@@ -181,6 +184,7 @@ async def test_refusal_is_logged_with_the_setting(registry, caplog, patience, re
 
 
 async def test_full_queue_is_another_reason_than_a_long_wait(registry, caplog):
+    """The logged reason for a full queue differs from the reason for a wait that exceeded its time-out."""
     service = Service(registry)
     service.app = AccessLogMiddleware(service.app)
     calls = [service.call() for _ in range(3)]
@@ -199,6 +203,7 @@ async def status_of(service):
 
 
 async def test_disconnect_in_the_queue_never_reaches_the_app(registry):
+    """A client that disconnects while it waits leaves the queue, and the app is not called."""
     service = Service(registry)
     service.call("/first")
     await until(lambda: service.inside)
@@ -216,6 +221,7 @@ async def test_disconnect_in_the_queue_never_reaches_the_app(registry):
 
 
 async def test_cancelled_request_leaves_the_queue(registry):
+    """A request that is cancelled while it waits leaves the queue, and later requests are served."""
     service = Service(registry)
     service.call()
     second = service.call()
@@ -252,6 +258,7 @@ async def test_slot_given_to_a_leaving_request_is_passed_on(registry, leave):
 
 @pytest.mark.parametrize("cancelled", [True, False])
 async def test_failed_or_cancelled_request_releases_its_slot(registry, cancelled):
+    """When a running request fails or is cancelled, its slot goes to the next waiting request."""
     service = Service(registry)
     first = service.call("/fails")
     await until(lambda: service.inside)
@@ -283,6 +290,8 @@ async def test_body_sent_while_waiting_reaches_the_app(registry):
 
 
 async def test_error_of_receive_fails_the_request_and_frees_the_queue(registry):
+    """If `receive` raises while a request waits, that request fails and its place in the queue is freed."""
+
     async def fail():
         raise OSError("gone")
 
@@ -299,6 +308,7 @@ async def test_error_of_receive_fails_the_request_and_frees_the_queue(registry):
 
 
 async def test_exempt_path_neither_counts_nor_waits(registry):
+    """An exempt path is served at once while all slots are taken, and takes no slot itself."""
     service = Service(registry, exempt={"/health"})
     service.call()
     await until(lambda: service.inside)
@@ -311,6 +321,7 @@ async def test_exempt_path_neither_counts_nor_waits(registry):
 
 
 def test_slot_is_held_until_stream_and_background_task_end(registry):
+    """A request holds its slot until its stream has ended and its background task is done."""
     app, seen = FastAPI(), []
     limit = ConcurrencyLimitMiddleware(app, LimitsSettings(max_concurrent=3, queue_timeout=None), registry=registry)
 
@@ -328,6 +339,7 @@ def test_slot_is_held_until_stream_and_background_task_end(registry):
 
 
 def test_websocket_neither_counts_nor_waits(registry):
+    """Open WebSockets take no slot, and connect even if the limit is one request."""
     app = FastAPI()
     app.add_middleware(
         ConcurrencyLimitMiddleware, LimitsSettings(max_concurrent=1, queue_timeout=None), registry=registry
@@ -353,6 +365,7 @@ def test_websocket_neither_counts_nor_waits(registry):
 
 
 def test_middleware_without_max_concurrent_fails_at_construction():
+    """Without `max_concurrent`, which has no default, the middleware raises ConfigurationError."""
     with pytest.raises(ConfigurationError, match="LIMITS_MAX_CONCURRENT"):
         ConcurrencyLimitMiddleware(FastAPI())
 
@@ -368,6 +381,7 @@ def test_two_apps_count_separately(registry):
 
 
 def test_real_server_frees_the_queue_of_disconnected_clients(registry):
+    """On a real server, clients that disconnect leave the queue, and the others are served in order."""
     app = FastAPI()
     entered, served = [], asyncio.Event()
 
@@ -443,6 +457,7 @@ def test_disconnect_in_the_queue_is_status_499(capsys):
 
 
 def test_app_without_the_limit_has_no_layer():
+    """Without LIMITS_MAX_CONCURRENT, the app has no ConcurrencyLimitMiddleware."""
     app = create_app(Settings(environment="test"))
     TestClient(app).get("/")
 
@@ -450,6 +465,7 @@ def test_app_without_the_limit_has_no_layer():
 
 
 def test_variables_accept_none():
+    """The value `none` switches off each of the five limits."""
     names = ("max_body_size", "body_timeout", "request_timeout", "max_concurrent", "queue_timeout")
 
     settings = LimitsSettings.model_validate(dict.fromkeys(names, "none"))

@@ -91,6 +91,7 @@ def answers(app):
     ],
 )
 def test_keywords_equal_a_section_with_these_fields(middleware, keywords):
+    """A middleware built with keywords answers like one built with a section of equal fields."""
     section, _ = KEYWORDS[middleware]
 
     found = answers(client(middleware, **keywords))
@@ -114,6 +115,7 @@ def test_keyword_wins_over_the_section():
 
 @pytest.mark.parametrize("middleware", KEYWORDS)
 def test_misspelt_keyword_is_refused_with_a_suggestion(middleware):
+    """A misspelt keyword raises an error that names the middleware, the keyword and the one that was meant."""
     _, keywords = KEYWORDS[middleware]
     right = max(keywords.__optional_keys__, key=len)
 
@@ -144,6 +146,8 @@ def test_field_of_another_middleware_is_refused(middleware, keyword):
 
 
 def test_error_lists_all_problems_without_values():
+    """One error lists every invalid keyword with its reason and does not contain the values."""
+
     class Section(BaseModel):
         amount: int = 1
         token: SecretStr = SecretStr("x")
@@ -176,12 +180,14 @@ def test_error_names_the_given_keyword():
 
 
 def test_two_names_of_one_field_are_refused():
+    """Passing a field under both its own name and Starlette's name raises a ConfigurationError."""
     with pytest.raises(ConfigurationError, match="means the same as"):
         CORSMiddleware(respond, origins=[APP], allow_origins=[APP])
 
 
 @pytest.mark.parametrize("middleware", KEYWORDS)
 def test_keywords_have_the_types_of_the_section(middleware):
+    """The typed keywords of each middleware are the fields of its section, plus names of other libraries."""
     section, keywords = KEYWORDS[middleware]
     own = keywords.__optional_keys__ - FOREIGN
 
@@ -191,6 +197,7 @@ def test_keywords_have_the_types_of_the_section(middleware):
 
 
 def test_each_limits_field_belongs_to_one_middleware_or_the_server():
+    """Each field of `LimitsSettings` is a keyword of exactly one middleware, or belongs to the server."""
     keywords = [kind.__optional_keys__ for section, kind in KEYWORDS.values() if section is sections.LimitsSettings]
 
     named = [OF_SERVER, *(name for each in keywords for name in each)]
@@ -200,6 +207,7 @@ def test_each_limits_field_belongs_to_one_middleware_or_the_server():
 
 @pytest.mark.parametrize("middleware", KEYWORDS)
 def test_docstring_states_every_keyword_and_its_default(middleware):
+    """The docstring of each middleware lists all its keywords with their actual defaults."""
     section, keywords = KEYWORDS[middleware]
     listed = inspect.getdoc(middleware).partition("Keyword Args:\n")[2].partition("\n\n")[0]
     entries = dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", listed, re.MULTILINE))
@@ -220,6 +228,7 @@ def _written(default):
 
 
 def test_cors_accepts_keywords_of_starlette():
+    """Arguments written for Starlette's CORSMiddleware have an identical effect in ours."""
     app = client(
         CORSMiddleware,
         allow_origins=[APP],
@@ -247,6 +256,7 @@ def test_cors_accepts_keywords_of_starlette():
 
 
 def test_allowed_hosts_accepts_the_keyword_of_starlette():
+    """The keyword `allowed_hosts` of Starlette's TrustedHostMiddleware sets our list of hosts."""
     app = client(AllowedHostsMiddleware, allowed_hosts=["api.example.com", "*.example.org"], www_redirect=False)
 
     statuses = [app.get("/", headers={"Host": host}).status_code for host in ("api.example.com", "a.example.org", "x")]

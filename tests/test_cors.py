@@ -125,6 +125,7 @@ def test_credentials_are_allowed_with_the_exact_origin():
 
 @pytest.mark.parametrize("origin", [None, "null", "https://anybody.example"])
 def test_wildcard_response_does_not_vary(origin):
+    """With `*`, every origin gets an identical response, so the response has no Vary header."""
     response = client(CorsSettings(origins=("*",))).get("/", headers={"Origin": origin} if origin else {})
 
     assert response.headers["access-control-allow-origin"] == "*"
@@ -153,6 +154,7 @@ def test_middleware_without_origins_allows_none():
 
 
 def test_access_control_headers_of_the_app_are_removed():
+    """Access-Control headers set by the app are removed, so that only one policy is sent."""
     own = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Credentials": "true", "X-Own": "1"}
 
     allowed = client(LISTED, headers=own).get("/", headers={"Origin": APP})
@@ -180,6 +182,8 @@ def test_access_control_headers_of_the_app_are_removed():
     ],
 )
 async def test_vary_of_the_app_is_merged_with_ours(lines, merged):
+    """The Vary values of the app and of the middleware become one header without duplicates."""
+
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"Vary", line) for line in lines]})
         await send({"type": "http.response.body"})
@@ -190,6 +194,7 @@ async def test_vary_of_the_app_is_merged_with_ours(lines, merged):
 
 
 def test_vary_of_the_app_stays_if_ours_is_empty():
+    """With `*`, the middleware adds no Vary value, and the Vary header of the app is unchanged."""
     public = client(CorsSettings(origins=("*",)), headers={"Vary": "Accept", "Access-Control-Max-Age": "1"})
     removed = client(CorsSettings(origins=("*",)), headers={"Access-Control-Max-Age": "1"})
 
@@ -230,6 +235,7 @@ async def test_messages_of_the_app_are_not_modified():
     ],
 )
 async def test_regex_matches_the_whole_origin(origin, allowed):
+    """An origin is allowed only if the regular expression matches all of it, not a part."""
     app = CORSMiddleware(ok, CorsSettings(origin_regex=r"https://(a|b)\.example\.com"))
 
     [start, _] = await exchange(app, (b"origin", origin.encode()))
@@ -274,6 +280,7 @@ async def test_invalid_origin_is_never_reflected(origin):
     ["https://shop-a1b2c3d4e-acme.vercel.app", "https://shop-0-acme.vercel.app"],
 )
 def test_vercel_deployment_of_the_team_is_allowed(origin):
+    """An origin of a Vercel deployment is allowed if its project and team are the configured ones."""
     response = client(VERCEL).get("/", headers={"Origin": origin})
 
     assert response.headers["access-control-allow-origin"] == origin
@@ -308,6 +315,7 @@ def test_other_vercel_deployment_is_refused(origin):
 
 
 def test_preflight_is_answered_without_the_app():
+    """A preflight from an allowed origin gets a 204 with the allowed methods and headers."""
     response = preflight(client(LISTED), APP, **{"Access-Control-Request-Headers": "authorization"})
 
     assert response.status_code == 204
@@ -336,6 +344,7 @@ def test_preflight_states_methods_headers_and_max_age():
 
 
 def test_wildcard_answers_every_preflight():
+    """With `*`, a preflight from any origin gets a 204."""
     response = preflight(client(CorsSettings(origins=("*",))), "https://anybody.example")
 
     assert response.status_code == 204
@@ -439,6 +448,7 @@ def test_several_origin_lines_are_no_allowed_origin(lines):
 
 @pytest.mark.parametrize("headers", [{"Origin": APP}, {"Access-Control-Request-Method": "PUT"}, {}])
 def test_options_without_preflight_headers_reaches_the_app(headers):
+    """An OPTIONS request without both preflight headers is no preflight and reaches the app."""
     response = client(LISTED).options("/", headers=headers)
 
     assert response.text == "ok"
@@ -532,6 +542,7 @@ async def test_refused_websocket_is_closed_on_an_older_server():
 
 
 def test_websocket_disconnect_passes_unchanged():
+    """When a WebSocket client disconnects, the app receives the close code of the client."""
     seen = []
 
     async def listen(websocket):
@@ -552,6 +563,8 @@ def test_websocket_disconnect_passes_unchanged():
 
 
 async def test_stream_passes_chunk_by_chunk():
+    """The middleware passes each chunk of a streamed response on separately, after one start message."""
+
     async def chunks():
         yield b"a"
         yield b"b"
@@ -562,6 +575,8 @@ async def test_stream_passes_chunk_by_chunk():
 
 
 def test_exception_of_the_app_passes_unchanged():
+    """An exception that the app raises passes through the middleware unchanged."""
+
     def fail(request):
         raise RuntimeError("boom")
 
@@ -586,6 +601,7 @@ def test_500_has_the_cors_headers():
 
 
 def test_lifespan_passes_unchanged():
+    """The middleware passes the lifespan on, so that the app starts, serves and shuts down."""
     app = FastAPI()
     app.add_middleware(CORSMiddleware)
 
@@ -594,6 +610,7 @@ def test_lifespan_passes_unchanged():
 
 
 def test_two_apps_have_separate_origins():
+    """Two apps in one process each allow only the origins that they were configured with."""
     one, other = client(LISTED), client(CorsSettings(origins=("https://other.example.com",)))
 
     assert policy(one.get("/", headers={"Origin": APP}))
@@ -628,6 +645,7 @@ def test_origin_that_never_matches_is_refused(origin):
     "origin", ["https://app.example.com:8443", "http://localhost:80800", "http://[::1]:3000", "capacitor://localhost"]
 )
 def test_origin_may_have_a_port_an_ipv6_address_or_another_scheme(origin):
+    """A configured origin with a port, an IPv6 address or a scheme other than HTTP is allowed."""
     response = client(CorsSettings(origins=(origin,))).get("/", headers={"Origin": origin})
 
     assert response.headers["access-control-allow-origin"] == origin
@@ -636,5 +654,6 @@ def test_origin_may_have_a_port_an_ipv6_address_or_another_scheme(origin):
 @pytest.mark.parametrize("field", ["allow_methods", "allow_headers", "expose_headers"])
 @pytest.mark.parametrize("name", ["", "a b", "a\r\nb", "é", '"a"', "a:b"])
 def test_methods_and_headers_must_be_tokens(field, name):
+    """A method or header name that is no HTTP token is refused when the settings are built."""
     with pytest.raises(ValidationError, match="token"):
         CorsSettings(**{field: (name,)})

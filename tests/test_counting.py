@@ -38,6 +38,7 @@ def test_clear_counts_resets_every_limit():
 
 
 def test_clear_counts_resets_wrong_tokens():
+    """Clearing the counts lifts a client's lock after wrong tokens, so that tests do not affect each other."""
     token = BearerToken(SecretStr("a-token-of-operators"))
 
     def sent(value):
@@ -54,6 +55,7 @@ def test_clear_counts_resets_wrong_tokens():
 
 
 def test_registered_store_is_garbage_collected():
+    """Registering a store keeps only a weak reference, so that the store is freed with its app."""
     store = MemoryStore()
     before = len(_counting._every)
 

@@ -312,6 +312,7 @@ async def test_transaction_ended_by_a_statement_is_a_500(
 async def test_error_in_a_savepoint_does_not_abort_the_transaction(
     database: Database, settings: DatabaseSettings
 ) -> None:
+    """A failed statement that a savepoint has rolled back does not prevent the commit."""
     async with database.session() as session:
         session.add(Item(name=TWICE))
         await session.flush()
@@ -375,6 +376,7 @@ async def test_cancelled_request_is_rolled_back(database: Database, settings: Da
 
 
 async def test_dependencies_share_the_session(database: Database) -> None:
+    """All dependencies of one request get one session, at every depth of nesting."""
     app = app_with(database)
 
     async def inner(session: SessionDep) -> AsyncSession:
@@ -394,6 +396,7 @@ async def test_dependencies_share_the_session(database: Database) -> None:
 
 
 async def test_objects_stay_readable_after_the_commit(database: Database) -> None:
+    """A handler may commit the session itself and still read the attributes of the stored object."""
     app = app_with(database)
 
     @app.post("/early")
@@ -424,6 +427,7 @@ async def test_route_that_never_queries_takes_no_connection() -> None:
 
 
 async def test_fifty_requests_share_five_connections(settings: DatabaseSettings) -> None:
+    """Fifty concurrent requests wait for a pool of five connections, and each of them is stored."""
     database = Database(settings.model_copy(update={"max_overflow": 0, "pool_timeout": 30.0}))
     app = app_with(database)
     names = [f"item-{number:02}" for number in range(50)]
@@ -441,6 +445,7 @@ async def test_fifty_requests_share_five_connections(settings: DatabaseSettings)
 
 
 async def test_stream_of_rows_already_read_needs_no_connection(database: Database) -> None:
+    """While a stream sends rows that were already read, the pool has no connection checked out."""
     app = app_with(database)
     checked_out: list[int] = []
 
@@ -515,6 +520,7 @@ async def test_session_works_after_the_response_start(database: Database, settin
 
 
 async def test_job_is_rolled_back_on_an_exception(database: Database, settings: DatabaseSettings) -> None:
+    """If the block of `database.session()` raises, its flushed changes are rolled back."""
     with pytest.raises(RuntimeError, match="job"):
         async with database.session() as session:
             session.add(Item(name="hammer"))
@@ -525,6 +531,7 @@ async def test_job_is_rolled_back_on_an_exception(database: Database, settings: 
 
 
 async def test_websocket_commits_when_it_ends(settings: DatabaseSettings) -> None:
+    """The session of a WebSocket route is committed when the route returns."""
     app = app_with(Database(settings))
 
     @app.websocket("/ws")
@@ -547,6 +554,7 @@ async def test_websocket_commits_when_it_ends(settings: DatabaseSettings) -> Non
 
 
 async def test_two_apps_have_separate_databases(on_sqlite: DatabaseSettings, on_postgresql: DatabaseSettings) -> None:
+    """Two apps in one process each write to their own database."""
     first, second = Database(on_sqlite), Database(on_postgresql)
 
     async with first.lifespan(None), second.lifespan(None):
@@ -577,6 +585,7 @@ async def test_mounted_app_uses_the_database_of_the_edge(on_sqlite: DatabaseSett
 
 @pytest.mark.parametrize("scope_key", [{}, {"fastapi_prodkit": {}}])
 async def test_missing_database_is_named_with_its_remedy(scope_key: dict[str, Any]) -> None:
+    """A session dependency without a database raises an error with the assignment to `app.state.database`."""
     app = FastAPI()
 
     @app.get("/")
@@ -670,6 +679,7 @@ async def test_closed_connections_are_replaced(server: Server, on_postgresql: Da
 
 
 async def test_check_fails_when_the_server_is_down() -> None:
+    """The check of the database raises OperationalError if the server refuses the connection."""
     database = Database(DatabaseSettings(url=NOWHERE, ssl="off"))
 
     with pytest.raises(OperationalError, match="Connect call failed"):
@@ -692,6 +702,7 @@ async def test_check_of_a_silent_server_times_out(query: str) -> None:
 
 
 async def test_slow_statement_times_out(on_postgresql: DatabaseSettings) -> None:
+    """A statement that runs longer than `command_timeout` raises OperationalError."""
     database = Database(on_postgresql.model_copy(update={"command_timeout": 0.2}))
 
     async with database.lifespan(None):
@@ -736,6 +747,7 @@ async def test_password_may_have_any_character(server: Server) -> None:
 
 
 async def test_application_name_of_the_url_is_sent(server: Server) -> None:
+    """PostgreSQL receives the `application_name` of the URL, so operators can identify the connections."""
     database = Database(DatabaseSettings(url=server.url(query="application_name=shop"), ssl="off"))
 
     async with database.lifespan(None), database.session() as session:
@@ -773,6 +785,7 @@ async def test_application_name_of_the_url_is_sent(server: Server) -> None:
     ],
 )
 def test_invalid_url_is_an_error_without_its_text(url: str, remedy: str) -> None:
+    """The error about an invalid DATABASE_URL explains the fault without any secret part of the URL."""
     settings = DatabaseSettings(url=url, ssl="off")
 
     with pytest.raises(ConfigurationError) as caught:
@@ -786,6 +799,7 @@ def test_invalid_url_is_an_error_without_its_text(url: str, remedy: str) -> None
 @pytest.mark.parametrize("name", ["url", "read_url", "migrations_url"])
 @pytest.mark.parametrize("url", [SECRET, f"postgresql://u:{SECRET}@h/n?sslmode=x", f"postgresql://u:{SECRET}@h:0/n"])
 def test_invalid_url_is_an_error_with_its_variable(name: str, url: str) -> None:
+    """The error about an invalid URL names the variable from which it was read, such as DATABASE_READ_URL."""
     settings = DatabaseSettings.model_validate({"url": "postgresql://u@h/n", "ssl": "off", name: url})
 
     with pytest.raises(ConfigurationError, match=f"^DATABASE_{name.upper()}\\b") as caught:
@@ -799,6 +813,7 @@ def test_invalid_url_is_an_error_with_its_variable(name: str, url: str) -> None:
     ["postgresql:///n", "postgresql://u@/n", "postgresql://u:p@/n?host=/run/postgresql", "postgresql://u:p@[::1]:1/n"],
 )
 def test_host_may_be_a_socket_or_an_ipv6_address(url: str) -> None:
+    """create_engine accepts a URL without a host, with a socket directory, or with an IPv6 address."""
     create_engine(DatabaseSettings(url=url, ssl="off"))
 
 
@@ -821,6 +836,7 @@ async def test_connection_error_does_not_contain_the_password(server: Server, ca
 
 
 async def test_constraint_error_does_not_quote_the_row(database: Database) -> None:
+    """The text of an IntegrityError contains no values of the rejected row, so logs do not leak them."""
     with pytest.raises(IntegrityError) as caught:
         async with database.session() as session:
             session.add_all([Item(name=SECRET)])
@@ -832,6 +848,7 @@ async def test_constraint_error_does_not_quote_the_row(database: Database) -> No
 
 @pytest.mark.parametrize("module", ["asyncpg", "aiosqlite"])
 def test_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """A URL whose driver is not installed raises MissingExtraError with the pip command for the extra."""
     monkeypatch.setitem(sys.modules, module, None)
     url = {"asyncpg": NOWHERE, "aiosqlite": "sqlite://"}[module]
 
@@ -840,6 +857,7 @@ def test_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch, module:
 
 
 def test_missing_sqlalchemy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing fastapi_prodkit.database without SQLAlchemy raises MissingExtraError with the pip command."""
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
     monkeypatch.delitem(sys.modules, "fastapi_prodkit.database")
 
@@ -874,6 +892,7 @@ def root_cert(authority: trustme.CA, tmp_path: Path) -> str:
     ],
 )
 async def test_stricter_of_setting_and_sslmode_applies(server: Server, mode: Any, query: str, expected: bool) -> None:
+    """The URL's sslmode can tighten the setting DATABASE_SSL, but never loosen it."""
     settings = DatabaseSettings(url=server.url(query=query), ssl=mode)
 
     assert await encrypted(settings) is expected
@@ -890,6 +909,7 @@ async def test_verified_connection_is_opened(server: Server, root_cert: str) -> 
 
 
 async def test_certificate_of_an_unknown_authority_is_refused(server: Server, tmp_path: Path) -> None:
+    """TLS verification rejects a server certificate that no configured or system authority has signed."""
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
 
     for root_cert in (str(tmp_path / "other.pem"), None):
@@ -898,6 +918,7 @@ async def test_certificate_of_an_unknown_authority_is_refused(server: Server, tm
 
 
 async def test_certificate_of_another_host_is_refused(server: Server, root_cert: str) -> None:
+    """TLS verification rejects a certificate for localhost when the client connects to 127.0.0.1."""
     with pytest.raises(OperationalError, match=r"SSLCertVerificationError.*127\.0\.0\.1"):
         await encrypted(DatabaseSettings(url=server.url(host="127.0.0.1"), ssl_root_cert=root_cert))
 
@@ -915,6 +936,7 @@ async def test_server_without_tls_is_refused(mode: Any) -> None:
 
 @pytest.mark.parametrize("content", [None, "not a certificate"])
 def test_unusable_root_certificate_fails_at_construction(tmp_path: Path, content: str | None) -> None:
+    """A CA file that is missing or holds no certificate raises a ConfigurationError at construction."""
     path = tmp_path / "ca.pem"
     if content:
         path.write_text(content)
@@ -927,6 +949,7 @@ def test_unusable_root_certificate_fails_at_construction(tmp_path: Path, content
 
 
 async def test_database_in_memory_is_shared_by_all_sessions() -> None:
+    """All sessions on an in-memory SQLite database see one database, even in concurrent requests."""
     database = Database(DatabaseSettings(url="sqlite://"))
 
     async with database.lifespan(None):
@@ -971,6 +994,7 @@ async def test_sessions_in_memory_take_turns() -> None:
 
 
 async def test_sqlite_enforces_foreign_keys(on_sqlite: DatabaseSettings) -> None:
+    """SQLite rejects a row whose foreign key refers to a missing row, as PostgreSQL does."""
     database = Database(on_sqlite)
 
     async with database.lifespan(None):

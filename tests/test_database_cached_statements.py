@@ -109,6 +109,7 @@ async def test_first_statement_of_a_transaction_is_prepared_again(
 
 
 async def test_executemany_is_prepared_again(server: Server, database: Database) -> None:
+    """An executemany whose prepared statement a migration has invalidated is prepared again and succeeds."""
     statement = "INSERT INTO items (id, mood) VALUES (CAST(:id AS int), CAST(:mood AS mood))"
     rows = [{"id": key, "mood": "calm"} for key in (3, 4)]
     async with database.session() as session:
@@ -168,6 +169,7 @@ async def test_changed_composite_type_is_one_503(server: Server, database: Datab
 
 
 async def test_statement_in_autocommit_is_repeated(server: Server, database: Database) -> None:
+    """In autocommit a statement with an outdated plan is repeated, since the refused attempt changed nothing."""
     engine = database.engine.execution_options(isolation_level="AUTOCOMMIT")
     await on_every_connection(engine, "SELECT * FROM items")
     await migrate(server, *NEW_COLUMN_TYPE)
@@ -196,6 +198,7 @@ async def test_transaction_with_settings_of_a_hook_is_not_repeated(server: Serve
 
 
 async def test_other_errors_are_not_repeated(database: Database) -> None:
+    """A statement that fails for another reason than an invalidated prepared statement runs only once."""
     async with database.session() as session:
         await session.execute(text("CREATE SEQUENCE attempts"))
     with pytest.raises(DBAPIError):

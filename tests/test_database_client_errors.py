@@ -284,6 +284,7 @@ async def test_conflict_at_the_commit_is_a_409(database: Database, caplog: pytes
 
 
 async def test_conflict_in_a_task_group_is_a_409(sqlite: Database) -> None:
+    """A constraint violation inside a TaskGroup of the handler is answered with a 409."""
     app = app_with(sqlite)
 
     @app.post("/")
@@ -352,6 +353,7 @@ async def test_client_errors_replaces_the_table(
 
 @pytest.mark.parametrize("statuses", [{"2350": 409}, {"unique": 409}, {"23505": 200}, {"23505": 500}])
 def test_invalid_sqlstate_or_status_is_refused(statuses: Mapping[str, int]) -> None:
+    """A client_errors key that is no SQLSTATE, or a value that is no 4xx status, is a ConfigurationError."""
     with pytest.raises(ConfigurationError, match="client_errors"):
         Database(DatabaseSettings(url="sqlite://"), client_errors=statuses)
     with pytest.raises(ConfigurationError, match="client_errors"):

@@ -233,6 +233,7 @@ async def leave_running(session: AsyncSession, tasks: list[asyncio.Future[Any]])
 
 @pytest.mark.parametrize("way", ["session", "read_session", "sessionmaker", "read_sessionmaker"])
 async def test_connection_of_a_job_is_returned(database: Database, way: str) -> None:
+    """A session of a job returns its connection to the pool, even if a statement still runs at the end."""
     tasks: list[asyncio.Future[Any]] = []
 
     async with asyncio.timeout(10):
@@ -295,6 +296,7 @@ async def test_connection_to_sqlite_is_returned(tmp_path: Path) -> None:
 
 
 async def test_other_misuse_closes_no_connection(database: Database) -> None:
+    """An asyncpg InterfaceError about wrong arguments leaves the connection open and usable."""
     async with database.engine.connect() as connection:
         driver: Any = (await connection.get_raw_connection()).driver_connection
         with pytest.raises(asyncpg.InterfaceError, match="expects 1 argument"):

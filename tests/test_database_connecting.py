@@ -48,6 +48,7 @@ async def ask(settings, *statements):
 
 
 async def test_server_ends_slow_statements_locks_and_idle_transactions(server):
+    """Connections set PostgreSQL's time-outs for statements, locks and idle transactions; none disables them."""
     names = (
         *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
         "client_connection_check_interval",
@@ -70,11 +71,13 @@ async def test_time_out_below_a_millisecond_is_rounded_up(server):
 
 
 async def test_statement_timeout_ends_the_statement_in_the_server(server):
+    """PostgreSQL itself cancels a statement after statement_timeout, so the query does not run on."""
     with pytest.raises(DBAPIError, match="statement timeout"):
         await ask(settings_of(server.url(), statement_timeout=0.1), "SELECT pg_sleep(20)")
 
 
 async def test_server_ends_the_query_of_a_killed_worker(server):
+    """PostgreSQL ends a running query after its client connection is lost, without a cancel request."""
     engine = create_engine(settings_of(server.url(), pool_size=2))
     async with engine.connect() as witness:
         await witness.execution_options(isolation_level="AUTOCOMMIT")  # a transaction sees one state of the activity
@@ -120,6 +123,7 @@ async def test_unknown_client_check_is_left_out(server, monkeypatch, caplog):
     ["-c statement_timeout=5000 -c search_path=app", "-cstatement_timeout=5000 --search-path=app"],
 )
 async def test_options_of_the_url_win_over_the_settings(server, options):
+    """The URL's options parameter overrides statement_timeout of the settings and can set search_path."""
     url = make_url(server.url()).update_query_dict({"options": options}).render_as_string(hide_password=False)
 
     values = await ask(settings_of(url), "SHOW statement_timeout", "SHOW search_path")
@@ -199,11 +203,13 @@ def test_several_hosts_are_parsed(url, hosts):
 
 
 def test_comma_in_a_password_separates_no_hosts():
+    """A comma in the URL's password stays part of the password and does not split the host list."""
     assert parse("postgresql://u:a,b@h/d").password == "a,b"
     assert parse("postgresql://u:a,b@h/d").host == "h"
 
 
 async def test_pooler_gets_no_settings_and_no_prepared_statements(server):
+    """With pooler=pgbouncer, connections set no time-outs and leave no prepared statements on the server."""
     url = server.url(query="application_name=orders")
     engine = create_engine(settings_of(url, pooler="pgbouncer"))
     async with engine.connect() as connection:
@@ -223,6 +229,7 @@ def test_options_through_a_pooler_are_refused():
 
 
 async def test_clients_share_connections_of_a_real_pgbouncer(server, tmp_path):
+    """Sixty transactions of two clients share two PgBouncer connections without prepared-statement conflicts."""
     binary = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")  # where Debian has it
     if binary is None:
         pytest.skip("needs pgbouncer (Debian package)")
@@ -338,6 +345,8 @@ async def test_wrong_password_of_a_function_is_not_read_again(server):
 
 
 async def test_unreadable_password_is_a_503(server):
+    """An error of the password function counts as an outage of the database, which is answered with a 503."""
+
     def ask_store():
         raise LookupError("no store")
 
@@ -374,6 +383,7 @@ async def test_hanging_store_blocks_one_thread():
 
 
 def test_two_password_sources_are_refused():
+    """iam_auth together with password_secret is a ConfigurationError, since the two exclude each other."""
     url = "postgresql://u@h/d"
 
     with pytest.raises(ConfigurationError, match="exclude each other"):
@@ -401,6 +411,7 @@ async def test_password_function_is_called_for_each_connection(server):
 
 @pytest.mark.parametrize("secret", ["plain", '{"username": "x"}', '"text"'])
 async def test_secret_without_a_password_key_is_the_password(aws, secret):
+    """A secret that is no JSON object with a password key is used unchanged as the password."""
     aws.client("secretsmanager").create_secret(Name="s", SecretString=secret)
 
     assert await secret_password("s")() == secret
@@ -421,11 +432,13 @@ async def test_iam_token_names_host_and_user(aws):
 
 @pytest.mark.parametrize("url", ["postgresql:///orders", "postgresql://db.example.com/orders"])
 def test_iam_token_requires_host_and_user(url):
+    """IAM authentication needs host and user in the URL, because the token signs both."""
     with pytest.raises(ConfigurationError, match="DATABASE_IAM_AUTH"):
         password_provider(make_url(url), settings_of(url, iam_auth=True))
 
 
 def test_password_of_the_url_has_no_provider():
+    """A URL that contains a password needs no password provider, so password_provider returns None."""
     assert password_provider(make_url("postgresql://u:p@h/d"), settings_of("postgresql://u:p@h/d")) is None
 
 
@@ -445,6 +458,7 @@ async def test_concurrent_connections_read_the_password_once():
 
 
 async def test_last_password_is_used_while_the_store_is_down(caplog):
+    """CachedPassword returns the last password while the secret store fails, and logs the store's error."""
     answers = ["first"]
 
     def ask():
@@ -458,6 +472,8 @@ async def test_last_password_is_used_while_the_store_is_down(caplog):
 
 
 async def test_error_of_the_store_is_raised_without_a_password():
+    """CachedPassword raises the error of the secret store if no earlier password is cached."""
+
     def ask():
         raise LookupError
 
@@ -480,6 +496,7 @@ async def test_pools_larger_than_the_server_allows_log_a_warning(server, monkeyp
 
 
 async def test_limit_of_the_role_counts(server, caplog):
+    """The pool-size warning reports the role's CONNECTION LIMIT if that is below the server's limit."""
     admin = create_engine(settings_of(server.url()))
     async with admin.begin() as connection:
         await connection.execute(text("CREATE ROLE limited LOGIN PASSWORD 'x' CONNECTION LIMIT 7"))
@@ -551,6 +568,7 @@ async def test_failed_close_after_a_second_cancellation_is_not_logged(server, ca
 
 
 async def test_shutdown_closes_connections_within_a_bound(server, monkeypatch, caplog):
+    """Shutdown logs a warning and continues if closing the database connections exceeds its time limit."""
     database = Database(settings_of(server.url()))
 
     async def never():

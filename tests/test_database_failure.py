@@ -159,6 +159,7 @@ async def test_connection_closed_by_the_server_is_not_tested(own: Database, data
 
 
 async def test_working_idle_connection_is_kept(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle connection that passes the liveness check is reused, which is faster than connecting again."""
     monkeypatch.setattr("fastapi_prodkit.database.pool._FRESH", -1.0)
     backends = []
 
@@ -171,6 +172,7 @@ async def test_working_idle_connection_is_kept(database: Database, monkeypatch: 
 
 @pytest.mark.parametrize("name", ["InternalClientError", "OutdatedSchemaCacheError"])
 def test_connection_in_an_undefined_state_is_dropped(name: str) -> None:
+    """An asyncpg error that leaves the connection state undefined is an outage and drops the connection."""
     error = type(name, (Exception,), {})()
     context = SimpleNamespace(original_exception=error, is_disconnect=False, connection=None, statement="SELECT 1")
     context.execution_context = None
@@ -183,6 +185,7 @@ def test_connection_in_an_undefined_state_is_dropped(name: str) -> None:
 
 
 async def test_exhausted_pool_is_a_503_in_time(database: Database) -> None:
+    """A request that finds all pooled connections in use gets a 503 once the pool time-out has passed."""
     async with client_of(app_with(database)) as client, AsyncExitStack() as stack:
         for _ in range(3):
             await stack.enter_async_context(database.engine.connect())
@@ -286,6 +289,7 @@ async def test_outage_in_session_is_a_503(own: Database) -> None:
 
 
 async def test_handler_of_the_app_gets_the_error() -> None:
+    """add_outage_handlers does not replace an exception handler that the app has registered for DBAPIError."""
     app = FastAPI()
 
     @app.exception_handler(DBAPIError)
@@ -358,6 +362,7 @@ def test_outage_closes_an_open_websocket(
 def test_outage_after_a_closed_websocket_is_one_warning(
     server: Server, outages: Outages, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A commit that fails after the client has closed the WebSocket logs one warning and no error."""
     client = pytest.importorskip("websockets.sync.client")
     app = socket_app(Database(settings_on(server)))
 
@@ -413,7 +418,8 @@ async def test_connection_lost_before_the_rollback_keeps_the_answer(
     assert own.engine.pool.checkedout() == 0  # type: ignore[attr-defined] # the pool of every engine has it
 
 
-async def test_lock_time_out_and_deadlock_are_a_503(own: Database) -> None:
+async def test_lock_time_out_is_a_503(own: Database) -> None:
+    """A statement that exceeds lock_timeout is answered with a 503, because a later attempt may succeed."""
     app = app_with(own)
 
     @app.post("/locked")
@@ -471,6 +477,7 @@ async def test_start_waits_for_the_database(server: Server, outages: Outages, ca
 
 
 async def test_start_fails_at_once_for_other_errors(server: Server, monkeypatch: Any) -> None:
+    """An error of the database check that is no outage ends the application start without a retry."""
     database = Database(settings_on(server, startup_timeout=5))
 
     async def broken() -> None:
@@ -545,6 +552,7 @@ async def test_transact_limits_its_attempts(attempts: int, refused: int, caplog:
 
 
 async def test_transact_does_not_repeat_other_errors(own: Database) -> None:
+    """transact does not retry a function that fails with a constraint violation or a programming error."""
     calls = []
 
     async def twice(session: Any) -> None:

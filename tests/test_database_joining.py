@@ -210,6 +210,8 @@ async def test_status_commits_or_rolls_back_once(
 
 
 async def test_rollback_of_the_reader_keeps_the_writes(app: FastAPI, database: Database) -> None:
+    """A rollback of the read session keeps the writes of the joined session, and the reader stays usable."""
+
     @app.post("/")
     async def create(session: SessionDep, reading: ReadSessionDep) -> list[str]:
         await reading.rollback()
@@ -226,6 +228,8 @@ async def test_rollback_of_the_reader_keeps_the_writes(app: FastAPI, database: D
 
 
 async def test_closed_reader_does_not_end_the_writer(app: FastAPI, database: Database) -> None:
+    """Closing the read session leaves the joined write session open, and all its writes are committed."""
+
     @app.post("/items")
     async def create(session: SessionDep, reading: ReadSessionDep) -> None:
         await session.execute(INSERT, {"name": "a"})

@@ -138,6 +138,7 @@ async def test_pools_of_one_name_are_summed(tmp_path, registry):
 
 
 async def test_replica_has_its_own_pool_label(tmp_path, registry):
+    """Statements of read sessions are measured with the pool label replica if read_url is set."""
     database = database_of(tmp_path, registry, read_url=f"sqlite:///{tmp_path}/a.db")
 
     async with database.read_session() as session:
@@ -151,6 +152,7 @@ async def test_replica_has_its_own_pool_label(tmp_path, registry):
 
 
 async def test_slow_query_is_logged_without_values(tmp_path, registry, caplog):
+    """The log record of a slow query has the SQL with placeholders and the duration, but no values."""
     database = database_of(tmp_path, registry, slow_query=0.000001)
     quick = database_of(tmp_path, registry, slow_query=None)
 
@@ -178,6 +180,7 @@ async def test_failed_statement_is_measured(tmp_path, registry):
 
 
 async def test_cancelled_statement_is_measured(registry, caplog):
+    """A statement cancelled by a time-out is counted in the duration metric and logged as a slow query."""
     with postgres_or_skip() as server:
         database = Database(DatabaseSettings(url=server.url(), ssl="off", slow_query=0.05), registry=registry)
         with pytest.raises(TimeoutError):
@@ -192,6 +195,7 @@ async def test_cancelled_statement_is_measured(registry, caplog):
 
 
 def test_error_while_fetching_rows_is_not_measured_again(registry):
+    """An error while rows are fetched adds no second sample, since the statement is already measured."""
     engine = create_engine("sqlite://")
     observe(engine, DatabaseSettings(url="sqlite://"), pool="primary", registry=registry)
 
@@ -203,6 +207,7 @@ def test_error_while_fetching_rows_is_not_measured_again(registry):
 
 
 def test_null_pool_has_no_metrics(registry):
+    """An engine with NullPool exports no connection metrics, so that a scrape does not fail."""
     engine = create_engine("sqlite://", poolclass=NullPool)
     observe(engine, DatabaseSettings(url="sqlite://"), pool="primary", registry=registry)
 
@@ -210,6 +215,7 @@ def test_null_pool_has_no_metrics(registry):
 
 
 async def test_failed_commit_is_not_measured_as_a_statement(tmp_path, registry):
+    """A constraint error at COMMIT adds no duration sample: only executed statements are measured."""
     database = database_of(tmp_path, registry)
 
     with pytest.raises(IntegrityError):
@@ -235,6 +241,7 @@ def test_repeated_statement_logs_one_warning(tmp_path, caplog, most, warnings):
 
 
 def test_number_of_observed_requests_is_bounded(registry, caplog):
+    """N+1 detection drops the data of the oldest of 101 requests, which bounds its memory."""
     engine = create_engine("sqlite://")
     observe(engine, DatabaseSettings(url="sqlite://", n_plus_one=1), pool="primary", registry=registry)
     oldest = {"request_id": "oldest"}
@@ -251,6 +258,7 @@ def test_number_of_observed_requests_is_bounded(registry, caplog):
 
 
 async def test_statements_outside_of_a_request_are_not_counted(tmp_path, registry, caplog):
+    """N+1 detection ignores statements of jobs, because a job may repeat a statement many times."""
     database = database_of(tmp_path, registry, n_plus_one=1)
 
     async with database.session() as session:

@@ -89,6 +89,7 @@ async def test_busy_pool_is_ready(server: Server) -> None:
 
 
 async def test_probe_uses_a_free_connection(server: Server) -> None:
+    """The readiness probe uses a connection of the pool if one is available, and opens no extra one."""
     async with client_of(database := database_on(server), timeout=30) as client:
         await client.get("/ready")
         opened = database.engine.pool.checkedin()  # type: ignore[attr-defined] # the pool of every engine has it
@@ -101,6 +102,7 @@ async def test_probe_uses_a_free_connection(server: Server) -> None:
 
 @pytest.mark.parametrize("outage", ["frozen", "down"])
 async def test_busy_pool_of_a_down_or_silent_server_is_not_ready(server: Server, outages: Outages, outage: str) -> None:
+    """With a busy pool, /ready answers 503 within its time limit if the server is down or does not respond."""
     async with client_of(database := database_on(server), timeout=0.5) as client, busy(database):
         with getattr(outages, outage)():
             started = time.perf_counter()
@@ -122,6 +124,7 @@ async def limited(server: Server) -> Database:
 
 
 async def test_server_that_refuses_a_further_connection_is_ready(limited: Database) -> None:
+    """A server that refuses the probe's extra connection is reachable, so /ready answers 200."""
     async with client_of(limited, timeout=30) as client, busy(limited):
         answer = await client.get("/ready")
 
@@ -155,6 +158,7 @@ async def test_busy_sqlite_file_is_ready(tmp_path: Path) -> None:
 
 
 async def test_null_pool_is_probed(tmp_path: Path) -> None:
+    """The probe works on an engine with NullPool, although NullPool does not count its connections."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/test.db", poolclass=NullPool)
 
     answer = await probe(engine, lambda connection: connection.scalar(text("SELECT 7")))

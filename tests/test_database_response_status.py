@@ -172,6 +172,8 @@ async def test_declared_status_decides(app: FastAPI, database: Database, declare
 
 
 async def test_injected_status_wins_over_the_declared_one(app: FastAPI, database: Database) -> None:
+    """A session commits if the handler sets 201 on the injected Response of a route declared with 409."""
+
     @app.post("/changed", status_code=409, dependencies=[Depends(insert)])
     def create(response: Response) -> None:
         response.status_code = 201
@@ -297,6 +299,7 @@ async def test_commit_in_the_handler_stays(app: FastAPI, database: Database) -> 
 
 
 async def test_status_of_included_and_mounted_routes_decides(app: FastAPI, database: Database) -> None:
+    """Routes in nested routers, repeated routers and mounted apps each commit or roll back by their status."""
     inner, outer, mounted = APIRouter(), APIRouter(prefix="/outer"), FastAPI()
 
     @inner.post("/refused", dependencies=[Depends(insert)])
@@ -327,6 +330,8 @@ async def test_status_of_included_and_mounted_routes_decides(app: FastAPI, datab
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
 async def test_concurrent_requests_have_separate_statuses(app: FastAPI, database: Database, kind: str) -> None:
+    """Concurrent requests to one route commit or roll back independently, each by its response status."""
+
     async def insert_by_number(number: int, session: SessionDep) -> None:
         await session.execute(INSERT, {"name": str(number)})
 
@@ -369,6 +374,8 @@ async def test_status_decides_for_every_session(app: FastAPI, database: Database
 
 
 async def test_in_process_request_has_its_own_status(app: FastAPI, database: Database) -> None:
+    """A 409 from an in-process call to the app does not roll back the session of the calling handler."""
+
     @app.post("/inner", dependencies=[Depends(insert)])
     async def inner() -> Response:
         return JSONResponse({}, 409)
@@ -403,6 +410,7 @@ def test_websocket_commits_without_a_status(tmp_path: Path) -> None:
 
 
 async def test_session_outside_of_a_route_uses_the_passed_response(app: FastAPI, database: Database) -> None:
+    """get_session called without a route commits or rolls back by the Response that the caller passes."""
     async for session in get_session(Request({"type": "http", "app": app, "headers": []}), Response()):
         await session.execute(INSERT, {"name": "hammer"})
 
@@ -410,6 +418,8 @@ async def test_session_outside_of_a_route_uses_the_passed_response(app: FastAPI,
 
 
 async def test_private_parts_of_fastapi_are_unchanged(app: FastAPI) -> None:
+    """FastAPI's validation errors still name the handler and its file after the response status is exposed."""
+
     @app.get("/", dependencies=[Depends(insert)])
     async def broken() -> int:
         return "not a number"  # type: ignore[return-value]  # on purpose

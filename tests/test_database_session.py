@@ -58,6 +58,7 @@ def client_of(app: FastAPI) -> httpx2.AsyncClient:
 
 
 async def test_error_status_set_by_the_handler_rolls_back(database: Database) -> None:
+    """A session rolls back if the handler sets a 4xx or 5xx status without raising an exception."""
     app = app_with(database)
 
     @app.post("/refused/{status}")
@@ -129,6 +130,7 @@ async def test_read_session_uses_the_replica(database: Database, tmp_path: Path)
 
 
 async def test_failed_read_session_returns_its_connection(database: Database) -> None:
+    """A read session returns its connection to the pool if the handler raises an exception."""
     app = app_with(database)
 
     @app.get("/broken")
@@ -144,6 +146,7 @@ async def test_failed_read_session_returns_its_connection(database: Database) ->
 
 
 async def test_transaction_of_an_after_commit_hook_is_ended(database: Database) -> None:
+    """A transaction that a hook begins after the commit is ended, and its connection returns to the pool."""
     app = app_with(database)
 
     @app.post("/hooked")
@@ -163,6 +166,7 @@ async def test_transaction_of_an_after_commit_hook_is_ended(database: Database) 
 
 
 async def test_background_task_sees_the_commit(database: Database) -> None:
+    """A background task runs after the request's commit, so a new session in the task reads the new row."""
     app = app_with(database)
     found: list[str] = []
 
@@ -182,6 +186,7 @@ async def test_background_task_sees_the_commit(database: Database) -> None:
 
 
 def test_both_sessions_can_be_overridden(tmp_path: Path) -> None:
+    """dependency_overrides for get_session and get_read_session replace both sessions in a test."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/override.db")
     sessionmaker = async_sessionmaker(engine, expire_on_commit=False)
     app = FastAPI(lifespan=Database(DatabaseSettings(url="sqlite://")).lifespan)
@@ -206,6 +211,7 @@ def test_both_sessions_can_be_overridden(tmp_path: Path) -> None:
 
 
 async def test_concurrent_requests_have_separate_sessions(database: Database) -> None:
+    """A rollback in one request does not affect the writes of concurrent requests."""
     app = app_with(database)
 
     @app.post("/failed/{name}")
@@ -274,6 +280,7 @@ def test_two_apps_may_share_a_database(tmp_path: Path) -> None:
 
 
 def test_outage_of_a_given_database_is_a_503(tmp_path: Path) -> None:
+    """An outage of a database passed to create_app is a 503 problem, even without a session dependency."""
     database = Database(DatabaseSettings(url=f"sqlite:///{tmp_path}/missing/given.db"))
     app = made("create_app", database, Settings(environment="test", database=None))
 

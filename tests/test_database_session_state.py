@@ -138,6 +138,7 @@ async def test_state_set_on_the_driver_connection_is_reset(database: Database, n
 
 @pytest.mark.parametrize("path", ["/change?status=409", "/read"])
 async def test_state_is_reset_after_failed_and_reading_requests(database: Database, path: str) -> None:
+    """An advisory lock is released after a failed request and after a request that only reads."""
     change, find, expected = STATES["advisory lock"]
 
     async with client_of(app_with(database)) as client:
@@ -148,6 +149,7 @@ async def test_state_is_reset_after_failed_and_reading_requests(database: Databa
 
 
 async def test_connection_without_state_is_not_reset(database: Database) -> None:
+    """A connection without session state is returned without RESET statements, which saves a round trip."""
     executed: list[str] = []
     statements = ("SELECT 1", "SET LOCAL statement_timeout = 1000", "SELECT set_config('app.tenant', 'a', true)")
 
@@ -192,6 +194,7 @@ async def test_connection_with_state_of_a_listener_is_replaced(database: Databas
 
 
 async def test_listener_without_state_keeps_the_connection(database: Database) -> None:
+    """A connect listener that leaves no session state does not make the pool replace the connection."""
     event.listen(database.engine.sync_engine, "connect", lambda _connection, _record: None)
 
     async with client_of(app_with(database)) as client:
@@ -214,6 +217,7 @@ async def test_connection_that_cannot_be_reset_is_replaced(database: Database) -
 
 
 async def test_connection_through_a_pooler_is_not_reset(server: Server) -> None:
+    """A connection through PgBouncer keeps its session state, because only the pooler may reset it."""
     one = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 30}
     database = Database(DatabaseSettings(url=server.url(), ssl="off", pooler="pgbouncer", **one))
 
@@ -289,10 +293,12 @@ LOCAL = [
 
 @pytest.mark.parametrize(("statements", "expected"), [(LASTING, True), (LOCAL, False)])
 def test_leaves_state_reads_the_statement(statements: list[str], expected: bool) -> None:
+    """leaves_state distinguishes statements that outlast their transaction from transaction-local ones."""
     assert [statement for statement in statements if leaves_state(statement) is not expected] == []
 
 
 def test_leaves_state_reads_the_parameters_of_set_config() -> None:
+    """leaves_state treats set_config as local only if the third parameter is true in every execution."""
     statement = "SELECT set_config($1::VARCHAR, $2::VARCHAR, $3::BOOLEAN)"
 
     assert not leaves_state(statement, ("a", "b", True))

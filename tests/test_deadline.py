@@ -72,6 +72,7 @@ def with_deadline(app, seconds=SHORT):
 
 
 async def test_deadline_cancels_a_slow_handler_with_a_504_problem():
+    """A handler that exceeds the deadline is cancelled and answered with a 504; a fast handler is not."""
     app, cancelled = service(), []
 
     @app.get("/watched")
@@ -173,6 +174,8 @@ async def test_request_cancelled_by_the_server_stays_cancelled(late):
 
 
 async def test_earlier_cancellation_of_the_task_does_not_count():
+    """The deadline still sends a 504 in a task that has survived an earlier cancellation."""
+
     async def survivor():
         with contextlib.suppress(asyncio.CancelledError):
             asyncio.current_task().cancel()
@@ -230,6 +233,7 @@ async def test_deadline_below_a_task_group(handler):
 
 
 def test_deadline_answers_while_a_thread_runs_on():
+    """The client of a sync handler gets the 504 at the deadline, while the thread runs to its end."""
     app, free, ended = service(), threading.Event(), threading.Event()
 
     @app.get("/sync")
@@ -269,6 +273,7 @@ def test_deadline_counts_time_of_a_blocked_event_loop():
 
 
 def test_deadline_ignores_a_started_response():
+    """The deadline does not cancel a handler whose streaming response has already started."""
     app = service()
 
     @app.get("/stream")
@@ -362,6 +367,7 @@ async def test_timeout_of_a_route_applies_while_the_body_is_read(own, status):
 
 
 async def test_timeout_after_the_504_has_no_effect():
+    """A Timeout called after the 504 causes neither a second answer nor a second cancellation."""
     ended = []
 
     async def stubborn(scope, receive, send):
@@ -379,6 +385,7 @@ async def test_timeout_after_the_504_has_no_effect():
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
 def test_timeout_that_is_not_positive_is_refused(seconds):
+    """Timeout raises a ConfigurationError for zero, negative, infinite or NaN seconds."""
     with pytest.raises(ConfigurationError, match="positive"):
         Timeout(seconds)
 
@@ -397,6 +404,7 @@ def test_timeout_without_middleware_is_an_error():
 
 
 def test_schema_shows_504_for_a_timeout():
+    """The OpenAPI schema of a route with a Timeout dependency documents the 504 response."""
     app = service()
     app.add_api_route("/own", lambda: None, dependencies=[Depends(Timeout(1))])
     add_problem_schemas(app)
@@ -453,6 +461,7 @@ async def test_error_of_one_expiry_does_not_stop_the_others():
 
 
 def test_event_loops_have_separate_timers():
+    """The deadline works in each event loop that serves the app, because timers are kept per loop."""
     app = service()
 
     statuses = [TestClient(app).get(path).status_code for path in ("/slow", "/fast", "/slow")]

@@ -111,10 +111,13 @@ async def test_disconnect_cancels_the_handler(handler):
 
 
 async def test_disconnect_without_the_setting_cancels_nothing(handler):
+    """Without cancel_on_disconnect a handler runs to its end after the client has disconnected."""
     assert await handler.left_by(Client(service(handler, None))) == "done"
 
 
 def test_app_without_the_setting_has_no_layer():
+    """create_app adds DisconnectMiddleware only if LIMITS_CANCEL_ON_DISCONNECT is set."""
+
     def layers(**limits):
         app = create_app(Settings(environment="test", limits=limits))
         TestClient(app).get("/")
@@ -125,6 +128,7 @@ def test_app_without_the_setting_has_no_layer():
 
 
 async def test_exempt_path_is_not_cancelled(handler):
+    """A client disconnect does not cancel the handler of a path in the exempt set."""
     app = service(handler, exempt={"/"})
 
     assert await handler.left_by(Client(app)) == "done"
@@ -188,6 +192,7 @@ async def test_dependency_works_without_the_setting(handler, mounted):
 
 
 async def test_dependency_works_with_any_cancelling_layer(handler):
+    """A route's cancel_on_disconnect dependency works if DeadlineMiddleware is the only cancelling layer."""
     app = FastAPI()
     app.add_middleware(DeadlineMiddleware)
     app.add_api_route("/", handler, dependencies=[CANCEL])
@@ -240,6 +245,7 @@ def test_dependency_without_middleware_is_an_error():
 
 
 async def test_body_read_late_is_complete(handler):
+    """A handler that reads its body late gets every part, and a later disconnect cancels the handler."""
     app, begun, more = service(handler), asyncio.Event(), asyncio.Event()
 
     @app.post("/late")
@@ -288,6 +294,7 @@ async def test_first_part_of_an_unannounced_body_is_kept(handler, parts):
 
 
 async def test_app_may_receive_before_the_server_has_the_message(handler):
+    """A handler that awaits an empty body receives the message and is still cancelled on disconnect."""
     app, read = service(handler), []
 
     @app.get("/early")
@@ -300,6 +307,7 @@ async def test_app_may_receive_before_the_server_has_the_message(handler):
 
 
 async def test_body_timeout_still_applies(handler):
+    """body_timeout answers a stalled body with a 408, and no longer applies once the body is complete."""
     app = FastAPI()
     app.add_middleware(BodyLimitMiddleware, LimitsSettings(body_timeout=0.1))
     app.add_middleware(DeadlineMiddleware)
@@ -318,6 +326,7 @@ async def test_body_timeout_still_applies(handler):
 
 
 async def test_disconnect_during_the_body_reaches_the_app():
+    """A disconnect in the middle of the body reaches the app as an http.disconnect message."""
     app, seen = FastAPI(), []
     app.add_middleware(DisconnectMiddleware, cancel_on_disconnect=True)
 
@@ -407,6 +416,7 @@ async def test_background_task_is_not_cancelled(handler):
 
 
 async def test_disconnect_during_a_504_changes_nothing(handler):
+    """A disconnect while a time-out is answered with a 504 does not cancel the handler a second time."""
     app = FastAPI()
     app.add_middleware(DeadlineMiddleware, LimitsSettings(request_timeout=0.01))
     cancelled, go = [], asyncio.Event()
@@ -445,6 +455,7 @@ def test_websocket_is_not_cancelled():
 
 
 async def test_disconnect_below_a_task_group_cancels_the_handler(handler):
+    """Below BaseHTTPMiddleware, which runs the app in another task, a disconnect cancels the handler."""
     app = FastAPI()
     app.add_api_route("/", handler)
 
@@ -475,6 +486,7 @@ async def test_handler_that_catches_its_cancellation_runs_on(handler):
 
 
 async def test_finished_request_leaves_no_reference_cycle():
+    """A finished request leaves no reference cycle and no listener task, so its memory is freed at once."""
     app = DisconnectMiddleware(PlainTextResponse("ok"), ENABLED)
 
     async def call():
@@ -502,6 +514,7 @@ def whole(**sections) -> FastAPI:
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 def test_disconnect_on_a_real_server_is_status_499(http, capsys):
+    """On uvicorn a client disconnect cancels the handler and is logged as 499; the server keeps serving."""
     app, begun, cancelled = whole(), threading.Event(), threading.Event()
 
     @app.post("/hangs")
@@ -531,6 +544,7 @@ def test_disconnect_on_a_real_server_is_status_499(http, capsys):
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 def test_pipelined_request_is_no_disconnect(http, capsys):
+    """Requests sent before the first answer do not count as a disconnect, and each is answered."""
     app, begun, go = whole(), threading.Event(), asyncio.Event()
 
     @app.get("/{name}")

@@ -72,6 +72,7 @@ def documented_names() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("module", "name"), [each for each in documented_names() if each[1].endswith("Middleware")])
 def test_docstring_example_of_every_middleware_runs(module, name):
+    """The example in each middleware's docstring can be copied into an app, which then serves requests."""
     middleware, app = getattr(importlib.import_module(module), name), FastAPI()
     example = re.search(r"\n\n((?:    .*\n)+)\n", inspect.getdoc(middleware)).group(1)
 
@@ -113,6 +114,7 @@ def test_table_of_sections_agrees_with_the_code():
 
 
 def test_names_of_the_reference_can_be_imported():
+    """Every name in the reference can be imported from the module that the reference states."""
     assert len(documented_names()) > 30
     for module, name in documented_names():
         if module.startswith("fastapi_prodkit.database"):

@@ -41,9 +41,11 @@ class TestRules:
         assert sorted(anchors) == sorted(rule.id for rule in RULES)
 
     def test_recommended_settings_have_no_findings(self):
+        """The doctor reports no finding for the settings that the documentation recommends."""
         assert ids(gathered()) == set()
 
     def test_unknown_facts_have_no_findings(self):
+        """The doctor's rules report no finding about facts that could not be gathered."""
         assert ids(Facts()) == set()
 
 
@@ -99,6 +101,7 @@ class TestSettings:
         ],
     )
     def test_safe_configuration_has_no_findings(self, monkeypatch, sound):
+        """Settings that are safe or switched off on purpose cause no finding."""
         for name, value in sound.items():
             monkeypatch.setenv(name, value)
 
@@ -166,6 +169,7 @@ class TestSettings:
         ]
 
     def test_invalid_setting_without_a_remedy_gets_one(self):
+        """The finding for an invalid setting without a known remedy suggests a value of the required form."""
         facts = Facts(unusable={"DEBUG": "must be true or false"})
 
         (found,) = examine(facts).findings
@@ -176,6 +180,7 @@ class TestSettings:
         )
 
     def test_other_warnings_are_not_misspelt_variables(self):
+        """A settings warning on another subject does not cause the finding for misspelt variables."""
         assert ids(Facts(warned=("SHUTDOWN_DRAIN and SHUTDOWN_GRACE are 45 s together",))) == set()
 
     def test_invalid_url_has_no_password_to_check(self, monkeypatch):
@@ -197,7 +202,8 @@ class TestFiles:
         assert SECRET not in repr(found)
 
     @pytest.mark.parametrize("name", [".env.example", ".env.dev.example", ".env.sample", ".envrc", "env.py"])
-    def test_tracked_example_file_is_not_found(self, name):
+    def test_tracked_file_without_secrets_is_not_found(self, name):
+        """Example env files, .envrc and env.py may be tracked by git without a finding."""
         assert self.examined(name, f"METRICS_TOKEN={SECRET}") == ()
 
     @pytest.mark.parametrize(
@@ -234,6 +240,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("size", [None, 1_000_001])
     def test_missing_or_large_file_is_not_read(self, size):
+        """A tracked file that is missing on disk or larger than 1 MB causes no finding."""
         if size is not None:
             Path("start.sh").write_text("uvicorn service:app\n".ljust(size))
 
@@ -258,11 +265,13 @@ class TestFiles:
         ],
     )
     def test_placeholders_are_recognized_in_any_spelling(self, value, known):
+        """is_placeholder detects empty and placeholder values in any spelling, and accepts a real secret."""
         assert is_placeholder(value) is known
 
 
 class TestSurroundings:
     def test_tracked_lists_files_below_the_directory(self, tmp_path):
+        """tracked lists only git files below the given directory, with paths relative to that directory."""
         git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com"]
         (tmp_path / "service").mkdir()
         (tmp_path / "service" / ".env").touch()
@@ -273,6 +282,7 @@ class TestSurroundings:
         assert environment_facts.tracked(tmp_path / "service") == ((".env",), None)
 
     def test_tracked_returns_the_error_of_git(self, tmp_path, monkeypatch):
+        """Outside of a git repository, tracked returns no files and git's error message as the reason."""
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
 
         files, reason = environment_facts.tracked(tmp_path)
@@ -281,6 +291,7 @@ class TestSurroundings:
         assert "not a git repository" in reason
 
     def test_tracked_works_without_git(self, tmp_path, monkeypatch):
+        """Without a git executable, tracked returns no files and the reason, as is usual in a container."""
         monkeypatch.setenv("PATH", str(tmp_path))
 
         assert environment_facts.tracked(tmp_path) == ((), "git is not installed")
@@ -289,6 +300,7 @@ class TestSurroundings:
         ("script", "reason"), [("exec sleep 60", "git took longer than 0.2 s"), ("exit 1", "git failed")]
     )
     def test_tracked_has_a_time_out(self, tmp_path, monkeypatch, script, reason):
+        """tracked returns no files and the reason if git exceeds the time-out or fails."""
         (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "git").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -304,14 +316,17 @@ class TestSurroundings:
 
     @pytest.mark.parametrize(("variable", "count"), [("4", 4), ("0", None), ("many", None)])
     def test_workers_are_read_from_web_concurrency(self, monkeypatch, variable, count):
+        """The worker count is the value of WEB_CONCURRENCY, or None if the value is no positive number."""
         monkeypatch.setenv("WEB_CONCURRENCY", variable)
 
         assert configured_workers() == count
 
     def test_container_is_none_outside_of_a_container(self, tmp_path):
+        """The container facts are None if neither files nor environment variables indicate a container."""
         assert environment_facts.container(tmp_path, {}) is None
 
     def test_container_limits_are_read_from_the_control_group(self, tmp_path):
+        """A container's CPU and memory limits are read from cpu.max and memory.max of the control group."""
         for name, text in {"proc/1/comm": "sh\n", "cpu.max": "150000 100000\n", "memory.max": "268435456\n"}.items():
             path = tmp_path / (name if "/" in name else f"sys/fs/cgroup/{name}")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -349,6 +364,7 @@ class TestContainer:
 
     @pytest.mark.parametrize("workers", [None, 1, 2])
     def test_safe_configuration_has_no_findings(self, workers):
+        """A container causes no finding if it has room for its workers or has no limits."""
         unlimited = replace(IN_A_CONTAINER, cores=None, memory=None)
 
         assert ids(Facts(container=IN_A_CONTAINER, workers=workers)) == set()

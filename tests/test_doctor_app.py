@@ -102,6 +102,7 @@ SOUND = [
 
 class TestApp:
     def test_create_app_alone_has_no_findings(self):
+        """An app that is made by create_app and not changed further causes no finding of the doctor."""
         name = module("from fastapi_prodkit import create_app\napp = create_app()\n")
 
         facts = gathered(f"{name}:app")
@@ -120,11 +121,13 @@ class TestApp:
 
     @pytest.mark.parametrize("code", SOUND)
     def test_safe_app_has_no_findings(self, code):
+        """Apps that use Starlette's or the package's middleware correctly cause no finding of the doctor."""
         name = module(f"{SERVICE}\n{code}\n")
 
         assert ids(gathered(f"{name}:app")) == set()
 
     def test_public_docs_are_named_with_their_paths(self, monkeypatch):
+        """The finding about public docs lists the documentation paths of the app and of mounted apps."""
         monkeypatch.setenv("DOCS_ENABLED", "true")
         ours = module("from fastapi_prodkit import create_app\napp = create_app()\n")
         stock = module("from fastapi import FastAPI\napp = FastAPI()\napp.mount('/v1', FastAPI(redoc_url=None))\n")
@@ -186,6 +189,7 @@ class TestApp:
         assert (found.id, found.remedy) == ("settings-near-miss", "Write LOG_LEVEL.")
 
     def test_object_that_is_no_app_is_named_by_its_type(self):
+        """The doctor skips an object that is neither a FastAPI nor a Starlette app, and reports its type."""
         name = module("app = 'hello'\n")
 
         facts = gathered(f"{name}:app")
@@ -193,6 +197,7 @@ class TestApp:
         assert facts.skipped["app"] == f"{name}:app is a str, and neither FastAPI nor Starlette"
 
     def test_factory_is_called(self):
+        """With factory=True the doctor calls the named function and examines the app that it returns."""
         name = module("from fastapi import FastAPI\ndef make():\n    return FastAPI(debug=True, openapi_url=None)\n")
 
         facts = gather(f"{name}:make", environment="prod", factory=True, timeout=None)
@@ -207,6 +212,7 @@ class TestApp:
             gathered(f"{name}:app")
 
     def test_order_rule_knows_the_order_of_the_layers(self, monkeypatch):
+        """The order rule lists every layer in the sequence in which create_app installs the layers."""
         monkeypatch.setenv("CORS_ORIGINS", "https://app.example.com")
         monkeypatch.setenv("LIMITS_MAX_CONCURRENT", "10")
         monkeypatch.setenv("LIMITS_CANCEL_ON_DISCONNECT", "true")
@@ -217,6 +223,7 @@ class TestApp:
         assert layers == [names[0] for names in ORDER]
 
     def test_output_of_the_app_is_not_in_the_report(self, capsys):
+        """Output that the examined app prints or logs does not reach standard output, only the report does."""
         name = module(
             "import logging\nfrom fastapi_prodkit import create_app\n"
             "print('hello')\napp = create_app()\nlogging.error('loud')\n"

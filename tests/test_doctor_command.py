@@ -111,6 +111,7 @@ class TestCommand:
         ],
     )
     def test_finding_that_reaches_fail_on_exits_with_1(self, monkeypatch, fail_on, variables, code):
+        """The doctor exits with 1 if a finding is at least as severe as --fail-on, and otherwise with 0."""
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
 
@@ -118,12 +119,14 @@ class TestCommand:
 
     @pytest.mark.parametrize("option", [[], ["--json"], ["--github"]])
     def test_report_without_findings_says_so(self, capsys, option):
+        """A report without findings is not empty in any output format, and the exit code is 0."""
         code = main(["doctor", *option])
 
         assert code == 0
         assert capsys.readouterr().out
 
     def test_json_has_the_fields_of_the_page(self, monkeypatch, capsys):
+        """The --json report has exactly the fields of the example on the doctor's documentation page."""
         monkeypatch.setenv("HOSTS_ALLOWED", "")
         page = (Path(__file__).parent.parent / "docs" / "pieces" / "doctor.md").read_text()
         example = json.loads(page.partition("```json\n")[2].partition("```")[0])
@@ -155,6 +158,7 @@ class TestCommand:
         assert not re.search(f"{SECRET}|k3v8sPq", shown)
 
     def test_github_annotations_have_the_ids(self, monkeypatch, capsys):
+        """A GitHub annotation has the rule id in its title, and a finding of level note becomes a notice."""
         monkeypatch.setenv("LIMITS_REQUEST_TIMEOUT", "60")
 
         code = main(["doctor", "--github"])
@@ -217,6 +221,7 @@ class TestCommand:
         ],
     )
     def test_usage_error_suggests_an_option_and_exits_with_2(self, tmp_path, monkeypatch, capsys, typed, instead):
+        """A usage error prints one line that suggests what to type instead, and the exit code is 2."""
         (tmp_path / "shop").mkdir()
         (tmp_path / "shop" / "__init__.py").write_text("length = 1\ndef make(): ...\n")
         (tmp_path / "shop" / "main.py").write_text("from fastapi import FastAPI\napplication = FastAPI()\n")
@@ -274,6 +279,7 @@ class TestCommand:
         assert "shutdown-no-drain" in out
 
     def test_ignored_rule_has_no_findings(self, monkeypatch, capsys):
+        """A rule passed to --ignore reports nothing and does not make the exit code 1."""
         monkeypatch.setenv("PROXY_TRUSTED", "")
 
         code = main(["doctor", "--fail-on", "warning", "--ignore", "proxy-untrusted"])
@@ -282,6 +288,7 @@ class TestCommand:
         assert "proxy-untrusted" not in capsys.readouterr().out
 
     def test_offline_does_not_connect_to_the_database(self, monkeypatch, capsys):
+        """With --offline the doctor skips the database and reports that it was not examined."""
         monkeypatch.setenv("DATABASE_URL", REMOTE)
 
         main(["doctor", "--offline"])
@@ -289,6 +296,7 @@ class TestCommand:
         assert "Not examined: database (--offline)." in capsys.readouterr().out
 
     def test_progress_is_shown_after_a_second(self, monkeypatch, capsys):
+        """The doctor prints a progress line to standard error if loading the app takes longer than a second."""
         monkeypatch.setattr(terminal, "_SHOW_AFTER", 0.01)
         until_told = "[each.join() for each in threading.enumerate() if isinstance(each, threading.Timer)]"
         name = module(f"import threading\n{until_told}\nfrom fastapi import FastAPI\napp = FastAPI()\n")
@@ -298,6 +306,7 @@ class TestCommand:
         assert capsys.readouterr().err == f"loading {name}:app ...\n"
 
     def test_help_lists_options_and_exit_codes(self, capsys):
+        """doctor --help describes the command, its options, and the exit codes 0, 1 and 2."""
         code = main(["doctor", "--help"])
 
         out = re.sub(r"\s+", " ", capsys.readouterr().out)

@@ -56,6 +56,7 @@ class TestSettings:
         ],
     )
     def test_safe_settings_have_no_findings(self, monkeypatch, sound):
+        """Safe database settings, with or without a pooler, cause no finding of the doctor."""
         pytest.importorskip("sqlalchemy", reason=REASON)
         for name, value in {"DATABASE_URL": REMOTE, **sound}.items():
             monkeypatch.setenv(name, value)
@@ -83,6 +84,7 @@ class TestSettings:
         assert ids(replace(gathered(), server=server)) == expected
 
     def test_migrations_that_ready_does_not_check_are_found(self, monkeypatch):
+        """An alembic.ini causes a finding unless DATABASE_MIGRATIONS_CONFIG names the file."""
         monkeypatch.setenv("DATABASE_URL", REMOTE)
         Path("alembic.ini").touch()
         before = ids(gathered())
@@ -119,6 +121,7 @@ def settings_of(url, **options):
 
 class TestAsking:
     def test_superuser_is_found(self, server):
+        """The database probe reports a superuser role and the number of connections that the server allows."""
         said = ask(settings_of(server.url()), 20)
 
         assert said == Server(allowed=97, superuser=True)
@@ -145,6 +148,7 @@ class TestAsking:
         assert found.pending == "the database is at the state before the first migration, and this release needs 0002"
 
     def test_migrated_database_has_no_finding(self, server, tmp_path):
+        """A database at the latest migration of the project has neither a pending migration nor a failure."""
         config = project(tmp_path / "orders") / "alembic.ini"
         sql(server.url(), "CREATE DATABASE migrated")
         sql(server.url("migrated"), "CREATE TABLE alembic_version AS SELECT '0002'::varchar AS version_num")
@@ -155,6 +159,7 @@ class TestAsking:
         assert said.failure is None
 
     def test_sqlite_has_no_roles_and_connections(self, tmp_path):
+        """The database probe reports neither a superuser nor a connection limit for SQLite."""
         pytest.importorskip("aiosqlite", reason=REASON)
 
         assert ask(settings_of(f"sqlite:///{tmp_path}/orders.db"), 20) == Server()
@@ -169,6 +174,7 @@ class TestAsking:
         assert SECRET not in said.failure
 
     def test_silent_database_is_a_finding_after_the_time_out(self):
+        """The probe of a database that never answers fails at the time-out, so the doctor does not hang."""
         pytest.importorskip("asyncpg", reason=REASON)
         begun = time.monotonic()
         with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -180,6 +186,7 @@ class TestAsking:
         assert time.monotonic() - begun < 15
 
     def test_invalid_url_is_the_reason_of_the_probe(self):
+        """For an invalid DATABASE_URL the database probe returns the validation message as its failure."""
         pytest.importorskip("sqlalchemy", reason=REASON)
 
         said = ask(settings_of("mysql://db.example.com/orders"), 20)
@@ -187,6 +194,7 @@ class TestAsking:
         assert said.failure.startswith("DATABASE_URL must begin with one of postgresql://")
 
     def test_examination_reads_settings_and_database(self, server, monkeypatch):
+        """gather reads the settings and probes the database server, so the database rules see both."""
         monkeypatch.setenv("DATABASE_URL", server.url())
         monkeypatch.setenv("DATABASE_POOL_SIZE", "98")
         monkeypatch.setenv("DATABASE_SSL", "off")

@@ -123,6 +123,7 @@ class TestTemplates:
         assert [str(match) for match in found] == []
 
     def test_every_template_is_tested(self):
+        """STACKS lists every CloudFormation template of the folder, so that no template stays untested."""
         assert {path.stem for path in FOLDER.glob("*.yaml")} == set(STACKS)
 
     @pytest.mark.parametrize("name", STACKS)
@@ -131,6 +132,7 @@ class TestTemplates:
         assert (FOLDER / f"{name}.yaml").stat().st_size < 51_200
 
     def test_stacks_import_exports_of_earlier_stacks(self, stacks):
+        """The stacks can be created one after the other, because each import matches an earlier export."""
         account, outputs = stacks
 
         exports = account.client("cloudformation").list_exports()["Exports"]
@@ -168,6 +170,7 @@ class TestEnvironment:
 
     @pytest.mark.parametrize("container", ["service", "migrate"])
     def test_variables_of_the_container_are_settings(self, variables, container):
+        """Every environment variable of a container is a known setting, which rules out misspelt names."""
         assert not variables[container].keys() - {*variables_of(Settings), *NOT_OURS}
 
     def test_app_answers_behind_the_load_balancer(self, variables, environment, tmp_path):
@@ -200,6 +203,7 @@ class TestEnvironment:
             assert balancer.get("/me", headers={"Host": "10.0.16.5:8000"}).status_code == 400
 
     def test_only_subnets_of_the_load_balancer_are_trusted(self, stacks, variables):
+        """PROXY_TRUSTED contains exactly the CIDR blocks of the subnets of the load balancer."""
         account, outputs = stacks
         (balancer,) = account.client("elbv2").describe_load_balancers()["LoadBalancers"]
         subnets = account.client("ec2").describe_subnets(
@@ -213,6 +217,7 @@ class TestEnvironment:
         assert all(ipaddress.ip_network(network).num_addresses < 2**16 for network in trusted)
 
     def test_migrations_use_the_same_database_as_the_owner(self, variables):
+        """The migration task has the database settings of the service, but connects as the table owner."""
         service, migrate = variables["service"], variables["migrate"]
 
         same = {name for name in migrate if name.startswith("DATABASE_")} - {"DATABASE_URL"}
@@ -311,6 +316,7 @@ class TestNumbers:
         ],
     )
     def test_page_has_the_numbers_of_the_template(self, shown, number):
+        """The table on the ECS page shows the time-outs and the bake time that service.yaml sets."""
         value = re.search(number, (FOLDER / "service.yaml").read_text())[1]
 
         assert f"| {shown.format(value)} | service.yaml |" in PAGE.read_text()
@@ -476,6 +482,7 @@ class TestRollback:
         assert deployment["MinimumHealthyPercent"] == 100
 
     def test_alarms_fire_within_the_bake_time(self):
+        """Every alarm that can roll back a deployment fires before the bake time ends."""
         (service,) = of_type(TEMPLATES["service"], "AWS::ECS::Service").values()
         alarms = of_type(TEMPLATES["service"], "AWS::CloudWatch::Alarm")
         deployment = service["DeploymentConfiguration"]
@@ -493,6 +500,7 @@ class TestRollback:
         assert (scaling["MinCapacity"], scaling["MaxCapacity"]) == ({"Ref": "MinTasks"}, {"Ref": "MaxTasks"})
 
     def test_every_alarm_has_an_action(self):
+        """Every CloudWatch alarm has an action and a description, and each required metric has an alarm."""
         alarms = {
             name: alarm
             for each in TEMPLATES.values()

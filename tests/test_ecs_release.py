@@ -78,6 +78,7 @@ class TestRights:
         assert actions == {"iam:PassRole", "iam:CreateServiceLinkedRole"}
 
     def test_pass_role_names_its_service(self):
+        """Every iam:PassRole statement restricts the service that may receive the role."""
         passed = [
             statement for _, statement in statements(TEMPLATES["release"]) if "iam:PassRole" in statement["Action"]
         ]
@@ -96,6 +97,7 @@ class TestPipeline:
         assert stages == [(name, 1) for name in ("Source", "Test", "Build", "Migrate", "Deploy")]
 
     def test_test_project_may_only_read_source_and_write_logs(self):
+        """The role of the test project, which runs branch code, has neither the push nor the release policy."""
         roles = of_type(TEMPLATES["pipeline"], "AWS::IAM::Role")
 
         extra = {
@@ -114,6 +116,7 @@ class TestPipeline:
 
     @pytest.mark.parametrize("project", ["Test", "Build", "Migrate", "Deploy"])
     def test_buildspecs_exist_and_their_variables_are_set(self, project):
+        """Every CodeBuild project has a buildspec file, and each variable that the file reads is set."""
         properties = TEMPLATES["pipeline"]["Resources"][project]["Properties"]
         path = FOLDER / Path(properties["Source"]["BuildSpec"]["Fn::Sub"]).name
         (pipeline,) = of_type(TEMPLATES["pipeline"], "AWS::CodePipeline::Pipeline").values()

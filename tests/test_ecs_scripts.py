@@ -83,6 +83,7 @@ class TestScripts:
         assert f"migrate ended with exit code {code}" in errors
 
     def test_migrate_runs_the_new_image_in_the_network_of_the_service(self, aws):
+        """migrate.sh deploys the stack with the new image and runs the migration in the service's subnets."""
         aws.ends()
 
         aws.run(FOLDER / "migrate.sh", NAME, "image@sha256:1", RELEASE_ROLE="arn:role")
@@ -95,6 +96,7 @@ class TestScripts:
         assert network == "awsvpcConfiguration={subnets=[subnet-1,subnet-2],securityGroups=[sg-1]}"
 
     def test_migrate_stops_after_a_failed_stack(self, aws):
+        """If the stack deployment fails, migrate.sh ends with the code of that failure and runs no task."""
         aws.answers["cloudformation deploy"] = 255
 
         returned, _, _ = aws.run(FOLDER / "migrate.sh", NAME, "image@sha256:1")
@@ -133,6 +135,7 @@ class TestScripts:
         assert "migrate still runs" in errors
 
     def test_unknown_task_is_an_error(self, aws):
+        """For an unknown task name, run-task.sh exits with 2 and names the task in the error message."""
         returned, _, errors = aws.run(FOLDER / "run-task.sh", NAME, "migrat")
 
         assert (returned, errors) == (2, f"{NAME}-tasks has no task 'migrat'\n")
@@ -180,6 +183,7 @@ class TestScripts:
 
     @pytest.mark.parametrize("script", ["migrate.sh", "deploy.sh", "release.sh", "run-task.sh"])
     def test_script_without_arguments_shows_its_usage(self, aws, script):
+        """An ECS script without arguments prints its usage to standard error and exits with 2."""
         returned, _, errors = aws.run(FOLDER / script)
 
         assert returned == 2
@@ -187,6 +191,7 @@ class TestScripts:
 
     @pytest.mark.parametrize("source", ["docs/deploy/ecs.md", "docs/deploy/ecs-express.md", *BUILDSPECS])
     def test_commands_of_pages_and_builds_are_valid_bash(self, source):
+        """bash parses the shell blocks of the ECS pages and the commands of the buildspecs without an error."""
         yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
         text = (ROOT / source).read_text()
         if source.endswith(".md"):
@@ -200,6 +205,7 @@ class TestScripts:
         assert (done.returncode, done.stderr) == (0, "")
 
     def test_scripts_pass_shellcheck(self):
+        """shellcheck reports no problem in the ECS shell scripts, such as missing quotes."""
         command = [program_or_skip("shellcheck"), *FOLDER.glob("*.sh")]
 
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -234,6 +240,7 @@ class TestRoles:
         await app.close()
 
     async def test_roles_sends_no_password_to_an_unverified_server(self, database, tmp_path):
+        """The roles script fails before sending the password if the server's certificate is not trusted."""
         trustme = pytest.importorskip("trustme", reason="trustme is not installed")
         other = tmp_path / "other.pem"
         trustme.CA().cert_pem.write_to_path(other)

@@ -206,6 +206,7 @@ def test_handler_for_exception_answers():
 @pytest.mark.parametrize("accept", [False, True])
 @pytest.mark.parametrize("name", [*NAMES, "policy"])
 def test_websockets_end_as_without_the_edge(name, accept):
+    """A failing WebSocket is refused or closed with an edge in the way it is without an edge."""
     app, seen = app_of(), []
 
     for each in (with_edge(app), without_edge(app)):
@@ -248,6 +249,7 @@ def test_chunked_oversized_body_below_middleware_is_refused(middleware, kind, li
 
 
 async def test_slot_is_held_until_the_exception_handler_ends():
+    """A request keeps its concurrency slot while an exception handler runs, so further requests get a 503."""
     app, inside, most = app_of(), [], []
 
     @app.exception_handler(404)
@@ -331,6 +333,7 @@ def test_other_layers_around_the_app_see_every_request():
 
 @pytest.mark.parametrize("blocks", [False, True])
 def test_deadline_includes_exception_handlers(blocks):
+    """The request deadline includes the exception handler, and a slow handler is answered with a 504."""
     app = app_of()
 
     @app.exception_handler(HandledError)
@@ -373,6 +376,7 @@ async def test_failed_request_leaves_no_reference_cycle(path, error):
 
 
 async def test_cancellation_by_the_server_reaches_the_exception_handler():
+    """If the server cancels the request's task, CancelledError is raised in the running exception handler."""
     app, cancelled = app_of(), []
 
     @app.exception_handler(HandledError)
@@ -519,6 +523,7 @@ def test_edge_wraps_whatever_is_set_as_middleware_stack(way):
 
 @ways
 def test_errors_raise_reraises_logged_exceptions(way, capsys):
+    """With ERRORS_RAISE an unhandled exception is logged once and then raised to the caller of the app."""
     app = made(way, errors={"raise_": True})
     add_routes(app)
     capsys.readouterr()
@@ -546,6 +551,7 @@ def test_edge_without_error_boundary_reraises(capsys):
 
 @pytest.mark.parametrize("errors", [None, {"raise_": True}])
 async def test_in_process_call_does_not_change_the_callers_context(errors):
+    """An in-process call to an app leaves the log context of the calling task unchanged, even on an error."""
     app = made("create_app", errors=errors)
     add_routes(app)
     token = _context.begin({"job": "nightly"})
@@ -605,6 +611,7 @@ def test_cancellation_in_place_of_an_exception_is_not_swallowed(monkeypatch, cap
 
 
 async def test_failed_request_of_an_edge_leaves_no_reference_cycle():
+    """A failed request through an edge leaves no reference cycle, so the exception is freed at once."""
     app = made("create_app", log=None, database=None)
     add_routes(app)
     logging.getLogger("fastapi_prodkit").setLevel(logging.CRITICAL)
@@ -670,6 +677,7 @@ def test_edge_does_not_call_init_subclass_of_the_app():
 
 
 def test_middleware_stack_can_be_deleted_and_set():
+    """A deleted middleware_stack stays absent until a new stack is set, which then serves requests."""
     app = made("create_app")
 
     del app.middleware_stack
@@ -680,6 +688,7 @@ def test_middleware_stack_can_be_deleted_and_set():
 
 
 def test_edge_around_a_started_or_wrapped_app_is_refused():
+    """Edge.put_around raises a ConfigurationError for an app that has started or already has an edge."""
     started, twice = Starlette(), Starlette()
     TestClient(started).get("/")
     Edge([]).put_around(twice)
@@ -741,6 +750,7 @@ def test_cancelled_error_of_the_app_is_a_500_problem(way, capsys):
 
 
 def test_cancelled_error_after_a_disconnect_is_logged_once(capsys):
+    """A CancelledError of the handler is logged once if the problem cannot be sent to a disconnected client."""
     app = made("create_app")
     add_cancelled_routes(app)
     scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/cancelled", "query_string": b""}
@@ -850,6 +860,7 @@ def test_system_exit_passes_to_the_server(capsys):
 
 
 def test_exception_object_raised_again_is_logged_each_time(capsys):
+    """An exception object that several requests raise is logged for each of these requests."""
     app, error = made("create_app"), RuntimeError("kept in a variable")
 
     @app.get("/fail")
@@ -893,6 +904,7 @@ def test_header_that_the_server_refuses_is_a_500(http, capsys):
 
 
 def test_edge_around_a_plain_asgi_app_decides_in_place(capsys):
+    """An edge around a plain ASGI app answers CancelledError of the handler with a 500 and logs one error."""
     edge = Edge([ErrorBoundaryMiddleware(None)]).around(FastAPI())
     app = FastAPI()
     add_cancelled_routes(app)
@@ -953,6 +965,7 @@ def test_large_unread_body_closes_the_connection(port, path, announced, sent):
 
 @pytest.mark.parametrize("path", ["/unread", "/part"])
 def test_unread_chunked_body_closes_the_connection(port, path):
+    """A response sent before a chunked body is read to its end has the header Connection: close."""
     with connection(port) as client:
         client.sendall(head(path, "Transfer-Encoding: chunked") + b"1\r\nx\r\n")
 
@@ -963,6 +976,7 @@ def test_unread_chunked_body_closes_the_connection(port, path):
     ("path", "size"), [("/unread", 65_536), ("/unread", 1), ("/part", 60_000), ("/read", 300_000), ("/nowhere", 10)]
 )
 def test_read_or_small_body_keeps_the_connection(port, path, size):
+    """A connection stays open for the next request if the body was read or its unread rest is small."""
     with connection(port) as client:
         client.sendall(head(path, f"Content-Length: {size}") + b"x" * size)
         first = read_response(client)
@@ -974,6 +988,7 @@ def test_read_or_small_body_keeps_the_connection(port, path, size):
 
 
 def test_read_chunked_body_keeps_the_connection(port):
+    """A connection stays open for the next request once a chunked body is read to its end."""
     with connection(port) as client:
         client.sendall(head("/read", "Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\n\r\n")
         first = read_response(client)
@@ -1002,6 +1017,7 @@ def test_refusal_of_a_layer_closes_the_connection(layer):
 
 
 async def test_http_2_has_no_connection_header():
+    """An HTTP/2 response has no Connection header, because the protocol forbids that header."""
     sent = []
 
     async def send(message):

@@ -71,6 +71,7 @@ def problem(response, status):
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 413, 418, 422, 429, 500, 503])
 def test_http_exception_is_a_problem(status):
+    """An HTTPException becomes a problem with the status phrase as title and the exception's detail."""
     body = problem(raising(HTTPException(status, "Because.")).get("/?token=s3cret"), status)
 
     assert body == {
@@ -83,6 +84,7 @@ def test_http_exception_is_a_problem(status):
 
 
 def test_http_exception_without_detail_has_the_status_phrase():
+    """An HTTPException without a detail becomes a problem with the status phrase as its detail."""
     assert problem(raising(HTTPException(404)).get("/"), 404)["detail"] == "Not Found"
 
 
@@ -113,6 +115,7 @@ def test_detail_mapping_becomes_members():
 
 
 def test_detail_mapping_may_not_replace_standard_members():
+    """A detail mapping can add members to the problem, but standard members such as status stay unchanged."""
     detail = {"status": "failed", "instance": "mine", "headers": 1, "self": 2, 3: 4, "code": None}
 
     body = problem(raising(FastAPIHTTPException(409, detail)).get("/"), 409)
@@ -127,6 +130,7 @@ def test_detail_mapping_may_not_replace_standard_members():
 
 @pytest.mark.parametrize("detail", [[{"field": "a"}], ["a", "b"], 7])
 def test_other_detail_is_the_member_errors(detail):
+    """A detail that is neither text nor a mapping becomes the member errors of the problem."""
     assert problem(raising(FastAPIHTTPException(400, detail)).get("/"), 400)["errors"] == detail
 
 
@@ -144,12 +148,14 @@ def test_other_detail_is_the_member_errors(detail):
     ],
 )
 def test_problem_with_any_value_is_valid_json(value, shown):
+    """A problem is valid JSON even if the detail contains NaN, a surrogate, a UUID or a secret."""
     response = raising(FastAPIHTTPException(400, {"value": value})).get("/")
 
     assert problem(response, 400)["value"] == shown
 
 
 def test_problem_error_sets_all_members_except_status_and_instance():
+    """ProblemError sets type, title, detail, headers and extra members, but cannot change the instance."""
     error = ProblemError(
         409,
         "A moment ago.",
@@ -196,6 +202,7 @@ def test_problem_has_the_request_id():
 
 
 def test_context_without_an_id_has_no_member():
+    """A problem has no request_id member if the log context contains no request id."""
     token = _context.begin({})
     response = TestClient(fastapi()).get("/nothing")
     _context.end(token)
@@ -262,6 +269,7 @@ def service() -> FastAPI:
     ],
 )
 def test_every_error_is_a_problem_without_internals(method, path, status):
+    """Every error answer, from routing to the response, is a problem document without internal information."""
     response = client_of(service()).request(method, path)
 
     assert response.status_code == status
@@ -288,6 +296,7 @@ def test_405_names_the_allowed_methods():
 
 
 def test_unhandled_exception_is_a_500_without_its_message():
+    """An unhandled exception becomes a 500 problem with a fixed detail that omits the exception's message."""
     body = problem(client_of(service()).get("/broken"), 500)
 
     assert body == {
@@ -300,6 +309,7 @@ def test_unhandled_exception_is_a_500_without_its_message():
 
 
 def test_invalid_response_is_a_500_without_its_errors():
+    """A response that fails validation becomes a 500 problem that does not show the validation errors."""
     with pytest.raises(ResponseValidationError, match=MARKER):
         TestClient(service()).get("/broken-response")
 
@@ -322,6 +332,7 @@ def test_debug_shows_the_traceback_page():
 
 
 def test_failing_background_task_keeps_the_response():
+    """An exception in a background task does not change the response of the request."""
     app = fastapi()
 
     async def fail():
@@ -434,12 +445,14 @@ def test_handler_of_the_user_for_a_related_exception_wins():
 
 
 def test_handler_of_the_constructor_wins():
+    """An exception handler passed to the constructor of the app takes precedence over the problem handlers."""
     app = fastapi(exception_handlers={HTTPException: lambda request, error: PlainTextResponse("mine")})
 
     assert client_of(app).get("/nothing").text == "mine"
 
 
 def test_websocket_handler_of_the_user_wins():
+    """A WebSocket exception handler registered by the app takes precedence over the problem handlers."""
     app = FastAPI()
 
     async def own(websocket, error):
@@ -459,6 +472,8 @@ def test_websocket_handler_of_the_user_wins():
 
 
 def test_plain_starlette_app_sends_problems():
+    """A plain Starlette app with add_problem_handlers answers errors with problem documents."""
+
     async def broken(request):
         raise RuntimeError(MARKER)
 
@@ -478,6 +493,8 @@ def test_plain_starlette_app_sends_problems():
 
 
 def test_head_has_the_headers_of_the_problem():
+    """A failed HEAD request has the status and the content type of the problem document."""
+
     async def missing(request):
         raise HTTPException(404)
 
@@ -558,6 +575,7 @@ class Everything(BaseModel):
 )
 @pytest.mark.parametrize("value", [MARKER, f"5{MARKER}", [MARKER], {"a": MARKER}, f"http://{MARKER}:99999999"])
 def test_validation_error_does_not_repeat_input(field, value):
+    """The 422 answer to an invalid body does not contain the rejected value, for any type of field."""
     app = fastapi()
 
     @app.post("/")
@@ -649,6 +667,7 @@ def test_message_of_a_validator_stays():
     ],
 )
 def test_message_that_repeats_input_is_replaced(body, message):
+    """A pydantic message that quotes the input is replaced by a message without the input."""
     app = fastapi()
 
     @app.post("/")
@@ -779,6 +798,7 @@ DEEP = {"msg": "Input should have at most 100 levels of nesting", "type": "nesti
     ],
 )
 def test_response_with_unserializable_input_is_a_422(path, body, flaw):
+    """A request value that Python parses but the response cannot serialize is answered with a 422."""
     response = client_of(echoing()).post(path, content=body, headers={"Content-Type": "application/json"})
 
     assert problem(response, 422)["errors"] == [{"loc": ["body"], **flaw}]
@@ -849,6 +869,7 @@ def test_response_with_an_unserializable_form_is_a_422(content_type, body, flaw)
 )
 @pytest.mark.parametrize("reading", [True, False])
 def test_unserializable_data_of_the_app_is_a_500(query, body, error, reading):
+    """A serialization error that the request body does not explain remains the app's error, a 500."""
     app = fastapi()
 
     @app.post("/")
@@ -865,6 +886,7 @@ def test_unserializable_data_of_the_app_is_a_500(query, body, error, reading):
 
 
 def test_unserializable_data_in_a_websocket_is_raised():
+    """A serialization error in a WebSocket endpoint is raised, because no HTTP status can be sent anymore."""
     app = fastapi()
 
     @app.websocket("/ws")
@@ -881,6 +903,7 @@ def test_unserializable_data_in_a_websocket_is_raised():
     [b"text/plain", b"", b"application/xml", b"application", b"\xff", b"application/jsonx", b";;;=", b"x" * 5000],
 )
 def test_wrong_content_type_is_a_4xx(content_type):
+    """A request body with a wrong or unreadable content type is answered with a 422 problem."""
     response = client_of(service()).post("/items", content=b'{"name": "a"}', headers={"Content-Type": content_type})
 
     problem(response, 422)
@@ -901,6 +924,7 @@ def test_wrong_content_type_is_a_4xx(content_type):
     ],
 )
 def test_invalid_form_is_a_4xx(content_type, body):
+    """A form that cannot be parsed is answered with a 400 or 422 problem."""
     pytest.importorskip("python_multipart", reason="forms need python-multipart, of the extra `standard`")
     app = fastapi()
 
@@ -985,6 +1009,7 @@ async def test_instance_is_the_percent_encoded_path(path, instance):
     ],
 )
 async def test_instance_keeps_the_encoding_of_the_raw_path(raw_path, instance):
+    """The instance member keeps the percent-encoding of raw_path and encodes all other unsafe characters."""
     path = unquote(raw_path.decode("latin-1"))
 
     assert await instance_of(fastapi(), path=path, raw_path=raw_path) == instance
@@ -1027,6 +1052,7 @@ def test_invalid_handshake_is_closed_with_1008():
 
 
 def test_http_exception_refuses_a_handshake_with_the_problem():
+    """An HTTPException before accept refuses the handshake with a problem and the exception's headers."""
     app = fastapi()
 
     @app.websocket("/ws")
@@ -1060,6 +1086,7 @@ def test_http_exception_closes_an_open_websocket(status, code):
 
 @pytest.mark.parametrize("closes", [True, False])
 def test_http_exception_in_a_closed_websocket_sends_nothing(closes):
+    """An HTTPException after either side has closed the WebSocket sends nothing and raises nothing."""
     app = fastapi()
     ended = []
 
@@ -1080,6 +1107,7 @@ def test_http_exception_in_a_closed_websocket_sends_nothing(closes):
 
 
 def test_websocket_exception_keeps_its_code():
+    """A WebSocketException closes the WebSocket with the code and the reason of the exception."""
     app = fastapi()
 
     @app.websocket("/ws")
@@ -1110,6 +1138,7 @@ async def test_refusal_of_a_websocket_is_a_close_on_an_older_server():
 
 
 async def test_refusal_of_a_websocket_is_the_problem():
+    """Refusal sends the whole problem if the server supports the websocket.http.response extension."""
     sent = []
 
     async def receive():
@@ -1126,6 +1155,7 @@ async def test_refusal_of_a_websocket_is_the_problem():
 
 
 def test_two_apps_have_separate_handlers():
+    """add_problem_handlers changes only the given app, and other apps keep FastAPI's default errors."""
     with_handlers, without = fastapi(), FastAPI()
 
     assert problem(client_of(with_handlers).get("/nothing"), 404)
@@ -1133,6 +1163,7 @@ def test_two_apps_have_separate_handlers():
 
 
 def test_handlers_may_be_added_twice():
+    """A second call of add_problem_handlers leaves the exception handlers of the app unchanged."""
     app = fastapi()
     before = dict(app.exception_handlers)
 
@@ -1142,6 +1173,7 @@ def test_handlers_may_be_added_twice():
 
 
 def test_error_response_of_a_handler_stays():
+    """An error response that a handler returns is sent unchanged and not converted to a problem."""
     app = fastapi()
     app.get("/")(lambda: Response("mine", 400))
 
@@ -1151,6 +1183,7 @@ def test_error_response_of_a_handler_stays():
 
 
 def test_number_of_errors_in_an_answer_is_bounded():
+    """A 422 problem lists at most 100 validation errors, which bounds the size of the answer."""
     app = FastAPI()
     add_problem_handlers(app)
 

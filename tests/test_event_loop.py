@@ -58,6 +58,7 @@ async def until(condition):
 
 
 async def test_stack_is_logged_while_the_loop_is_blocked(lines, registry):
+    """The record with the stack is logged before the blocking callback ends, so an endless block is visible."""
     event_loop = EventLoop(QUICK, registry=registry)
 
     def in_the_way():
@@ -76,6 +77,7 @@ async def test_stack_is_logged_while_the_loop_is_blocked(lines, registry):
 
 
 async def test_block_is_logged_once_while_it_lasts_and_once_after_it(lines, registry):
+    """Each block of the event loop logs one line while the block lasts and one line after its end."""
     event_loop = EventLoop(QUICK, registry=registry)
     counts = []
 
@@ -120,6 +122,7 @@ async def test_running_loop_logs_nothing(lines, registry):
 
 
 async def test_metric_shows_the_longest_delay_of_a_minute(registry):
+    """event_loop_lag_seconds keeps the longest delay for a minute, so that a scrape does not miss the delay."""
     clock = Clock()
     event_loop = EventLoop(EventLoopSettings(limit=0.4), registry=registry, clock=clock)
 
@@ -162,6 +165,7 @@ async def test_liveness_warns_of_a_block_for_a_minute(lines, registry):
 
 
 async def test_lifespan_ends_thread_and_timer(registry):
+    """The end of a lifespan stops the watch thread and the timer, and the next lifespan starts new ones."""
     event_loop = EventLoop(QUICK, registry=registry)
     during = []
 
@@ -202,6 +206,7 @@ async def test_disabled_logger_takes_no_stack(caplog, registry):
 
 
 async def test_two_apps_share_the_metrics(registry):
+    """Two EventLoop objects can use one registry, which registers each metric only once."""
     first, second = EventLoop(registry=registry), EventLoop(registry=registry)
 
     async with first.lifespan(None), second.lifespan(None):

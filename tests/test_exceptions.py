@@ -34,11 +34,13 @@ from fastapi_prodkit.exceptions import (
     ],
 )
 def test_exceptions_have_our_root_and_a_standard_base(ours, theirs):
+    """Every exception of the package derives from ProdkitError and from a fitting standard class."""
     assert issubclass(ours, ProdkitError)
     assert issubclass(ours, theirs)
 
 
 def test_settings_warning_is_a_user_warning():
+    """SettingsWarning derives from UserWarning, so that warning filters for UserWarning apply."""
     assert issubclass(SettingsWarning, UserWarning)
 
 
@@ -53,6 +55,7 @@ def test_settings_error_lists_every_setting():
 
 
 def test_settings_error_copies_its_problems():
+    """A later change to the mapping of the caller does not change the problems of a SettingsError."""
     problems = {"LOG_LEVEL": "unknown"}
     error = SettingsError(problems)
 
@@ -72,6 +75,7 @@ def test_problem_of_a_status_alone_is_about_blank():
 
 
 def test_problem_takes_all_members():
+    """ProblemError stores type, title, detail, headers and extra members as the caller passes them."""
     problem = ProblemError(409, "Sold.", type="/sold", title="Sold out", headers={"Retry-After": "5"}, article=7)
 
     assert (problem.type, problem.title, problem.detail) == ("/sold", "Sold out", "Sold.")
@@ -80,10 +84,13 @@ def test_problem_takes_all_members():
 
 
 def test_problem_of_an_unknown_status_has_a_title():
+    """A ProblemError whose status has no standard phrase gets the title Unknown Error instead of failing."""
     assert ProblemError(499).title == "Unknown Error"
 
 
 def test_problem_without_handlers_has_status_and_headers():
+    """An app without problem handlers answers a ProblemError with the status and headers of the error."""
+
     async def limited():
         raise ProblemError(429, "Later.", headers={"Retry-After": "5"})
 
@@ -102,11 +109,13 @@ def test_problem_without_handlers_has_status_and_headers():
 
 
 def test_require_returns_an_installed_module():
+    """require imports an installed module and returns the module object."""
     assert require("json.decoder", extra="database") is sys.modules["json.decoder"]
 
 
 @pytest.mark.parametrize("module", ["not_installed_anywhere", "not_installed_anywhere.part"])
 def test_require_names_the_extra_of_a_missing_module(module):
+    """require raises MissingExtraError with the package name and the pip command for the extra."""
     with pytest.raises(MissingExtraError) as caught:
         require(module, extra="database")
 

@@ -96,6 +96,7 @@ ORDER = ["a enters", "b enters", "b sees 200", "a sees 200", "b leaves with 200"
 
 
 async def test_nested_layers_run_outside_in_and_inside_out():
+    """Nested layers see the request from the outside in, and the response from the inside out."""
     notes = []
 
     start, _ = await Server().call(Note(Note(ok, "b", notes), "a", notes))
@@ -105,6 +106,7 @@ async def test_nested_layers_run_outside_in_and_inside_out():
 
 
 async def test_layers_of_one_stack_run_outside_in_and_inside_out():
+    """Layers of one LayerStack see the request in list order, and the response in reverse order."""
     notes = []
 
     start, _ = await Server().call(LayerStack([Note(None, "a", notes), Note(None, "b", notes)], ok))
@@ -114,6 +116,7 @@ async def test_layers_of_one_stack_run_outside_in_and_inside_out():
 
 
 async def test_layer_serves_many_requests():
+    """A layer runs all its hooks for each request and keeps no state of an earlier request."""
     notes = []
     app = Note(Note(ok, "b", notes), "a", notes)
 
@@ -143,6 +146,7 @@ async def test_answering_layer_hides_the_request_from_inner_layers(nested):
 
 
 async def test_layer_without_hooks_changes_nothing():
+    """A layer that overrides no hook passes on the response of the app unchanged."""
     piece = Layer()
     piece.app = ok
 
@@ -152,6 +156,7 @@ async def test_layer_without_hooks_changes_nothing():
 
 
 async def test_layer_ignores_other_scope_types():
+    """An HTTP layer passes WebSocket and lifespan scopes to the app without running its hooks."""
     notes, seen = [], []
 
     async def app(scope, receive, send):
@@ -178,6 +183,7 @@ async def test_header_of_a_layer_replaces_that_of_the_app(name):
 
 
 async def test_repeated_headers_of_the_app_stay():
+    """Repeated headers of the app, such as Set-Cookie, stay separate lines if a layer adds a header."""
     cookies = [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
 
     async def app(scope, receive, send):
@@ -217,6 +223,7 @@ async def test_stack_inside_of_a_layer_serves(root_path):
 
 
 async def test_layer_of_a_mounted_app_sees_its_paths():
+    """A layer of a mounted app sees the path below root_path, while an outer layer sees the full path."""
     keep = Keep(ok)
 
     async def mount(scope, receive, send):
@@ -260,6 +267,8 @@ async def test_layer_may_add_to_the_context():
 
 
 async def test_layer_may_swallow_an_exception():
+    """A layer whose on_error returns True suppresses the exception of the app, and the status is 500."""
+
     async def app(scope, receive, send):
         raise RuntimeError
 
@@ -294,6 +303,8 @@ async def test_exception_has_the_context_of_its_request(make, capsys):
 
 
 async def test_answer_of_a_layer_has_the_body_timeout():
+    """body_timeout also ends an answer of an inner layer that waits for the body, with a 408."""
+
     class Reading(Layer):
         def on_request(self, exchange):
             return read
@@ -314,6 +325,8 @@ async def test_answer_of_a_layer_has_the_body_timeout():
 
 
 async def test_exception_is_reraised_by_default():
+    """An exception of the app is raised to the server if the layer uses on_error of the base class."""
+
     class Noting(Layer):
         app = None
 
@@ -407,6 +420,7 @@ async def test_cancelling_layer_alone_opens_an_exchange():
 
 
 async def test_cancelling_layer_in_a_stack_uses_its_exchange():
+    """Cancelling layers in one stack share one exchange, so that each message is processed once."""
     seen = []
 
     async def app(scope, receive, send):
@@ -447,12 +461,14 @@ async def test_exempt_request_calls_no_hook_of_the_layer(nested):
     ],
 )
 def test_layer_with_response_hooks_behind_an_answering_layer_is_refused(layers, message):
+    """A layer with response hooks behind a layer that may answer is a ConfigurationError at construction."""
     for make in (lambda: LayerStack(layers, ok), lambda: Edge(layers)):
         with pytest.raises(ConfigurationError, match=message):
             make()
 
 
 def test_answering_layer_may_have_response_hooks():
+    """LayerStack accepts response hooks on an answering layer and behind layers that never answer."""
     LayerStack([Note(None, "a", []), Keep(None), Note(None, "b", [], answer=ok), Delay(None), Named("c")], ok)
 
 
@@ -486,6 +502,7 @@ async def test_on_wait_is_called_once_before_the_app():
 
 
 async def test_on_wait_does_not_count_a_delay_by_a_layer():
+    """The start time passed to on_wait lies after the delay by a layer, not at the arrival of the request."""
     watch = Start()
 
     await Server().call(LayerStack([watch, Delay(None)], ok))
@@ -496,6 +513,8 @@ async def test_on_wait_does_not_count_a_delay_by_a_layer():
 
 
 async def test_handled_exception_is_not_current_later():
+    """An exception that the app has handled is not in sys.exc_info or in the context of a later exception."""
+
     async def fail():
         await asyncio.sleep(0)
         raise LookupError
@@ -518,6 +537,8 @@ async def test_handled_exception_is_not_current_later():
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("error", [KeyError, asyncio.CancelledError])
 async def test_failed_request_leaves_no_reference_cycle(error, waits):
+    """A request that fails with an error or a cancellation leaves no cycle for the garbage collector."""
+
     async def app(scope, receive, send):
         if waits:
             await asyncio.sleep(0)
@@ -549,6 +570,8 @@ async def test_cancellation_arrives_where_the_app_awaits(further):
 
 
 def test_layer_without_cancellation_runs_under_trio():
+    """A layer that never cancels the app does not need asyncio, so another event loop can run the layer."""
+
     @coroutine
     def turn():
         return (yield "to the event loop")
@@ -569,6 +592,7 @@ def test_layer_without_cancellation_runs_under_trio():
 
 
 async def test_call_inner_continues_with_the_inner_layers():
+    """Layers behind a layer that waits see the request after the wait, in the order of the stack."""
     order = []
 
     class Named(Layer):
@@ -645,6 +669,8 @@ async def test_exception_of_an_interrupted_app_is_reraised():
 
 
 async def test_started_response_is_not_interrupted():
+    """An interruption has no effect once the response has started: the app's response is sent in full."""
+
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 201, "headers": []})
         await asyncio.sleep(0.01)
@@ -656,6 +682,7 @@ async def test_started_response_is_not_interrupted():
 
 
 async def test_cancellation_from_outside_passes_an_interruption():
+    """A task that is cancelled from outside ends as cancelled, even if a layer has interrupted the app."""
     server = Server()
     task = asyncio.create_task(server.call(Interrupting(late)))
     await asyncio.sleep(0)

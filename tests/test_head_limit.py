@@ -71,6 +71,7 @@ def test_allowed_requests_pass_unchanged():
 
 
 def test_handshake_with_too_many_lines_is_refused():
+    """A WebSocket handshake with more header lines than max_headers is refused with status 431."""
     with pytest.raises((WebSocketDenialResponse, WebSocketDisconnect)) as refused:
         client_of(max_headers=2).websocket_connect("/ws").__enter__()
 

@@ -119,6 +119,7 @@ def test_readiness_has_the_worst_status(path, error, code, status):
 
 
 def test_failure_outweighs_a_warning():
+    """A single failing check makes `/ready` answer 503, even if other checks only warn."""
     client = client_for(checks={"a": Probe(CheckWarning("slow")), "b": Probe(OSError()), "c": Probe(CheckWarning())})
 
     response = client.get("/ready")
@@ -127,6 +128,7 @@ def test_failure_outweighs_a_warning():
 
 
 def test_readiness_without_checks_passes():
+    """`/ready` answers 200 with status pass if the app has registered no checks."""
     response = client_for().get("/ready")
 
     assert (response.status_code, response.json()) == (200, {"status": "pass"})
@@ -153,6 +155,7 @@ def test_503_has_retry_after(cache, seconds):
 
 
 def test_draining_fails_readiness_before_cache_and_checks():
+    """A draining app answers 503 to `/ready` even if a passing result is cached, and runs no check for this."""
     draining = False
     check = Probe()
     client = client_for(HealthSettings(cache=3600), checks={"database": check}, draining=lambda: draining)
@@ -169,6 +172,8 @@ def test_draining_fails_readiness_before_cache_and_checks():
 
 
 def test_probes_are_not_in_the_schema_and_skip_dependencies():
+    """The OpenAPI schema omits the probes, and the dependencies of the app do not run for them."""
+
     def authenticated():
         raise HTTPException(401)
 
@@ -183,6 +188,7 @@ def test_probes_are_not_in_the_schema_and_skip_dependencies():
 
 
 def test_two_routers_have_separate_results():
+    """Each health router runs its own checks, so a failure in one does not change the result of the other."""
     good, bad = client_for(checks={"x": Probe()}), client_for(checks={"x": Probe(OSError())})
 
     statuses = [good.get("/ready").status_code, bad.get("/ready").status_code, good.get("/ready").status_code]
@@ -260,6 +266,7 @@ def test_empty_token_shows_no_details():
 
 
 def test_liveness_warns_with_200():
+    """A warning leaves the status of `/health` at 200, so an orchestrator does not restart the process."""
     wrong = None
     client = client_for(DETAILS, warning=lambda: wrong)
     before = client.get("/health")
@@ -272,6 +279,7 @@ def test_liveness_warns_with_200():
 
 
 def test_warning_of_liveness_without_details_is_the_status():
+    """Unless details are enabled, `/health` returns only the status warn and omits the text of the warning."""
     response = client_for(warning=lambda: "the event loop was blocked").get("/health")
 
     assert (response.status_code, response.json()) == (200, {"status": "warn"})
@@ -294,6 +302,7 @@ def test_startup_and_readiness_fail_until_startup_checks_pass():
 
 
 def test_startup_check_is_not_called_after_it_has_passed():
+    """A startup check is not called again once it has passed, so a later failure changes no probe."""
     warming = Probe()
     client = client_for(UNCACHED, checks={"model": HealthCheck(warming, startup=True)})
     client.get("/startup")
@@ -306,6 +315,7 @@ def test_startup_check_is_not_called_after_it_has_passed():
 
 
 def test_startup_ignores_other_checks_and_draining():
+    """`/startup` passes while the service drains, and does not run a database check that would fail."""
     database = Probe(OSError("down"))
     client = client_for(DETAILS, checks={"database": database}, draining=lambda: True)
 
@@ -331,12 +341,14 @@ def test_probe_answers_on_each_of_its_paths():
 
 @pytest.mark.parametrize("path", ["health", "/health/", "/{probe}", "", "//", "/health?x", "/a b"])
 def test_invalid_path_is_refused(path):
+    """A probe path must begin with a slash, not end with one, and contain no parameter, query or space."""
     with pytest.raises(ValueError, match="must start with a slash, not end with one"):
         HealthSettings(live_paths=(path,))
 
 
 @pytest.mark.parametrize("paths", [{"live_paths": "/x,/x"}, {"ready_paths": "/health"}, {"startup_paths": "/y,/ready"}])
 def test_path_of_two_probes_is_refused(paths):
+    """The settings refuse a path that is configured for two probes, because only one of them could answer."""
     with pytest.raises(ValueError, match="one path is one probe"):
         HealthSettings(**paths)
 
@@ -361,6 +373,7 @@ def test_check_that_is_not_critical_warns(error, caplog):
 
 
 async def test_check_may_have_its_own_timeout():
+    """The time-out of a HealthCheck overrides HEALTH_TIMEOUT; a non-critical check that exceeds it only warns."""
     held = Held()
     client = async_client_for(
         HealthSettings(timeout=60, details=True),
@@ -375,6 +388,7 @@ async def test_check_may_have_its_own_timeout():
 
 
 def test_check_may_have_its_own_cache():
+    """The cache time of a HealthCheck overrides HEALTH_CACHE, so an expensive check runs less often."""
     clock, dear, cheap = Clock(), Probe(), Probe()
     client = client_for(
         HealthSettings(cache=1), checks={"dear": HealthCheck(dear, cache=60), "cheap": cheap}, clock=clock
@@ -404,6 +418,7 @@ async def test_probe_that_joins_a_run_gets_its_time_out():
 
 
 def test_replaced_check_has_no_cached_result():
+    """A check that replaces another one under its name runs at the next probe, despite the cached result."""
     checks = {"database": HealthCheck(Probe(), cache=3600)}
     client = client_for(checks=checks)
     before = client.get("/ready")
@@ -418,6 +433,7 @@ def test_replaced_check_has_no_cached_result():
 
 
 async def test_checks_run_concurrently():
+    """A readiness probe starts all checks at once, so it takes only as long as the slowest check."""
     first, second = Held(), Held()
     client = async_client_for(checks={"first": first, "second": second})
 
@@ -470,6 +486,7 @@ async def test_check_that_ignores_its_cancellation_is_not_started_again(caplog):
 
 
 async def test_check_runs_again_after_a_time_out():
+    """A check that was cancelled by its time-out runs again at the next probe, so readiness can recover."""
     held = Held()
     client = async_client_for(HealthSettings(timeout=0.05, cache=0), checks={"slow": held})
     late = await client.get("/ready")
@@ -486,6 +503,7 @@ async def test_check_runs_again_after_a_time_out():
 
 
 def test_result_is_reused_within_the_cache_time():
+    """A probe within the cache time reuses the last result; the first probe after it runs the check again."""
     clock, check = Clock(), Probe()
     client = client_for(HealthSettings(cache=5), checks={"database": check}, clock=clock)
     runs = []
@@ -499,6 +517,7 @@ def test_result_is_reused_within_the_cache_time():
 
 
 def test_cache_of_zero_runs_the_check_for_each_probe():
+    """A cache time of zero disables the reuse of results."""
     check = Probe()
     client = client_for(UNCACHED, checks={"database": check}, clock=Clock())
 
@@ -509,6 +528,7 @@ def test_cache_of_zero_runs_the_check_for_each_probe():
 
 
 async def test_concurrent_probes_share_one_run():
+    """Twenty probes that arrive during one run of a check wait for its result and start no further run."""
     held = Held()
     client = async_client_for(UNCACHED, checks={"database": held})
 
@@ -522,6 +542,7 @@ async def test_concurrent_probes_share_one_run():
 
 
 async def test_disconnect_of_one_probe_does_not_cancel_a_shared_run():
+    """A run shared by two probes continues for the second one when the client of the first disconnects."""
     held = Held()
     client = async_client_for(UNCACHED, checks={"database": held})
     first = asyncio.create_task(client.get("/ready"))
@@ -556,6 +577,7 @@ def test_router_works_in_a_second_event_loop():
 
 
 def test_run_of_a_closed_event_loop_is_not_awaited():
+    """A probe in a new event loop starts its own run and does not wait for a run left in the previous loop."""
     app = FastAPI()
     check = Probe()
 
@@ -585,6 +607,7 @@ def test_run_of_a_closed_event_loop_is_not_awaited():
 
 
 def test_cancelled_error_of_a_check_is_a_failure():
+    """A check that raises CancelledError fails with 503, and the probe itself is not cancelled."""
     client = client_for(DETAILS, checks={"database": Probe(asyncio.CancelledError())})
 
     response = client.get("/ready")
@@ -594,6 +617,7 @@ def test_cancelled_error_of_a_check_is_a_failure():
 
 
 def test_keyboard_interrupt_in_a_check_passes():
+    """A KeyboardInterrupt raised in a check propagates to the process and is not reported as a failed check."""
     app = FastAPI()
     app.include_router(health_router(checks={"database": Probe(KeyboardInterrupt())}))
     client = AsyncClient(transport=ASGITransport(app), base_url="http://test")
@@ -603,6 +627,7 @@ def test_keyboard_interrupt_in_a_check_passes():
 
 
 def test_check_may_be_added_later():
+    """A check added to the mapping after the router was created is run by the next probe."""
     checks = {}
     client = client_for(UNCACHED, checks=checks)
     before = client.get("/ready")
@@ -635,6 +660,7 @@ def test_change_of_state_is_logged_once(caplog):
 
 
 def test_debug_level_logs_the_traceback(caplog):
+    """The log contains the traceback of a failed check if the level of the health logger is DEBUG."""
     caplog.set_level(logging.DEBUG, "fastapi_prodkit.health")
     client = client_for(checks={"database": Probe(OSError("connection refused"))})
 
@@ -675,6 +701,7 @@ def test_check_that_is_not_async_is_refused(checks, message):
     ],
 )
 def test_invalid_option_of_a_check_is_refused(options, message):
+    """A HealthCheck with a time-out of 0 or NaN or a negative cache time raises a ConfigurationError."""
     with pytest.raises(ConfigurationError, match=message):
         HealthCheck(Probe(), **options)
 
@@ -691,6 +718,7 @@ def test_check_without_an_awaitable_fails_at_the_probe(check):
 
 
 def test_lambda_that_returns_an_awaitable_is_a_check():
+    """A lambda that returns a coroutine is accepted as a check, and the coroutine is awaited."""
     seen = []
 
     async def check(name):

@@ -206,6 +206,7 @@ def test_imports_have_no_cycle():
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_every_piece_has_a_test_file_and_a_page(piece):
+    """Each piece of the package has a test file and a documentation page that carry its name."""
     test, page = ROOT / "tests" / f"test_{piece}.py", ROOT / "docs" / "pieces" / f"{piece}.md"
 
     missing = [str(path.relative_to(ROOT)) for path in (test, page) if not path.exists()]
@@ -214,6 +215,7 @@ def test_every_piece_has_a_test_file_and_a_page(piece):
 
 
 def test_every_page_is_in_the_navigation():
+    """The navigation in mkdocs.yml lists every page of the documentation, so each one can be reached."""
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
 
     listed = re.findall(r"[\w/-]+\.md\b", (ROOT / "mkdocs.yml").read_text())
@@ -239,6 +241,7 @@ def test_first_import_has_no_effects(module, imported):
 
 
 def test_import_loads_no_other_piece_and_library(modules, imported):
+    """Importing a piece loads neither another piece nor a heavy third-party library that only others need."""
     for module, loaded in imported(*modules)["loaded"].items():
         heavy = HEAVY & set(loaded) - own(module)
         pieces = {room(name) for name in loaded if name.startswith("fastapi_prodkit.")} & set(PIECES)
@@ -248,6 +251,7 @@ def test_import_loads_no_other_piece_and_library(modules, imported):
 
 
 def test_import_of_create_app_loads_no_optional_dependency(imported):
+    """`from fastapi_prodkit import create_app` works with the core dependencies alone."""
     optional = {"aiosqlite", "alembic", "asyncpg", "boto3", "redis", "sqlalchemy", "uvicorn"}
 
     loaded = imported("fastapi_prodkit.app", fresh=True)["loaded"]["fastapi_prodkit.app"]
@@ -257,12 +261,14 @@ def test_import_of_create_app_loads_no_optional_dependency(imported):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_module_has_at_most_300_lines(module):
+    """No module of the package has more than 300 lines; a longer one has to be split."""
     lines = MODULES[module].read_text().count("\n")
 
     assert lines <= 300
 
 
 def test_files_name_no_package_registry_and_no_local_path():
+    """No tracked file contains the URL of a package registry or a local path, so any mirror or directory works."""
     hosts = r"https?://[a-z.-]*(py[p]i|python[h]osted|npm[j]s|debi[a]n)\."
     places = rf"{re.escape(str(ROOT))}\b|/(root|home/[a-z]+)/\.|/Users/[a-z]"
     pattern = re.compile(f"{hosts}|{places}")
@@ -277,6 +283,7 @@ def test_files_name_no_package_registry_and_no_local_path():
 
 
 def test_locks_have_a_hash_for_every_requirement():
+    """Each requirement in a lock file has a SHA-256 hash, so `pip --require-hashes` can install the file."""
     locks = sorted((ROOT / "requirements").glob("*.txt"))
 
     unhashed = {
@@ -291,6 +298,7 @@ def test_locks_have_a_hash_for_every_requirement():
 
 
 def test_version_agrees_with_metadata_and_changelog():
+    """The installed metadata has the version in `__version__`, and the CHANGELOG has a section for it."""
     version = fastapi_prodkit.__version__
 
     assert importlib.metadata.version("fastapi-prodkit") == version

@@ -189,6 +189,7 @@ def until(condition: Callable[[], bool], container: Container) -> None:
 
 @pytest.mark.parametrize(("said", "outcome"), [("required", pytest.fail), ("", pytest.skip)])
 def test_required_build_fails_instead_of_skipping(monkeypatch, said, outcome):
+    """With FASTAPI_PRODKIT_IMAGE=required, a machine that cannot build the image fails the test."""
     monkeypatch.setenv("FASTAPI_PRODKIT_IMAGE", said)
 
     with pytest.raises(outcome.Exception, match="needs runc"):
@@ -363,6 +364,7 @@ def test_image_has_oci_labels(image):
 
 
 def test_image_configures_uid_command_and_health_check(image):
+    """The image runs `serve` as uid 10001, and its health check requests `/health` on port 8000."""
     config = image.config
 
     assert config["User"] == "10001:10001"

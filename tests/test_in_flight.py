@@ -96,6 +96,7 @@ async def test_cut_request_without_a_response_is_a_503_problem(ending, caplog):
 
 
 async def test_cut_request_with_a_response_is_aborted(caplog):
+    """A request cut after its response has started gets no second response and is logged as cancelled with 499."""
     request = await cut(await InFlight(START).start())
 
     assert request.sent == [START]
@@ -112,6 +113,7 @@ async def test_cut_request_cancels_background_tasks(caplog):
 
 
 async def test_cut_skips_cancelled_requests_and_websockets():
+    """Cutting requests leaves out those that a deadline has already cancelled, and WebSockets."""
     late = await InFlight().start()
     [exchange] = late.exchanges()
     exchange.task = late.task

@@ -18,6 +18,7 @@ def test_two_apps_share_an_instrument():
 
 
 def test_registries_have_separate_instruments():
+    """A gauge set in one registry keeps its value of 0 in another registry."""
     first, second = CollectorRegistry(), CollectorRegistry()
     instrument(Gauge, "kit_level", "Level.", registry=first).set(3)
     instrument(Gauge, "kit_level", "Level.", registry=second)
@@ -27,6 +28,7 @@ def test_registries_have_separate_instruments():
 
 
 def test_default_registry_is_that_of_prometheus_client():
+    """An instrument created without a registry is registered in the default registry of prometheus_client."""
     from prometheus_client import REGISTRY
 
     instrument(Gauge, "kit_default_level", "Level.").set(1)

@@ -212,6 +212,7 @@ def test_second_set_of_layers_changes_nothing(inside, capsys, path, status):
 
 
 def test_second_set_of_layers_around_a_websocket_changes_nothing(inside, capsys):
+    """A WebSocket behind two sets of layers has one request id, no duplicate header and one access line."""
     with connect(inside(*EVERY_LAYER)) as session:
         request_id = session.receive_text()
 
@@ -243,6 +244,7 @@ def test_security_headers_of_given_inner_settings_win(inside, given):
 
 
 def test_security_headers_by_inner_path_are_relative_to_the_inner_app(inside):
+    """A policy by path of an inner layer applies to paths relative to the inner app only."""
     client = inside(Middleware(SecurityHeadersMiddleware, policies={"/page": "img-src 'self'"}))
 
     policies = [client.get(path).headers.get_list("content-security-policy") for path in ("/page", "/seen")]
@@ -251,6 +253,7 @@ def test_security_headers_by_inner_path_are_relative_to_the_inner_app(inside):
 
 
 def test_cors_inner_policy_replaces_the_outer(inside):
+    """The outer CORS policy grants nothing behind an inner one: neither its origins nor its credentials."""
     client = inside(Middleware(CORSMiddleware, CorsSettings(origins=[INNER])))
 
     inner, outer = (client.get("/page", headers={"Origin": origin}).headers for origin in (INNER, OUTER))
@@ -262,6 +265,7 @@ def test_cors_inner_policy_replaces_the_outer(inside):
 
 
 def test_cors_inner_policy_behind_a_wildcard_varies(inside):
+    """A response to an inner CORS origin has `Vary: Origin`, although the outer policy allows any origin."""
     client = inside(Middleware(CORSMiddleware, CorsSettings(origins=[INNER])), cors={"origins": ["*"]})
 
     headers = client.get("/page", headers={"Origin": INNER}).headers
@@ -270,6 +274,7 @@ def test_cors_inner_policy_behind_a_wildcard_varies(inside):
 
 
 def test_cors_handshake_must_pass_both_policies(inside):
+    """A WebSocket handshake is refused if only the inner or only the outer CORS policy allows its origin."""
     client = inside(Middleware(CORSMiddleware, CorsSettings(origins=[INNER])))
 
     for origin in (INNER, OUTER):
@@ -298,6 +303,7 @@ def test_proxy_headers_are_read_once(inside):
 
 
 def test_metrics_of_two_registries_measure_once_each(inside):
+    """A request through two metrics layers with different registries is counted once in each registry."""
     registry = CollectorRegistry()
     client, before = inside(Middleware(MetricsMiddleware, registry=registry)), measured()
 
@@ -307,6 +313,7 @@ def test_metrics_of_two_registries_measure_once_each(inside):
 
 
 def test_allowed_hosts_must_be_in_both_lists(inside):
+    """A request for a host that only the outer list allows gets a 400 response."""
     client = inside(Middleware(AllowedHostsMiddleware, HostsSettings(allowed=["admin.example.com"])))
 
     response = client.get("/page")
@@ -330,6 +337,7 @@ def test_rate_limit_inside_is_an_additional_limit(inside):
 
 
 def test_rate_limit_in_the_same_store_counts_once(inside):
+    """Two rate limits with one store count a request once, and the response has one RateLimit header."""
     store = MemoryStore()
     client = inside(*[Middleware(RateLimitMiddleware, store=store)] * 2, rate_limit=None)
 
@@ -351,6 +359,7 @@ def test_deadline_inside_that_is_shorter_wins(inside):
 
 @pytest.mark.parametrize("seconds", [60, None])
 def test_deadline_inside_that_is_longer_or_none_wins(inside, seconds):
+    """A longer or absent inner deadline replaces the outer one, which would have cancelled the request."""
     inner = Middleware(DeadlineMiddleware, LimitsSettings(request_timeout=seconds))
     client = inside(inner, limits={"request_timeout": 0.05})
 
@@ -398,6 +407,8 @@ class Counted(Layer):
 
 @pytest.mark.parametrize("root_path", ["", "/sub"])
 def test_inside_is_called_once_not_per_request(root_path):
+    """A stack calls `inside` of a layer at the first request only, whether or not the root path changes."""
+
     async def mount(scope, receive, send):
         scope["root_path"] = root_path
         await counted(scope, receive, send)
@@ -412,6 +423,7 @@ def test_inside_is_called_once_not_per_request(root_path):
 
 
 def test_lifespan_passes_the_layers_at_each_start():
+    """A stack of layers passes every lifespan to the app, although its layers handle requests only."""
     starts = []
 
     @asynccontextmanager
@@ -439,6 +451,7 @@ def test_inner_exchange_keeps_the_headers_of_the_app():
 
 @pytest.mark.parametrize("place", ["added", "mounted"])
 def test_hook_added_later_is_called_for_combined_layers(place):
+    """A draining app closes keep-alive connections even if its layers were combined by an earlier request."""
     app = create_app(Settings(**SECTIONS))
     PLACES[place](app, [Middleware(RequestIDMiddleware)])
     path = "/page" if place == "added" else "/sub/page"
@@ -472,6 +485,7 @@ def test_exempt_paths_are_checked(layer, options, exempt):
 
 
 def test_root_may_be_exempt():
+    """The exempt path `/` is accepted although it ends with a slash, and requests to it skip the host check."""
     app = Starlette(
         routes=[Route("/", page)], middleware=[Middleware(AllowedHostsMiddleware, allowed="a", exempt=["/"])]
     )
@@ -480,6 +494,7 @@ def test_root_may_be_exempt():
 
 
 def test_stack_calls_layers_for_their_scope_types_only():
+    """The stack calls a layer only for scope types that it handles, and passes the lifespan to the app."""
     started = []
 
     @asynccontextmanager

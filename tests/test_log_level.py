@@ -62,6 +62,7 @@ def audit(caplog):
 
 
 def test_path_without_a_token_is_a_404():
+    """Unless a token is configured, `/log-level` answers 404 to GET, POST and DELETE."""
     client = client_for(None)
 
     statuses = [client.request(method, "/log-level").status_code for method in ("GET", "POST", "DELETE")]
@@ -79,6 +80,7 @@ def test_path_without_a_token_is_a_404():
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_request_without_the_token_is_refused(client, method, authorization, challenge):
+    """A missing or wrong token gets a 401 problem with a challenge, and the level stays unchanged."""
     change(client)
     headers = {"Authorization": authorization} if authorization else {}
 
@@ -91,6 +93,7 @@ def test_request_without_the_token_is_refused(client, method, authorization, cha
 
 
 def test_short_token_is_refused():
+    """The settings refuse a level token of fewer than sixteen characters."""
     with pytest.raises(ValueError, match="at least 16"):
         LogSettings(level_token="changeme")
 
@@ -121,6 +124,7 @@ def test_level_is_changed_and_reverted(client, path, caplog):
 
 
 def test_level_is_reverted_after_its_time(client, caplog):
+    """A timer restores the previous level of the logger, without another request, and logs the change."""
     logger = logging.getLogger(LOGGER)
     logger.setLevel(logging.ERROR)
 
@@ -135,6 +139,7 @@ def test_level_is_reverted_after_its_time(client, caplog):
 
 
 def test_answer_names_the_process(client):
+    """The response contains the process id and states that other workers keep their levels."""
     for response in (change(client), client.get("/log-level", headers=BEARER)):
         assert response.json()["process"] == os.getpid()
         assert response.json()["reach"] == "this process only; other workers and containers keep their levels"
@@ -160,6 +165,7 @@ def test_second_change_replaces_the_first(client):
 
 
 def test_delete_reverts_one_logger(client):
+    """`DELETE` with a logger name reverts only that logger, and a name without a change has no effect."""
     logging.getLogger(f"{LOGGER}.prices")
     change(client)
     change(client, logger=f"{LOGGER}.prices", level="ERROR")
@@ -171,6 +177,7 @@ def test_delete_reverts_one_logger(client):
 
 
 def test_root_and_parent_loggers_can_be_changed(client):
+    """The name `root` selects the root logger, and a name that exists only as a parent of loggers is accepted."""
     child = logging.getLogger("warehouse.stock.shelves")
 
     root = change(client, logger="root", level="ERROR")
@@ -198,6 +205,7 @@ def test_root_and_parent_loggers_can_be_changed(client):
     ],
 )
 def test_invalid_change_is_a_422_problem(client, body, where):
+    """The problem points to the invalid field, and the level of the logger stays unchanged."""
     response = client.post("/log-level", headers=BEARER, json=body)
 
     assert response.status_code == 422
@@ -207,6 +215,7 @@ def test_invalid_change_is_a_422_problem(client, body, where):
 
 
 def test_unknown_logger_is_a_422_problem(client):
+    """A misspelt logger name is refused, and no logger is created under that name."""
     response = change(client, logger="sqlalchmy.engine")
 
     assert response.status_code == 422
@@ -215,6 +224,7 @@ def test_unknown_logger_is_a_422_problem(client):
 
 
 def test_other_methods_are_refused(client):
+    """`/log-level` answers 405 to a method other than GET, POST or DELETE."""
     assert client.put("/log-level", headers=BEARER).status_code == 405
 
 

@@ -132,6 +132,7 @@ def test_structlog_event_has_the_standard_fields(lines):
 
 
 def test_structlog_logger_without_a_name_has_that_of_its_module(lines):
+    """A line from `structlog.get_logger()` has the name of the calling module as its logger."""
     configure_logging()
 
     structlog.get_logger().info("hello")
@@ -175,6 +176,7 @@ def test_exception_is_one_field_with_its_traceback(lines):
 
 
 def test_exc_info_without_an_exception_has_no_field(lines):
+    """A line logged with `exc_info=True` outside an exception handler has no `exception` field."""
     configure_logging()
 
     logging.getLogger("a").error("nothing happened", exc_info=True)  # noqa: LOG014 - the point
@@ -183,6 +185,7 @@ def test_exc_info_without_an_exception_has_no_field(lines):
 
 
 def test_stack_info_is_a_field(lines):
+    """`stack_info=True` adds the call stack as the field `stack`, for logging and for structlog."""
     configure_logging()
 
     logging.getLogger("a").info("here", stack_info=True)
@@ -208,6 +211,7 @@ def test_levels_below_the_setting_are_not_written(lines):
 
 
 def test_bound_fields_reach_sync_routes_and_background_tasks(lines):
+    """A field bound in a sync route appears on lines of the route, its background task and the edge."""
     configure_logging()
     app = FastAPI()
 
@@ -236,6 +240,7 @@ def test_bound_fields_reach_sync_routes_and_background_tasks(lines):
 
 
 async def test_structlog_contextvars_are_on_every_line(lines):
+    """Fields bound with structlog appear on lines of standard library loggers and of async structlog calls."""
     configure_logging()
     structlog.contextvars.bind_contextvars(tenant="acme")
 
@@ -276,6 +281,7 @@ def write_directly(**fields):
 
 
 def test_writer_writes_the_same_line_as_a_record(lines):
+    """A line of the direct writer has the fields of a record's line in their order, also when it is repeated."""
     configure_logging(service="orders")
     _context.begin({"request_id": "abcdefgh"})
 
@@ -319,6 +325,7 @@ def test_writer_masks_and_escapes_like_a_record(lines, value, written):
 
 
 def test_writer_has_the_context_of_structlog(lines):
+    """A line written directly has the fields bound with structlog and those of the request context."""
     configure_logging()
     _context.begin({"request_id": "abcdefgh"})
     structlog.contextvars.bind_contextvars(tenant="acme")
@@ -341,6 +348,7 @@ def test_writer_masks_fields_of_the_context(lines):
 
 
 def test_field_of_the_context_does_not_replace_a_standard_field(lines):
+    """A context field named `timestamp` is written as `timestamp_`, and the timestamp of the line is kept."""
     configure_logging()
     _context.begin({"timestamp": "yesterday"})
 
@@ -396,6 +404,7 @@ def test_filter_keeps_the_request_id_of_a_record(formatted):
 
 
 def test_filter_can_be_named_in_dict_config():
+    """`dictConfig` can create RequestIDFilter, and its `name` restricts the filter to that logger."""
     filters = {"request_id": {"()": "fastapi_prodkit.logging.RequestIDFilter", "name": "shop"}}
     handlers = {"elsewhere": {"class": "logging.NullHandler", "filters": ["request_id"]}}
     loggers = {"shop": {"handlers": ["elsewhere"]}}
@@ -542,6 +551,7 @@ def test_truncated_text_keeps_both_ends(lines):
 
 
 def test_secret_at_a_truncation_is_masked(lines):
+    """The password of a DSN stays masked if the truncation of the line cuts off the host of the DSN."""
     configure_logging()
     dsn = "postgres://user:hunter2@host/db "
 
@@ -616,6 +626,7 @@ class Pair(NamedTuple):
     ids=lambda value: type(value).__name__,
 )
 def test_value_of_any_type_is_written_as_json(lines, value, written):
+    """A logged value of any type becomes valid JSON, and no value raises an exception in the caller."""
     configure_logging()
 
     structlog.get_logger("a").info("event", value=value)
@@ -638,6 +649,7 @@ def test_recursive_value_is_truncated(lines):
 
 
 def test_iterator_is_not_consumed(lines):
+    """Logging an iterator writes its representation and leaves its values unread."""
     configure_logging()
     numbers = iter([1, 2])
 
@@ -678,6 +690,7 @@ def test_message_that_does_not_match_its_arguments_is_logged(lines, get_logger):
 
 
 def test_message_whose_str_fails_is_logged(lines):
+    """A message object whose `__str__` raises is logged with a placeholder and the error in `logging_error`."""
     configure_logging()
 
     with without_pytest():
@@ -689,6 +702,7 @@ def test_message_whose_str_fails_is_logged(lines):
 
 
 def test_exception_whose_str_fails_is_logged(lines):
+    """An exception that raises while its traceback is rendered does not propagate to the caller of the logger."""
     configure_logging()
 
     class HostileError(Exception):
@@ -811,6 +825,7 @@ def test_processors_of_structlog_work(lines, capsys):
 
 
 def test_processors_see_access_lines(lines):
+    """The access log creates a record for each request if processors are configured, so they can add fields."""
     settings = Settings(environment="test")
     app = create_app(settings)
     configure_logging(settings.log, processors=[add_region])
@@ -827,6 +842,8 @@ def test_processors_see_access_lines(lines):
 
 @pytest.mark.parametrize("stream", [None, "closed", "broken"])
 def test_closed_standard_output_does_not_raise(monkeypatch, stream):
+    """Logging does not raise an exception if standard output is missing, closed or a broken pipe."""
+
     class BrokenPipe(io.StringIO):
         buffer = property(lambda self: self)
 
@@ -908,6 +925,7 @@ def test_rest_of_a_partial_write_is_written(monkeypatch, tmp_path):
 
 
 def test_text_stream_as_standard_output(monkeypatch):
+    """Log lines are written to a `sys.stdout` that accepts text only and has no binary buffer."""
     stream = io.StringIO()
     configure_logging()
     monkeypatch.setattr(sys, "stdout", stream)
@@ -918,6 +936,7 @@ def test_text_stream_as_standard_output(monkeypatch):
 
 
 def test_lines_of_threads_do_not_mix(lines):
+    """Lines that eight threads write at once are each complete and valid JSON."""
     configure_logging()
 
     def work():
@@ -953,6 +972,7 @@ def test_configuring_twice_replaces_the_first_configuration(lines):
 
 
 def test_only_handlers_that_write_to_the_terminal_are_replaced(capsys, tmp_path, caplog):
+    """File handlers and handlers for other streams on the root logger stay and receive the record."""
     elsewhere = logging.StreamHandler(io.StringIO())
     file = logging.FileHandler(tmp_path / "log")
     root = logging.getLogger()
@@ -992,6 +1012,7 @@ def test_uvicorn_may_configure_its_loggers_before_or_after(lines):
 
 
 def test_level_applies_to_the_loggers_of_the_server(lines):
+    """LOG_LEVEL=WARNING suppresses INFO lines of uvicorn, although uvicorn's own configuration sets INFO."""
     from uvicorn.config import LOGGING_CONFIG
 
     configure_logging(LogSettings(level="WARNING"))
@@ -1004,6 +1025,7 @@ def test_level_applies_to_the_loggers_of_the_server(lines):
 
 
 def test_file_handler_of_the_server_stays(tmp_path, lines):
+    """A file handler on `uvicorn.access` keeps receiving lines that are removed from standard output."""
     file = logging.FileHandler(tmp_path / "access.log")
     logging.getLogger("uvicorn.access").addHandler(file)
     logging.getLogger("uvicorn.access").setLevel("INFO")
@@ -1033,6 +1055,7 @@ def test_logged_exception_is_not_logged_by_the_server(lines):
 
 
 def test_exception_object_raised_again_is_logged_again(lines):
+    """A logged exception object is skipped once in uvicorn's report and logged when it is raised again."""
     configure_logging()
     error = ValueError("kept")
     _scope.mark_logged(error)
@@ -1196,6 +1219,7 @@ def run(code: str) -> list[dict]:
     ids=["main thread", "thread", "destructor", "warning", "task", "coroutine"],
 )
 def test_uncaught_exception_is_one_json_line(code, logger, text):
+    """An exception in a thread, task or destructor, or a Python warning, is written as one JSON line."""
     found = run(code)
 
     assert [line["logger"] for line in found] == [logger]
@@ -1225,6 +1249,7 @@ def test_uncaught_exceptions_are_logged_by_the_hooks(lines):
 
 
 def test_system_exit_in_a_thread_logs_nothing(lines):
+    """SystemExit in a thread ends the thread without a log line, as in plain Python."""
     configure_logging()
 
     thread = threading.Thread(target=sys.exit)
@@ -1235,6 +1260,7 @@ def test_system_exit_in_a_thread_logs_nothing(lines):
 
 
 async def test_warnings_and_asyncio_errors_are_logged(lines):
+    """Warnings and errors reported to the event loop's exception handler are written as log lines."""
     configure_logging()
 
     with warnings.catch_warnings():
@@ -1276,6 +1302,7 @@ def test_console_shows_readable_lines(capsys):
 
 
 def test_console_masks_and_escapes(capsys):
+    """The console format masks passwords and escapes line breaks and terminal sequences in values and keys."""
     configure_logging(LogSettings(format="console"))
 
     logging.getLogger("a").info(

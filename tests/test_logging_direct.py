@@ -25,6 +25,7 @@ def direct(monkeypatch):
 
 
 def test_direct_line_equals_that_of_a_record(direct, capsys):
+    """A line written without a record has the level, event and logger of a record and the given fields."""
     direct().find()({"number": 7})
 
     out = capsys.readouterr().out
@@ -68,10 +69,12 @@ class OwnHandler(EventHandler):
 
 @pytest.mark.parametrize("handler", [logging.NullHandler, OwnHandler])
 def test_subclass_of_the_handler_requires_records(direct, handler):
+    """The direct writer is unavailable if the root handler is a subclass of `EventHandler` or another class."""
     assert direct(handler()).find() is None
 
 
 def test_processors_require_records(direct, monkeypatch):
+    """Processors on the handler disable the direct writer until a handler without processors replaces it."""
     writer = direct(EventHandler(processors=[lambda _logger, _method, event: event]))
     assert writer.find() is None
 
@@ -102,6 +105,7 @@ def test_filters_require_records(direct):
 
 
 def test_handler_level_and_propagation_require_records(direct, monkeypatch):
+    """A handler level above INFO, or a logger that does not propagate, disables the direct writer."""
     handler = EventHandler()
     writer = direct(handler)
 
@@ -118,6 +122,7 @@ def test_handler_level_and_propagation_require_records(direct, monkeypatch):
 
 @pytest.mark.parametrize("factory", [functools.partial(logging.LogRecord), type("Own", (logging.LogRecord,), {})])
 def test_record_factory_requires_records(direct, factory):
+    """A custom record factory disables the direct writer, because the factory may add fields to the line."""
     writer = direct()
 
     logging.setLogRecordFactory(factory)
@@ -174,6 +179,7 @@ def test_patched_function_requires_records(direct, monkeypatch, owner, name, wra
 
 
 def test_logger_class_requires_records(direct, monkeypatch):
+    """A logger class with its own `makeRecord` disables the direct writer, because it may change records."""
     own = type("Own", (logging.Logger,), {"makeRecord": lambda *args, **options: logging.makeLogRecord({})})
     monkeypatch.setattr(logging.getLogger(LOGGER), "__class__", own)
 

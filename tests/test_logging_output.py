@@ -79,6 +79,7 @@ def test_closed_reader_ends_the_wait(monkeypatch):
 
 
 def test_missing_standard_output_counts_lines_as_lost(monkeypatch):
+    """A line written while `sys.stdout` is None increases the counter of failed lines."""
     writer = LineWriter()
     monkeypatch.setattr(sys, "stdout", None)
 
@@ -118,6 +119,7 @@ def test_full_queue_drops_and_counts_lines(monkeypatch, writers):
 
 
 def test_closed_queue_writes_lines_at_once(monkeypatch, writers):
+    """A line logged after the queue was closed is written by the calling thread, after the queued lines."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     writer = writers(2)
@@ -146,6 +148,7 @@ def test_blocked_queue_is_closed_within_a_bound(monkeypatch, writers):
 
 
 def test_waits_for_several_blocked_queues_run_concurrently(monkeypatch, writers):
+    """The close time counts from the start of the blocked write, so a second blocked queue adds no wait."""
     gate = Gate()
     monkeypatch.setattr(sys, "stdout", gate)
     monkeypatch.setattr(output, "CLOSE_TIME", 0.3)

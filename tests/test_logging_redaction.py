@@ -213,6 +213,7 @@ def test_text_without_a_secret_stays(text):
 
 @pytest.mark.parametrize("text", SECRETS)
 def test_secret_is_masked_with_and_without_a_record(capsys, text):
+    """Each secret of the corpus is masked in lines with and without a record, also once its key is cached."""
     configure_logging()
     [handler] = [each for each in logging.root.handlers if isinstance(each, EventHandler)]
     write = handler.writer("info", "shop", "request")
@@ -257,6 +258,7 @@ def test_plural_is_a_secret_key(key, value, written):
 
 
 def test_line_of_a_megabyte_is_masked_and_truncated(capsys):
+    """A line of a megabyte is masked and truncated in less than five seconds of CPU time."""
     configure_logging()
     pieces = "".join([*SECRETS, *FALSE_ALARMS])
     started = time.process_time()

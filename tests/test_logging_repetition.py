@@ -127,6 +127,7 @@ def test_ordinary_words_are_not_masked(written):
 
 
 def test_short_values_and_counts_are_not_searched():
+    """Passwords of a few characters and numeric counts are not masked in the text of other fields."""
     fields = {"event": "user root, 123 of 45 tokens", "password": "root", "pwd": 123, "tokens": 45, "secret": True}
 
     masked = Redactor().fields(fields, size=1_000)
@@ -135,6 +136,7 @@ def test_short_values_and_counts_are_not_searched():
 
 
 def test_strings_of_a_recursive_value_are_bounded():
+    """Collecting the strings of a value that contains itself ends, and yields each of its strings."""
     value = ["s3cret-1"]
     value.append({"key": value, "n": 1234567})
 
@@ -144,6 +146,7 @@ def test_strings_of_a_recursive_value_are_bounded():
 
 
 def test_inputs_of_circular_causes_are_bounded():
+    """Collecting the inputs of two exceptions that cause each other ends, and yields each input once."""
     one, other = ValueError(), invalid()
     one.__cause__, other.__cause__ = other, one
 
@@ -151,6 +154,7 @@ def test_inputs_of_circular_causes_are_bounded():
 
 
 def test_mask_keeps_numbers_and_keys():
+    """Masking replaces a secret in string values and leaves numbers, None and dictionary keys unchanged."""
     assert mask({"a": ["s3cret-1", 1, None], "s3cret-1": {"b": "x s3cret-1"}}, ["s3cret-1"], "-") == {
         "a": ["-", 1, None],
         "s3cret-1": {"b": "x -"},
@@ -158,6 +162,7 @@ def test_mask_keeps_numbers_and_keys():
 
 
 def test_masking_of_many_long_values_is_fast(capsys):
+    """Masking a hundred secrets of 100,000 characters in a line finishes quickly and leaves none visible."""
     configure_logging()
     secrets = {f"password{number}": f"s3cret-{number:0100000}" for number in range(100)}
 

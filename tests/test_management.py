@@ -63,6 +63,7 @@ async def plain(scope, receive, send):
 
 @ways
 def test_app_routes_have_no_probes(way):
+    """`app.routes` contains only the routes of the user, so code that iterates over them sees no probe."""
     app = made(way)
     app.add_api_route("/items", own)
 
@@ -136,6 +137,7 @@ def test_install_keeps_the_readiness_route_of_the_app(capsys):
 
 @pytest.mark.parametrize("method", ["HEAD", "POST"])
 def test_route_of_another_method_does_not_win(method, capsys):
+    """A HEAD or POST route of the app on the path of a probe does not replace the GET probe."""
     app = create_app(settings_of())
     app.add_api_route("/health", own, methods=[method])
     client = TestClient(app)
@@ -172,6 +174,7 @@ def test_mount_at_exactly_the_path_wins(capsys):
 
 
 def test_route_of_an_app_mounted_at_the_root_wins(capsys):
+    """A `/ready` route in an app that is mounted at `/` replaces the built-in probe and is logged."""
     app, inner = create_app(settings_of()), create_app(settings_of())
     inner.add_api_route("/ready", own)
     app.mount("/other", FastAPI(routes=[Route("/health", plain)]))
@@ -233,6 +236,8 @@ def test_websocket_at_the_path_of_a_probe_does_not_win():
 
 
 def test_route_without_path_or_endpoint_is_ignored():
+    """A custom route without a path or an endpoint does not replace the probes, even if it matches any path."""
+
     class Anything(BaseRoute):
         def matches(self, scope):
             return Match.FULL, {}
@@ -268,7 +273,8 @@ def test_mounted_app_serves_its_own_probes(outer):
     assert asked == [True]
 
 
-def test_middleware_dependencies_and_handlers_of_the_app_do_not_apply():
+def test_dependencies_and_handlers_of_the_app_do_not_apply():
+    """Dependencies and exception handlers of the app do not apply to management routes or their problems."""
     called = []
 
     async def note(*args):
@@ -292,6 +298,8 @@ def test_middleware_dependencies_and_handlers_of_the_app_do_not_apply():
 
 
 def test_exception_of_a_management_route_is_a_500_problem(capsys, monkeypatch):
+    """An exception in a management route is logged once and answered with a 500 problem."""
+
     def fail(accept):
         raise RuntimeError("nothing to show")
 
@@ -305,6 +313,7 @@ def test_exception_of_a_management_route_is_a_500_problem(capsys, monkeypatch):
 
 
 def test_package_that_replaces_the_routes_keeps_the_probes():
+    """Clearing or replacing the list of routes of the app leaves the probes and `/metrics` in place."""
     app = create_app(settings_of(metrics={"public": True}))
     app.add_api_route("/items", own)
     app.router.routes.clear()
@@ -352,6 +361,7 @@ def test_routes_are_not_read_before_startup_is_complete(way, mounted):
 
 
 def test_stalled_body_of_a_management_route_is_a_408(capsys):
+    """LIMITS_BODY_TIMEOUT applies to `/log-level`, and its timer keeps working for later requests."""
     app = create_app(settings_of(log={"level_token": TOKEN}, limits={"body_timeout": 0.05}))
 
     @app.post("/items")
@@ -392,6 +402,7 @@ async def test_management_route_has_a_deadline():
 
 
 async def test_edge_around_a_plain_asgi_app_serves_management_routes():
+    """An edge around an ASGI app without routes answers management paths and passes other paths to the app."""
     management = Starlette(routes=[*health_router().routes, Mount("/mounted", plain)])
     client = TestClient(Edge([BodyLimitMiddleware(None)], management=management).around(plain))
 

@@ -195,6 +195,7 @@ async def test_disconnect_during_the_body_is_status_499(registry):
 
 
 async def test_disconnect_during_a_stream_is_status_499(registry):
+    """A request whose client disconnects in the middle of a stream is counted with status 499."""
     app = MetricsMiddleware(StreamingResponse(iter([b"a", b"b"])), registry=registry)
 
     with pytest.raises(Exception, match=r"^$"):
@@ -205,6 +206,8 @@ async def test_disconnect_during_a_stream_is_status_499(registry):
 
 
 async def test_failed_stream_has_the_sent_status(registry):
+    """A stream that raises after its start is counted with the status that the client has already received."""
+
     async def chunks():
         yield b"a"
         raise RuntimeError
@@ -283,6 +286,7 @@ async def test_buckets_are_cumulative(registry, monkeypatch):
 
 
 def test_bucket_bounds_are_those_of_opentelemetry():
+    """The bucket bounds of the duration are those of OpenTelemetry's semantic conventions, in seconds."""
     assert BUCKETS == (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
 
@@ -321,6 +325,7 @@ def test_exempt_path_is_not_measured(path, registry):
 
 
 def test_websocket_is_not_measured(registry):
+    """A WebSocket adds no sample to the request duration and does not count as an active request."""
     app = FastAPI()
     app.add_middleware(MetricsMiddleware, registry=registry)
 
@@ -337,6 +342,7 @@ def test_websocket_is_not_measured(registry):
 
 
 async def test_lifespan_messages_pass_unchanged(registry):
+    """The metrics middleware passes the scope, receive and send of a lifespan to the app unchanged."""
     seen = []
 
     async def app(scope, receive, send):
@@ -356,6 +362,7 @@ def plain_app(registry, path="/a"):
 
 
 def test_two_registries_are_separate(registry):
+    """Two apps with a registry each count only their own requests."""
     other = CollectorRegistry()
 
     TestClient(plain_app(registry, "/a")).get("/a")
@@ -366,6 +373,7 @@ def test_two_registries_are_separate(registry):
 
 
 def test_two_apps_with_one_registry_are_summed(registry):
+    """Two apps that share a registry add to one metric, which is registered only once."""
     first, second = TestClient(plain_app(registry)), TestClient(plain_app(registry))
 
     first.get("/a")
@@ -424,6 +432,7 @@ def test_metrics_are_valid_openmetrics(accept, registry):
     "accept", ["", "*/*", "text/html", "application/openmetrics-text;version=oops", "text/plain;version=\xfc", ";;=,,"]
 )
 def test_other_accept_headers_get_text(accept, registry):
+    """`/metrics` uses the text format if the Accept header is invalid or does not request OpenMetrics."""
     response = client_of(registry, public=True).get("/metrics", headers={"Accept": accept.encode("latin-1")})
 
     assert response.status_code == 200
@@ -431,6 +440,7 @@ def test_other_accept_headers_get_text(accept, registry):
 
 
 def test_metrics_before_the_first_request_are_valid(registry):
+    """The metrics of an app without requests are valid OpenMetrics with no duration sample."""
     app = FastAPI()
     app.add_middleware(MetricsMiddleware, exempt={"/metrics"}, registry=registry)
     app.include_router(metrics_router(MetricsSettings(public=True), registry=registry))
@@ -456,6 +466,7 @@ def test_failing_collector_is_logged_once(registry, caplog):
 
 
 def test_path_without_a_token_is_a_404(registry):
+    """Unless a token is configured, `/metrics` answers like an unknown path, also to an empty bearer token."""
     client = client_of(registry)
 
     responses = [client.get("/metrics"), client.get("/metrics", headers={"Authorization": "Bearer "})]
@@ -498,6 +509,7 @@ def test_request_without_credentials_is_a_401(registry):
     ],
 )
 def test_wrong_token_is_a_401(authorization, registry):
+    """A malformed or wrong Authorization header gets a challenge with `invalid_token`, never the token itself."""
     response = client_of(registry, token="s3cret").get("/metrics", headers={"Authorization": authorization})
 
     assert response.status_code == 401
@@ -533,14 +545,17 @@ def test_public_metrics_need_no_token(registry):
 
 @pytest.mark.parametrize(("settings", "status"), [({"public": True}, 200), ({"token": "s3cret"}, 401), ({}, 404)])
 def test_head_is_answered_like_get(settings, status, registry):
+    """A HEAD request for `/metrics` gets the status of a GET: 200, 401 or 404 according to the settings."""
     assert client_of(registry, **settings).head("/metrics").status_code == status
 
 
 def test_path_is_not_in_the_schema(registry):
+    """The OpenAPI schema omits `/metrics`, because the path is not part of the documented interface of the app."""
     assert "/metrics" not in client_of(registry, public=True).get("/openapi.json").json()["paths"]
 
 
 def test_router_without_arguments_is_closed():
+    """A metrics router without settings answers 404, because no token is set and the metrics are not public."""
     app = FastAPI()
     app.include_router(metrics_router())
 
@@ -549,6 +564,7 @@ def test_router_without_arguments_is_closed():
 
 
 def test_default_registry_has_metrics_of_middleware_and_app():
+    """Middleware and router without a registry use prometheus_client's default, and so show its metrics, too."""
     app = FastAPI()
     app.add_middleware(MetricsMiddleware)
     app.include_router(metrics_router(MetricsSettings(public=True)))
@@ -565,6 +581,7 @@ def test_default_registry_has_metrics_of_middleware_and_app():
 
 
 async def test_metrics_are_rendered_in_a_thread(registry):
+    """Rendering the metrics runs in a worker thread, so it does not block the event loop."""
     app = FastAPI()
     app.include_router(metrics_router(MetricsSettings(public=True), registry=registry))
     threads = []
@@ -586,6 +603,7 @@ async def test_metrics_are_rendered_in_a_thread(registry):
 
 
 async def test_metrics_answer_while_all_threads_of_the_app_block(registry):
+    """`/metrics` answers while all threads of the default pool are blocked, because it does not use that pool."""
     app = FastAPI()
     app.include_router(metrics_router(MetricsSettings(public=True), registry=registry))
     released = threading.Event()

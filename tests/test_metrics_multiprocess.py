@@ -128,6 +128,7 @@ def test_each_worker_shows_the_sums(busy):
 
 
 def test_workers_write_every_second(pair):
+    """A worker writes its numbers on a timer, so other workers show them although the worker is not scraped."""
     one, two = pair
     one.orders.inc(3)
 
@@ -138,6 +139,7 @@ def test_workers_write_every_second(pair):
 
 
 def test_counters_of_a_dead_worker_stay_and_gauges_go(busy):
+    """The counter of a dead worker stays in the sum, so that it never decreases, and its gauge is removed."""
     one, two = busy
     one.die()
 
@@ -147,6 +149,7 @@ def test_counters_of_a_dead_worker_stay_and_gauges_go(busy):
 
 
 def test_dead_workers_leave_one_file(tmp_path):
+    """The files of all dead workers are merged into one, so the directory does not grow with restarts."""
     with Process(tmp_path).workers.joined(), ExitStack() as dead:
         for _ in range(5):
             process = Process(tmp_path)
@@ -174,6 +177,7 @@ def test_ending_worker_writes_its_counters(pair, tmp_path):
 
 
 def test_directory_is_removed_unless_it_has_other_files(tmp_path):
+    """The directory of the workers is removed at the end if it contains no other files."""
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine").touch()
     for name in ("metrics", "other"):
@@ -197,6 +201,7 @@ def test_files_of_an_earlier_run_are_removed(tmp_path):
 
 
 def test_two_apps_of_one_process_are_one_worker(tmp_path):
+    """A process that joins twice through two apps counts as one worker, so its metrics are not added twice."""
     process = Process(tmp_path)
     with process.workers.joined():
         with process.workers.joined():
@@ -224,6 +229,7 @@ def test_worker_without_a_directory_shows_its_own_metrics(tmp_path, caplog, monk
 
 
 def test_removed_directory_does_not_fail_scrapes(tmp_path, caplog):
+    """A scrape shows the worker's own metrics if the shared directory is gone, and the writer keeps running."""
     process = Process(tmp_path / "metrics")
     with process.workers.joined():
         for path in (tmp_path / "metrics").iterdir():
@@ -339,6 +345,7 @@ def test_invalid_metric_is_left_out_and_logged_once(scrape, caplog, kind):
 
 @pytest.mark.parametrize("junk", ["junk", None, 5, object()])
 def test_object_that_is_no_metric_is_logged_by_its_collector(scrape, caplog, junk):
+    """An object without a metric's name is skipped, and the warning names the collector that yielded it."""
     registry = CollectorRegistry()
     registry.register(Yields(junk, family("after")))
 
@@ -380,6 +387,7 @@ def test_failing_collector_is_logged_once(scrape, caplog, collect):
 
 
 def test_failing_function_of_a_metric_is_logged_by_name(scrape, caplog):
+    """The warning about a gauge whose function raises has the name of the gauge, not of its class."""
     registry = CollectorRegistry()
     Gauge("queue_size", "Messages.", registry=registry).set_function(lambda: 1 / 0)
 
@@ -389,6 +397,7 @@ def test_failing_function_of_a_metric_is_logged_by_name(scrape, caplog):
 
 
 def test_base_exception_of_a_collector_passes(scrape):
+    """A SystemExit raised in a collector propagates to the caller of the scrape and is not caught."""
     registry = CollectorRegistry()
     registry.register(Unwilling(lambda: sys.exit(3)))
 
@@ -421,6 +430,7 @@ def test_unusual_metrics_are_shown(scrape, caplog):
 
 
 def test_failed_write_is_logged_once_and_repeated(tmp_path, monkeypatch, caplog):
+    """Repeated failures of the writer are logged once, and the writer tries again at the next interval."""
     monkeypatch.setattr(multiprocess, "INTERVAL", 0.01)
     process = Process(tmp_path)
     with process.workers.joined():
@@ -469,6 +479,7 @@ def test_unreadable_file_is_left_out_and_logged_once(busy, tmp_path, caplog, con
 
 
 def test_unreadable_file_of_a_dead_worker_is_removed(busy, tmp_path, caplog):
+    """The unreadable file of a dead worker is deleted and omitted from the sums of later scrapes."""
     one, two = busy
     two.die()
     (tmp_path / "metrics" / two.workers._file).write_text("{")
@@ -480,6 +491,7 @@ def test_unreadable_file_of_a_dead_worker_is_removed(busy, tmp_path, caplog):
 
 
 def test_worker_whose_lock_cannot_be_opened_counts_as_alive(busy, tmp_path, monkeypatch):
+    """A scrape does not fail if a worker's lock file cannot be opened; that worker is taken as alive."""
     one, _ = busy
     (tmp_path / "metrics" / "foreign.alive").mkdir()
 
@@ -487,6 +499,8 @@ def test_worker_whose_lock_cannot_be_opened_counts_as_alive(busy, tmp_path, monk
 
 
 def test_target_info_and_registry_subclasses_are_collected():
+    """The `target_info` metric and the metrics of a registry subclass with its own `collect` are collected."""
+
     class Own(CollectorRegistry):
         def collect(self):
             yield GaugeMetricFamily("own", "Own.", value=1)
@@ -542,6 +556,7 @@ def test_shared_directory_of_variable_or_parent(monkeypatch, tmp_path):
 
 
 def test_shared_directory_is_in_memory_if_possible(monkeypatch, tmp_path):
+    """The shared directory is in memory, or in the temporary directory if no memory file system exists."""
     monkeypatch.setattr(multiprocess, "_MEMORY", tmp_path)
     assert multiprocess._place() == tmp_path
     monkeypatch.setattr(multiprocess, "_MEMORY", tmp_path / "none")
@@ -604,6 +619,7 @@ NEEDED = {"fastapi-prodkit": ("typer", "uvicorn"), "gunicorn": ("gunicorn", "uvi
 @pytest.mark.system
 @pytest.mark.parametrize("server", SERVERS)
 def test_sums_never_decrease_when_a_worker_is_killed(server, directory):
+    """The sum of requests includes those of a killed worker and continues with the worker that replaces it."""
     for module in NEEDED.get(server, (server,)):
         pytest.importorskip(module, reason=f"needs {module}")
     port = free_port()
@@ -678,6 +694,7 @@ def test_prometheus_multiproc_dir_is_created_and_cleared(directory):
 
 
 def test_prometheus_multiproc_dir_that_cannot_be_created_is_an_error(monkeypatch):
+    """A PROMETHEUS_MULTIPROC_DIR that cannot be created fails `create_app` with an error naming the variable."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/proc/nowhere")
 
     with pytest.raises(ConfigurationError, match="PROMETHEUS_MULTIPROC_DIR"):

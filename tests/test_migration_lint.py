@@ -103,6 +103,7 @@ class TestRules:
         ],
     )
     def test_unsafe_operation_has_a_remedy(self, verdict, upgrade, rule, remedy):
+        """The lint reports an operation that locks a table or breaks the running release, with a safe alternative."""
         found = {finding.rule: finding for finding in verdict(upgrade).findings}
 
         assert remedy in found[rule].remedy
@@ -127,14 +128,17 @@ class TestRules:
         ],
     )
     def test_safe_operations_pass(self, verdict, upgrade):
+        """Additive changes, new tables, concurrent indexes and updates of rows have no finding."""
         assert verdict(upgrade).findings == []
 
     def test_squawk_toml_excludes_rules(self, directory, verdict):
+        """A rule excluded in `.squawk.toml` is not applied to any migration."""
         (directory / ".squawk.toml").write_text('excluded_rules = ["ban-drop-column"]\n')
 
         assert verdict(DROP).findings == []
 
     def test_invalid_squawk_toml_is_an_error(self, directory, verdict):
+        """An invalid `.squawk.toml` raises a ConfigurationError instead of producing a result without findings."""
         (directory / ".squawk.toml").write_text("nonsense = [")
 
         with pytest.raises(ConfigurationError, match="squawk failed: Configuration error"):
@@ -156,6 +160,7 @@ class TestComments:
         assert result.passed == ["ban-drop-column is ignored: unused since 2.3"]
 
     def test_ignore_comment_may_end_a_line(self, verdict):
+        """An ignore comment with a reason at the end of a statement's line suppresses the finding."""
         assert verdict(f"{DROP}  # squawk-ignore ban-drop-column: unused since 2.3").findings == []
 
     @pytest.mark.parametrize(
@@ -168,6 +173,7 @@ class TestComments:
         ],
     )
     def test_ignore_comment_without_a_reason_is_a_finding(self, verdict, comment):
+        """An ignore comment without a reason is reported and does not suppress the original finding."""
         result = verdict(DROP, comment)
 
         assert [finding.rule for finding in result.findings] == ["squawk-comment", "ban-drop-column"]
@@ -177,11 +183,13 @@ class TestComments:
         ["-- squawk-ignore ban-drop-column", "-- squawk-ignore-file", "/* squawk-ignore ban-drop-column */ SELECT 1;"],
     )
     def test_ignore_comment_in_sql_needs_a_reason(self, verdict, comment):
+        """An ignore comment in SQL without a reason is reported and does not suppress the finding."""
         result = verdict(f'op.execute("""{comment}\nALTER TABLE items DROP COLUMN name""")')
 
         assert [finding.rule for finding in result.findings] == ["squawk-comment", "ban-drop-column"]
 
     def test_ignore_comment_in_sql_passes_with_a_reason(self, verdict):
+        """An ignore comment in SQL with a reason suppresses the finding, and the result shows the reason."""
         sql = "-- squawk-ignore ban-drop-column: unused since 2.3\\nALTER TABLE items DROP COLUMN name"
 
         result = verdict(f'op.execute("{sql}")')
@@ -189,6 +197,7 @@ class TestComments:
         assert (result.findings, result.passed) == ([], ["ban-drop-column is ignored: unused since 2.3"])
 
     def test_docstring_and_sql_text_are_no_comments(self, verdict):
+        """An ignore comment in a docstring or in a string of SQL does not suppress a finding."""
         quoted = """op.execute("SELECT '# squawk-skip'")"""
 
         result = verdict(f"{quoted}\n{DROP}", '"""\n# squawk-ignore ban-drop-column: why\n"""')
@@ -198,6 +207,7 @@ class TestComments:
 
 class TestNotChecked:
     def test_revision_that_cannot_be_rendered_is_a_finding(self, verdict):
+        """A revision that cannot be rendered offline is a finding, not a pass, and the message has the error."""
         (finding,) = verdict(READ).findings
 
         assert finding.rule == "not checked"
@@ -206,6 +216,7 @@ class TestNotChecked:
         )
 
     def test_skipped_revision_shows_its_reason(self, verdict):
+        """A skip comment with a reason lets a revision pass that cannot be rendered, and the result has the reason."""
         result = verdict(READ, "# squawk-skip: it counts rows")
 
         assert (result.findings, result.passed) == ([], ["not checked: it counts rows"])
@@ -233,7 +244,8 @@ class TestNotChecked:
         assert skipped.passed == ["not checked: why"]
 
     def test_downgrade_is_not_checked(self, directory):
-        migration(directory, "0003", '"nothing"', "op.get_context().as_sql")
+        """The lint checks only the upgrade of a revision, so its downgrade has no findings."""
+        migration(directory, "0003", "pass", 'op.drop_table("items")')
         config = configured(directory, "sqlite://")
         scripts = ScriptDirectory.from_config(config)
 
@@ -242,6 +254,7 @@ class TestNotChecked:
         assert result.findings == []
 
     def test_skip_comment_does_not_skip_sql_that_can_be_rendered(self, verdict):
+        """A skip comment applies only to a revision that cannot be rendered, so its SQL is still checked."""
         assert [finding.rule for finding in verdict(DROP, "# squawk-skip: why").findings] == ["ban-drop-column"]
 
 
@@ -258,6 +271,7 @@ class TestCommand:
         return run
 
     def test_check_lint_prints_findings_and_exits_with_3(self, directory, run):
+        """`db check --lint` prints findings and ignored rules, and exits with 3 if a migration is unsafe."""
         migration(directory, "0003", DROP)
         migration(
             directory, "0004", f"# squawk-ignore ban-drop-table: it was never used\n{DROP.replace('column', 'table')}"
@@ -279,6 +293,7 @@ class TestCommand:
         assert run("--lint", "--from", "0003")[0] == 0
 
     def test_from_and_base_require_lint(self, run):
+        """`--from` and `--base` without `--lint` are refused with exit code 2, because they would have no effect."""
         code, lines = run("--from", "0001")
 
         assert code == 2

@@ -74,6 +74,7 @@ class TestNew:
         assert found(start=start) == (f"above {start}", expected)
 
     def test_unknown_revision_is_an_error_of_alembic(self, found):
+        """An unknown start revision raises Alembic's CommandError with the name of the revision."""
         with pytest.raises(CommandError, match="nope"):
             found(start="nope")
 
@@ -109,15 +110,18 @@ class TestNew:
         assert found(base="HEAD^") == ("not on HEAD^", ["0003", "0004"])
 
     def test_all_revisions_are_new_on_a_branch_without_migrations(self, directory, found, git):
+        """All revisions count as new if the base branch contains no migrations."""
         empty = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # git's name for a tree without files
 
         assert found(base=empty)[1] == ["0001", "0002"]
 
     def test_unknown_branch_is_an_error_with_other_options(self, found, git):
+        """An unknown base branch raises an error that contains git's message and suggests `--base`."""
         with pytest.raises(ConfigurationError, match=r"on nope: fatal: .*nope; name another one with --base, or"):
             found(base="nope")
 
     def test_missing_git_is_an_error(self, found, monkeypatch):
+        """A missing git executable, as in a container image, raises an error that suggests naming another branch."""
         monkeypatch.setenv("PATH", "")
 
         with pytest.raises(ConfigurationError, match="on main: git is not installed; name another one"):
@@ -138,6 +142,7 @@ class TestRendering:
         )
 
     def test_autocommit_block_is_outside_the_transaction(self, directory, rendered):
+        """Statements of an autocommit block are rendered after a COMMIT and before the next BEGIN."""
         migration(directory, "0003", INDEX)
 
         sql = rendered("0003")
@@ -145,6 +150,7 @@ class TestRendering:
         assert sql.index("COMMIT;") < sql.index("CREATE INDEX CONCURRENTLY") < sql.rindex("BEGIN;")
 
     def test_branches_merges_and_dependent_revisions_are_rendered_alone(self, directory, rendered):
+        """Rendering a branch, a merge or a dependent revision yields only the SQL of that revision."""
         versions = directory / "migrations" / "versions"
         body = "from alembic import op\nrevision = {!r}\ndown_revision = {!r}\ndepends_on = {!r}\n"
         body += "def upgrade(): op.execute('SELECT {}')\n"
@@ -156,6 +162,7 @@ class TestRendering:
             assert [line for line in rendered(each).splitlines() if line.startswith("SELECT")] == [f"SELECT {each};"]
 
     def test_revision_that_reads_rows_cannot_be_rendered(self, directory, rendered):
+        """A revision that reads rows raises an error when it is rendered offline, because no database is connected."""
         migration(directory, "0003", 'op.get_bind().execute(sa.text("SELECT 1")).scalar_one()')
 
         with pytest.raises(AttributeError, match="scalar_one"):
@@ -163,6 +170,7 @@ class TestRendering:
 
 
 def test_settings_of_env_py_are_not_created(tmp_path):
+    """The settings factory in env.py is not called for rendering, so CI needs no variables of the service."""
     directory = project(tmp_path / "own", arguments=", lambda: 1 / 0")
     config = configured(directory, "sqlite://")
     del config.attributes["settings"]
@@ -172,6 +180,7 @@ def test_settings_of_env_py_are_not_created(tmp_path):
 
 
 def test_branch_decides_without_database_url(directory, git):
+    """Without DATABASE_URL, the revisions that are not on the branch main are the new ones."""
     config = configured(directory, "sqlite://")
     del config.attributes["settings"]
 

@@ -148,6 +148,7 @@ class TestRepetition:
         assert version(url) == ["0001"]
 
     def test_deadlock_is_repeated(self, directory, url, upgrade, clock, caplog):
+        """A revision that ends in a deadlock is repeated, because PostgreSQL has rolled its transaction back."""
         once = "IF nextval(''attempts'') = 1 THEN RAISE ''deadlock'' USING ERRCODE = ''40P01''; END IF;"
         sql(url, "CREATE SEQUENCE attempts")
         migration(directory, "0003", f"""op.execute("DO 'BEGIN {once} END'")""")
@@ -223,6 +224,7 @@ class TestRepetition:
         assert version(url) == []
 
     def test_two_databases_in_one_env_py_have_separate_revisions(self, directory, url, server):
+        """Each call of `run_migrations` in env.py migrates its own database from the revision of that database."""
         name = f"test_{uuid4().hex}"
         sql(server.url(), f"CREATE DATABASE {name} STRATEGY file_copy")
         env = directory / "migrations" / "env.py"
@@ -262,6 +264,7 @@ class TestPartialRevision:
         assert version(url) == ["0003"]
 
     def test_revision_is_repeated_before_its_autocommit_block(self, directory, url, upgrade, clock, begin):
+        """A lock time-out before the autocommit block rolls the revision back, so the revision can be repeated."""
         upgrade()
         migration(directory, "0003", f'op.execute("ALTER TABLE items ADD size int")\n{INDEX}')
         end = begin(READER)
@@ -272,6 +275,7 @@ class TestPartialRevision:
         assert version(url) == ["0003"]
 
     def test_only_commits_of_the_failed_attempt_count(self, directory, url, upgrade, clock, begin):
+        """A revision is repeated after an attempt without commits, but not after one that committed a part."""
         upgrade()
         migration(directory, "0003", f'op.execute("ALTER TABLE items ADD size int")\n{INDEX}')
         end = begin(READER)
@@ -297,6 +301,7 @@ class TestPartialRevision:
             upgrade()
 
     def test_other_errors_log_an_invalid_index(self, directory, url, upgrade, caplog):
+        """A failed unique index keeps its database error, and a log line names the INVALID index to drop."""
         upgrade()
         sql(url, "INSERT INTO items VALUES (1, 'saw'), (2, 'saw')")
         migration(directory, "0003", UNIQUE_INDEX)
@@ -340,6 +345,7 @@ class TestTimeouts:
         assert seen == [(shown, "0")] * 4
 
     def test_time_outs_of_url_and_role_do_not_apply(self, directory, url):
+        """Migrations use their own time-outs instead of those in the URL and of the database."""
         role = f"ALTER DATABASE {url.rpartition('/')[2]} SET statement_timeout = 9000"
         migration(directory, "0003", self.SHOW)
         sql(url, role)
@@ -351,6 +357,7 @@ class TestTimeouts:
         assert seen == [("2s", "0")]
 
     def test_pooler_sets_time_outs_for_the_transaction(self, directory, url):
+        """With a pooler, time-outs are set per transaction, so the connection returned to the pool keeps none."""
         migration(directory, "0003", f"{self.SHOW}\n{self.IN_A_BLOCK}")
         section = DatabaseSettings.model_validate({"url": url, "ssl": "off", "pooler": "pgbouncer"})
         seen: list[tuple[str, str]] = []
@@ -362,6 +369,7 @@ class TestTimeouts:
 
 @pytest.mark.system
 def test_waiting_migration_does_not_block_readers(directory, url, upgrade, monkeypatch, begin):
+    """Readers are not blocked while a migration waits for the lock that an open transaction holds."""
     upgrade()
     migration(directory, "0003", TWO_STATEMENTS)
     monkeypatch.setattr(migration_steps, "_FIRST_PAUSE", 0.02)

@@ -95,6 +95,7 @@ def build(tree, target, folder):
 class TestService:
     @every_combination
     def test_service_has_the_files_of_its_choices(self, made):
+        """A new service contains exactly the template files that match its database and deployment choices."""
         folder, (database, _, deploy) = made
         expected = {path.replace("deploy/github/", ".github/workflows/") for path in template_files()}
         if database == "sqlite":
@@ -130,6 +131,7 @@ class TestService:
 
     @every_combination
     def test_readme_describes_the_chosen_deployment(self, made):
+        """The README describes Docker Compose and ECS only if the chosen deployment uses them."""
         folder, (_, _, deploy) = made
 
         text = (folder / "README.md").read_text()
@@ -143,6 +145,7 @@ class TestService:
 
     @every_combination
     def test_service_passes_make_lint(self, made):
+        """The code of a new service passes `ruff check` and `ruff format --check` for each combination of choices."""
         pytest.importorskip("ruff", reason="checks style")
         folder, _ = made
 
@@ -198,6 +201,7 @@ class TestService:
 
     @pytest.mark.parametrize("made", [(*each, "none") for each in DATABASE_AND_REDIS], indirect=True, ids=str)
     def test_env_example_starts_in_production(self, made):
+        """The app starts in production with the variables of `.env.example`, for each database and Redis choice."""
         pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
         folder, (database, redis, _) = made
         lines = (folder / ".env.example").read_text().splitlines()
@@ -222,6 +226,7 @@ class TestService:
 
     @pytest.mark.parametrize("made", [(*each, "docker") for each in DATABASE_AND_REDIS], indirect=True, ids=str)
     def test_compose_starts_the_chosen_services(self, made):
+        """compose.yaml contains only the chosen databases and stores, and no service depends on an absent one."""
         yaml = pytest.importorskip("yaml", reason="needs PyYAML")
         folder, (database, redis, _) = made
 
@@ -238,6 +243,7 @@ class TestService:
 
     @every_combination
     def test_locks_have_the_packages_of_the_choices(self, made):
+        """The lock files contain all packages of the chosen extras, and no boto3 or redis unless they are chosen."""
         folder, (database, redis, deploy) = made
         extras = re.search(r'"fastapi-prodkit\[(.*)\]==(.*)"', (folder / "pyproject.toml").read_text())
         needed = closure({("fastapi-prodkit", extra) for extra in extras[1].split(",")}) - {"fastapi-prodkit"}
@@ -297,6 +303,7 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
 
     def test_output_ends_with_the_next_commands(self, capsys):
+        """The output of `new` ends with the three commands to run next."""
         code = main(["new", "my-shop", "--no-git", "--yes"])
 
         assert code == 0
@@ -330,6 +337,8 @@ class TestCommand:
         assert "RATE_LIMIT" not in Path("my-shop/.env.example").read_text()
 
     def test_empty_answer_is_the_default(self, monkeypatch):
+        """An empty answer selects the default: PostgreSQL, Redis and Docker; an explicit answer is used as typed."""
+
         class Terminal(io.StringIO):
             def isatty(self):
                 return True
@@ -382,6 +391,7 @@ class TestCommand:
         [("a" * 23, "a" * 22), (f"{'a' * 21}-shop", "a" * 21), ("ab", "ab-service"), ("a" * 22, None), ("tea", None)],
     )
     def test_invalid_name_for_ecs_is_refused(self, name, near, capsys):
+        """`new --deploy ecs` refuses exactly the names that the stack templates refuse, and suggests a valid one."""
         code = main(["new", name, "--deploy", "ecs", "--no-git", "--yes"])
 
         rule = "stacks on ECS have names of 3 to 22 characters"
@@ -400,6 +410,7 @@ class TestCommand:
         ],
     )
     def test_incompatible_choices_are_refused(self, chosen, message, capsys):
+        """`new` refuses ECS with SQLite or without Redis, because tasks keep no files and need a shared store."""
         code = main(["new", "my-shop", "--deploy", "ecs", "--yes", *chosen])
 
         assert (code, capsys.readouterr().err) == (1, f"fastapi-prodkit: {message}\n")
@@ -431,6 +442,7 @@ class TestRepository:
         assert set(git("my-shop", "ls-files").split("\n")) == files_of(Path("my-shop"))
 
     def test_first_commit_has_the_configured_author(self, tmp_path):
+        """The first commit of a new service uses the name and email of the user's git configuration."""
         (tmp_path / ".gitconfig").write_text("[user]\nname = Ada\nemail = ada@example.com\n")
 
         main(["new", "my-shop", "--yes"])
@@ -438,6 +450,7 @@ class TestRepository:
         assert git("my-shop", "log", "--format=%an %ae") == "Ada ada@example.com"
 
     def test_service_inside_a_repository_is_not_committed(self, tmp_path, capsys):
+        """`new` inside an existing git repository creates no nested repository and prints the reason."""
         git(tmp_path, "init", "--quiet")
 
         main(["new", "my-shop", "--yes"])
@@ -456,6 +469,7 @@ class TestRepository:
         assert re.search(r"git \w+ failed, so there is no first commit yet: fatal: .*bigfilethreshold", said)
 
     def test_missing_git_is_reported(self, tmp_path, monkeypatch, capsys):
+        """`new` succeeds without git and prints that no repository was created."""
         monkeypatch.setenv("PATH", str(tmp_path))
 
         code = main(["new", "my-shop", "--yes"])
@@ -464,6 +478,7 @@ class TestRepository:
         assert "git is not installed, so there is no repository yet." in capsys.readouterr().out
 
     def test_failure_of_git_without_output_is_reported(self):
+        """The report of a git failure without output says that git gives no reason."""
         assert repository._last_line("") == "git gives no reason"
 
 
@@ -507,6 +522,7 @@ class TestTemplate:
         assert os.access("my-shop/migrate.sh", os.X_OK)
 
     def test_missing_template_is_an_error(self, tmp_path, monkeypatch, capsys):
+        """A missing template directory exits with code 1 and a line that says to reinstall the package."""
         monkeypatch.setattr(template, "_PACKAGE", tmp_path / "a" / "b")
         monkeypatch.chdir(tmp_path)
 

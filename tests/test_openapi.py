@@ -51,6 +51,7 @@ def inline_script_hash(response):
 
 
 def test_page_loads_nothing_from_other_hosts():
+    """Each script, style sheet and image of the page comes from the service, so the page works offline."""
     client = TestClient(documented())
     page = client.get("/docs")
     addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
@@ -141,6 +142,7 @@ def test_assets_are_cached_by_their_version():
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/oauth2-redirect", "/docs/assets/swagger-ui.css"])
 def test_pages_answer_head(path):
+    """A HEAD request for the page, the OAuth redirect page and the assets gets status 200."""
     response = TestClient(documented()).head(path)
 
     assert response.status_code == 200
@@ -179,6 +181,7 @@ def test_mount_parameter_is_quoted_in_the_page():
 
 
 def test_page_uses_the_configuration_of_the_app():
+    """The page uses the title, schema URL, Swagger UI parameters and OAuth settings passed to FastAPI."""
     app = documented(
         title="Shop & more",
         openapi_url="/schema.json",
@@ -196,6 +199,7 @@ def test_page_uses_the_configuration_of_the_app():
 
 
 def test_pages_are_not_in_the_schema():
+    """The OpenAPI schema omits the documentation page and its assets, so client generators do not see them."""
     assert documented().openapi()["paths"] == {}
 
 
@@ -214,6 +218,7 @@ def test_router_without_effect_is_refused(kwargs, message):
 @pytest.mark.system
 @needs_browser
 def test_browser_renders_the_page_without_a_violation():
+    """A real browser renders the operations under strict security headers and logs no violation."""
     app = documented(swagger_ui_parameters={"docExpansion": "full", "tryItOutEnabled": True})
     app.add_middleware(SecurityHeadersMiddleware)
 
@@ -374,6 +379,7 @@ def test_declared_responses_with_content_stay():
 
 
 def test_model_called_problem_stays():
+    """A model of the service named Problem keeps its name, and our schema becomes ProdkitProblem."""
     app = documented()
 
     class Problem(BaseModel):
@@ -395,6 +401,7 @@ def test_model_called_problem_stays():
 
 
 def test_webhooks_are_unchanged():
+    """The problem schema is not added to webhooks, because other services answer them."""
     app = documented()
 
     @app.webhooks.post("order-shipped")
@@ -440,6 +447,7 @@ def test_change_of_a_finished_schema_stays():
 
 
 def test_add_problem_schemas_is_idempotent():
+    """A second call of add_problem_schemas does not wrap `app.openapi` again."""
     app = FastAPI()
     add_problem_schemas(app)
     wrapped = app.openapi

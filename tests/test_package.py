@@ -16,10 +16,12 @@ MODULES = [each.name for each in walk_packages(fastapi_prodkit.__path__, "fastap
 
 @pytest.mark.parametrize("name", fastapi_prodkit.__all__)
 def test_public_names_can_be_imported(name):
+    """Each name in `__all__` can be imported from the package itself."""
     assert getattr(fastapi_prodkit, name) is not None
 
 
 def test_unknown_name_is_an_attribute_error():
+    """A misspelt attribute of the package raises an AttributeError with the misspelt name."""
     with pytest.raises(AttributeError, match="module 'fastapi_prodkit' has no attribute 'create_ap'"):
         fastapi_prodkit.create_ap  # noqa: B018 - the access is the act
 
@@ -30,11 +32,13 @@ def test_dir_lists_public_names():
 
 
 def test_package_has_the_marker_of_pep_561():
+    """The package contains `py.typed`, without which type checkers ignore its annotations."""
     assert files("fastapi_prodkit").joinpath("py.typed").is_file()
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_module_without_its_extra_names_it(module):
+    """A module imports, or raises a MissingExtraError that names the missing extra and its pip command."""
     try:
         import_module(module)
         extra = None

@@ -54,6 +54,7 @@ def test_keep_alive_applies_between_requests():
 
 
 def test_disconnect_cancels_the_head_timer():
+    """A client that disconnects after its response leaves no pending head timer."""
     with wire.serving(hello, http=HeadLimitProtocol, header_timeout=0.5) as port, wire.connection(port) as client:
         client.sendall(request("GET", "/"))
         assert b"200 OK" in read_response(client)
@@ -132,6 +133,7 @@ def test_more_lines_than_allowed_are_a_431(port):
 
 
 def test_invalid_http_is_a_400(port):
+    """Bytes that are not valid HTTP get a 400 response."""
     assert ask(port, b"\x16\x03\x01\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
@@ -188,6 +190,7 @@ def test_data_after_a_refusal_is_dropped(port, monkeypatch):
 
 
 def test_refused_connection_is_closed(port, monkeypatch):
+    """The server closes a refused connection a short time after the response, so the client can read it."""
     monkeypatch.setattr(protocol, "_LINGER", 0.05)
     with wire.connection(port) as client:
         client.sendall(head_of(10_001))
@@ -196,6 +199,7 @@ def test_refused_connection_is_closed(port, monkeypatch):
 
 
 def test_endless_lines_do_not_block_the_event_loop(port):
+    """A valid request is served within two seconds while twenty clients send endless header lines."""
     clients = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(20)]
     try:
         for client in clients:
@@ -212,6 +216,7 @@ def test_endless_lines_do_not_block_the_event_loop(port):
 
 
 def test_limits_can_be_switched_off():
+    """A limit set to None is not applied: a head of 100 kB with 200 lines is accepted."""
     limits = LimitsSettings(max_head_size=None, max_headers=None)
     with wire.serving(echo, http=HeadLimitProtocol, limits=limits) as port:
         assert ask(port, request("GET", "/", *["a: b"] * 200, "c: " + "d" * 100_000)).endswith(b"202 0")
@@ -269,6 +274,7 @@ def test_trailers_are_dropped(in_pieces):
 
 
 def test_trailers_are_dropped_by_h11():
+    """uvicorn's h11 protocol drops trailers, so a client cannot inject header fields with them."""
     pytest.importorskip("h11", reason="needs h11")
     with wire.serving(echo, http="h11") as port:
         assert ask(port, CHUNKED + b"1\r\nx\r\n0\r\nX-User: admin\r\n\r\n").endswith(b"\r\n\r\n2 1")
@@ -384,6 +390,7 @@ def test_refusal_is_logged_and_counted(service, registry, lines, sent, known, st
 
 
 def test_refusal_has_no_fields_of_earlier_requests(service, lines):
+    """The log line of a refused request has no path of the previous request on the connection."""
     with wire.connection(service) as client:
         client.sendall(request("POST", "/items/7", body=b"x"))
         assert read_response(client).startswith(b"HTTP/1.1 200 ")
@@ -394,6 +401,7 @@ def test_refusal_has_no_fields_of_earlier_requests(service, lines):
 
 
 def test_refusal_without_an_answer_is_logged(service, lines):
+    """The refused request and the aborted stream each have an access line, although the client gets no answer."""
     with wire.connection(service) as client:
         client.sendall(request("POST", "/streams", body=b"x" * 10_000) + b"\x16\x03\x01")
         read_all(client)
@@ -402,6 +410,7 @@ def test_refusal_without_an_answer_is_logged(service, lines):
 
 
 def test_invalid_body_during_a_response_closes_the_connection(service, lines):
+    """An invalid chunk during a response closes the connection without a second response."""
     with wire.connection(service) as client:
         client.sendall(CHUNKED.replace(b" / ", b" /streams "))
         received = b""
@@ -414,6 +423,7 @@ def test_invalid_body_during_a_response_closes_the_connection(service, lines):
 
 
 def test_refusal_of_an_app_without_an_edge_is_logged(port, lines):
+    """A refused request is logged with its method, path and reason, even without the middleware of an edge."""
     response = ask(port, head_of(20_000))
 
     assert response.startswith(b"HTTP/1.1 431 ")

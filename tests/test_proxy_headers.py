@@ -69,6 +69,7 @@ async def test_client_is_the_right_most_address_without_proxies(forwarded_for, c
 
 
 async def test_several_lines_are_one_list():
+    """Several X-Forwarded-For lines count as one list, in the order in which they arrived."""
     lines = [("x-forwarded-for", "1.1.1.1, 203.0.113.9"), ("accept", "*/*"), ("x-forwarded-for", "10.0.0.3,10.0.0.2")]
 
     assert await seen(*lines) == (("203.0.113.9", 0), "http")
@@ -126,6 +127,7 @@ async def test_invalid_entry_ends_the_search(entry):
 
 
 async def test_length_of_a_chain_is_bounded():
+    """Evaluating X-Forwarded-For stops after a fixed number of entries, even if all are trusted proxies."""
     client, _ = await seen(("x-forwarded-for", "203.0.113.9" + ", 10.0.0.2" * 5000))
 
     assert client == ("10.0.0.2", 0)
@@ -147,12 +149,14 @@ async def test_length_of_a_chain_is_bounded():
     ],
 )
 async def test_headers_of_an_untrusted_peer_are_ignored(peer, believed):
+    """Forwarded headers change client and scheme only if the peer is in the trusted networks."""
     client, scheme = await seen(("x-forwarded-for", "203.0.113.9"), ("x-forwarded-proto", "https"), peer=peer)
 
     assert (client, scheme) == ((("203.0.113.9", 0), "https") if believed else (peer, "http"))
 
 
 async def test_ipv4_mapped_network_trusts_the_ipv4_address():
+    """A network written in IPv4-mapped IPv6 form trusts a peer with the corresponding IPv4 address."""
     client, _ = await seen(("x-forwarded-for", "203.0.113.9"), trusted=("::ffff:10.0.0.0/104", "::ffff:1.2.3.4"))
 
     assert client == ("203.0.113.9", 0)
@@ -169,18 +173,21 @@ async def test_headers_without_trusted_proxies_are_ignored():
 
 @pytest.mark.parametrize("peer", [("203.0.113.1", 1), ("testclient", 1), None])
 async def test_wildcard_uses_the_right_most_address(peer):
+    """`*` trusts any peer and takes the right-most address, because a client can forge those to its left."""
     client, _ = await seen(("x-forwarded-for", "1.1.1.1, 203.0.113.9"), trusted=("*",), peer=peer)
 
     assert client == ("203.0.113.9", 0)
 
 
 async def test_wildcard_beside_networks_skips_listed_proxies():
+    """Beside `*`, addresses in a listed network are skipped as proxies."""
     client, _ = await seen(("x-forwarded-for", "203.0.113.9, 10.0.0.2"), trusted=("*", "10.0.0.0/8"), peer=None)
 
     assert client == ("203.0.113.9", 0)
 
 
 async def test_peer_without_an_address_requires_unix():
+    """A peer without an address, as with a Unix socket, is trusted only if `unix` is listed."""
     header = ("x-forwarded-for", "203.0.113.9")
 
     listed, _ = await seen(header, trusted=("unix",), peer=None)
@@ -219,11 +226,13 @@ async def test_scheme_is_the_last_value(lines, scheme):
 
 @pytest.mark.parametrize(("value", "scheme"), [("https", "wss"), ("wss", "wss"), ("http", "ws"), ("ftp", "ws")])
 async def test_scheme_of_a_websocket_is_ws_or_wss(value, scheme):
+    """The scheme of a WebSocket is wss for https or wss, and otherwise ws."""
     assert await seen(("x-forwarded-proto", value), type="websocket", scheme="ws") == (PEER, scheme)
 
 
 @pytest.mark.parametrize("name", ["x-real-ip", "forwarded", "x-forwarded-host", "cf-connecting-ip", "true-client-ip"])
 async def test_other_headers_are_ignored(name):
+    """X-Real-IP, Forwarded and vendor headers change neither the client address nor the scheme."""
     assert await seen((name, "203.0.113.9")) == (PEER, "http")
 
 
@@ -250,6 +259,7 @@ def who(request):
 
 
 def test_middleware_without_arguments_trusts_no_peer():
+    """ProxyHeadersMiddleware without arguments ignores X-Forwarded-For, because no peer is trusted by default."""
     app = Starlette(routes=[Route("/", who)], middleware=[Middleware(ProxyHeadersMiddleware)])
 
     response = TestClient(app, client=PEER).get("/", headers={"X-Forwarded-For": "203.0.113.9"})
@@ -276,6 +286,8 @@ def test_scope_is_changed_in_place():
 
 
 def test_websocket_has_the_client():
+    """A WebSocket scope gets the client address and the scheme `wss` from the headers of a trusted proxy."""
+
     async def tell(websocket):
         await websocket.accept()
         await websocket.send_json([*websocket.client, websocket.url.scheme])
@@ -289,6 +301,7 @@ def test_websocket_has_the_client():
 
 
 def test_stream_passes_chunk_by_chunk():
+    """A streamed response passes through ProxyHeadersMiddleware with all its chunks in order."""
     app = ProxyHeadersMiddleware(
         Starlette(routes=[Route("/", lambda request: StreamingResponse(iter(["a", "b"])))]),
         ProxySettings(trusted=BALANCERS),
@@ -298,6 +311,8 @@ def test_stream_passes_chunk_by_chunk():
 
 
 def test_exception_of_the_app_passes_unchanged():
+    """An exception raised by the app leaves ProxyHeadersMiddleware with its type and message unchanged."""
+
     def fail(request):
         raise RuntimeError("boom")
 
@@ -308,6 +323,7 @@ def test_exception_of_the_app_passes_unchanged():
 
 
 def test_lifespan_passes_unchanged():
+    """ProxyHeadersMiddleware passes lifespan messages on, so that the app starts and stops."""
     app = ProxyHeadersMiddleware(Starlette(), ProxySettings(trusted=BALANCERS))
 
     with TestClient(app) as client:
@@ -315,6 +331,7 @@ def test_lifespan_passes_unchanged():
 
 
 async def test_two_apps_have_separate_proxies():
+    """Two apps in one process each trust only the proxies of their own settings."""
     header = ("x-forwarded-for", "203.0.113.9")
 
     here, _ = await seen(header, trusted=("10.0.0.0/8",))

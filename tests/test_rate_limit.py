@@ -89,10 +89,12 @@ def limits(response):
 
 
 def test_limit_serves_as_many_requests_as_allowed():
+    """With a limit of two requests, the first two are served and every further one gets status 429."""
     assert statuses(TestClient(starlette()), times=4) == [200, 200, 429, 429]
 
 
 def test_headers_have_policy_remaining_and_reset(clock, store):
+    """Each response states the policy, the remaining requests and the seconds until the window ends."""
     client = TestClient(starlette(store=store))
 
     first = client.get("/")
@@ -130,6 +132,7 @@ def test_refusal_is_a_problem_with_retry_after(clock, store):
 
 
 def test_served_responses_have_no_retry_after():
+    """Only a refusal carries Retry-After; a served response does not."""
     assert "retry-after" not in TestClient(starlette()).get("/").headers
 
 
@@ -150,6 +153,7 @@ def test_window_ends_for_all_clients_at_once(clock, store):
 
 @pytest.mark.parametrize("start", [0.0, 0.1, 1234.567891, 86_399.999999, 1e9 + 1 / 3])
 def test_reset_is_between_one_second_and_the_window(start):
+    """The reset time is at least 1 second and at most the window, whatever the clock reads at the start."""
     clock = Clock()
     clock.now = start
     store, limit = MemoryStore(clock=clock), Limit("default", 1000, 60)
@@ -165,6 +169,8 @@ def test_reset_is_between_one_second_and_the_window(start):
 
 
 async def test_limit_holds_for_concurrent_requests():
+    """Of 50 concurrent requests exactly 7 are served under a limit of 7, although each handler awaits."""
+
     async def slow(request):
         await asyncio.sleep(0)
         return PlainTextResponse("ok")
@@ -244,6 +250,7 @@ def test_invalid_limit_is_refused(text):
 
 
 def test_invalid_default_fails_when_the_app_is_created():
+    """A default limit that cannot be parsed fails in the constructor, not at the first request."""
     with pytest.raises(ConfigurationError, match="'oops' cannot be read"):
         RateLimitMiddleware(ok, RateLimitSettings(default="oops"))
 
@@ -323,6 +330,7 @@ async def test_500_has_the_headers():
 
 
 async def test_body_of_a_refused_request_is_not_read():
+    """The middleware refuses a request without a call to `receive`, so no upload is read."""
     app = starlette(default="1/minute")
     sent = []
 
@@ -339,6 +347,7 @@ async def test_body_of_a_refused_request_is_not_read():
 
 
 def test_refused_head_has_the_headers():
+    """A refused HEAD request gets status 429 and Retry-After like a refused GET request."""
     client = TestClient(starlette(default="1/minute"))
 
     client.head("/")
@@ -374,6 +383,7 @@ def test_exempt_path_is_not_counted(path):
 
 
 def test_exempt_path_is_relative_to_the_root_path():
+    """The exempt path /health also applies when the app is served under the root path /api."""
     client = TestClient(starlette(Route("/health", ok), default="1/minute", exempt={"/health"}), root_path="/api")
 
     assert statuses(client, "/api/health", times=3) == [200, 200, 200]
@@ -415,6 +425,7 @@ def test_request_without_a_client_is_counted():
 
 
 def test_each_client_has_its_own_quota():
+    """A client that has used up its quota does not reduce the quota of another client."""
     app = starlette(default="1/minute")
     first, second = TestClient(app, client=("203.0.113.1", 1)), TestClient(app, client=("203.0.113.2", 1))
 
@@ -455,6 +466,7 @@ def test_memory_is_bounded(clock, monkeypatch, strategy, windows, megabytes):
 
 
 def test_memory_does_not_grow_with_further_clients(monkeypatch):
+    """Memory use hardly grows after MAX_CLIENTS clients, because new clients replace old ones."""
     monkeypatch.setattr(memory, "MAX_CLIENTS", 10_000)
     store, limit = MemoryStore(clock=Clock()), Limit("default", 100, 60)
 
@@ -488,6 +500,7 @@ def test_active_client_stays_counted(monkeypatch, store):
 
 
 def test_number_of_counted_clients_is_bounded(monkeypatch, store):
+    """MemoryStore counts at most MAX_CLIENTS clients and forgets the oldest beyond that."""
     monkeypatch.setattr(memory, "MAX_CLIENTS", 10)
     limit = Limit("default", 1000, 60)
 
@@ -587,6 +600,7 @@ def test_dependencies_of_router_and_route_both_count(default):
 
 
 def test_dependency_of_a_router_is_shared_by_its_routes():
+    """All routes of a router share the limit that the router depends on; other routes do not count against it."""
     app, router = fastapi(), APIRouter(dependencies=[Depends(RateLimit("2/minute"))])
     router.get("/a")(hello)
     router.get("/b/{number}")(hello_number)
@@ -609,6 +623,7 @@ def test_one_dependency_on_two_routes_shares_its_quota():
 
 
 def test_one_dependency_counts_a_request_once():
+    """A request counts once against a limit, even if both its router and its route depend on that limit."""
     limit = RateLimit("2/minute")
     app, router = fastapi(), APIRouter(dependencies=[Depends(limit)])
     router.get("/", dependencies=[Depends(limit)])(hello)
@@ -638,6 +653,7 @@ def test_dependency_adds_headers_to_every_response():
 
 
 def test_dependency_without_problem_handlers_sends_status_and_headers():
+    """Without this package's problem handlers a refusal still has status 429 and the rate limit headers."""
     app = FastAPI()
     app.get("/", dependencies=[Depends(RateLimit("1/minute", name="login"))])(hello)
     client = TestClient(app)
@@ -664,6 +680,7 @@ def test_dependency_in_a_mounted_app_has_headers():
 
 @pytest.mark.parametrize("place", ["edge", "state"])
 def test_dependency_uses_the_store_of_edge_or_state(place, store, clock):
+    """A limit dependency counts in the store that the scope of the edge or `app.state` provides."""
     app = limited(RateLimit("1/minute"))
     if place == "state":
         app.state.rate_limit = store
@@ -713,6 +730,7 @@ def test_websocket_handshake_counts():
 
 @pytest.mark.parametrize("default", ["100/minute", None])
 def test_websocket_route_may_depend_on_a_limit(default):
+    """A WebSocket handshake above the limit of its route is refused with the 429 problem as its response."""
     app = fastapi(default=default)
 
     @app.websocket("/ws", dependencies=[Depends(RateLimit("1/minute"))])
@@ -733,6 +751,7 @@ def test_websocket_route_may_depend_on_a_limit(default):
 
 
 async def test_lifespan_messages_pass_unchanged():
+    """RateLimitMiddleware passes scope, receive and send of a lifespan call on unchanged."""
     seen = []
 
     async def app(scope, receive, send):
@@ -758,6 +777,7 @@ def test_mounted_app_with_a_limit_shows_both(inner):
 
 
 def test_two_apps_count_separately():
+    """Two apps count requests separately, even if their rate limit settings are equal."""
     first, second = TestClient(starlette(default="1/minute")), TestClient(starlette(default="1/minute"))
     third = TestClient(starlette(default="3/minute"))
 
@@ -767,6 +787,7 @@ def test_two_apps_count_separately():
 
 
 def test_equal_limits_in_one_store_are_separate():
+    """Two equal limits in one MemoryStore have separate counters."""
     store = MemoryStore()
     first, second = TestClient(starlette(store=store)), TestClient(starlette(store=store))
 
@@ -776,6 +797,7 @@ def test_equal_limits_in_one_store_are_separate():
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "größe", "a, b", ""])
 def test_name_that_cannot_be_in_a_header_is_refused(name):
+    """RateLimit rejects a name with characters that the RateLimit header cannot carry."""
     with pytest.raises(ConfigurationError, match="is not valid in a header"):
         RateLimit("5/minute", name=name)
 
@@ -804,6 +826,7 @@ def test_sliding_window_counts_the_overlap_of_the_previous_window(clock):
 
 
 def test_sliding_window_ignores_older_windows(clock):
+    """A sliding window counts only the current and the previous window; older requests have no effect."""
     store, limit = MemoryStore("sliding-window", clock=clock), Limit("default", 2, 100)
     statuses = [admitted(store, limit) for _ in range(3)]
 
@@ -815,6 +838,7 @@ def test_sliding_window_ignores_older_windows(clock):
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
 def test_request_after_retry_after_is_served(clock, strategy):
+    """A refused client that waits the announced seconds is admitted by every strategy."""
     store, limit = MemoryStore(strategy, clock=clock), Limit("default", 3, 60)
     for offset in (0, 7.3, 19.9):
         clock.now = 1013.4 + offset
@@ -829,6 +853,7 @@ def test_request_after_retry_after_is_served(clock, strategy):
 
 
 def test_moving_window_counts_each_request_for_the_window(clock):
+    """A moving window of 10 seconds never admits more than its 2 requests within any 10 seconds."""
     store, limit = MemoryStore("moving-window", clock=clock), Limit("default", 2, 10)
     passed = []
     for tenth in range(400):
@@ -842,6 +867,7 @@ def test_moving_window_counts_each_request_for_the_window(clock):
 
 @pytest.mark.parametrize("clients", [1, 7, 1000])
 def test_moving_window_has_bounded_memory(monkeypatch, clock, clients):
+    """A moving window stores at most MAX_HITS request times plus those of one key, for any number of clients."""
     monkeypatch.setattr(memory, "MAX_HITS", 100)
     store, limit = MemoryStore("moving-window", clock=clock), Limit("default", 60, 60)
 
@@ -855,6 +881,7 @@ def test_moving_window_has_bounded_memory(monkeypatch, clock, clients):
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
 def test_cleared_store_counts_from_zero(clock, strategy):
+    """After `MemoryStore.clear()` a client that had used up its quota is admitted again."""
     store, limit = MemoryStore(strategy, clock=clock), Limit("default", 1, 60)
     admitted(store, limit)
 
@@ -891,6 +918,7 @@ def test_key_function_groups_requests():
     ],
 )
 def test_key_may_be_an_integer_uuid_or_bytes(read, one, other):
+    """A key function may return int, UUID, bytes or bool; requests with equal keys share one quota."""
     client = TestClient(limited(RateLimit("1/minute", key=lambda connection: read(connection.query_params["key"]))))
 
     answers = [client.get("/", params={"key": key}).status_code for key in (one, one, other)]
@@ -957,11 +985,13 @@ def test_negative_cost_of_a_function_counts_as_zero(strategy, cost):
 
 @pytest.mark.parametrize(("cost", "said"), [(-1, "use 0 or more"), (1.5, "type float"), ("1", "type str")])
 def test_invalid_cost_is_refused_at_construction(cost, said):
+    """RateLimit rejects a negative cost, which would add quota, and any cost that is not an integer."""
     with pytest.raises(ConfigurationError, match=said):
         RateLimit("3/minute", cost=cost)
 
 
 def test_cost_of_a_function_has_to_be_an_integer():
+    """A cost function that returns a float raises ConfigurationError, whose message names the type."""
     client = TestClient(limited(RateLimit("3/minute", cost=lambda connection: 0.5)))
 
     with pytest.raises(ConfigurationError, match="type float: it has to be an integer"):
@@ -981,6 +1011,7 @@ def test_cost_of_a_function_has_to_be_an_integer():
     ],
 )
 def test_default_limit_ignores_path_and_method(method, path):
+    """The default limit counts all requests of a client together, whatever their method or path."""
     client = TestClient(starlette(default="1/minute"))
     client.get("/")
 
@@ -989,6 +1020,7 @@ def test_default_limit_ignores_path_and_method(method, path):
 
 @pytest.mark.parametrize("default", ["2/minute", "2/minute; 100/hour"])
 def test_legacy_headers_are_those_of_slowapi_and_github(default):
+    """`legacy_headers=True` adds the X-RateLimit headers that clients of slowapi or GitHub read."""
     settings = RateLimitSettings(default=default, legacy_headers=True)
     app = Starlette(routes=[Route("/", ok)], middleware=[Middleware(RateLimitMiddleware, settings)])
 
@@ -999,7 +1031,8 @@ def test_legacy_headers_are_those_of_slowapi_and_github(default):
     assert "ratelimit" in headers
 
 
-def test_limit_holds_for_parallel_requests_of_a_real_server():
+def test_limit_holds_for_parallel_requests():
+    """Of 50 requests sent at once in a new event loop exactly 7 are served under a limit of 7 a minute."""
     app = starlette(default="7/minute")
 
     async def attack():

@@ -112,6 +112,7 @@ async def test_limit_holds_for_two_apps_that_share_a_store(url, strategy):
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window", "moving-window"])
 def test_headers_have_the_numbers_of_the_store(url, strategy):
+    """The headers state the remaining quota and reset time of the shared store, with one item for each limit."""
     with TestClient(service(store_of(url, strategy=strategy), default="5/hour; 100/day")) as client:
         first, second = client.get("/"), client.get("/")
 
@@ -126,6 +127,7 @@ def test_headers_have_the_numbers_of_the_store(url, strategy):
 
 
 def test_dependency_of_one_route_is_shared_by_processes(url):
+    """Two processes share one counter for an unnamed limit, because its id is derived from the route."""
     apps = [service(store_of(url), default="100/minute") for _ in range(2)]
 
     statuses = []
@@ -151,6 +153,7 @@ async def nothing():
 
 
 def test_limits_without_a_name_are_identified_by_their_first_route():
+    """An unnamed limit has the id of the first route that uses it, so equal limits of two routes are separate."""
     app, router = app_with(store_of("memory://")), APIRouter(prefix="/inner")
     first, second, third, shared, outer = *(RateLimit("1/hour") for _ in range(4)), RateLimit("9/hour")
     app.get("/a/{number}", dependencies=[Depends(first)])(nothing)
@@ -234,6 +237,8 @@ def test_limit_without_a_route_needs_a_name():
 
 
 def test_limit_may_be_used_in_two_stores():
+    """A limit keeps its id when a second store, or a custom store, counts its requests."""
+
     class Counted:
         def __init__(self):
             self.ids = []
@@ -252,6 +257,7 @@ def test_limit_may_be_used_in_two_stores():
 
 
 def test_name_of_the_service_begins_each_key(url):
+    """Two services on one Redis count separately, because each key starts with the name of the service."""
     statuses = []
     for name in ("a", "b"):
         settings = Settings(
@@ -282,6 +288,7 @@ async def test_fixed_window_takes_one_round_trip(server, url):
 
 
 async def test_clear_resets_all_counters(url):
+    """After `clear` the shared store admits a client that had used up its quota."""
     store, limit = store_of(url), Limit("default", 1, 3600)
     before = [refused(await store.hit([limit], "a")) for _ in range(2)]
 
@@ -391,6 +398,7 @@ async def test_wait_for_a_connection_times_out_without_an_outage(url):
 
 
 async def test_request_that_waited_during_a_failure_skips_the_store(url):
+    """A request that waits for a store connection while an outage begins proceeds without a call to the store."""
     store = store_of(url, on_storage_error="allow")
     connections = store._remote().connections = asyncio.Semaphore(0)
     waiting = asyncio.create_task(store.hit([Limit("default", 5, 60)], "a"))
@@ -448,6 +456,7 @@ async def test_outage_delays_only_the_first_requests(server, url, policy, status
 
 
 async def test_store_is_probed_without_requests(server, url):
+    """Two seconds after a restart of Redis requests count again, because the probe needs no request to run."""
     store = store_of(url, on_storage_error="allow", storage_timeout=0.5)
     limit = Limit("default", 5, 3600)
     server.kill()
@@ -533,6 +542,7 @@ async def test_key_of_another_type_is_no_outage(server, url, strategy, policy, l
     ],
 )
 async def test_value_that_is_no_number_is_no_outage(server, url, strategy, value):
+    """A non-numeric value in a Redis key disables the limit for that key only and starts no outage."""
     store, limit = store_of(url, strategy=strategy, on_storage_error="allow"), Limit("default", 3, 3600)
     await store.hit([limit], "a")
     spoil(server, value)
@@ -567,6 +577,7 @@ FAILURES = {
 @pytest.mark.parametrize("strategy", KINDS)
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_store_that_answers_ping_but_cannot_count_is_an_outage(server, url, strategy, failure, caplog):
+    """A store that answers PING but cannot count stays in outage until a probe can count again."""
     caplog.set_level("INFO", "fastapi_prodkit.rate_limit")
     store, limit = store_of(url, strategy=strategy, on_storage_error="allow"), Limit("default", 3, 3600)
     await store.hit([limit], "a")
@@ -600,6 +611,7 @@ async def test_store_that_answers_ping_but_cannot_count_is_an_outage(server, url
     ],
 )
 def test_errors_of_redis_itself_are_not_about_a_key(error):
+    """Redis errors such as OOM, READONLY or LOADING concern the whole server, not one key."""
     from redis._parsers.base import BaseParser
 
     assert reason_about_key(BaseParser.parse_error(error)) is None
@@ -630,6 +642,7 @@ async def test_error_about_a_key_ends_an_outage(server, url):
 
 @pytest.mark.parametrize("strategy", KINDS)
 async def test_huge_cost_is_refused_without_an_outage(url, strategy):
+    """A request whose cost exceeds the limit is refused, changes no counter and starts no outage."""
     store, limit = store_of(url, strategy=strategy), Limit("default", 3, 3600)
 
     refusals = [refused(await store.hit([limit], "a", cost)) for cost in (4, 2**31, 2**63, 10**30)]
@@ -662,6 +675,7 @@ async def test_app_starts_without_its_store(server):
 
 
 async def test_slow_probe_does_not_end_the_outage(server, url):
+    """A probe that gets no answer within its time-out leaves the outage active."""
     registry = CollectorRegistry()
     store = failing("allow", registry, url)
     ask = partial(store._remote().probe, [Limit("default", 1, 60)], "a")
@@ -682,6 +696,7 @@ async def test_slow_probe_does_not_end_the_outage(server, url):
 
 
 async def test_store_without_connections_can_be_closed():
+    """A store can be closed before its first use and with a client that has no connections to close."""
     store = store_of("memory://")
 
     async with store.lifespan(None):
@@ -716,6 +731,7 @@ class Plain(Storage):
 
 @pytest.mark.parametrize("strategy", ["sliding-window", "moving-window"])
 def test_unsupported_strategy_is_refused(strategy):
+    """A strategy that the storage cannot provide fails at construction with an error that names fixed-window."""
     with pytest.raises(ConfigurationError, match="use fixed-window"):
         store_of("plain://", strategy=strategy)
 
@@ -747,6 +763,7 @@ class Distant(Plain):
 
 
 async def test_probe_may_take_longer_to_connect():
+    """A probe may connect for longer than `storage_timeout`, because no request waits for a probe."""
     store = store_of("distant://", storage_timeout=0.05)
     store._outage.report(TimeoutError())
 
@@ -756,6 +773,7 @@ async def test_probe_may_take_longer_to_connect():
 
 
 async def test_shutdown_ends_the_probe(url, server):
+    """The probe task has ended when the lifespan of the store is over."""
     store = failing("allow", CollectorRegistry(), url)
     async with store.lifespan(None):
         store._outage.report(TimeoutError())
@@ -814,6 +832,7 @@ async def test_shutdown_ends_the_probe(url, server):
     ],
 )
 def test_invalid_url_is_an_error_without_the_password(url):
+    """The error for an invalid URL names RATE_LIMIT_STORAGE_URL and repeats neither password nor bad scheme."""
     with pytest.raises(ConfigurationError, match="RATE_LIMIT_STORAGE_URL") as refused:
         store_of(url)
 
@@ -822,6 +841,8 @@ def test_invalid_url_is_an_error_without_the_password(url):
 
 
 def test_missing_client_names_its_package(monkeypatch):
+    """The error for a missing Redis or Valkey client names the package and extra to install."""
+
     def missing(module, *, extra):
         raise MissingExtraError(f"{module} is not installed: pip install 'fastapi-prodkit[{extra}]'")
 
@@ -834,6 +855,7 @@ def test_missing_client_names_its_package(monkeypatch):
 
 
 async def test_a_lost_cancellation_is_repeated():
+    """TimeLimit cancels an operation again each time that the operation suppresses CancelledError."""
     lost = []
 
     async def operation():
@@ -852,6 +874,7 @@ async def test_a_lost_cancellation_is_repeated():
 
 
 async def test_result_of_a_cancelled_operation_counts():
+    """The result of an operation that suppresses its cancellation is used; no TimeoutError is raised."""
     with TimeLimit(0.01):
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
@@ -898,6 +921,7 @@ async def test_cancelled_request_stays_cancelled(too_late):
 
 
 async def test_time_limit_outside_of_a_task_is_an_error():
+    """A TimeLimit entered in an event loop callback raises RuntimeError, because no task can be cancelled."""
     found = []
 
     def callback():
@@ -915,6 +939,7 @@ async def test_time_limit_outside_of_a_task_is_an_error():
 
 @pytest.mark.parametrize("fault", ["slow", "reset"])
 async def test_slow_or_reset_connections_are_outages(server, url, fault):
+    """Late answers and reset connections start an outage, during which requests are still served quickly."""
     registry = CollectorRegistry()
     with proxy(server.port) as network:
         store = failing("memory", registry, f"redis://127.0.0.1:{network.port}/0")

@@ -141,6 +141,7 @@ def test_middlewares_of_slowapi_do_not_count(middleware, caplog):
 
 
 def test_limiter_is_imported_on_first_use():
+    """Access to `rate_limit.Limiter` imports slowapi; a misspelt name raises AttributeError."""
     with pytest.raises(AttributeError, match="Limitr"):
         fastapi_prodkit.rate_limit.Limitr  # noqa: B018 - the access is the test
 
@@ -183,6 +184,7 @@ def test_handler_of_the_user_gets_what_slowapi_sets(edge):
 
 
 def test_refusal_is_an_exception_of_slowapi():
+    """A refusal inside a decorated function can be caught with slowapi's `except RateLimitExceeded`."""
     app = app_of()
 
     @Limiter().limit("1/minute", error_message="slow down")
@@ -201,6 +203,7 @@ def test_refusal_is_an_exception_of_slowapi():
 
 
 def test_arguments_of_the_decorator_work():
+    """Each argument of the `limit` decorator has the effect that it has in slowapi."""
     limiter = Limiter()
     app = app_of()
 
@@ -270,6 +273,7 @@ def test_arguments_of_the_decorator_work():
 
 @pytest.mark.parametrize("decorator", [Limiter.limit, functools.partial(Limiter.shared_limit, scope="all")])
 def test_negative_cost_is_refused(decorator):
+    """A negative cost raises ConfigurationError, because each request would add quota."""
     with pytest.raises(ConfigurationError, match="use 0 or more"):
 
         @decorator(Limiter(), "5/minute", cost=-1)
@@ -297,6 +301,7 @@ def test_shared_limit_has_one_quota_for_two_endpoints():
 
 
 def test_scope_function_gets_the_name_of_the_endpoint():
+    """A scope function with a parameter receives the endpoint's name, where slowapi raises AttributeError."""
     limiter = Limiter()
     app = app_of()
 
@@ -311,6 +316,7 @@ def test_scope_function_gets_the_name_of_the_endpoint():
 
 
 def test_websocket_handshake_is_limited():
+    """A WebSocket handshake above the limit is refused with 429, which slowapi's own Limiter cannot do."""
     limiter = Limiter()
     app = app_of()
 
@@ -331,6 +337,7 @@ def test_websocket_handshake_is_limited():
 
 
 def test_disabled_limiter_limits_nothing():
+    """A Limiter with `enabled=False` serves every request to its decorated endpoints."""
     limiter = Limiter(enabled=False)
     client = TestClient(service(limiter, app_of()))
 
@@ -401,6 +408,7 @@ def test_argument_with_a_setting_is_refused(name):
 
 
 def test_unknown_argument_is_a_type_error():
+    """An argument that Limiter does not have raises TypeError instead of being ignored."""
     with pytest.raises(TypeError, match="storage_url"):
         Limiter(storage_url="redis://")
 
@@ -418,6 +426,7 @@ def test_variable_of_slowapi_is_refused(variable, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_ratelimit_enabled_false_disables_the_limiter(enabled, monkeypatch):
+    """RATELIMIT_ENABLED=false disables a Limiter even with `enabled=False`, where slowapi enables its own."""
     monkeypatch.setenv("RATELIMIT_ENABLED", "false")
 
     assert Limiter(enabled=enabled).enabled is False
@@ -429,6 +438,7 @@ class Order(BaseModel):
 
 
 def test_endpoint_needs_no_request_parameter():
+    """A limited endpoint needs no `request` parameter, and a body parameter named `request` stays the body."""
     limiter = Limiter()
     app = app_of()
 
@@ -479,6 +489,8 @@ def test_parameter_called_request_needs_no_annotation():
 
 
 async def test_direct_call_of_a_limited_function_is_not_limited():
+    """A decorated function that is called outside of a request runs without a limit, as no client is known."""
+
     @Limiter().limit("1/minute")
     async def endpoint(number: int):
         return number
@@ -511,6 +523,7 @@ def test_plain_starlette_routes_are_limited():
 
 @pytest.mark.parametrize("edge", [True, False])
 def test_generator_endpoint_is_limited_before_the_response(edge):
+    """A generator endpoint is counted before its response starts, so a refusal still gets status 429."""
     limiter = Limiter()
     app = app_of() if edge else FastAPI()
 
@@ -544,6 +557,7 @@ def test_generator_endpoint_is_limited_before_the_response(edge):
 
 
 def test_async_decorator_in_between_works():
+    """An async endpoint under a sync `functools.wraps` wrapper is awaited and limited."""
     limiter = Limiter()
     app = app_of()
 
@@ -593,6 +607,8 @@ def test_functions_of_the_decorator_run_in_the_thread_of_the_endpoint():
 
 
 def test_endpoints_of_equal_names_have_separate_quotas():
+    """Two endpoints from one factory function are counted separately, where slowapi counts them together."""
+
     def service(limiter, app):
         def add(path):
             @app.get(path)
@@ -611,6 +627,7 @@ def test_endpoints_of_equal_names_have_separate_quotas():
 
 @pytest.mark.parametrize("stock_key", [get_remote_address, get_ipaddr])
 def test_key_functions_of_slowapi_count_by_address(stock_key):
+    """The key functions of slowapi ignore X-Forwarded-For here and count an IPv6 client by its /64 network."""
     app = app_of()
     limiter = Limiter(key_func=stock_key)
 
@@ -626,6 +643,7 @@ def test_key_functions_of_slowapi_count_by_address(stock_key):
 
 
 def test_key_functions_of_this_package_work():
+    """The decorator accepts key functions written for RateLimit, such as `by_header`."""
     app = app_of()
 
     @app.get("/")
@@ -698,6 +716,7 @@ def exempting(app, limiter):
 
 @pytest.mark.parametrize("path", ["/hook/a", "/hook-2", "/v1/included/hook/", "/acme/sub/hook", "/hosted"])
 def test_exempt_endpoint_is_not_counted(path):
+    """An exempt endpoint is neither counted nor refused, by its own limit or by the default limit."""
     client = TestClient(exempting(app_of(default="1/minute"), Limiter()), base_url="http://api.test")
     client.get("/nowhere")
 
@@ -719,6 +738,7 @@ def test_exempt_endpoint_is_not_counted(path):
     ],
 )
 def test_other_endpoint_at_a_similar_path_counts(method, path):
+    """An exemption applies to an endpoint; other methods and similar paths still count."""
     client = TestClient(exempting(app_of(default="1/minute"), Limiter()))
 
     first, second = (client.request(method, path).status_code for _ in range(2))
@@ -728,6 +748,7 @@ def test_other_endpoint_at_a_similar_path_counts(method, path):
 
 
 def test_route_in_front_of_an_exempt_endpoint_counts():
+    """A request that an earlier route handles counts, even if the path also matches an exempt endpoint."""
     app = app_of(default="1/minute")
 
     @app.get("/hook/me")
@@ -740,6 +761,7 @@ def test_route_in_front_of_an_exempt_endpoint_counts():
 
 
 def test_override_defaults_replaces_the_default_limit():
+    """With `override_defaults=True` only the endpoint's own limit applies, even if the default is lower."""
     client = TestClient(exempting(app_of(default="1/minute"), Limiter()))
 
     responses = [client.get("/busy") for _ in range(5)]
@@ -771,6 +793,8 @@ def test_decorator_above_the_route_logs_a_warning(caplog):
 
 
 def test_endpoint_class_is_limited():
+    """Requests to a Starlette HTTPEndpoint class count against the default limit."""
+
     class Items(HTTPEndpoint):
         async def get(self, request):
             return Response()
@@ -783,6 +807,7 @@ def test_endpoint_class_is_limited():
 
 
 def test_schema_shows_429_without_added_parameters():
+    """The OpenAPI schema of a decorated endpoint lists the 429 response and no parameters of the decorator."""
     app = app_of()
 
     @app.get("/")
@@ -886,6 +911,7 @@ def test_two_processes_share_a_store(policy, without):
 
 
 def test_limiters_without_a_store_count_separately():
+    """Two limiters without an edge and without `app.state.rate_limit` each use their own MemoryStore."""
     first, second = (TestClient(service(Limiter(), FastAPI())) for _ in range(2))
 
     assert [client.get("/direct").status_code for client in (first, first, second)] == [200, 200, 200]

@@ -19,6 +19,7 @@ async def in_context(fields):
 
 
 async def test_context_exists_between_begin_and_end():
+    """`current` returns the fields between `begin` and `end`, and None after `end`."""
     fields = {"request_id": "a"}
 
     token = _context.begin(fields)
@@ -30,6 +31,7 @@ async def test_context_exists_between_begin_and_end():
 
 
 async def test_inner_context_hides_the_outer():
+    """An inner context hides the outer context, which is current again after the inner one ends."""
     outer = _context.begin({"request_id": "outer"})
 
     inner = await in_context({"request_id": "inner"})
@@ -41,6 +43,7 @@ async def test_inner_context_hides_the_outer():
 
 
 async def test_bind_in_a_thread_changes_the_request():
+    """A field bound in a worker thread is visible in the request that waits for the thread."""
     token = _context.begin({})
 
     await anyio.to_thread.run_sync(lambda: _context.bind(user_id="u1"))
@@ -51,6 +54,7 @@ async def test_bind_in_a_thread_changes_the_request():
 
 
 async def test_bind_in_a_task_changes_the_request():
+    """A field bound in a child task is visible in the request that started the task."""
     token = _context.begin({})
 
     async def task():
@@ -64,6 +68,7 @@ async def test_bind_in_a_task_changes_the_request():
 
 
 async def test_bind_replaces_a_value():
+    """`bind` with an existing name replaces the value and keeps the other fields."""
     token = _context.begin({"step": "first"})
 
     _context.bind(step="second", other=1)
@@ -74,6 +79,8 @@ async def test_bind_replaces_a_value():
 
 
 async def test_bind_outside_of_a_request_is_per_task():
+    """Fields that a background job binds outside of a request are visible in its own task only."""
+
     async def job(name):
         _context.bind(job=name)
         await asyncio.sleep(0)
@@ -87,6 +94,7 @@ async def test_bind_outside_of_a_request_is_per_task():
 
 
 async def test_concurrent_contexts_are_separate():
+    """The fields of 200 concurrent contexts do not mix."""
     found = await asyncio.gather(*[in_context({"request_id": number}) for number in range(200)])
 
     assert found == [{"request_id": number, "step": "done"} for number in range(200)]

@@ -69,6 +69,7 @@ def test_request_without_an_id_gets_one():
 
 @pytest.mark.parametrize("inbound", ["12345678", "a" * 128, "A-z_0.9-x", "f47ac10b-58cc-4372-a567-0e02b2c3d479"])
 def test_valid_inbound_id_is_kept(inbound):
+    """An inbound id of 8 to 128 letters, digits, dots, dashes and underscores is kept."""
     response = TestClient(starlette()).get("/", headers={"X-Request-ID": inbound})
 
     assert response.headers["x-request-id"] == inbound
@@ -116,6 +117,7 @@ async def test_last_of_several_inbound_ids_counts():
 
 
 def test_untrusted_inbound_id_is_replaced():
+    """With `trust_inbound=False` even a valid inbound id is replaced by a generated id."""
     app = starlette(settings=RequestIdSettings(trust_inbound=False))
 
     response = TestClient(app).get("/", headers={"X-Request-ID": "a-valid-id"})
@@ -124,6 +126,7 @@ def test_untrusted_inbound_id_is_replaced():
 
 
 def test_header_name_is_a_setting():
+    """The `header` setting names the header that is read from the request and written to the response."""
     client = TestClient(starlette(settings=RequestIdSettings(header="X-Correlation-ID")))
 
     response = client.get("/", headers={"x-correlation-id": "a-valid-id", "X-Request-ID": "another-id"})
@@ -145,6 +148,8 @@ async def test_request_header_has_the_id(sent, trusted):
 
 
 def test_other_headers_of_the_request_stay():
+    """The middleware replaces an invalid inbound id in the request headers and keeps all other headers."""
+
     async def show(request):
         return JSONResponse(request.headers.items())
 
@@ -158,6 +163,7 @@ def is_uuid(text):
 
 
 def test_generator_and_validator_are_used():
+    """The generator makes new ids, and the validator decides which inbound ids are kept."""
     app = starlette(generator=lambda: "Root=1-2", validator=is_uuid)
     inbound = [None, "f47ac10b-58cc-4372-a567-0e02b2c3d479", "a-valid-id", "x"]
 
@@ -180,6 +186,7 @@ async def test_validator_is_called_for_safe_ids_only(inbound):
 
 
 def test_validator_may_accept_other_ids():
+    """A custom validator can accept an inbound id that the default rule rejects."""
     response = TestClient(starlette(validator=lambda text: True)).get("/", headers={"X-Request-ID": "1"})
 
     assert response.text == "1"
@@ -192,6 +199,7 @@ async def not_now(*args):
 @pytest.mark.parametrize("function", [not_now, "uuid4"])
 @pytest.mark.parametrize("name", ["generator", "validator"])
 def test_async_or_uncallable_function_is_refused(name, function):
+    """RequestIDMiddleware rejects an async or uncallable generator or validator, as it cannot await a result."""
     with pytest.raises(ConfigurationError, match=rf"{name}=\.\.\.\): use a function that is not async"):
         RequestIDMiddleware(show_id, **{name: function})
 
@@ -227,6 +235,7 @@ def test_failing_generator_is_replaced(caplog):
 
 @pytest.mark.parametrize("header", ["", "X Request", "X-Request\r\nSet-Cookie", "X-Request:", "Größe"])
 def test_invalid_header_name_is_refused(header):
+    """RequestIdSettings rejects a header name that is empty or has a space, colon, line break or umlaut."""
     with pytest.raises(ValidationError):
         RequestIdSettings(header=header)
 
@@ -262,6 +271,8 @@ def test_header_of_the_app_is_replaced():
     ],
 )
 def test_every_response_has_one_id(method, path, status):
+    """Every response, including redirects, errors and streams, has exactly one X-Request-ID header."""
+
     def raising(status):
         async def endpoint(request):
             raise HTTPException(status)
@@ -298,6 +309,7 @@ def test_every_response_has_one_id(method, path, status):
 
 
 def test_validation_error_has_the_id():
+    """FastAPI's 422 response to invalid input carries a generated request id."""
     app = FastAPI()
     app.add_middleware(RequestIDMiddleware)
 
@@ -333,6 +345,7 @@ async def test_response_without_headers_gets_the_id():
 
 
 async def test_concurrent_requests_have_separate_ids():
+    """Each of 200 concurrent requests reads its own id in its dependency and in its endpoint."""
     app = FastAPI()
     app.add_middleware(RequestIDMiddleware)
 
@@ -356,6 +369,7 @@ async def test_concurrent_requests_have_separate_ids():
 
 
 def test_id_is_available_in_threads_and_background_tasks():
+    """Sync dependencies, sync endpoints and background tasks read the request id in their worker threads."""
     app, seen = FastAPI(), []
     app.add_middleware(RequestIDMiddleware)
 
@@ -373,6 +387,8 @@ def test_id_is_available_in_threads_and_background_tasks():
 
 
 def test_id_is_available_during_a_stream():
+    """The generator of a streamed response reads the request id for every chunk."""
+
     async def endpoint(request):
         async def chunks():
             for _ in range(3):
@@ -386,12 +402,15 @@ def test_id_is_available_during_a_stream():
 
 
 async def test_context_is_closed_after_a_response():
+    """`current_request_id` returns None after the middleware has finished a request."""
     await RequestIDMiddleware(show_id_raw)({"type": "http", "path": "/", "headers": []}, None, drop)
 
     assert current_request_id() is None
 
 
 def test_id_is_available_below_a_task_group():
+    """A BaseHTTPMiddleware above RequestIDMiddleware, which runs the app in another task, does not lose the id."""
+
     async def pass_on(request, call_next):
         return await call_next(request)
 
@@ -430,6 +449,7 @@ async def drop(message):
 
 
 def test_id_outside_of_a_request_is_none():
+    """`current_request_id` returns None outside of a request and in a context without an id."""
     assert current_request_id() is None
 
     token = _context.begin({})
@@ -458,6 +478,7 @@ async def test_websocket_has_an_id():
 
 
 def test_refused_websocket_has_an_id():
+    """A WebSocket handshake that is refused with a response carries a request id."""
     app = FastAPI()
     app.add_middleware(RequestIDMiddleware)
 
@@ -472,6 +493,7 @@ def test_refused_websocket_has_an_id():
 
 
 async def test_lifespan_messages_pass_unchanged():
+    """RequestIDMiddleware passes a lifespan call on unchanged and creates no id for it."""
     seen = []
 
     async def app(scope, receive, send):

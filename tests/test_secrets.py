@@ -63,6 +63,7 @@ class TestMountedFiles:
         assert variables == {"DATABASE_URL": URL, "metrics_token": SECRET}
 
     def test_hidden_entries_of_kubernetes_are_skipped(self, tmp_path):
+        """Hidden files, directories and `..data` links of a Kubernetes volume are not read as variables."""
         (tmp_path / "..2026_11_01").mkdir()
         (tmp_path / "..2026_11_01" / "METRICS_TOKEN").write_text(SECRET)
         (tmp_path / "..data").symlink_to("..2026_11_01")
@@ -108,6 +109,7 @@ class TestMountedFiles:
         }
 
     def test_secrets_variables_in_a_secret_are_an_error(self, tmp_path):
+        """A SECRETS_* variable in a mounted file is an error, because the sources are already chosen by then."""
         (tmp_path / "SECRETS_AWS_SECRET_ID").write_text("prod/orders")
 
         with pytest.raises(SettingsError) as caught:
@@ -119,6 +121,7 @@ class TestMountedFiles:
 
 class TestSecretsManager:
     def test_settings_read_keys_of_the_aws_secret(self, aws, monkeypatch):
+        """The keys of the JSON object in SECRETS_AWS_SECRET_ID are read as variables, in any case of letters."""
         store(aws, {"DATABASE_URL": URL, "database_pool_size": 7, "CORS_ORIGINS": ["https://a.example"], "DEBUG": True})
         monkeypatch.setenv("SECRETS_AWS_SECRET_ID", "prod/orders")
 
@@ -130,6 +133,7 @@ class TestSecretsManager:
         assert settings.debug is True
 
     def test_json_values_become_text_and_null_is_absent(self, aws):
+        """JSON numbers and objects become text as in the environment, and a null value sets no variable."""
         store(aws, {"A": "text", "B": 1.5, "C": None, "D": {"e": False}})
 
         variables = secrets_manager("prod/orders")
@@ -160,6 +164,7 @@ class TestSecretsManager:
         assert SECRET not in str(caught.value)
 
     def test_binary_secret_is_an_error(self, aws):
+        """A binary AWS secret raises ConfigurationError, because it is not a JSON object."""
         aws("secretsmanager").create_secret(Name="binary", SecretBinary=b"\x00")
 
         with pytest.raises(ConfigurationError, match="not a JSON object"):
@@ -194,6 +199,7 @@ class TestParameterStore:
         assert variables == {f"P{number}": str(number) for number in range(25)}
 
     def test_string_list_is_a_list(self, aws):
+        """A StringList parameter of AWS is read as a comma-separated list setting."""
         aws("ssm").put_parameter(Name="/orders/prod/HOSTS_ALLOWED", Value="a.example,b.example", Type="StringList")
 
         settings = Settings(secrets={"aws_ssm_prefix": "/orders/prod"})
@@ -208,6 +214,7 @@ class TestParameterStore:
 
     @pytest.mark.parametrize(("prefix", "reason"), [("/nope", "there are no parameters"), ("nope", "match pattern")])
     def test_prefix_without_parameters_is_an_error(self, aws, prefix, reason):
+        """An SSM prefix that is invalid or matches no parameter is reported under SECRETS_AWS_SSM_PREFIX."""
         with pytest.raises(SettingsError) as caught:
             Settings(secrets={"aws_ssm_prefix": prefix})
 
@@ -229,6 +236,7 @@ class TestTogether:
         assert (settings.log.level, settings.health.details) == ("ERROR", False)
 
     def test_all_unreadable_sources_are_reported_together(self, aws):
+        """One SettingsError reports all three secret sources when none of them can be read."""
         places = {"dir": "nowhere", "aws_secret_id": "nope", "aws_ssm_prefix": "/nope"}
 
         with pytest.raises(SettingsError) as caught:
@@ -244,5 +252,6 @@ class TestTogether:
 
     @pytest.mark.parametrize("place", ["aws_secret_id", "aws_ssm_prefix"])
     def test_missing_boto3_names_the_extra(self, without_boto3, place):
+        """The error for a missing boto3 contains the pip command that installs the `aws` extra."""
         with pytest.raises(MissingExtraError, match=r"pip install 'fastapi-prodkit\[aws\]'"):
             Settings(secrets={place: "/x"})

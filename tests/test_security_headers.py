@@ -55,6 +55,7 @@ async def respond(app, *, scheme="https", headers=()):
 
 
 def test_https_response_has_exactly_the_documented_headers():
+    """A plain https response carries exactly the documented security headers besides its own headers."""
     response = client(plain).get("/")
 
     assert dict(response.headers) == {
@@ -70,6 +71,7 @@ def test_https_response_has_exactly_the_documented_headers():
 
 
 def test_http_response_has_no_hsts():
+    """A response over plain http has no Strict-Transport-Security but has the other security headers."""
     response = client(plain, url="http://testserver").get("/")
 
     assert "strict-transport-security" not in response.headers
@@ -87,6 +89,7 @@ def test_html_alone_has_cross_origin_opener_policy():
 
 @pytest.mark.parametrize("header", ["Authorization", "Cookie"])
 def test_response_to_credentials_is_not_stored(header):
+    """A response to a request with Authorization or Cookie gets `Cache-Control: no-store`."""
     response = client(plain).get("/", headers={header: "a=b"})
 
     assert response.headers["cache-control"] == "no-store"
@@ -94,6 +97,8 @@ def test_response_to_credentials_is_not_stored(header):
 
 @pytest.mark.parametrize("status", [400, 404, 503])
 def test_error_is_not_stored(status):
+    """A response with a 4xx or 5xx status gets `Cache-Control: no-store`."""
+
     def fail(request):
         raise HTTPException(status)
 
@@ -147,6 +152,7 @@ def test_repeated_headers_of_the_handler_stay():
 
 
 def test_server_and_x_powered_by_are_removed():
+    """The middleware removes Server and X-Powered-By from the app's response."""
     app = client(lambda request: PlainTextResponse("ok", headers={"Server": "x/1", "X-Powered-By": "y/2"}))
 
     response = app.get("/")
@@ -217,6 +223,8 @@ async def test_unusual_headers_pass(headers):
 
 
 async def test_response_without_headers_gets_ours():
+    """A start message without the optional `headers` key still gets the security headers."""
+
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 204})
         await send({"type": "http.response.body"})
@@ -227,6 +235,8 @@ async def test_response_without_headers_gets_ours():
 
 
 async def test_stream_passes_chunk_by_chunk():
+    """SecurityHeadersMiddleware sends each chunk on separately, after a single start message."""
+
     async def chunks():
         yield b"a"
         yield b"b"
@@ -238,6 +248,8 @@ async def test_stream_passes_chunk_by_chunk():
 
 
 def test_accepted_websocket_passes_unchanged():
+    """An accepted WebSocket exchanges messages through the middleware and gets no extra headers."""
+
     async def echo(websocket):
         await websocket.accept()
         await websocket.send_text(await websocket.receive_text())
@@ -253,6 +265,8 @@ def test_accepted_websocket_passes_unchanged():
 
 
 def test_refused_websocket_has_the_headers():
+    """A WebSocket handshake that is refused with a response gets the headers of an error response."""
+
     async def refuse(websocket):
         await websocket.send_denial_response(PlainTextResponse("no", status_code=403))
 
@@ -266,6 +280,8 @@ def test_refused_websocket_has_the_headers():
 
 
 def test_exception_of_the_app_passes_unchanged():
+    """An exception raised by the app leaves SecurityHeadersMiddleware with its type and message unchanged."""
+
     def fail(request):
         raise RuntimeError("boom")
 
@@ -274,6 +290,7 @@ def test_exception_of_the_app_passes_unchanged():
 
 
 def test_lifespan_passes_unchanged():
+    """SecurityHeadersMiddleware passes lifespan messages on, so that the app starts and stops."""
     app = FastAPI()
     app.add_middleware(SecurityHeadersMiddleware)
 
@@ -282,6 +299,7 @@ def test_lifespan_passes_unchanged():
 
 
 def test_two_apps_have_separate_settings():
+    """Two apps in one process each send the security headers of their own settings."""
     strict = client(plain)
     loose = client(plain, HeadersSettings(frame_options="SAMEORIGIN", hsts_max_age=300))
 
@@ -322,6 +340,7 @@ def test_policy_of_the_longest_path_wins(path, policy):
 
 @pytest.mark.parametrize("kind", [FastAPI, Starlette])
 def test_policy_path_is_relative_to_the_app(kind):
+    """A policy path is relative to the app with the middleware; an outer app's paths include the mount path."""
     inner = kind()
     inner.add_middleware(SecurityHeadersMiddleware, policies={"/pages": "inner"})
     app = Starlette(routes=[Mount("/own", app=inner), Mount("/bare", app=kind())])
@@ -336,6 +355,7 @@ def test_policy_path_is_relative_to_the_app(kind):
 
 
 def test_policy_path_omits_the_root_path():
+    """A policy path is matched without the root path that a proxy strips."""
     app = Starlette()
     app.add_middleware(SecurityHeadersMiddleware, policies={"/admin": "admin"})
 
@@ -367,6 +387,7 @@ def test_policy_of_the_handler_wins():
     ],
 )
 def test_invalid_policy_fails_at_construction(policies, message):
+    """A policy with a path without leading slash, or with a value that is not printable ASCII, is refused."""
     with pytest.raises(ConfigurationError, match=message):
         SecurityHeadersMiddleware(plain, policies=policies)
 

@@ -98,6 +98,7 @@ def test_service_logs_json_and_exits_with_0(directory):
 
 @pytest.mark.system
 def test_factory_is_called(directory):
+    """`serve --factory` calls the factory and serves the app that the factory returns."""
     with serving(directory, "served_app:create", "--factory") as server:
         assert b"200 OK" in ask(server.port)
 
@@ -151,6 +152,7 @@ def test_refused_heads_are_logged_and_counted(directory):
 
 @pytest.mark.system
 def test_limits_enabled_false_sets_no_limits(directory):
+    """With LIMITS_ENABLED=false the server accepts 200 headers and a header of 100,000 bytes."""
     with serving(directory, "served_app:app", LIMITS_ENABLED="false") as server:
         assert b"200 OK" in ask(server.port, *["a: b"] * 200, "c: " + "d" * 100_000)
 
@@ -242,6 +244,7 @@ def test_workers_that_count_separately_are_refused(directory, monkeypatch, capsy
 
 
 def test_settings_of_a_factory_are_used(directory, monkeypatch):
+    """`serve` loads the app from a factory with the settings that the factory has built."""
     monkeypatch.chdir(directory)
     monkeypatch.setenv("ENVIRONMENT", "test")
     monkeypatch.syspath_prepend(directory)
@@ -259,6 +262,7 @@ def test_settings_of_a_factory_are_used(directory, monkeypatch):
     ],
 )
 def test_missing_app_is_one_line_with_a_suggestion(directory, monkeypatch, capsys, application, said):
+    """An app that cannot be found exits with code 2 and one line that suggests a command."""
     monkeypatch.chdir(directory)
     monkeypatch.syspath_prepend(directory)
     monkeypatch.setenv("ENVIRONMENT", "test")
@@ -402,6 +406,7 @@ def test_failed_start_logs_one_record(directory, monkeypatch, capsys, code, reas
 
 
 def test_invalid_settings_are_listed_on_the_terminal(directory, monkeypatch, capsys):
+    """Invalid settings are logged as a JSON event and listed on stderr, one per line, with exit code 1."""
     monkeypatch.chdir(directory)
     monkeypatch.syspath_prepend(directory)
     monkeypatch.delitem(sys.modules, "served_app", raising=False)
@@ -445,6 +450,7 @@ def test_parent_of_workers_exits_within_two_seconds(tmp_path, left):
 
 
 def test_bound_exit_logs_and_exits(monkeypatch, caplog):
+    """`bound_exit` logs a warning and exits with the given code when EXIT_TIME has passed."""
     ended, codes = threading.Event(), []
     monkeypatch.setattr("fastapi_prodkit.cli.supervisor.EXIT_TIME", 0.01)
     monkeypatch.setattr("os._exit", lambda code: (codes.append(code), ended.set()))
@@ -457,6 +463,7 @@ def test_bound_exit_logs_and_exits(monkeypatch, caplog):
 
 
 def test_app_that_a_process_cannot_load_exits_with_3(caplog):
+    """A process that cannot load the app exits with code 3, which makes uvicorn's parent process stop."""
     config = ServeConfig("nowhere_at_all:app", log_config=None)
 
     with pytest.raises(SystemExit) as ended:
@@ -467,6 +474,7 @@ def test_app_that_a_process_cannot_load_exits_with_3(caplog):
 
 
 def test_default_is_several_workers_with_a_shared_store_only(monkeypatch):
+    """The default is one worker per CPU, but a single worker if each would count rate limits separately."""
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
     shared = {"storage_url": "redis://localhost"}
 
@@ -485,6 +493,7 @@ def test_default_workers_without_affinity_are_all_cores(monkeypatch):
 
 
 def test_missing_httptools_uses_the_protocol_of_uvicorn(monkeypatch):
+    """Without httptools, `serve` lets uvicorn choose its HTTP protocol with `auto`."""
     monkeypatch.setitem(__import__("sys").modules, "fastapi_prodkit.cli.protocol", None)
 
     assert _protocol() == "auto"
@@ -505,6 +514,7 @@ def test_health_exits_with_0_for_2xx_and_else_with_1(monkeypatch, capsys):
 
 
 def test_health_uses_the_first_liveness_path(monkeypatch):
+    """`health` without an address requests the first path of HEALTH_LIVE_PATHS on PORT."""
     codes = []
     with wire.serving(create_app()) as port:
         monkeypatch.setenv("PORT", str(port))
@@ -516,6 +526,7 @@ def test_health_uses_the_first_liveness_path(monkeypatch):
 
 
 def test_health_follows_no_redirect():
+    """`health` treats a redirect as a failure, because the target may belong to another service."""
     app = FastAPI()
     app.add_api_route("/health", lambda: RedirectResponse("/well"))
     app.add_api_route("/well", lambda: "ok")
@@ -525,5 +536,6 @@ def test_health_follows_no_redirect():
 
 
 def test_health_refuses_other_urls(capsys):
+    """An address without `http://` exits with code 2 and an error that shows the expected form."""
     assert main(["health", "localhost:8000"]) == 2
     assert "http://" in capsys.readouterr().err

@@ -89,12 +89,14 @@ class OrdersSettings(Settings):
 
 class TestNames:
     def test_variable_is_section_and_field(self, load):
+        """DATABASE_POOL_SIZE in the environment sets `settings.database.pool_size` in code."""
         settings = load({"DATABASE_URL": "sqlite:///x.db", "DATABASE_POOL_SIZE": "7", "RATE_LIMIT_DEFAULT": "5/minute"})
 
         assert settings.database.pool_size == 7
         assert settings.rate_limit.default == "5/minute"
 
     def test_case_of_a_variable_does_not_matter(self, load):
+        """A variable name is matched in any case of letters, so `log_Level` sets `settings.log.level`."""
         settings = load({"log_Level": "debug", "debug": "true"})
 
         assert settings.log.level == "DEBUG"
@@ -123,6 +125,7 @@ class TestNames:
         assert not clashes
 
     def test_section_model_is_named_after_its_section(self):
+        """The model of each section is named after its field, such as RateLimitSettings for `rate_limit`."""
         models = {name: variables.section_of(field) for name, field in Settings.model_fields.items()}
 
         misnamed = {
@@ -134,6 +137,7 @@ class TestNames:
         assert not misnamed
 
     def test_settings_and_sections_are_frozen(self, load):
+        """An assignment to a setting raises an error, so settings cannot change after an app is built from them."""
         settings = load()
 
         with pytest.raises(ValueError, match="frozen"):
@@ -142,6 +146,7 @@ class TestNames:
             settings.health.cache = 5
 
     def test_two_settings_are_separate(self, load):
+        """Two Settings objects keep their own values, because no global instance exists."""
         one, two = load(debug=True), load(debug=False)
 
         assert (one.debug, two.debug) == (True, False)
@@ -152,29 +157,34 @@ class TestSections:
         "section", [name for name, field in Settings.model_fields.items() if variables.has_switch(field)]
     )
     def test_section_switched_off_is_none(self, section, load):
+        """<SECTION>_ENABLED=false sets a section to None, and <SECTION>_ENABLED=true overrides None in code."""
         settings = load({f"{section.upper()}_ENABLED": "false"})
 
         assert getattr(settings, section) is None
         assert getattr(load({f"{section.upper()}_ENABLED": "true"}, **{section: None}), section) is None
 
     def test_section_can_be_switched_on(self, load):
+        """DOCS_ENABLED=true enables the docs section in prod, where the section is None by default."""
         off, on = load(SAFE), load({"DOCS_ENABLED": "true"})
 
         assert off.docs is None
         assert on.docs is not None
 
     def test_service_and_secrets_cannot_be_switched_off(self, load, refused):
+        """SERVICE_ENABLED and SECRETS_ENABLED have no effect, because both sections always exist."""
         settings = load({"SERVICE_ENABLED": "false", "SECRETS_ENABLED": "false"})
 
         assert settings.service.name == "fastapi-service"
         assert set(refused(service=None)) == {"SERVICE"}
 
     def test_invalid_switch_is_an_error(self, refused):
+        """A <SECTION>_ENABLED value that is not a boolean, including an empty one, is an error with its name."""
         problems = refused({"ACCESS_LOG_ENABLED": "perhaps", "LOG_ENABLED": ""})
 
         assert problems == {"ACCESS_LOG_ENABLED": "must be true or false", "LOG_ENABLED": "must be true or false"}
 
     def test_variables_of_a_section_switched_off_are_ignored(self, load):
+        """With DATABASE_ENABLED=false, DATABASE_POOL_SIZE does not make DATABASE_URL required."""
         settings = load({"DATABASE_ENABLED": "false", "DATABASE_POOL_SIZE": "3"})
 
         assert settings.database is None
@@ -187,32 +197,38 @@ class TestSections:
 
     @pytest.mark.parametrize("variable", ["DATABASE_POOL_SIZE", "DATABASE_ENABLED"])
     def test_variable_without_the_required_one_is_an_error(self, variable, refused):
+        """DATABASE_POOL_SIZE or DATABASE_ENABLED without DATABASE_URL is an error that names DATABASE_URL."""
         problems = refused({variable: "1"})
 
         assert list(problems) == ["DATABASE_URL"]
         assert problems["DATABASE_URL"].startswith("is required: set it, or remove the other variables of the section")
 
     def test_limit_may_be_none(self, load):
+        """The text `None` in LIMITS_MAX_BODY_SIZE switches the limit off."""
         settings = load({"LIMITS_MAX_BODY_SIZE": "None"})
 
         assert settings.limits.max_body_size is None
 
     def test_cors_without_origins_is_not_configured(self, load):
+        """CORS is not configured without allowed origins, even if another CORS variable is set."""
         settings = load({"CORS_MAX_AGE": "5"})
 
         assert not settings.cors.configured
 
     def test_empty_secret_is_an_error(self, refused):
+        """An empty METRICS_TOKEN or DATABASE_URL is an error, because an empty secret protects nothing."""
         problems = refused({"METRICS_TOKEN": "", "DATABASE_URL": ""})
 
         assert set(problems) == {"METRICS_TOKEN", "DATABASE_URL"}
 
     def test_short_secret_is_an_error_in_characters(self, refused):
+        """The error for a short token states the minimum in characters, not in pydantic's term."""
         problems = refused({"LOG_LEVEL_TOKEN": "short"})
 
         assert problems["LOG_LEVEL_TOKEN"].startswith("must have at least 16 characters")
 
     def test_vercel_variables_are_both_required(self, refused, load):
+        """CORS_VERCEL_PROJECT requires CORS_VERCEL_TEAM; an invalid project alone is reported only once."""
         settings = load(cors={"vercel_project": "shop", "vercel_team": "acme"})
 
         assert settings.cors.configured
@@ -242,6 +258,7 @@ class TestForeignVariables:
         assert not recwarn
 
     def test_other_variables_of_env_files_are_ignored(self, load, tmp_path):
+        """Unknown variables in a .env file, which other tools may share, are no error and configure no section."""
         (tmp_path / ".env").write_text("POSTGRES_PASSWORD=x\nDATABASE_PORT=5432\nDATABASE=\nKEY_WITHOUT_VALUE\n")
 
         settings = load()
@@ -286,11 +303,13 @@ class TestNearMisses:
         ],
     )
     def test_other_variable_does_not_warn(self, name, load, recwarn):
+        """A variable of another program that only shares a prefix with a setting causes no warning."""
         load({name: "x"})
 
         assert not recwarn
 
     def test_warning_points_to_the_caller(self, monkeypatch):
+        """The warning about a misspelt variable is attributed to the file that calls `Settings()`."""
         monkeypatch.setenv("LOG_LEVLE", "x")
 
         with pytest.warns(SettingsWarning) as caught:
@@ -299,11 +318,13 @@ class TestNearMisses:
         assert caught[0].filename == __file__
 
     def test_similar_variable_beside_the_right_one_does_not_warn(self, load, recwarn):
+        """A name similar to a setting causes no warning if the setting itself is set, such as DATABASE_URL."""
         load({"DATABASE_URL": "sqlite:///x.db", "DATABASE_URI": "sqlite:///x.db"})
 
         assert not recwarn
 
     def test_misspelt_variable_in_a_file_warns_with_its_source(self, load, tmp_path):
+        """The warning about a misspelt variable names its .env file or the mounted files as the source."""
         (tmp_path / ".env").write_text("LOG_LEVLE=x\n")
         (tmp_path / ".env.dev").write_text("LOG_FORMT=x\n")
         (tmp_path / "mounted").mkdir()
@@ -319,6 +340,8 @@ class TestNearMisses:
         }
 
     def test_field_of_a_subclass_does_not_warn(self, load, recwarn):
+        """A variable that a subclass defines causes no warning, even if its name resembles a built-in setting."""
+
         class Near(Settings):
             log_levels: str = ""
             debu: bool = False
@@ -334,6 +357,7 @@ class TestNearMisses:
 class TestLists:
     @pytest.mark.parametrize("value", ["a.example, b.example", " a.example ,b.example,", '["a.example", "b.example"]'])
     def test_list_is_separated_by_commas_or_json(self, value, load):
+        """A comma-separated value and a JSON array give equal lists, in sections and in fields of a subclass."""
         settings = load(
             {"HOSTS_ALLOWED": value, "REGIONS": value, "STRIPE_CURRENCIES": value, "STRIPE_API_KEY": "k"},
             OrdersSettings,
@@ -344,6 +368,7 @@ class TestLists:
         assert settings.stripe.currencies == ("a.example", "b.example")
 
     def test_empty_value_is_an_empty_list(self, load):
+        """An empty PROXY_TRUSTED is an empty list, so that no proxy is trusted."""
         settings = load({"PROXY_TRUSTED": "", "REGIONS": ""}, OrdersSettings)
 
         assert settings.proxy.trusted == ()
@@ -356,12 +381,14 @@ class TestLists:
         assert settings.hosts.allowed == ("[::1]", "localhost")
 
     def test_items_are_converted(self, load):
+        """A comma-separated value is converted to a set of integers, and a JSON object to a dictionary."""
         settings = load({"PORTS": "80, 443", "LABELS": '{"team": "orders"}'}, OrdersSettings)
 
         assert settings.ports == {80, 443}
         assert settings.labels == {"team": "orders"}
 
     def test_invalid_list_is_an_error_with_its_position(self, refused):
+        """An invalid list or dictionary is reported by its variable, and an invalid item by its position."""
         problems = refused({"REGIONS": '["a"', "PORTS": "80,x", "LABELS": "a,b"}, OrdersSettings)
 
         assert problems["REGIONS"] == "must be a valid list"
@@ -369,6 +396,7 @@ class TestLists:
         assert problems["LABELS"] == "must be a valid dictionary"
 
     def test_no_decode_is_respected(self, load):
+        """A field with `NoDecode` gets the raw text of its variable for its own validator."""
         settings = load({"RAW": "a,b;c"}, OrdersSettings)
 
         assert settings.raw == ["a,b", "c"]
@@ -404,6 +432,7 @@ class TestSources:
         [("dev", "10000/minute"), ("test", None), ("staging", "100/minute"), ("prod", "100/minute")],
     )
     def test_default_rate_limit_is_off_in_test_only(self, environment, default, load):
+        """Only the test environment has no default rate limit; an explicit value applies in all environments."""
         explicit = {"RATE_LIMIT_DEFAULT": "5/minute"}
 
         settings = load({**SAFE, "ENVIRONMENT": environment})
@@ -436,6 +465,7 @@ class TestSources:
         assert settings.docs is None
 
     def test_process_overrides_environment_of_the_env_file(self, load, tmp_path):
+        """ENVIRONMENT in the process environment takes precedence over ENVIRONMENT in the .env file."""
         (tmp_path / ".env").write_text("ENVIRONMENT=dev\n")
 
         settings = load({"ENVIRONMENT": "test"})
@@ -456,6 +486,7 @@ class TestSources:
         assert load().environment == "dev"
 
     def test_secrets_may_be_configured_in_env_files_and_in_code(self, load, tmp_path):
+        """SECRETS_DIR can be set in .env files and in code, because the secrets are read after both."""
         (tmp_path / "one").mkdir()
         (tmp_path / "one" / "SERVICE_NAME").write_text("mounted")
         (tmp_path / ".env").write_text("SECRETS_DIR=nowhere\n")
@@ -480,6 +511,7 @@ class TestSources:
         assert (chosen.service.name, chosen.service.version) == ("local", "9")
 
     def test_env_file_in_another_encoding_is_an_error(self, refused, tmp_path):
+        """A .env file in UTF-16 is an error that asks for UTF-8 and does not show the content."""
         (tmp_path / ".env").write_bytes(SECRET.encode("utf-16"))
 
         problems = refused()
@@ -487,6 +519,8 @@ class TestSources:
         assert problems == {".env": "is not encoded in UTF-8: save it in UTF-8"}
 
     def test_subclass_can_add_a_source(self, load):
+        """A subclass can insert a source with `settings_customise_sources` of pydantic-settings."""
+
         class WithVault(Settings):
             @classmethod
             def settings_customise_sources(cls, settings_cls, **sources):
@@ -498,6 +532,7 @@ class TestSources:
         assert settings.service.name == "from-vault"
 
     def test_settings_are_read_at_construction(self, load):
+        """Each construction of Settings reads the environment again; earlier objects keep their values."""
         first = load()
 
         second = load({"SERVICE_NAME": "later"})
@@ -519,6 +554,7 @@ class TestProfiles:
 
     @pytest.mark.parametrize("environment", ["staging", "prod"])
     def test_staging_and_prod_have_the_defaults_of_the_sections(self, environment, load):
+        """Staging and prod use the section defaults, such as no health details and verified database TLS."""
         settings = load({**SAFE, "ENVIRONMENT": environment, "DATABASE_URL": "postgresql://db/x"})
 
         assert not settings.health.details
@@ -529,6 +565,7 @@ class TestProfiles:
 
     @pytest.mark.parametrize(("environment", "expected"), [("dev", "console"), ("test", "json"), ("prod", "json")])
     def test_console_format_requires_dev_on_a_terminal(self, environment, expected, load, monkeypatch):
+        """The console log format is used only in dev on a terminal; a pipe or another environment gets JSON."""
         variables = {**SAFE, "ENVIRONMENT": environment}
         piped = load(variables).log.format
         monkeypatch.setattr(sys, "stdout", Terminal())
@@ -539,11 +576,13 @@ class TestProfiles:
         assert (piped, on_terminal, load(variables).log.format) == ("json", expected, "json")
 
     def test_environment_is_dev_by_default(self, load):
+        """Without ENVIRONMENT the environment is dev, which accepts DEBUG=true."""
         settings = load({"DEBUG": "true"})
 
         assert settings.environment == "dev"
 
     def test_every_environment_has_a_profile_of_known_variables(self):
+        """The profile table covers all four environments and contains only variables that Settings reads."""
         names = {name for profile in PROFILES.values() for name in profile}
 
         assert list(PROFILES) == ["dev", "test", "staging", "prod"]
@@ -579,6 +618,7 @@ class TestErrors:
         }
 
     def test_message_lists_names_reasons_and_descriptions(self, load):
+        """The error message lists each variable with its reason and its description, one per line."""
         with pytest.raises(ConfigurationError) as caught:
             load({"DATABASE_POOL_SIZE": "0", "DATABASE_URL": "sqlite:///x", "LOG_LEVEL": "loud"})
 
@@ -665,6 +705,8 @@ class TestErrors:
         ],
     )
     def test_message_with_a_part_of_a_secret_is_withheld(self, refused, url, message):
+        """A validator's reason that repeats a part of a secret is withheld, except for a URL's scheme."""
+
         class Careless(Settings):
             queue: SecretStr
 
@@ -686,11 +728,13 @@ class TestErrors:
         assert settings.metrics.token.get_secret_value() == SECRET
 
     def test_argument_of_the_wrong_type_is_an_error(self, refused):
+        """A constructor argument of the wrong type is reported as a SettingsError under its variable name."""
         problems = refused(cors="x", secrets=5, environment=["prod"], debug=None)
 
         assert set(problems) == {"CORS", "SECRETS", "ENVIRONMENT", "DEBUG"}
 
     def test_unknown_argument_is_an_error_with_a_suggestion(self, refused):
+        """A misspelt argument or section key in code is an error with a suggestion, not silently ignored."""
         problems = refused(
             rate_limt=None,
             rate_limit={"defualt": "5/minute", "default": "6/minute"},
@@ -717,6 +761,7 @@ class TestErrors:
         assert problems == {"WAREHOUSE": "does not exist"}
 
     def test_keys_of_a_dictionary_are_not_shown(self, refused):
+        """An error inside a dictionary setting does not show the key, which may be a secret."""
         problems = refused({"LABELS": f'{{"{SECRET}": 1}}'}, OrdersSettings)
 
         assert problems == {"LABELS": "must be a valid string"}
@@ -724,6 +769,7 @@ class TestErrors:
 
 class TestSubclass:
     def test_subclass_adds_fields_and_sections(self, load):
+        """Fields and sections of a subclass are read from the environment by the rules of built-in sections."""
         variables = {"STRIPE_API_KEY": SECRET, "WAREHOUSE_BAYS": "4", "STORE_NAME": "north", "LOG_DIR": "/var/log"}
 
         settings = load(variables, OrdersSettings)
@@ -735,6 +781,7 @@ class TestSubclass:
         assert load({"STRIPE_ENABLED": "false"}, OrdersSettings).stripe is None
 
     def test_user_model_may_be_json(self, load):
+        """A nested model of a subclass can be set with one JSON variable, as pydantic-settings allows."""
         settings = load({"WAREHOUSE": '{"bays": 6}'}, OrdersSettings)
 
         assert settings.warehouse.bays == 6
@@ -769,6 +816,8 @@ class TestSubclass:
         assert refused({"DEBUG": "0"}, Checked) == {"Checked": "nothing is right"}
 
     def test_section_may_have_a_field_called_enabled(self, load):
+        """A section's own `enabled` field is set by its variable and does not switch the section off."""
+
         class Feature(sections.Section):
             enabled: bool = True
 
@@ -784,6 +833,7 @@ class TestSubclass:
 
 class TestRefusals:
     def test_safe_configuration_is_accepted(self, load):
+        """The prod environment accepts a configuration with allowed host names and explicit CORS origins."""
         settings = load({**SAFE, "CORS_ALLOW_CREDENTIALS": "true", "CORS_ORIGINS": "https://app.example.com"})
 
         assert settings.environment == "prod"
@@ -800,6 +850,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("environment", ["staging", "prod"])
     def test_all_unsafe_settings_are_reported_together(self, environment, refused):
+        """Staging and prod report all unsafe settings in one error, each with its remedy."""
         problems = refused(
             {
                 "ENVIRONMENT": environment,
@@ -830,6 +881,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("environment", ["dev", "test"])
     def test_dev_and_test_refuse_nothing(self, environment, load):
+        """The dev and test environments accept settings that prod refuses, such as DEBUG=true."""
         settings = load(
             {
                 "ENVIRONMENT": environment,
@@ -883,6 +935,7 @@ class TestRefusals:
         [r"https://[a-z0-9-]+\.example\.com", r"https://.*\.example\.com", r"https://(app|www)\.example\.com"],
     )
     def test_pattern_for_subdomains_is_accepted(self, pattern, load):
+        """Prod accepts a CORS_ORIGIN_REGEX that matches only subdomains of the service's own domain."""
         variables = {**SAFE, "HOSTS_ALLOWED": "*.example.com", "CORS_ORIGINS": "https://app.example.com"}
 
         settings = load({**variables, "CORS_ORIGIN_REGEX": pattern})
@@ -890,10 +943,12 @@ class TestRefusals:
         assert settings.cors.origin_regex == pattern
 
     def test_pattern_is_checked_without_allowed_hosts(self, refused):
+        """Prod refuses CORS_ORIGIN_REGEX=.+ even with HOSTS_ENABLED=false, because fixed test origins match."""
         assert set(refused({**SAFE, "HOSTS_ENABLED": "false", "CORS_ORIGIN_REGEX": ".+"})) == {"CORS_ORIGIN_REGEX"}
 
     @pytest.mark.parametrize(("workers", "section"), [("1", None), ("auto", None), ("4", "false")])
     def test_one_worker_or_no_limit_is_accepted(self, workers, section, load):
+        """Prod accepts a rate limit in memory with one worker, and several workers without rate limits."""
         switch = {"RATE_LIMIT_ENABLED": section} if section else {}
 
         settings = load({**SAFE, "WEB_CONCURRENCY": workers, **switch})
@@ -901,12 +956,14 @@ class TestRefusals:
         assert (settings.rate_limit is None) == (section is not None)
 
     def test_several_workers_with_a_shared_store_are_accepted(self, load):
+        """Prod accepts several workers with a shared store, because all workers count in that store."""
         settings = load({**SAFE, "WEB_CONCURRENCY": "4", "RATE_LIMIT_STORAGE_URL": "redis://:hunter2@host:6379/0"})
 
         assert settings.rate_limit.shared
         assert "hunter2" not in repr(settings)
 
     def test_replica_without_tls_is_refused(self, refused):
+        """Prod refuses DATABASE_SSL=off with a remote DATABASE_READ_URL, even if DATABASE_URL is local."""
         replica = "postgresql://db.internal/x"
         urls = {"DATABASE_URL": "sqlite:///x.db", "DATABASE_READ_URL": replica, "DATABASE_SSL": "off"}
 
@@ -927,6 +984,7 @@ class TestRefusals:
         ],
     )
     def test_local_or_encrypted_database_is_accepted(self, url, load):
+        """Prod accepts DATABASE_SSL=off if the database is local or the URL itself requires TLS."""
         settings = load({**SAFE, "DATABASE_URL": url, "DATABASE_SSL": "off"})
 
         assert settings.database.ssl == "off"
@@ -950,11 +1008,13 @@ class TestRefusals:
 
 class TestPage:
     def test_page_lists_every_variable(self):
+        """The documentation page lists exactly the variables of the settings models."""
         listed = re.findall(r"^\| `([A-Z_]+)` \|", PAGE.read_text(), re.MULTILINE)
 
         assert sorted(set(listed)) == sorted(VARIABLES)
 
     def test_page_states_the_defaults(self):
+        """The documentation page states the current default of every optional variable."""
         rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", PAGE.read_text(), re.MULTILINE))
 
         wrong = {
@@ -988,6 +1048,7 @@ def test_comma_list_is_accepted_in_code():
 
 
 def test_section_refuses_unknown_names():
+    """A section constructed in code reports every unknown name, with a suggestion and without the value."""
     with pytest.raises(ValidationError) as caught:
         sections.RateLimitSettings(defualt="5/minute", nonsense=SECRET)
 

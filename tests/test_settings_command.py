@@ -152,6 +152,7 @@ def test_required_variables_are_marked(listed):
 
 
 def test_source_of_a_value_is_shown(listed, project, monkeypatch):
+    """The command shows the highest-priority source of each value and masks secrets."""
     mounted = project / "mounted"
     mounted.mkdir()
     (mounted / "METRICS_TOKEN").write_text(SECRET)
@@ -202,6 +203,7 @@ def test_invalid_settings_are_shown_and_exit_with_1(run):
 
 
 def test_valid_settings_exit_with_0(run, monkeypatch):
+    """Valid settings exit with code 0, and each set value is printed below its variable with its source."""
     monkeypatch.setenv("SERVICE_NAME", "orders")
 
     code, out, err = run()
@@ -211,6 +213,7 @@ def test_valid_settings_exit_with_0(run, monkeypatch):
 
 
 def test_progress_is_shown_after_a_second(run, project, monkeypatch):
+    """After one second of waiting the command prints on stderr which settings class it reads."""
     monkeypatch.setattr(terminal, "_SHOW_AFTER", 0.01)
     (project / "shop.py").write_text(f"{UNTIL_TOLD}\n{SHOP}")
 
@@ -221,6 +224,7 @@ def test_progress_is_shown_after_a_second(run, project, monkeypatch):
 
 
 def test_env_format_sets_required_variables_only(run, project):
+    """In the env format only required variables are assigned; all other variables are commented out."""
     code, out, _ = run("shop:ShopSettings", "--format", "env", "--output", ".env")
 
     assert code == 0
@@ -243,6 +247,7 @@ def test_env_format_is_valid_without_comment_signs(run, listed, caplog):
 
 
 def test_existing_file_is_kept_without_force(run, project):
+    """An existing output file is kept, and the error shows the command with --force, which overwrites the file."""
     (project / "table.md").write_text("mine")
 
     refused, _, err = run("--format", "markdown", "--output", "table.md")
@@ -274,6 +279,7 @@ def test_suggested_command_repeats_the_options(run, project):
 
 
 def test_ecs_format_has_environment_and_secrets(run, monkeypatch):
+    """The ECS format puts set values into `environment` and secrets, as ARN references only, into `secrets`."""
     monkeypatch.setenv("SERVICE_NAME", "orders")
     monkeypatch.setenv("STRIPE_API_KEY", SECRET)
     monkeypatch.setenv("CACHE_URL", f"redis://:{SECRET}@cache.example.com")
@@ -312,6 +318,7 @@ def test_ecs_format_has_environment_and_secrets(run, monkeypatch):
     ],
 )
 def test_unknown_class_is_an_error_with_a_suggestion(run, target, instead):
+    """A settings class that cannot be found ends the command with one line that says what to type instead."""
     code, _, err = run(target)
 
     assert code in (1, 2)
@@ -319,6 +326,7 @@ def test_unknown_class_is_an_error_with_a_suggestion(run, target, instead):
 
 
 def test_unknown_environment_is_refused(run):
+    """An unknown --environment exits with code 2 and an error that lists the valid environments."""
     code, out, err = run("--environment", "bogus")
 
     assert (code, out) == (2, "")
@@ -329,6 +337,7 @@ def test_unknown_environment_is_refused(run):
 
 @pytest.mark.parametrize("example", [".env.example", ".env.dev.example"])
 def test_variables_of_the_example_are_settings(example, monkeypatch, capsys):
+    """Every variable in the example's .env files is a variable of its settings class."""
     monkeypatch.chdir(ROOT / "examples" / "service")
     main(["settings", "service.config:ServiceSettings", "--format", "json"])
     known = {each["name"] for each in json.loads(capsys.readouterr().out)}
@@ -341,6 +350,7 @@ def test_variables_of_the_example_are_settings(example, monkeypatch, capsys):
 @pytest.mark.system
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shell_completion_lists_commands(shell):
+    """The completion script asks the command itself, which offers `serve` and `settings` for `se`."""
     script = subprocess.run(
         [sys.executable, "-m", "fastapi_prodkit", "--show-completion", shell],
         capture_output=True,

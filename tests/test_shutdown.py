@@ -228,6 +228,7 @@ def test_cut_requests_are_answered_with_503(directory):
 
 @pytest.mark.system
 def test_timeout_graceful_shutdown_of_uvicorn_wins(directory):
+    """`--timeout-graceful-shutdown 0` of uvicorn takes precedence over SHUTDOWN_GRACE=15."""
     with uvicorn(directory, "--timeout-graceful-shutdown", "0", SHUTDOWN_GRACE="15") as server:
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(request("GET", "/endless"))
@@ -297,6 +298,7 @@ def test_second_signal_ends_requests_at_once(directory):
 
 @pytest.mark.system
 def test_signal_during_startup_ends_the_process(directory):
+    """SIGTERM during a long start-up ends uvicorn within seconds, before the app has started."""
     port = free_port()
     command = ("uvicorn", "service:app", "--port", str(port))
     with running(*command, directory=directory, port=port, listening=False, START="30", **QUICK) as server:
@@ -413,6 +415,7 @@ def test_rolling_restart_loses_no_request(directory):
 
 @pytest.mark.system
 def test_gunicorn_with_uvicorn_workers_drains(directory):
+    """On SIGTERM gunicorn with uvicorn workers answers 503 on /ready and still serves requests in the drain."""
     pytest.importorskip("gunicorn", reason="needs gunicorn")
     pytest.importorskip("uvicorn_worker", reason="needs uvicorn-worker")
     port = free_port()
@@ -462,6 +465,7 @@ def test_restarted_app_is_ready():
 
 
 def test_drain_and_grace_above_30_seconds_warn():
+    """Shutdown warns if drain plus grace exceed the 30 seconds after which ECS sends SIGKILL by default."""
     with pytest.warns(SettingsWarning, match="stopTimeout"):
         Shutdown(ShutdownSettings(drain=15, grace=20))
 
@@ -503,6 +507,7 @@ async def test_other_server_gets_the_signal_after_the_drain(server):
 
 
 async def test_second_signal_reaches_other_server_at_once(server):
+    """A second SIGTERM during the drain reaches the handler of a server other than uvicorn without delay."""
     shutdown = Shutdown(ShutdownSettings(drain=9))
 
     async with shutdown.lifespan(None):
@@ -515,6 +520,7 @@ async def test_second_signal_reaches_other_server_at_once(server):
 
 
 async def test_drain_is_logged_without_a_request_id(server):
+    """A drain callback runs without the context of the request that the signal interrupted."""
     contexts = []
     shutdown = Shutdown(ShutdownSettings(drain=0))
     shutdown.on_drain(lambda: contexts.append(_context.current()))
@@ -530,6 +536,7 @@ async def test_drain_is_logged_without_a_request_id(server):
 
 
 async def test_signal_without_a_server_handler_is_unchanged():
+    """Without a server's signal handler, Shutdown leaves Python's SIGTERM handler installed."""
     before = signal.getsignal(signal.SIGTERM)
 
     async with Shutdown().lifespan(None):
@@ -637,6 +644,7 @@ async def test_cancelled_lifespan_is_an_error_unless_forced(uvicorn_server, sign
 
 
 async def test_signal_during_startup_cancels_the_lifespan(uvicorn_server):
+    """SIGTERM before uvicorn has started cancels the lifespan's start-up and sets exit code 3."""
     uvicorn_server.started = False
 
     async def start():

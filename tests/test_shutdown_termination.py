@@ -122,6 +122,7 @@ def test_threads_have_the_rest_of_the_grace(exits, monkeypatch):
 
 
 def test_end_grace_sets_an_earlier_deadline(exits):
+    """After `end_grace` the process exits at once instead of at the end of its 60-second grace."""
     termination = Termination(Loop(closed=False), exit_code=0, time=60)
     termination.end_grace()
 
@@ -138,6 +139,7 @@ def test_program_that_continues_without_its_server_is_not_ended(exits):
 
 
 def test_running_atexit_hooks_are_not_called_again(exits, caplog):
+    """If atexit hooks still run at the deadline, the process logs a warning, skips the hooks and exits."""
     termination = Termination(Loop(closed=False), exit_code=0, time=60)
     module.EXIT_TIME = 0.01
     termination._exiting()

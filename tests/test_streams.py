@@ -151,6 +151,7 @@ def made(stream, **fields):
 
 
 def test_access_line_of_a_complete_stream(capsys):
+    """The access line of a stream that ends normally has `end_reason` complete and the number of bytes."""
     with TestClient(made(Stream("end"))) as client:
         assert client.get("/stream").text == "data: 1\n\ndata: 2\n\n"
 
@@ -173,6 +174,7 @@ def test_response_in_one_part_is_no_stream(capsys):
 
 
 def test_heartbeats_are_sent_between_chunks():
+    """Heartbeats are sent while the app pauses and do not split the app's own chunks."""
     with TestClient(made(Stream(heartbeat=0.05))) as client:
         text = client.get("/stream?pause=0.3").text
 
@@ -209,6 +211,7 @@ def test_comments_of_the_app_do_not_count_as_activity():
 
 
 def test_stream_with_a_content_length_gets_no_heartbeats():
+    """A stream with Content-Length gets no heartbeats, because extra bytes would exceed that length."""
     with TestClient(made(Stream("end", heartbeat=0.02))) as client:
         assert client.get("/stream?pause=0.1&length=true").text == "data: 1\n\ndata: 2\n\n"
 
@@ -232,6 +235,7 @@ def test_stream_that_starts_after_the_drain_is_ended(capsys):
 
 
 def test_idle_stream_with_a_content_length_is_cut():
+    """An idle stream with Content-Length is closed at its idle time-out, as no last chunk can complete it."""
     with wire.serving(made(Stream(idle_timeout=0.1), shutdown=None)) as port, wire.connection(port) as client:
         client.sendall(request("GET", "/stream?pause=30&length=true"))
 
@@ -240,6 +244,7 @@ def test_idle_stream_with_a_content_length_is_cut():
 
 @pytest.mark.parametrize(("at_shutdown", "headers"), [("finish", {}), ("end", {"content-length": "2"})])
 def test_finish_and_content_length_are_not_ended(at_shutdown, headers):
+    """At shutdown a stream with `finish` or with Content-Length sends all its chunks and no last chunk."""
     app = made(Stream("end"))
 
     @app.get("/stopping", dependencies=[Depends(Stream(at_shutdown, last=b"last"))])
@@ -319,6 +324,7 @@ def silent(stop=None, **arguments):
     ],
 )
 def test_stream_without_a_chunk_has_heartbeats_and_an_end(arguments, text, reason, capsys):
+    """A stream that has sent only headers gets heartbeats and ends at shutdown or at its idle time-out."""
     with TestClient(silent(last=b"bye", **arguments)) as client:
         assert client.get("/silent").text == text
 
@@ -326,6 +332,7 @@ def test_stream_without_a_chunk_has_heartbeats_and_an_end(arguments, text, reaso
 
 
 def test_cut_stream_without_a_chunk_has_no_first_byte(capsys):
+    """A stream that is cut before its first chunk is logged with status 499 and without a first-byte time."""
     with wire.serving(silent(at_shutdown="cut")) as port, wire.connection(port) as client:
         client.sendall(request("GET", "/silent"))
 
@@ -373,6 +380,7 @@ def test_heartbeats_end_with_the_response():
 
 
 def test_websocket_is_not_affected():
+    """A Stream dependency has no effect on a WebSocket route, so a router may contain both kinds of routes."""
     app = made(Stream("end"))
 
     @app.websocket("/ws", dependencies=[Depends(Stream("end"))])
@@ -386,12 +394,14 @@ def test_websocket_is_not_affected():
 
 
 def test_heartbeats_work_without_shutdown():
+    """Heartbeats are sent even if the shutdown section is None and the server handles signals alone."""
     with TestClient(made(Stream(heartbeat=0.05), shutdown=None)) as client:
         assert ": heartbeat" in client.get("/stream?pause=0.2").text
 
 
 @pytest.mark.parametrize("arguments", [("stop",), ("end", 0), ("end", None, float("inf"))])
 def test_invalid_option_is_refused(arguments):
+    """Stream rejects an unknown `at_shutdown` value and a time that is zero or infinite at construction."""
     at_shutdown, *seconds = arguments
 
     with pytest.raises(ConfigurationError, match=r"^Stream\("):
@@ -399,6 +409,7 @@ def test_invalid_option_is_refused(arguments):
 
 
 def test_stream_without_middleware_is_an_error():
+    """A Stream without DeadlineMiddleware raises ConfigurationError, because no layer can cancel the request."""
     app = FastAPI()
 
     @app.get("/stream", dependencies=[Depends(Stream(heartbeat=0.05))])
@@ -417,6 +428,7 @@ def test_stream_without_middleware_is_an_error():
 
 
 def test_stream_without_limits_has_no_effect(tmp_path):
+    """With `limits=None` a Stream dependency does not change the response, as no layer can cancel the request."""
     (tmp_path / "file").write_text("content")
     app = create_app(Settings(environment="test", limits=None))
 

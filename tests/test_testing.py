@@ -109,6 +109,7 @@ def test_each_test_has_its_own_database(project, mark, arguments):
 
 @pytest.mark.system
 def test_each_test_starts_with_empty_counts(pytester):
+    """The plugin resets rate limit counters before each test, so a shared client is not refused early."""
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(
         """
@@ -136,6 +137,7 @@ def test_each_test_starts_with_empty_counts(pytester):
 
 @pytest.mark.system
 def test_plugin_starts_and_stops_a_server(pytester, monkeypatch):
+    """Without FASTAPI_PRODKIT_TEST_POSTGRESQL_URL the plugin starts a PostgreSQL server for the test run."""
     monkeypatch.delenv("FASTAPI_PRODKIT_TEST_POSTGRESQL_URL", raising=False)
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(TESTS.replace("MARK", "pytestmark = pytest.mark.asyncio"))
@@ -157,6 +159,7 @@ def test_conftest_may_import_the_plugin(pytester):
 
 
 def test_missing_postgresql_skips_tests_with_a_hint(pytester, monkeypatch):
+    """On a machine without PostgreSQL the tests are skipped, and the skip reason shows the error's text."""
     monkeypatch.delenv("FASTAPI_PRODKIT_TEST_POSTGRESQL_URL", raising=False)
     pytester.makeconftest(
         CONFTEST + "\nimport fastapi_prodkit.testing as kit\n"
@@ -202,12 +205,15 @@ async def test_databases_are_migrated_by_default(database_url, number):
 
 
 def test_server_of_the_variable_is_used(monkeypatch):
+    """With FASTAPI_PRODKIT_TEST_POSTGRESQL_URL the fixture yields that URL and starts no server."""
     monkeypatch.setenv("FASTAPI_PRODKIT_TEST_POSTGRESQL_URL", "postgresql://named/x")
 
     assert list(testing.postgresql_url.__wrapped__()) == ["postgresql://named/x"]
 
 
 def test_missing_server_skips(monkeypatch):
+    """A missing PostgreSQL raises a skip in the `postgresql_url` fixture, not an error."""
+
     def missing():
         raise PostgresMissingError("no PostgreSQL")
 
@@ -242,6 +248,7 @@ def test_copy_works_without_a_strategy(monkeypatch, url, since):
 
 
 def test_url_of_a_database_keeps_its_query(url):
+    """The URL of a temporary database keeps the query string, which holds connection options."""
     with Databases(f"{url}?sslmode=disable").temporary() as made:
         assert made.endswith("?sslmode=disable")
 
@@ -289,11 +296,13 @@ async def test_client_of_runs_the_lifespan(url):
 
 
 async def test_client_of_works_without_lifespan_state():
+    """`client_of` serves an app whose lifespan yields no state."""
     async with client_of(FastAPI()) as client:
         assert (await client.get("/")).status_code == 404
 
 
 async def test_assert_max_queries_lists_the_queries(url):
+    """A failing `assert_max_queries` lists the queries; a block within the allowed number passes."""
     engine = create_engine(DatabaseSettings(url=url, ssl="off"))
     async with engine.connect() as connection:
         with assert_max_queries(2, engine=engine) as statements:
@@ -312,6 +321,7 @@ async def test_assert_max_queries_lists_the_queries(url):
 
 
 def test_assert_max_queries_counts_for_sync_engines():
+    """`assert_max_queries` also accepts a synchronous SQLAlchemy engine."""
     engine = create_sync_engine("sqlite://")
 
     with assert_max_queries(1, engine=engine), engine.connect() as connection:
@@ -320,6 +330,8 @@ def test_assert_max_queries_counts_for_sync_engines():
 
 
 async def test_run_apart_works_beside_a_running_loop():
+    """`run_apart` returns the result of a coroutine while an event loop runs in the calling thread."""
+
     async def work():
         return 7
 
@@ -330,6 +342,7 @@ async def test_run_apart_works_beside_a_running_loop():
 
 
 def test_binaries_of_the_variable_are_used_first(monkeypatch, tmp_path):
+    """FASTAPI_PRODKIT_POSTGRES_BIN takes precedence over other locations of the PostgreSQL binaries."""
     monkeypatch.setenv("FASTAPI_PRODKIT_POSTGRES_BIN", str(tmp_path))
 
     assert postgresql._binaries() == tmp_path
@@ -351,6 +364,7 @@ def test_binaries_of_the_newest_installation_are_used(monkeypatch, tmp_path, ins
 
 
 def test_windows_is_refused(monkeypatch):
+    """On Windows the search for PostgreSQL binaries raises PostgresMissingError before any server starts."""
     monkeypatch.setattr(postgresql.os, "name", "nt")
 
     with pytest.raises(PostgresMissingError):
@@ -411,6 +425,7 @@ def place():
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=str)
 def test_killed_run_leaves_no_server_and_no_files(place, url, number):
+    """A test run killed by SIGTERM or SIGKILL leaves neither the PostgreSQL process nor its files behind."""
     program = (
         "import time\nfrom fastapi_prodkit.testing import postgres\n"
         "with postgres() as server:\n    print(server.pid, flush=True)\n    time.sleep(60)\n"
@@ -429,6 +444,7 @@ def test_killed_run_leaves_no_server_and_no_files(place, url, number):
 
 
 def test_failed_start_raises_the_log(tmp_path):
+    """If PostgreSQL exits during its start, the RuntimeError contains the server's log."""
     log = tmp_path / "log"
     log.write_text("FATAL: no")
     process = subprocess.Popen(["true"])
@@ -440,6 +456,8 @@ def test_failed_start_raises_the_log(tmp_path):
 
 @pytest.mark.parametrize(("free", "place"), [(2**31, "/dev/shm"), (2**20, None), (None, None)])
 def test_data_is_in_memory_if_there_is_space(monkeypatch, free, place):
+    """PostgreSQL data is placed in /dev/shm only if that file system exists and has enough free space."""
+
     def disk_usage(directory):
         if free is None:
             raise FileNotFoundError

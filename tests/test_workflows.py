@@ -32,6 +32,7 @@ each_workflow = pytest.mark.parametrize("workflow", [*OURS, SERVICE], ids=lambda
 @each_workflow
 @pytest.mark.parametrize("linter", [["actionlint"], ["zizmor", "--offline", "--quiet"]], ids=str)
 def test_workflows_pass_actionlint_and_zizmor(workflow, linter):
+    """Every workflow passes actionlint, which checks validity, and zizmor, which checks security."""
     name, *options = linter
 
     checked = subprocess.run(
@@ -56,6 +57,7 @@ def test_actions_are_pinned_to_commits(workflow):
 
 
 def test_action_has_one_version():
+    """All workflows, including the one for a new service, pin each action to one version."""
     used = {line for workflow in (*OURS, SERVICE) for line in _USES.findall(workflow.read_text())}
 
     assert len({action.partition("@")[0] for action, _ in used}) == len(used)
@@ -83,6 +85,7 @@ def test_permissions_are_minimal(workflow):
 
 
 def test_publishing_jobs_run_no_code_of_the_repository():
+    """Jobs with write permissions neither check out the repository nor run shell commands."""
     jobs = [job for workflow in OURS for job in load(workflow)["jobs"].values()]
 
     publishing = [job for job in jobs if "write" in job.get("permissions", {}).values()]
@@ -92,6 +95,7 @@ def test_publishing_jobs_run_no_code_of_the_repository():
 
 
 def test_documentation_is_published_at_the_address_of_the_package():
+    """The docs workflow builds on main and publishes `site/` at the documentation URL of pyproject.toml."""
     workflow = load(ROOT / ".github" / "workflows" / "docs.yml")
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"]
 
@@ -132,6 +136,7 @@ def test_steps_are_commands_of_ci_run(workflow):
 
 
 def test_extras_of_the_matrix_are_in_ci_run():
+    """The CI matrix and `.ci/run` both cover each extra of pyproject.toml, no extra, and all extras."""
     run = (ROOT / ".ci" / "run").read_text()
     table = re.search(r"<<'EXTRAS'\n(.*?)EXTRAS\n", run, re.DOTALL)[1]
     tried = {extra: files.split() for extra, _, files in (line.partition(" ") for line in table.splitlines())}
@@ -187,6 +192,7 @@ def test_release_publishes_the_tested_distributions():
 @pytest.mark.skipif(os.name != "posix", reason="the runner has a POSIX shell")
 @pytest.mark.parametrize(("tag", "code"), [(f"v{fastapi_prodkit.__version__}", 0), ("v0.0.0", 1)])
 def test_release_requires_the_tag_of_the_version(tag, code):
+    """The release command fails if the tag differs from the version of the package."""
     [command] = commands(load(RELEASE))
 
     done = subprocess.run(["sh", "-c", command], cwd=ROOT, env={**os.environ, "GITHUB_REF_NAME": tag}, check=False)
@@ -196,6 +202,7 @@ def test_release_requires_the_tag_of_the_version(tag, code):
 
 @pytest.mark.parametrize("folder", [ROOT, EXAMPLE], ids=["ours", "a service's"])
 def test_audit_runs_pip_audit_on_the_locks(folder):
+    """The `audit` job runs a pinned pip-audit on lock files that exist and contain hashes."""
     workflow, makefile = CI if folder == ROOT else SERVICE, (folder / "Makefile").read_text()
 
     [command] = [step["run"] for step in load(workflow)["jobs"]["audit"]["steps"] if "run" in step]
@@ -224,6 +231,7 @@ class TestServicesPipeline:
         assert [name for name, job in load(SERVICE)["jobs"].items() if "permissions" in job] == ["release"]
 
     def test_scanned_image_is_the_saved_image(self):
+        """The workflow scans the image after its last build and saves that image in the next step."""
         jobs = load(SERVICE)["jobs"]
 
         steps = [str(step) for step in (*jobs["image"]["steps"], *jobs["release"]["steps"])]
@@ -256,6 +264,7 @@ class TestServicesPipeline:
         assert subprocess.run([program_or_skip("actionlint"), made], check=False).returncode == 0
 
     def test_workflow_redis_is_used_by_the_tests(self):
+        """With the Redis variable that the job sets, the example's replica test runs against a real Redis."""
         pytest.importorskip("airportsdata", reason="needs the tools of `make test`")
         [step] = [step for step in load(SERVICE)["jobs"]["test"]["steps"] if "env" in step]
         [variable] = [name for name in step["env"] if "REDIS" in name]
@@ -314,6 +323,7 @@ class TestServicesPipeline:
         assert f"{url}/v1/airports?limit=1 answers" in said
 
     def test_failed_migration_stops_the_deployment(self, runner):
+        """After a failed migration the service is not switched to the new version."""
         runner.aws.ends(code=1)
 
         with pytest.raises(AssertionError, match="migrate ended with exit code 1"):

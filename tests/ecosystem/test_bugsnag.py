@@ -33,4 +33,5 @@ def test_bugsnag_reports_each_exception_once(effects, way, moment):
 
 
 def test_bugsnag_around_the_app_works_with_errors_raise(effects, way):
+    """With ERRORS_RAISE, exceptions reach a BugsnagMiddleware that wraps the app object."""
     assert effects(way, "complete", AROUND="yes", ERRORS_RAISE="true") == EVENTS

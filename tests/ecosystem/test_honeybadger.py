@@ -19,4 +19,5 @@ def effects(sink):
 
 @pytest.mark.parametrize("moment", ["new", "complete"])
 def test_honeybadger_has_one_notice_per_exception(effects, way, moment):
+    """Honeybadger receives exactly one notice for each exception of an endpoint."""
     assert effects(way, moment) == [["RuntimeError", "/broken"], ["ValueError", "/broken-too"]]

@@ -49,6 +49,7 @@ def test_mcp_tools_answer(way):
 
 @pytest.mark.parametrize("made", ["create_app", "install"])
 def test_mcp_started_twice_is_an_error_with_the_keyword(made):
+    """Without `mounted_lifespans=False`, the error names the path of the mount and that keyword."""
     with pytest.raises(ExceptionGroup) as caught, TestClient(service(made), base_url=URL):  # mcp's task group
         pass
 

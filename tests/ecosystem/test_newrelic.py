@@ -29,4 +29,5 @@ def _endpoints(names):
 
 
 def test_newrelic_names_transactions_and_errors_by_endpoint(effects, way):
+    """New Relic files each transaction and each error under the name of its endpoint."""
     assert effects(way, "before") == {"transactions": TRANSACTIONS, "errors": ERRORS}

@@ -27,6 +27,7 @@ def complete(way):
 
 
 def test_fastapi_pagination_works_for_later_routes(complete):
+    """A route that is included after `add_pagination` returns pages."""
     from fastapi_pagination import Page, add_pagination, paginate
     from fastapi_pagination.utils import disable_installed_extensions_check
 
@@ -62,6 +63,7 @@ def test_fastapi_limiter_reads_app_routes(complete):
 
 
 def test_asgi_correlation_id_uses_our_id(complete):
+    """The package asgi-correlation-id uses the request id that the response carries, and adds no second one."""
     from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
 
     def add(app):
@@ -80,6 +82,7 @@ def test_asgi_correlation_id_uses_our_id(complete):
 
 
 def test_strawberry_router_answers(complete):
+    """Strawberry's GraphQL router answers queries when the app includes it under a prefix."""
     import strawberry
     from strawberry.fastapi import GraphQLRouter
 
@@ -97,6 +100,7 @@ def test_strawberry_router_answers(complete):
 
 
 def test_fastapi_users_registers_a_user(complete, tmp_path):
+    """A request to the registration route of fastapi-users stores the user in the database."""
     from fastapi_users import BaseUserManager, FastAPIUsers, UUIDIDMixin, schemas
     from fastapi_users.authentication import AuthenticationBackend, BearerTransport, JWTStrategy
     from fastapi_users.db import SQLAlchemyBaseUserTableUUID, SQLAlchemyUserDatabase
@@ -141,6 +145,7 @@ def test_fastapi_users_registers_a_user(complete, tmp_path):
 
 
 def test_opentelemetry_instruments_our_engine(complete, way):
+    """A query through the engine of `Database` produces an OpenTelemetry span."""
     from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor

@@ -8,6 +8,7 @@ from test_docs import ROOT, RUN_PAGE
 
 
 def test_page_about_agents_runs(tmp_path):
+    """All code of the how-to page about APM agents runs without an error, and none of it is skipped."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "ENVIRONMENT": "dev"}
 
     with closing(Forks()) as forks:

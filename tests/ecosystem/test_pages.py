@@ -68,6 +68,7 @@ def test_sqladmin_works_under_its_preset(make):
 
 @needs_browser
 def test_sqladmin_under_the_general_policy_logs_a_warning(caplog):
+    """Under the general policy, SQLAdmin's scripts and styles are blocked, and one warning names the route."""
     app = created({})
     add_sqladmin(app)
 

@@ -75,6 +75,7 @@ def test_sentry_has_one_event_per_exception(effects, way, moment):
 
 
 def test_sentry_works_without_its_logging_integration(effects, way):
+    """Sentry receives all events and transactions even if log records do not become events."""
     assert effects(way, "before", QUIET="yes") == {"events": EVENTS, "transactions": TRANSACTIONS}
 
 

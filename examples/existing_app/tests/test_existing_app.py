@@ -26,6 +26,7 @@ def installed(monkeypatch, tmp_path):
 
 
 def test_three_pieces_add_id_headers_and_probes(pieces):
+    """A health router and two middlewares give an existing app probes, request ids and security headers."""
     response = pieces.get("/orders/7", headers={"X-Request-ID": "order-desk-0001"})
 
     assert response.json() == {"order_id": 7, "request_id": "order-desk-0001"}
@@ -46,6 +47,7 @@ def test_three_pieces_change_nothing_else(pieces):
 
 
 def test_installed_app_keeps_lifespan_middleware_and_handlers(installed):
+    """After `install`, the app's lifespan runs, its middleware adds its header, and its handler answers 409."""
     left = [installed.post("/orders/apples").json() for _ in range(3)]
     refused = installed.post("/orders/apples")
 

@@ -19,12 +19,14 @@ def client(monkeypatch, tmp_path):
 
 
 def test_app_has_ten_lines():
+    """The file of the minimal example has at most ten lines, not counting blank ones."""
     lines = [line for line in MAIN.read_text().splitlines() if line]
 
     assert len(lines) <= 10
 
 
 def test_app_answers_with_the_request_id(client):
+    """The route returns its greeting, and the response carries a request id and security headers."""
     response = client.get("/hello/Ada")
 
     assert response.json() == {"message": "Hello, Ada"}
@@ -34,10 +36,12 @@ def test_app_answers_with_the_request_id(client):
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/docs", "/openapi.json"])
 def test_app_has_probes_metrics_and_docs(client, path):
+    """The minimal app serves probes, metrics and docs, though its code declares none of these routes."""
     assert client.get(path).status_code == 200
 
 
 def test_errors_are_problems(client):
+    """An unknown path gets an RFC 9457 problem, whose request_id equals the response header."""
     response = client.get("/nowhere")
 
     assert response.status_code == 404

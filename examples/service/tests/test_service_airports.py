@@ -90,6 +90,7 @@ def test_invalid_code_is_refused(client, code):
 
 
 def test_pages_have_every_airport_once_in_order(client, world):
+    """Following the cursors to the end lists all airports sorted by code, without gaps or duplicates."""
     found = walk(client)
 
     assert found == sorted(world)
@@ -97,12 +98,14 @@ def test_pages_have_every_airport_once_in_order(client, world):
 
 @pytest.mark.parametrize("limit", [1, 7, 100])
 def test_pages_of_any_size_show_the_same(client, world, limit):
+    """A client that follows the cursors gets identical airports with 1, 7 or 100 items per page."""
     found = walk(client, country="IS", limit=limit)
 
     assert found == sorted(code for code, airport in world.items() if airport["country"] == "IS")
 
 
 def test_last_page_has_no_cursor_even_if_it_is_full(client):
+    """A last page has no next_cursor and no Link header, so that clients do not request an empty page."""
     size = len(walk(client, country="LU"))
 
     page = client.get(AIRPORTS, params={"country": "LU", "limit": size})
@@ -123,6 +126,7 @@ def test_link_header_has_the_next_page_with_its_filters(client):
 
 
 def test_page_size_defaults_to_the_setting(settings):
+    """Without a `limit` parameter, a page has as many airports as the setting AIRPORTS_PAGE_SIZE says."""
     from service.application import build
 
     app = build(settings.model_copy(update={"airports_page_size": 3}))
@@ -133,12 +137,14 @@ def test_page_size_defaults_to_the_setting(settings):
 
 @pytest.mark.parametrize("country", ["DE", "de", "dE"])
 def test_country_filter_ignores_case(client, world, country):
+    """The country filter accepts ISO codes in upper, lower and mixed case."""
     found = walk(client, country=country)
 
     assert len(found) == sum(airport["country"] == "DE" for airport in world.values())
 
 
 def test_filters_are_combined(client, world):
+    """With several filters, the list contains only the airports that match every filter."""
     found = walk(client, country="US", region="Hawaii", has_iata=True)
 
     expected = [c for c, a in world.items() if a["country"] == "US" and a["subd"] == "Hawaii" and a["iata"]]
@@ -147,6 +153,7 @@ def test_filters_are_combined(client, world):
 
 
 def test_has_iata_false_is_a_filter(client, world):
+    """The filter has_iata=false lists only airports without an IATA code, rather than all airports."""
     found = walk(client, country="FR", has_iata=False)
 
     assert found == sorted(c for c, a in world.items() if a["country"] == "FR" and not a["iata"])
@@ -154,6 +161,7 @@ def test_has_iata_false_is_a_filter(client, world):
 
 @pytest.mark.parametrize("q", ["são paulo", "sao paulo", "SÃO PAULO", "  Paulo   sao ", "Sa\u0303o Paulo"])
 def test_search_ignores_case_accents_and_order(client, q):
+    """The search finds an airport whatever the case, accents and word order of the query."""
     found = codes(client, q=q, has_iata=True, country="BR")
 
     assert "SBGR" in found
@@ -161,6 +169,7 @@ def test_search_ignores_case_accents_and_order(client, q):
 
 @pytest.mark.parametrize("q", ["%", "_____", "a%a", "\\", "/", "' or 1=1 --", "(", "日本", "🛫"])
 def test_search_escapes_wildcards_and_quotes(client, world, q):
+    """The search takes SQL wildcards and quotes in the query as plain text."""
     found = walk(client, q=q)
 
     folded = q.casefold().split()
@@ -220,6 +229,7 @@ def test_invalid_cursor_is_refused(client, cursor):
 
 
 def test_two_services_have_separate_settings(settings, loaded_database, tmp_path):
+    """Two services in one process each use the settings that they were built with."""
     from service.application import build
 
     one: FastAPI = build(settings.model_copy(update={"airports_page_size": 1}))

@@ -28,6 +28,7 @@ def operations(document):
 
 
 def test_service_is_ready(client):
+    """Readiness passes, with the checks `database` and `airports`, when the airports are loaded."""
     response = client.get("/ready")
 
     assert response.status_code == 200
@@ -61,6 +62,7 @@ def test_every_operation_is_described(document):
 
 
 def test_every_error_is_a_problem_in_the_schema(document):
+    """The OpenAPI schema declares application/problem+json as the only media type of error responses."""
     for where, operation in operations(document).values():
         errors = {status: response for status, response in operation["responses"].items() if status >= "4"}
         assert "422" in errors, where
@@ -71,6 +73,7 @@ def test_every_error_is_a_problem_in_the_schema(document):
 
 
 def test_examples_of_the_schema_are_real(client, document):
+    """The service returns the schema's example of an airport, and accepts its example of a report."""
     schemas = document["components"]["schemas"]
 
     assert client.get("/v1/airports/KJFK").json() == schemas["Airport"]["examples"][0]
@@ -78,10 +81,12 @@ def test_examples_of_the_schema_are_real(client, document):
 
 
 def test_document_is_valid_openapi(document):
+    """The OpenAPI document of the service passes a validator of the specification."""
     validate(document)
 
 
 def test_docs_page_loads_nothing_from_other_hosts(client):
+    """The docs page contains no absolute URL, so it also works without access to the internet."""
     page = client.get("/docs")
 
     assert page.status_code == 200
@@ -91,6 +96,7 @@ def test_docs_page_loads_nothing_from_other_hosts(client):
 
 
 def test_every_response_has_id_security_headers_and_quota(client):
+    """Successes and errors alike carry a request id, security headers and the rate-limit quota."""
     for path in ("/v1/airports/FRA", "/v1/airports/ZZZZ", "/nowhere"):
         headers = client.get(path).headers
         assert headers["x-request-id"]
@@ -99,6 +105,7 @@ def test_every_response_has_id_security_headers_and_quota(client):
 
 
 def test_metrics_have_one_series_per_route(client):
+    """Requests for different airports are counted under the route's template, not under their paths."""
     client.get("/v1/airports/FRA")
     client.get("/v1/airports/HAM")
 
@@ -126,6 +133,7 @@ def test_replicas_count_requests_together(sqlite, monkeypatch):
 
 # fastapi-prodkit new: end
 def test_missing_database_is_an_error_with_the_variable(monkeypatch, tmp_path):
+    """Building the settings without DATABASE_URL raises a SettingsError that names the variable."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DATABASE_URL", raising=False)
 

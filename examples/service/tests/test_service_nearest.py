@@ -59,6 +59,7 @@ def test_nearest_airports_are_correct_everywhere(client, world, place):
 
 
 def test_nearest_airports_are_correct_at_random_places(client, world):
+    """At 25 random positions, the endpoint returns the airports that are really nearest."""
     place = random.Random(2026)
     for _ in range(25):
         lat = degrees(acos(place.uniform(-1, 1))) - 90
@@ -67,6 +68,7 @@ def test_nearest_airports_are_correct_at_random_places(client, world):
 
 
 def test_both_sides_of_the_antimeridian_have_the_same_airports(client):
+    """Positions on both sides of the 180th meridian, 0.002 degrees apart, have identical nearest airports."""
     west = client.get(NEAREST, params={"lat": -17, "lon": 179.999}).json()["items"]
     east = client.get(NEAREST, params={"lat": -17, "lon": -179.999}).json()["items"]
 
@@ -82,6 +84,7 @@ def test_distance_to_the_airport_itself_is_zero(client):
 
 
 def test_default_is_five_airports(client):
+    """Without a `limit` parameter, the endpoint returns the five nearest airports."""
     assert len(client.get(NEAREST, params={"lat": 0, "lon": 0}).json()["items"]) == 5
 
 
@@ -101,6 +104,7 @@ def test_default_is_five_airports(client):
     ],
 )
 def test_invalid_position_is_refused(client, params, field):
+    """A missing or invalid coordinate, an invalid limit or an unknown parameter is a 422 that names the field."""
     response = client.get(NEAREST, params=params)
 
     assert response.status_code == 422
@@ -108,12 +112,14 @@ def test_invalid_position_is_refused(client, params, field):
 
 
 def test_distance_follows_the_globe():
+    """The distance from pole to pole is half the Earth's circumference, and a quarter turn is half of that."""
     assert distance_km(90, 0, -90, 0) == pytest.approx(20015.115, abs=0.001)
     assert distance_km(0, -180, 0, 90) == pytest.approx(10007.557, abs=0.001)
     assert distance_km(50, 8, 50, 8) == 0
 
 
 def test_chord_orders_like_the_great_circle():
+    """The chord between two unit vectors equals the chord computed from their great-circle distance."""
     here, there = unit_vector(50.11, 8.68), unit_vector(-33.9, 151.2)
 
     straight = sum((a - b) ** 2 for a, b in zip(here, there, strict=True)) ** 0.5

@@ -35,6 +35,7 @@ def test_concurrent_deployments_migrate_once(postgresql_url, postgresql):
 
 
 def test_loading_twice_changes_nothing(postgresql, world):
+    """A second load into PostgreSQL succeeds, and the service is ready and returns the airports afterwards."""
     asyncio.run(load.main(postgresql))
 
     with TestClient(build(postgresql)) as client:

@@ -37,6 +37,7 @@ def test_report_is_stored_and_found_by_its_location(client):
 
 
 def test_location_has_the_prefix_of_the_proxy(app):
+    """Behind a proxy that strips a path prefix, the Location header includes that prefix."""
     with TestClient(app, root_path="/api") as client:
         response = client.post(REPORTS, json=VISIT)
 
@@ -44,6 +45,7 @@ def test_location_has_the_prefix_of_the_proxy(app):
 
 
 def test_comment_keeps_any_text_without_surrounding_spaces(client):
+    """A comment keeps any script, emoji and line breaks, and loses only spaces at its start and end."""
     comment = "  Très bien\n日本 👩‍✈️  "
 
     report = write(client, comment=comment)
@@ -93,6 +95,7 @@ def test_invalid_report_is_a_422_problem_with_the_field(client, changes, field):
     "body", [b"", b"{", b"[]", b"null", b'{"rating": NaN}', b'{"comment": "\\ud800"}', b"\xff", b'{"rating": 1e999}']
 )
 def test_invalid_body_is_never_a_500(client, body):
+    """A malformed body of a report gets a problem with status 400 or 422."""
     response = client.post(REPORTS, content=body, headers={"content-type": "application/json"})
 
     assert response.status_code in (400, 422)
@@ -110,6 +113,7 @@ def test_lone_surrogate_in_a_comment_is_refused(client):
 
 
 def test_visit_may_be_today(client):
+    """A report may give today's date (UTC) as the date of the visit."""
     today = str(datetime.now(UTC).date())
 
     assert write(client, visited_on=today)["visited_on"] == today
@@ -130,6 +134,7 @@ def test_pages_have_every_report_once_newest_first(client):
 
 
 def test_reports_are_filtered_by_either_code(client):
+    """The filter by airport accepts the IATA code and the ICAO code, in any case."""
     ours = write(client, airport="FRA")["id"]
     write(client, airport="HAM")
 
@@ -139,6 +144,7 @@ def test_reports_are_filtered_by_either_code(client):
 
 
 def test_reports_of_an_unknown_airport_are_refused(client):
+    """Filtering reports by an unknown airport code is a 422, not an empty list."""
     response = client.get(REPORTS, params={"airport": "ZZZ"})
 
     assert response.status_code == 422
@@ -159,6 +165,7 @@ def test_invalid_cursor_is_refused(client, key):
 
 
 def test_second_delete_is_a_404(client):
+    """Deleting a report answers 204 once, and 404 afterwards."""
     path = f"{REPORTS}/{write(client)['id']}"
 
     deleted = client.delete(path)
@@ -170,6 +177,7 @@ def test_second_delete_is_a_404(client):
 
 @pytest.mark.parametrize("report_id", ["0", "-1", "x", "1.5", str(2**63), "9" * 400])
 def test_id_out_of_range_is_refused(client, report_id):
+    """A report id that is not an integer from 1 to 2**63 - 1 is a 422 that names the path parameter."""
     response = client.get(f"{REPORTS}/{report_id}")
 
     assert response.status_code == 422
@@ -177,10 +185,12 @@ def test_id_out_of_range_is_refused(client, report_id):
 
 
 def test_largest_id_is_a_404(client):
+    """The id 2**63 - 1, the largest that the database can store, is a 404 rather than a 422."""
     assert client.get(f"{REPORTS}/{2**63 - 1}").status_code == 404
 
 
 def test_concurrent_writers_all_succeed(client):
+    """Eight threads write 24 reports at once, and every report is stored with a distinct id."""
     with ThreadPoolExecutor(8) as threads:
         reports = list(threads.map(lambda number: write(client, comment=f"visit {number}"), range(24)))
 
