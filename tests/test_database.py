@@ -583,6 +583,21 @@ async def test_mounted_app_uses_the_database_of_the_edge(on_sqlite: DatabaseSett
     assert await stored(on_sqlite) == ["hammer"]
 
 
+async def test_mounted_app_uses_a_database_of_its_own(
+    on_sqlite: DatabaseSettings, on_postgresql: DatabaseSettings
+) -> None:
+    """`app.state.database` of the app that has the route wins over the database of the app around it."""
+    outer, own = Database(on_sqlite), Database(on_postgresql)
+    app = create_app(Settings(environment="test"), database=outer)
+    app.mount("/sub", app_with(own))
+
+    async with outer.lifespan(None), own.lifespan(None), client_of(app) as client:
+        await client.post("/sub/items/hammer")
+
+    assert await stored(on_sqlite) == []
+    assert await stored(on_postgresql) == ["hammer"]
+
+
 @pytest.mark.parametrize("scope_key", [{}, {"fastapi_prodkit": {}}])
 async def test_missing_database_is_named_with_its_remedy(scope_key: dict[str, Any]) -> None:
     """A session dependency without a database raises an error with the assignment to `app.state.database`."""

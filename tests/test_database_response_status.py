@@ -1,6 +1,7 @@
 """The status of the response decides whether a session commits."""
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from fastapi.exceptions import ResponseValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit.sections import DatabaseSettings
 
@@ -80,7 +82,7 @@ async def insert_status(status: int, session: SessionDep) -> None:
     await session.execute(INSERT, {"name": str(status)})
 
 
-def client_of(app: FastAPI) -> httpx2.AsyncClient:
+def client_of(app: ASGIApp) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, raise_app_exceptions=False), base_url="http://test")
 
 
@@ -231,6 +233,59 @@ async def test_exception_rolls_back_whatever_its_status(app: FastAPI, database: 
 
     assert statuses == [202, 200, 200, 200]
     assert await stored(database) == []
+
+
+async def suppress(session: SessionDep) -> AsyncIterator[None]:
+    with contextlib.suppress(Exception):
+        yield
+
+
+async def insert_and_fail(
+    request: Request, session: SessionDep, _: Annotated[None, Depends(suppress, scope="function")]
+) -> None:
+    await insert(request, session)
+    raise KeyError
+
+
+async def test_suppressed_exception_rolls_back(app: FastAPI, database: Database) -> None:
+    """An exception that a dependency suppresses is no success: FastAPI answers 500, and nothing is saved."""
+    suppressing = Depends(suppress, scope="function")
+
+    @app.post("/handler", dependencies=[suppressing, Depends(insert)])
+    def fail() -> None:
+        raise KeyError
+
+    @app.post("/dependency", dependencies=[Depends(insert_and_fail)])
+    async def never_called() -> None: ...
+
+    @app.post("/model", dependencies=[suppressing, Depends(insert)], response_model=int)
+    async def not_an_integer() -> str:
+        return "one"
+
+    async with client_of(app) as client:
+        statuses = [(await client.post(path)).status_code for path in ("/handler", "/dependency", "/model")]
+
+    assert statuses == [500] * 3
+    assert await stored(database) == []
+
+
+async def test_request_during_the_handling_of_an_exception_is_committed(app: FastAPI, database: Database) -> None:
+    """An exception that is handled around the whole request has nothing to do with it."""
+
+    @app.post("/repeated", dependencies=[Depends(insert)])
+    async def create() -> None: ...
+
+    async def repeat(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            raise KeyError
+        except KeyError:
+            await app(scope, receive, send)
+
+    async with client_of(repeat) as client:
+        answer = await client.post("/repeated")
+
+    assert answer.status_code == 200
+    assert await stored(database) == ["repeated"]
 
 
 async def repository(session: Annotated[AsyncSession, Depends(get_session)]) -> AsyncSession:

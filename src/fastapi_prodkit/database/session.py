@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -181,12 +182,12 @@ async def get_session(connection: HTTPConnection, response: Response) -> AsyncIt
             app has an exception handler for the error, the error itself is raised.
     """
     expose_response_status(connection.scope, _SESSIONS)
-    session = _database(connection).sessionmaker()
+    handled, session = sys.exc_info()[1], _database(connection).sessionmaker()
     try:
         await announce_writing(connection.scope, session)
         yield session
         if not session.closed_idle:
-            await _end(session, response)
+            await _end(session, response, handled)
     except BaseException as error:
         await _roll_back(session, error, connection)
         raise
@@ -200,13 +201,13 @@ async def get_read_session(connection: HTTPConnection, response: Response) -> As
         ProblemError: 503, 409 or 422; see `get_session`.
     """
     expose_response_status(connection.scope, _SESSIONS)
-    session = _database(connection).read_sessionmaker()
+    handled, session = sys.exc_info()[1], _database(connection).read_sessionmaker()
     if isinstance(session, JoiningSession):
         announce_reading(connection.scope, session)
     try:
         yield session
         if not session.is_closed:
-            await _end(session, response)
+            await _end(session, response, handled)
     except BaseException as error:
         await _roll_back(session, error, connection)
         raise
@@ -219,8 +220,16 @@ SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 ReadSessionDep = Annotated[AsyncSession, Depends(get_read_session, scope="function")]
 
 
-async def _end(session: ClosingSession, response: Response) -> None:
-    if (response.status_code or 0) >= 400:  # noqa: PLR2004 - an error response
+async def _end(session: ClosingSession, response: Response, handled: BaseException | None) -> None:
+    """Commit or roll back, and close the session.
+
+    Args:
+        session: The session of the request.
+        response: The injected response, with the status of the response that will be sent.
+        handled: The exception that was being handled before the request's handler was called. If another one is being
+            handled now, it has left the handler: a dependency that has suppressed it does not make a success of it.
+    """
+    if sys.exc_info()[1] is not handled or (response.status_code or 0) >= 400:  # noqa: PLR2004 - an error response
         await session.rollback()
     else:
         await session.commit()
@@ -239,8 +248,10 @@ async def _roll_back(session: AsyncSession, error: BaseException, connection: HT
 
 
 def _database(connection: HTTPConnection) -> Database:
-    installed = _scope.installed(connection.scope) or {}
-    database: Database | None = installed.get("database") or getattr(connection.app.state, "database", None)
+    own = getattr(connection.app.state, "database", None)  # of a mounted app, if it has one
+    database: Database | None = (
+        own if isinstance(own, Database) else (_scope.installed(connection.scope) or {}).get("database")
+    )
     if database is None:
         raise ConfigurationError(
             "the app has no database: set DATABASE_URL for create_app, or app.state.database = Database(...)"
