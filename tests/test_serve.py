@@ -17,7 +17,8 @@ from fastapi.responses import RedirectResponse
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 pytest.importorskip("httptools", reason="needs the extra: pip install 'fastapi-prodkit[standard]'")
 
-from processes import free_port, running
+from fastapi import FastAPI
+from processes import free_port, listens, running
 from wire import connection, read_response, request
 
 from fastapi_prodkit import create_app
@@ -80,6 +81,13 @@ def events(server):
     return [json.loads(line) for line in server.output().splitlines() if line.startswith("{")]
 
 
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_service_logs_json_and_exits_with_0(directory):
     """One line has the options; there is no Server header."""
     with serving(directory, "served_app:app") as server:
@@ -107,10 +115,7 @@ def test_factory_is_called(directory):
 def test_web_concurrency_sets_the_workers(directory):
     """Their parent logs in the same format, and all exit with 0."""
     with serving(directory, "served_app:app", WEB_CONCURRENCY="2", RATE_LIMIT_ENABLED="false") as server:
-        deadline = time.monotonic() + 20
-        while server.output().count("Application startup complete") < 2:
-            assert time.monotonic() < deadline, server.output()
-            time.sleep(0.05)
+        wait_for(lambda: server.output().count("Application startup complete") == 2)
         response = ask(server.port)
         server.terminate()
 
@@ -429,6 +434,33 @@ def test_worker_that_cannot_start_is_a_failed_start(monkeypatch):
 
     assert _run(SimpleNamespace(bind_socket=lambda: None), 2) == 3
     assert _run(SimpleNamespace(bind_socket=lambda: None), 2) == 0  # it was stopping already
+
+
+@pytest.mark.system
+def test_workers_end_when_their_parent_is_killed(directory):
+    """They end as after SIGTERM, so that the port is free; nothing else would end or replace them."""
+    with serving(directory, "served_app:app", "--workers", "2", RATE_LIMIT_ENABLED="false") as server:
+        wait_for(lambda: server.output().count("Application startup complete") == 2)
+        server.process.kill()
+        wait_for(lambda: not listens(server.port))
+        wait_for(lambda: server.output().count("Finished server process") == 2)
+        said = [event["event"] for event in events(server) if event["level"] == "error"]
+
+    assert said == ["the parent process has ended without its workers: this worker shuts down"] * 2
+
+
+def test_worker_without_a_parent_gets_a_signal(monkeypatch, caplog):
+    """The signal is SIGTERM, once the parent has ended."""
+    parent, signals = SimpleNamespace(join=lambda: None), []
+    ended = threading.Event()
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: parent)
+    monkeypatch.setattr("os.kill", lambda pid, number: (signals.append((pid, number)), ended.set()))
+
+    ServeConfig(FastAPI(), log_config=None).load()
+
+    assert ended.wait(10)
+    assert signals == [(os.getpid(), signal.SIGTERM)]
+    assert "this worker shuts down" in caplog.text
 
 
 @pytest.mark.system

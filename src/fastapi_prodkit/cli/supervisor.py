@@ -1,6 +1,7 @@
 """uvicorn's configuration and parent process of workers, with logged errors and exit codes."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -47,6 +48,8 @@ class ServeConfig(Config):
         except (Exception, SystemExit):  # any error while the app is loaded ends the process
             _logger.critical("the app cannot be loaded", exc_info=True)
             sys.exit(FAILED_START)
+        if multiprocessing.parent_process() is not None:
+            threading.Thread(target=_end_with_parent, name="fastapi_prodkit.parent", daemon=True).start()
 
 
 class Supervisor(Multiprocess):
@@ -92,6 +95,14 @@ def bound_exit(code: int) -> None:
     timer = threading.Timer(EXIT_TIME, _exit, (code,))
     timer.daemon = True
     timer.start()
+
+
+def _end_with_parent() -> None:
+    """Shut this worker down when its parent has been killed: nothing else would, and the worker keeps the port."""
+    parent: Any = multiprocessing.parent_process()
+    parent.join()
+    _logger.error("the parent process has ended without its workers: this worker shuts down")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _exit(code: int) -> None:
