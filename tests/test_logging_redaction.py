@@ -93,6 +93,35 @@ SECRETS = {
     # without a name
     "key AKIAS3CRETXX7EXAMPLE is old": "key [redacted] is old",
     "jwt_decode(eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJzM2NyZXQifQ.s3cret-x)": "jwt_decode([redacted])",
+    "key AIza" + "s3cret-_x" * 3 + "s3cret-x is old": "key [redacted] is old",
+    "pay with sk_live_" + "s3cret" * 4: "pay with [redacted]",
+    "whsec_" + "s3cret" * 4 + " is old": "[redacted] is old",
+    "clone with ghp_" + "s3cret" * 6: "clone with [redacted]",
+    "clone with github_pat_" + "s3cret" * 6: "clone with [redacted]",
+    "clone with glpat-" + "s3cret" * 4: "clone with [redacted]",
+    "tell xoxb-1-" + "s3cret" * 2: "tell [redacted]",
+    "mail by SG." + "s3cret" * 3 + "." + "s3cret" * 3: "mail by [redacted]",
+    "Incorrect API key provided: sk-proj-" + "s3cret" * 4: "Incorrect API key provided: [redacted]",
+    "npm_" + "s3cret" * 6 + " hf_" + "s3cret" * 6: "[redacted] [redacted]",
+    # options of commands
+    "mysqldump --password s3cret --host db": "mysqldump --password [redacted] --host db",
+    "x --db-password 's3 s3cret' --api-key  s3cret": "x --db-password [redacted] --api-key  [redacted]",
+    "['psql', '--password', 's3cret']": "['psql', '--password', [redacted]]",
+    # XML
+    "<a><Password>s3cret</Password><n>1</n></a>": "<a><Password>[redacted]</Password><n>1</n></a>",
+    '<wsse:Password Type="PasswordText">s3cret</wsse:Password>': (
+        '<wsse:Password Type="PasswordText">[redacted]</wsse:Password>'
+    ),
+    "<db-password>\n  <![CDATA[<s3cret>]]></db-password>": "<db-password>\n  [redacted]</db-password>",
+    "<secret><![CDATA[a<s3cret]]></secret>": "<secret>[redacted]</secret>",
+    "'<secret>\\n<![CDATA[s3cret]]></secret>'": "'<secret>[redacted]</secret>'",
+    # URLs that are secrets
+    "POST https://hooks.slack.com/services/T0/B0/s3cret 200": "POST https://hooks.slack.com/services/[redacted] 200",
+    '{"url":"https://discord.com/api/webhooks/1/s3cret"}': '{"url":"https://discord.com/api/webhooks/[redacted]"}',
+    "https://api.telegram.org/bot1:s3cret/sendMessage": "https://api.telegram.org/bot[redacted]",
+    # encoded for a URL
+    "/login?next=%2Fx%3Fpassword%3Ds3cret": "/login?next=%2Fx%3Fpassword%3D[redacted]",
+    "%7B%22password%22%3A%22s3cret%22%7D": "%7B%22password%22%3A[redacted]",
     # all of a value
     "password=ab,s3cret;s3cret n=1": "password=[redacted] n=1",
     "password=,s3cret": "password=[redacted]",
@@ -183,6 +212,9 @@ FALSE_ALARMS = [
         "sessional=1",
     ),
     "peer 2001:db8::1 at 09:41:07, 3:1, a:b, C:/x",
+    *("risk-assessment-of-the-whole-house", "use sk-learn, or sk-short", "task_live_", "hf_hub npm_config"),
+    *("give --token", "--token --host x", "a --token-file x", "-- password reset"),
+    *("<p>password</p>", "<password/>x</a>", "<Session 1> is closed", "<tokenizer>x</tokenizer>", "%3D %22password%22"),
 ]
 # Texts without a secret that are masked nevertheless.
 MASKED_IN_DOUBT = {
@@ -192,6 +224,7 @@ MASKED_IN_DOUBT = {
     "Server=db;Password=s3cret;Database=x": "Server=db;Password=[redacted]",
     "http://web:8000/users/me@example.com": "http://web:[redacted]@example.com",
     "/objects?key=a/b.txt": "/objects?key=[redacted]",
+    "--password is missing": "--password [redacted] missing",
 }
 
 
@@ -297,6 +330,30 @@ def test_line_of_a_megabyte_is_masked_and_truncated(capsys):
         *("password: |\n a", 'password="', "password='\\", "password='a''", 'password=\\\\"', "password='\\\\"),
         *("password=[", "password=[]", "password=x[", "password=['", "password=a(", "password=a('", "password=[\n"),
         *("password=(]\n", "passwords=['\n", "token=read(\n"),
+        *(
+            "--",
+            "--a-",
+            "--token ",
+            "<",
+            "<a",
+            "<password",
+            "<password>",
+            "<password ",
+            "<token><![CDATA[",
+            "</",
+            "<token>a<",
+        ),
+        *(
+            "sk-",
+            "sk_live_",
+            "gho_",
+            "xoxb-",
+            "SG.",
+            "SG.aaaaaaaaaaaaaaaa.",
+            "AIza",
+            "//hooks.slack.com/services/",
+            "%3D",
+        ),
     ],
 )
 def test_masking_takes_linear_time(piece):

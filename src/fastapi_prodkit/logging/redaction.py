@@ -17,8 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from fastapi_prodkit.logging import secret_forms
 from fastapi_prodkit.logging.repetition import MAX_VALUES, inputs, mask, strings
-from fastapi_prodkit.logging.secret_values import SQL, pair, values
+from fastapi_prodkit.logging.secret_values import SQL, element, option, pair, values
 
 __all__ = ["Redactor", "may_hold_secret"]
 
@@ -29,43 +30,11 @@ CUT = "[cut]"
 # ignored.
 _NAMES = (
     *("authorization", "cookie", "credential", "session", "session_id", "jwt", "token", "dsn"),
-    *("password", "passwd", "passphrase", "pwd", "secret"),
-    *("access_key", "api_key", "private_key", "secret_key", "signing_key"),
+    *("password", "passcode", "passwd", "passphrase", "pwd", "secret"),
+    *("access_key", "account_key", "api_key", "private_key", "secret_key", "signing_key"),
 )
 _COUNTS = ("tokens", "sessions")  # not secret if the value is a number
 
-# All patterns run in linear time: repetitions are possessive, bounded, or end at a character that they exclude.
-# This one: scheme://user:password@host. A password may contain `/` and `@`, and may look like a port and a path. In a
-# http or ws URL, digits count as a port if the text before them looks like a host.
-_DSN = re.compile(
-    r"(?!(?:(?<=http)|(?<=https)|(?<=ws)|(?<=wss))://(?:localhost|[^\s:/@]*\.[^\s:/@]*):\d{1,5}/)(://(?!\[)[^\s:/@]*+(?:@[^\s:/@]++(?=:(?!\d{1,5}(?:[/\s]|\Z))))?:)"
-    r"(?:(?!\d{1,5}/)[^\s/@]*+(?:/(?!/)[^\s/@]*+)*+@|\d{1,5}/[^\s/@\"']*+(?:/(?!/)[^\s/@\"']*+)*+@)"
-    r"(?:[^\s/@]*+(?:/(?!/)[^\s/@]*+)*+@)*+"
-)
-# https://token@host, also with an empty password or GitHub's. With other schemes, a user alone is not a secret.
-_TOKEN_IN_URL = re.compile(r"((?:http|ws|redis|valkey|nats)s?://)[^\s:/@?#]++(?::(?:x-oauth-basic)?)?@", re.IGNORECASE)
-# Parameters that sign a URL or are exchanged for a token. Only in a query: elsewhere these names are harmless.
-_QUERY = re.compile(
-    r"((?:[?&]|&amp;|\\u0026)(?:code|sig|key|(?:[\w.-]{0,40}[-_])?signature|[\w.-]{0,40}assertion|samlresponse)=)"
-    r"[^\s&\"'<>#\\]++",
-    re.IGNORECASE,
-)
-_PRIVATE_KEY = re.compile(
-    r"(-{4,5} ?BEGIN [A-Z0-9 ]{0,30}PRIVATE KEY[A-Z ]{0,10}-{4,5}).*?(?=-{4,5} ?END [A-Z0-9 ]{0,30}PRIVATE KEY|\Z)",
-    re.DOTALL,
-)
-_BEARER = re.compile(r"\b([Bb]earer|BEARER) +(?:[^\s\"',;]++|[,;]++(?=[^\s\"',;]))++")
-# Masks the whole header line, because a cookie has several parts.
-_HEADER = re.compile(r"((?:cookie|authorization): ?)(?:[^\r\n\"'=]|=(?:\\*+\"[^\"\r\n]*+\"?)?)++", re.IGNORECASE)
-# Data that database drivers and pydantic quote, up to the next part of their message or to the end.
-_QUOTED_DATA = re.compile(
-    r"(\[parameters: |\bDETAIL: +|\binput_value=).*?(?=\n\n|\n[\[(]|\n[A-Z]{4,}:|\nTraceback|, input_type=|\Z)",
-    re.DOTALL,
-)
-_INPUT = re.compile(r"(\binput_value=)(?:'(?:[^'\\\n]|\\.)*+'|\"(?:[^\"\\\n]|\\.)*+\")")
-_BARE_TOKEN = re.compile(
-    r"(?<![A-Za-z0-9])(?:eyJ[\w-]{8,}+(?:\.[\w-]*+){2,4}|A[KS]IA[A-Z0-9]{16}\b)"
-)  # JSON web tokens and AWS keys
 _QUOTED = re.compile(r"[bfru]{0,2}\\?(['\"])(.*?)\\?\1", re.IGNORECASE | re.DOTALL)
 # Anchored at the start of a word, or a long word without digits would be scanned from each of its letters.
 _WORD_WITH_DIGIT = re.compile(r"(?<![^\s\"'\\,;()\[\]{}<>@])[^\s\"'\\,;()\[\]{}<>@\d]*+\d[^\s\"'\\,;()\[\]{}<>@]*+")
@@ -73,8 +42,9 @@ _HEAD = frozenset({"timestamp", "level", "logger", "service", "environment", "ve
 _CODE = frozenset({"exception", "stack"})
 
 # All bytes except those that may indicate a secret, and JSON's own quotes and colons. J and I occur in the prefixes of
-# JSON web tokens and AWS keys.
-_NO_MARKS = bytes(set(range(256)).difference(b"=\\@' \":JI"))
+# JSON web tokens and of keys of AWS and Google. The other prefixes have no such byte: they are searched for only in a
+# line that has any, such as a space.
+_NO_MARKS = bytes(set(range(256)).difference(b"=\\@' \":JI<%"))
 _BEHIND_TIME = len('{"timestamp":"2026-11-23T09:41:07')
 # A colon after a name inside a string: not after a quote, and not in a time or an IPv6 address.
 _COLON = re.compile(
@@ -94,7 +64,10 @@ def may_hold_secret(line: bytes) -> bool:
         or (b"@" in line and b"://" in line)
         or (b"'" in line and any(mark in line for mark in (b"':", b"', ", b"d '", b"D '", b"Y '")))
         or (b" " in line and (b": " in line or b"earer " in line or b"EARER " in line or b"PRIVATE KEY" in line))
-        or any(beginning in line for beginning in (b"eyJ", b"AKIA", b"ASIA"))
+        or b"--" in line
+        or b"</" in line
+        or b"%3" in line
+        or secret_forms.TOKEN_MARK.search(line) is not None
         or _COLON.search(line, _BEHIND_TIME) is not None
     )
 
@@ -119,7 +92,8 @@ class Redactor:
         every = [name.lower().replace("-", "_") for name in (*_NAMES, *names)]
         endings = [_normalized(name) for name in every]
         self._endings = (*endings, *(f"{name}s" for name in endings))
-        self._pair = pair(every)
+        self._pair, self._option, self._element = pair(every), option(every), element(every)
+        self._repeated = (*secret_forms.REPEATED, self._element)
 
     def is_secret(self, key: str) -> bool:
         """Return whether values of this key are masked, except counts; see `hides`."""
@@ -133,21 +107,24 @@ class Redactor:
     def text(self, text: str) -> str:
         """Return the text with its secrets masked."""
         if "earer " in text or "EARER " in text:
-            text = _BEARER.sub(rf"\1 {REDACTED}", text)
+            text = secret_forms.BEARER.sub(rf"\1 {REDACTED}", text)
         if "PRIVATE KEY" in text:
-            text = _PRIVATE_KEY.sub(rf"\1{REDACTED}", text)
-        if "=" in text or ":" in text or ", " in text:
-            text = _QUOTED_DATA.sub(rf"\1{REDACTED}", text)
-            text = _HEADER.sub(rf"\1{REDACTED}", text)
-            text = _QUERY.sub(rf"\1{REDACTED}", text)
-            text = _TOKEN_IN_URL.sub(rf"\1{REDACTED}@", text)
-            text = _DSN.sub(rf"\1{REDACTED}@", text)
+            text = secret_forms.PRIVATE_KEY.sub(rf"\1{REDACTED}", text)
+        if "</" in text:
+            text = self._element.sub(rf"\1{REDACTED}", text)
+        if "--" in text:
+            text = self._mask(self._option, text)
+        if any(mark in text for mark in ("=", ":", ", ", "%3")):
+            text = secret_forms.QUOTED_DATA.sub(rf"\1{REDACTED}", text)
+            text = secret_forms.HEADER.sub(rf"\1{REDACTED}", text)
+            text = secret_forms.QUERY.sub(rf"\1{REDACTED}", text)
+            text = secret_forms.WEBHOOK.sub(rf"\1{REDACTED}", text)
+            text = secret_forms.TOKEN_IN_URL.sub(rf"\1{REDACTED}@", text)
+            text = secret_forms.DSN.sub(rf"\1{REDACTED}@", text)
             text = self._mask(self._pair, text)
         if "'" in text:
             text = self._mask(SQL, text)
-        if "eyJ" in text or "AKIA" in text or "ASIA" in text:
-            text = _BARE_TOKEN.sub(REDACTED, text)
-        return text
+        return secret_forms.TOKEN.sub(REDACTED, text)
 
     @staticmethod
     def _mask(names: re.Pattern[str], text: str) -> str:
@@ -159,9 +136,8 @@ class Redactor:
 
     def values(self, text: str) -> Iterator[str]:
         """Yield masked parts of a text that are secrets in other texts, too: quoted values and words with a digit."""
-        patterns = (_BEARER, _QUERY, _TOKEN_IN_URL, _DSN, _INPUT)
-        places = [(match.end(1), match.end()) for pattern in patterns for match in pattern.finditer(text)]
-        for start, end in chain(places, values(self._pair, text), values(SQL, text)):
+        places = [(match.end(1), match.end()) for pattern in self._repeated for match in pattern.finditer(text)]
+        for start, end in chain(places, *(values(names, text) for names in (self._pair, self._option, SQL))):
             value = text[start:end]
             quoted = _QUOTED.fullmatch(value)
             yield from [quoted[2]] if quoted else _WORD_WITH_DIGIT.findall(value)

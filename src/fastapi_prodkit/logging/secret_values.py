@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-__all__ = ["SQL", "pair", "values"]
+__all__ = ["SQL", "element", "option", "pair", "values"]
 
 # name=value, name: value, name:value, "name": value and "name", value, name[]=value; the quotes of JSON within JSON
-# have backslashes. A number of tokens or sessions is a count.
+# have backslashes, those in URLs are %22. A number of tokens or sessions is a count.
 _PAIR: Final = (
     r"(?:%s)(?>((?<=token|ssion)s)|s|\d{1,2}|)"
-    r"(?:\\*+[\"'], |(?:\\*+[\"'])?(?:\[\d*\]|\]|%%5B\d*%%5D|%%5D)?(?:[ \t]|\\t)*+(?::=|=>?(?!=)|:(?![:=]|//))"
+    r"(?:\\*+[\"'], |(?:\\*+[\"']|%%22)?(?:\[\d*\]|\]|%%5B\d*%%5D|%%5D)?"
+    r"(?:[ \t]|\\t)*+(?::=|=>?(?!=)|:(?![:=]|//)|%%3[AD])"
     r"(?:[ \t]|\\t)*+)(?!(?:bearer )?\[redacted\])(?(1)(?!(?:\d{1,12}(?:[._]\d{1,12})?|none|null)(?![\w.-])))"
 )
 SQL: Final = re.compile(r"\b(?:[Pp]assword|PASSWORD|IDENTIFIED BY) (?=\\?')")
@@ -36,8 +37,23 @@ _BARE: Final = re.compile(r"(?:basic |bearer )?(?:[^\s&,;\"'<>)\]}]++|[,;]++(?=[
 
 def pair(names: Iterable[str]) -> re.Pattern[str]:
     """Return a pattern for a name and its separator, up to the value; `_` in a name also matches `-`."""
-    spellings = (re.escape(name).replace("_", "[-_]?") for name in names)
-    return re.compile(_PAIR % "|".join(spellings), re.IGNORECASE)
+    return re.compile(_PAIR % _spellings(names), re.IGNORECASE)
+
+
+def option(names: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern for an option of a command, such as `--db-password`, up to the value behind a space."""
+    return re.compile(rf"(?<![\w-])--[\w-]{{0,60}}?(?:{_spellings(names)})s? +(?=[^\s-])", re.IGNORECASE)
+
+
+def element(names: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern for the start tag of an XML element, as group 1, and its text up to the end tag."""
+    tag = rf"<[\w.:-]{{0,60}}?(?:{_spellings(names)})s?(?:\s[^<>]{{0,300}})?(?<!/)>"
+    cdata = r"<!\[CDATA\[[^<]*+(?:<(?!/)[^<]*+)*+"
+    return re.compile(rf"({tag}\s*+)(?!</)[^<]*+(?:{cdata})?(?=</)", re.IGNORECASE)
+
+
+def _spellings(names: Iterable[str]) -> str:
+    return "|".join(re.escape(name).replace("_", "[-_]?") for name in names)
 
 
 def values(names: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
