@@ -107,6 +107,8 @@ REFUSED = {  # name -> statement, value, status, text of the warning
         422,
         "InvalidXmlDocumentError 2200M",
     ),
+    "inverted range": ("SELECT int4range(:value, 1)", 5, 422, "DataError 22000"),
+    "inverted range as text": ("SELECT CAST(CAST(:value AS text) AS int4range)", "[5,1]", 422, "DataError 22000"),
     "long note": (INSERT.format(column="note"), LONG, 422, "ProgramLimitExceededError 54000"),
     "deep JSON": (INSERT.format(column="data"), "[" * 50_000, 422, "StatementTooComplexError 54001"),
     "deep array": ("SELECT CAST(CAST(:value AS text) AS json)", "[" * 50_000, 422, "StatementTooComplexError 54001"),
@@ -135,6 +137,7 @@ OURS = {  # name -> statement, value: errors of the app
     "check": (INSERT.format(column="size"), -1),
     "null": ("INSERT INTO items VALUES (:value)", None),
     "recursion": ("SELECT forever(CAST(:value AS int))", 1),
+    "hole in a range": ("SELECT int4range(1, 9) - int4range(2, CAST(:value AS int))", 3),
     "own code": ("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '22000'; END $$", None),
 }
 

@@ -23,6 +23,7 @@ __all__ = ["CLIENT_ERRORS", "checked_statuses", "client_error"]
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 CLIENT_ERRORS: Final[Mapping[str, int]] = MappingProxyType(
     {
+        "22000": 422,  # data exception: only of a range whose lower bound is greater than its upper bound
         "22001": 422,  # string data right truncation
         "22003": 422,  # numeric value out of range
         "22007": 422,  # invalid datetime format
@@ -51,7 +52,8 @@ CLIENT_ERRORS: Final[Mapping[str, int]] = MappingProxyType(
 )
 
 _TOO_COMPLEX = "54001"  # also raised for infinite recursion, which is an error of the app
-_DATA_EXCEPTION = "22000"  # asyncpg's SQLSTATE for every argument that it cannot encode
+_DATA_EXCEPTION = "22000"  # also asyncpg's SQLSTATE for every argument that it cannot encode
+_CHECKS_BOUNDS = "range_serialize"  # PostgreSQL's function that refuses an inverted range
 _REFUSED_BY_DRIVER = ((OverflowError, "22003"), (UnicodeError, "22021"), (ValueError, "22P02"))
 _SQLITE = {  # https://www.sqlite.org/rescode.html
     "SQLITE_CONSTRAINT_FOREIGNKEY": "23503",
@@ -87,7 +89,7 @@ def client_error(error: BaseException, statuses: Mapping[str, int]) -> ProblemEr
         return None
     state = _sqlstate(error)
     status = statuses.get(state)
-    if status is None or (state == _TOO_COMPLEX and _is_recursion(error)):
+    if status is None or _is_error_of_the_app(error, state):
         return None
     _logger.warning("the database refused the request: %s", _described(error, state))
     extensions: dict[str, Any] = {"errors": [_INVALID]} if status == HTTPStatus.UNPROCESSABLE_ENTITY else {}
@@ -122,10 +124,13 @@ def _sqlstate(error: DBAPIError) -> str:
     return state or _SQLITE.get(getattr(orig, "sqlite_errorname", ""), "")
 
 
-def _is_recursion(error: DBAPIError) -> bool:
-    """Return whether the error happened in nested function calls: then PostgreSQL's context has several lines."""
-    context: str | None = getattr(getattr(error.orig, "__cause__", None), "context", None)
-    return context is not None and "\n" in context
+def _is_error_of_the_app(error: DBAPIError, state: str) -> bool:
+    """Return whether an SQLSTATE that a client or the app may cause was caused by the app."""
+    driver: Any = getattr(error.orig, "__cause__", None)
+    if state == _DATA_EXCEPTION:
+        return getattr(driver, "server_source_function", None) != _CHECKS_BOUNDS
+    # In nested function calls PostgreSQL's context has several lines.
+    return state == _TOO_COMPLEX and "\n" in (getattr(driver, "context", None) or "")
 
 
 def _described(error: DBAPIError, state: str) -> str:
