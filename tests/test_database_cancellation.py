@@ -22,9 +22,10 @@ from fastapi_prodkit.disconnect import cancel_on_disconnect
 from fastapi_prodkit.sections import DatabaseSettings, LimitsSettings
 
 pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
-pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
+asyncpg = pytest.importorskip("asyncpg", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastapi_prodkit.database import Database, SessionDep
 from fastapi_prodkit.testing import Databases
@@ -169,6 +170,43 @@ async def test_cancelled_executemany_ends_and_writes_nothing(
     assert done
     assert ended
     assert rows == 0
+
+
+async def test_a_connection_that_two_tasks_close_is_closed_before_its_place_is_used_again(
+    server: Server, slow_table: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two queries of one session are cancelled. The next session has the pool's only place."""
+    close, closable, calls = asyncpg.Connection.close, asyncio.Event(), iter([True])
+    queries: list[asyncio.Task[Any]] = []
+
+    async def close_slowly(connection: Any, *, timeout: float | None = None) -> None:
+        if next(calls, False):  # asyncpg returns at once from a second call
+            await closable.wait()
+        await close(connection, timeout=timeout)
+
+    async def query_twice() -> None:
+        async with slow_table.session() as session:
+            await session.execute(text("SELECT 1"))
+            queries.extend(asyncio.ensure_future(session.execute(text("SELECT pg_sleep(30)"))) for _ in range(2))
+            await asyncio.gather(*queries)
+
+    async def process_id(session: AsyncSession) -> int:
+        return int((await session.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+
+    async with slow_table.lifespan(None):
+        task = asyncio.create_task(query_twice())
+        busy = await becomes(server, lambda count: count == 1, within=10)
+        monkeypatch.setattr(asyncpg.Connection, "close", close_slowly)
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.2, closable.set)
+        async with slow_table.session() as session:
+            used = await process_id(session)
+            await asyncio.wait([task, *queries])
+        async with slow_table.session() as session:
+            used_again = await process_id(session)
+
+    assert busy
+    assert used == used_again
 
 
 @pytest.mark.system

@@ -17,7 +17,7 @@ connection until it is garbage collected, or returns it to the pool with its tra
 """
 
 import asyncio
-from asyncio import CancelledError, Future
+from asyncio import CancelledError, Event, Future
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -54,15 +54,30 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncp
     needs_reset = False
     was_aborted = False
     _closing = False
+    _closed: Event | None = None  # whether the first `close` has ended; None before it
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's signature
         """Cancel the running statement and close the connection; abort the connection after the time-out.
 
         A failed close raises nothing: SQLAlchemy may no longer wait for it, and asyncio would log the exception.
+
+        A second caller waits for the first. Two tasks of one session may both let the pool close the connection, and
+        the pool clears the connection's place when `close` returns. The first to return frees this place for another
+        request, which would lose its connection when the other returns later.
         """
+        if self._closed is not None:
+            await self._closed.wait()
+            return
+        self._closed = Event()
+        try:
+            await self._close(timeout or self.close_timeout)
+        finally:
+            self._closed.set()
+
+    async def _close(self, seconds: float) -> None:
         self._closing = self.closed_here = True
         try:
-            await super().close(timeout=min(timeout or self.close_timeout, self.close_timeout))
+            await super().close(timeout=min(seconds, self.close_timeout))
         except (OSError, asyncpg.PostgresError):  # a TimeoutError is an OSError; asyncpg has aborted the connection
             self.was_aborted = True
         finally:
@@ -99,7 +114,7 @@ class CancellableConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncp
         except asyncpg.InterfaceError:
             if self.is_closed() or query not in _END_OF_TRANSACTION:
                 raise
-            await self.close()
+            await self._close(self.close_timeout)
             if query == _COMMIT:
                 raise
             return "ROLLBACK"
