@@ -1,6 +1,7 @@
 """The access log: exactly one line for each request, and one record for each exception."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -516,6 +517,21 @@ def test_websocket_closed_by_the_client_is_no_error(caplog):
         session.send_text("hello")
 
     assert errors(caplog) == []
+    assert lines(caplog) == [websocket_line(101)]
+
+
+@pytest.mark.parametrize(("others", "count"), [([], 0), ([ValueError()], 1)])
+def test_websocket_in_a_task_group_that_the_client_closes(others, count, caplog):
+    """A group of exceptions is an error only if one of them is another than that the client has left."""
+
+    async def endpoint(websocket: WebSocket, room: str):
+        await websocket.accept()
+        raise ExceptionGroup("unhandled errors in a TaskGroup", [WebSocketDisconnect(1000), *others])
+
+    with contextlib.suppress(ExceptionGroup), TestClient(websocket_app(endpoint)).websocket_connect("/rooms/7"):
+        pass
+
+    assert len(errors(caplog)) == count
     assert lines(caplog) == [websocket_line(101)]
 
 

@@ -17,7 +17,6 @@ from fastapi.responses import RedirectResponse
 pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
 pytest.importorskip("httptools", reason="needs the extra: pip install 'fastapi-prodkit[standard]'")
 
-from fastapi import FastAPI
 from processes import free_port, listens, running
 from wire import connection, read_response, request
 

@@ -128,8 +128,8 @@ class ErrorBoundaryMiddleware(Layer):
 
     def on_error(self, exchange: Exchange, error: BaseException) -> bool:
         """Log the exception; return True to swallow it if the response is complete."""
-        disconnected = exchange.client_disconnected and isinstance(error, ClientDisconnect | OSError)
-        if disconnected or (isinstance(error, WebSocketDisconnect) and exchange.scope["type"] == "websocket"):
+        disconnected = exchange.client_disconnected and _consists_of(error, (ClientDisconnect, OSError))
+        if disconnected or (exchange.scope["type"] == "websocket" and _consists_of(error, WebSocketDisconnect)):
             return True  # not an error of the app, and the client has disconnected
         if _logger.isEnabledFor(logging.ERROR):
             _log(error, exchange.scope["path"][:LONGEST_LOGGED_PATH])
@@ -138,6 +138,11 @@ class ErrorBoundaryMiddleware(Layer):
             return True
         _scope.mark_logged(error)  # the server would log the exception again
         return False
+
+
+def _consists_of(error: BaseException, kinds: type[Exception] | tuple[type[Exception], ...]) -> bool:
+    """Return whether the exception, or each one in a group, such as that of a task group, is of these types."""
+    return error.split(kinds)[1] is None if isinstance(error, BaseExceptionGroup) else isinstance(error, kinds)
 
 
 def _log(error: BaseException, path: str) -> None:
