@@ -46,11 +46,16 @@ def exceeded_body_limit(scope: Scope) -> int | None:
 
 def route_path(scope: Scope) -> str:
     """Return the path relative to the app that the scope is for, without a trailing slash; "/" for the root."""
+    return path_in_app(scope).removesuffix("/") or "/"
+
+
+def path_in_app(scope: Scope) -> str:
+    """Return the path relative to the app that the scope is for, which is what its routes match."""
     path: str = scope["path"]
     root_path: str = scope.get("root_path", "")
     if root_path and path.startswith(root_path) and path[len(root_path) : len(root_path) + 1] in ("", "/"):
         path = path[len(root_path) :]
-    return path.removesuffix("/") or "/"
+    return path
 
 
 def route_template(scope: Scope, root_path: str) -> str:

@@ -19,6 +19,7 @@ EXCEPTION_CONTEXT: Final = "__prodkit_context__"  # an exception: the context of
 LIFESPAN_COMPOSED: Final = "__prodkit_composed__"  # a lifespan that starts mounted apps by itself
 APP_STACK: Final = "_prodkit_middleware_stack"  # an app with an edge: its middleware stack, in the edge
 ROUTER_MOUNTS: Final = "fastapi_prodkit"  # a router: the prefixes of its mounts; see _asgi
+ROUTER_INDEX: Final = "_prodkit_index"  # a router with an index: the index; see _routing.index
 APP_TEMPLATES: Final = "_prodkit_templates"  # an app: templates of requests that were refused before; see _asgi
 REGISTRY_INSTRUMENTS: Final = "fastapi_prodkit_instruments"  # a Prometheus registry; see _instruments
 REGISTRY_WORKERS: Final = "fastapi_prodkit_workers"  # a Prometheus registry; see metrics.multiprocess

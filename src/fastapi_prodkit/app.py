@@ -45,6 +45,7 @@ from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware, Store
 from fastapi_prodkit.rate_limit.endpoints import ExemptEndpoints
 from fastapi_prodkit.request_id import RequestIDMiddleware
+from fastapi_prodkit.routing import index_routes
 from fastapi_prodkit.security_headers import PagePolicyMiddleware, SecurityHeadersMiddleware
 from fastapi_prodkit.settings import Settings
 
@@ -192,6 +193,8 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     _add_handlers_and_docs(app, settings, pieces)
     probes = make_probes(settings, pieces, given)
     _compose_lifespans(app, pieces, probes, given)
+    if settings.routing and settings.routing.index:
+        index_routes(app)  # innermost, in place of the loop over all routes in FastAPI's router
     _put_edge_around(app, settings, pieces, probes, given)
 
 

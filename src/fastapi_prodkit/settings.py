@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     cors: sections.CorsSettings | None = Field(default_factory=sections.CorsSettings)
     limits: sections.LimitsSettings | None = Field(default_factory=sections.LimitsSettings)
     rate_limit: sections.RateLimitSettings | None = Field(default_factory=sections.RateLimitSettings)
+    routing: sections.RoutingSettings | None = Field(default_factory=sections.RoutingSettings)
     health: sections.HealthSettings | None = Field(default_factory=sections.HealthSettings)
     event_loop: sections.EventLoopSettings | None = Field(default_factory=sections.EventLoopSettings)
     metrics: sections.MetricsSettings | None = Field(default_factory=sections.MetricsSettings)

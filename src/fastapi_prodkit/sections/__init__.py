@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ProxySettings,
         RateLimitSettings,
         RequestIdSettings,
+        RoutingSettings,
     )
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "ProxySettings",
     "RateLimitSettings",
     "RequestIdSettings",
+    "RoutingSettings",
     "SecretsSettings",
     "Section",
     "ServiceSettings",

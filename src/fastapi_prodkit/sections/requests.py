@@ -17,6 +17,7 @@ __all__ = [
     "ProxySettings",
     "RateLimitSettings",
     "RequestIdSettings",
+    "RoutingSettings",
 ]
 
 
@@ -185,3 +186,9 @@ class RateLimitSettings(Section):
     def shared(self) -> bool:
         """Whether several processes count together."""
         return self.storage_url.get_secret_value() != "memory://"
+
+
+class RoutingSettings(Section):
+    """How the route of a request is found."""
+
+    index: bool = Field(True, description="Find it by an index, in place of asking every route in turn.")

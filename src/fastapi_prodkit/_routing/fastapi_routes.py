@@ -1,0 +1,194 @@
+"""The routes of a FastAPI router in one tree: the only module that reads private parts of FastAPI's routing.
+
+In FastAPI a router that another one includes is one route of that other router. It asks its own routes when it is asked
+whether it matches, and again when it serves the request. `RouteTable` has an entry for each of them instead. An entry
+matches once, and changes the scope as the routers on the way to it would have done.
+"""
+
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any, Final
+
+from fastapi import routing
+from fastapi.routing import APIRoute, APIRouter, APIWebSocketRoute
+from starlette.routing import BaseRoute, Host, Mount, Route, WebSocketRoute
+from starlette.types import ASGIApp, Scope
+
+from fastapi_prodkit._asgi import LabelledRoute
+from fastapi_prodkit._routing.path_tree import ANYWHERE, PathTree, Place, place_of
+
+__all__ = ["Entry", "RouteTable", "apply_form_limits", "seam"]
+
+# None where FastAPI has them no more: then the trial fails, and the index is left out.
+_IncludedRouter: Final[Any] = getattr(routing, "_IncludedRouter", None)
+_route_selected: Final[Any] = getattr(routing, "_route_selected", None)
+_with_body_limit: Final[Any] = getattr(routing, "wrap_app_with_body_limit", None)
+_version: Final = attrgetter("_routes_version")
+
+_ROUTERS_KEY: Final = "fastapi"  # the scope key for what routers tell each other
+_TELEMETRY_KEY: Final = "fastapi.telemetry"
+# Routes of these classes match nothing but what their regular expression matches, or their host.
+_KNOWN: Final = (Route, APIRoute, WebSocketRoute, APIWebSocketRoute, Mount, Host, LabelledRoute)
+
+
+class Entry:
+    """One route of the router itself.
+
+    Attributes:
+        order: Its place among all routes.
+        asked: What is asked whether it matches; None if only the router can ask it.
+        chosen: The route, or FastAPI's context of it if a router includes it.
+    """
+
+    __slots__ = ("_template", "asked", "chosen", "order")
+
+    def __init__(self, order: int, chosen: Any, asked: Any, template: str | None) -> None:
+        self.order = order
+        self.chosen = chosen
+        self.asked = asked
+        self._template = template
+
+    @property
+    def place(self) -> Place:
+        """Its place in the tree."""
+        asked = self.asked
+        if asked is None or isinstance(asked, Host):
+            return ANYWHERE
+        path = f"{asked.path}/{{path:path}}" if isinstance(asked, Mount) else asked.path
+        return place_of(path, asked.path_regex, asked.param_convertors)
+
+    def enter(self, scope: Scope, child_scope: Scope) -> ASGIApp:
+        """Change the scope as the router does if this route has matched, and return what serves the request."""
+        scope.update(child_scope)
+        self._tell_telemetry(scope)
+        handle: ASGIApp = self.chosen.handle
+        return handle
+
+    def _tell_telemetry(self, scope: Scope) -> None:
+        if _TELEMETRY_KEY in scope:
+            _route_selected(scope=scope, path=self._template, mount=isinstance(self.asked, Mount))
+
+
+class _IncludedEntry(Entry):
+    """One route of a router that another router includes."""
+
+    __slots__ = ("_inclusions",)
+
+    def __init__(self, order: int, context: Any, inclusions: tuple[Any, ...]) -> None:
+        made = context.starlette_route  # the context of one of FastAPI's own routes has none, and matches by itself
+        template = getattr(made, "path_format", None) or context.path_format
+        asked = made or context if _is_known(made or context.original_route) else None
+        super().__init__(order, context, asked, template)
+        self._inclusions = inclusions
+
+    def enter(self, scope: Scope, child_scope: Scope) -> ASGIApp:
+        """Change the scope as the routers on the way do, and return what serves the request."""
+        for inclusion in self._inclusions:
+            apply_form_limits(scope, inclusion.include_context)
+        innermost = self._inclusions[-1]
+        told = scope.setdefault(_ROUTERS_KEY, {})
+        told["included_router"] = innermost
+        told["effective_route_context"] = context = self.chosen
+        scope.update(child_scope)
+        self._tell_telemetry(scope)
+        handle: ASGIApp
+        if self.asked is context:
+            scope["route"] = context.original_route
+            handle = context.original_route.handle
+        else:
+            handle = _with_body_limit(self.asked.handle, innermost.include_context.max_body_size)
+        return handle
+
+
+class RouteTable:
+    """The routes of a router at one time.
+
+    Attributes:
+        find: Returns the entries that can match a path, in their order.
+        has_fallbacks: Some routes, those of `app.frontend()`, are asked after all others.
+    """
+
+    def __init__(self, router: APIRouter) -> None:
+        self._routers: list[APIRouter] = []  # this one and all that are included, at any depth
+        self._version = 0  # the sum of theirs
+        self._lists: list[tuple[APIRouter, list[BaseRoute]]] = []  # the routes of those that include others
+        routes = self._watch(router)  # before they are read: what another thread adds meanwhile is noticed
+        tree: PathTree[Entry] = PathTree()
+        for order, (route, inclusions) in enumerate(_flatten(routes)):
+            entry = (
+                _IncludedEntry(order, route, inclusions)
+                if inclusions
+                else Entry(order, route, route if _is_known(route) else None, getattr(route, "path_format", None))
+            )
+            tree.add(entry.place, entry)
+        self.find = tree.find
+        self.has_fallbacks = next(router._iter_low_priority_routes(), None) is not None  # noqa: SLF001 - see the module
+
+    def is_current(self) -> bool:
+        """Say whether the router still has these routes.
+
+        A router counts its changes, but not those of the list of its routes by hand, such as `app.mount`. They matter
+        in the list of the router itself, and where included routers are removed.
+        """
+        for router, routes in self._lists:
+            if router.routes != routes:
+                return False
+        current: int = sum(map(_version, self._routers))
+        return current == self._version
+
+    def _watch(self, router: APIRouter) -> list[BaseRoute]:
+        self._version += _version(router)
+        routes = list(router.routes)
+        included = [route.original_router for route in routes if isinstance(route, _IncludedRouter)]
+        if included or not self._routers:
+            self._lists.append((router, routes))
+        self._routers.append(router)
+        for each in included:
+            self._watch(each)
+        return routes
+
+
+def _flatten(routes: list[Any], inclusions: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield each route, or FastAPI's context of it, with the inclusions on the way to it, outermost first."""
+    for route in routes:
+        if not isinstance(route, _IncludedRouter):
+            yield route, inclusions
+        elif _has_methods_of((APIRouter,), route.original_router, "matches", "handle"):
+            yield from _flatten(route.effective_candidates(), (*inclusions, route))
+        else:
+            yield route, ()  # not a known route: the router itself serves requests that reach it
+
+
+def apply_form_limits(scope: Scope, owner: Any) -> None:
+    """Merge the form limits of a router, or of its inclusion, into the scope; FastAPI 0.164 has none."""
+    limits = getattr(owner, "form_limits", None)
+    if limits and scope["type"] == "http":
+        told = scope.setdefault(_ROUTERS_KEY, {})
+        told["form_limits"] = {**told.get("form_limits", {}), **limits}
+
+
+def seam(router: APIRouter) -> tuple[Any, str] | None:
+    """Return the object that calls `router.app`, and the name of its attribute: the router, or its body limit.
+
+    None if the router's `app` is not FastAPI's, or if something unknown is around it.
+    """
+    around: Any = router
+    name = "middleware_stack"
+    while around is not None and _has_methods_of((APIRouter,), router, "app"):
+        called = getattr(around, name, None)
+        if called == router.app:
+            return around, name
+        around, name = called, "app"
+    return None
+
+
+def _is_known(route: Any) -> bool:
+    return _has_methods_of(_KNOWN, route, "matches")
+
+
+def _has_methods_of(classes: tuple[type, ...], owner: Any, *names: str) -> bool:
+    """Say whether an object has these methods of one of the classes, and not others of its class or of its own."""
+    return not any(
+        name in vars(owner) or getattr(type(owner), name) not in {getattr(each, name) for each in classes}
+        for name in names
+    )
