@@ -130,11 +130,13 @@ class TestPaths:
 
     async def test_the_error_of_a_convertor(self):
         """A value that the convertor cannot convert is the same error."""
-        both = BothWays(app_of("/{n:int}"))
+        both = BothWays(app_of("/{n:int}", "/{m}/x/", "/{n:int}/x/"))
 
         answer = await both.ask("GET", "/" + "9" * 5000)
+        redirected = await both.ask("PUT", "/" + "9" * 5000 + "/x")
 
         assert answer.error.startswith("ValueError")
+        assert redirected.status == 307
 
     @pytest.mark.parametrize(
         "path", ["/files/a.txt", "/files/a.b.txt", "/files/a", "/files/a.txt/raw", "/files/.", "/v1"]
@@ -362,6 +364,19 @@ class TestIncludedRouters:
         assert name_of(await both.ask_index("GET", "/first")) == "first"
         assert name_of(await both.ask_router("GET", "/own")) == "own"
         assert name_of(await both.ask_router("GET", "/last")) == "last"
+
+
+    async def test_a_router_whose_routes_cannot_be_read(self):
+        """The error is raised for the requests that reach the router, and for no others."""
+        app, router = app_of("/first"), APIRouter()
+        router.get("/{name}")(echo("twice"))
+        app.include_router(router, prefix="/{name}")
+        both = BothWays(app)
+
+        first, broken = await both.ask_index("GET", "/first"), await both.ask_router("GET", "/a/b")
+
+        assert first.status == 200
+        assert broken.error.startswith("ValueError('Duplicated param name")
 
 
 async def read(request):

@@ -6,6 +6,7 @@ matches once, and changes the scope as the routers on the way to it would have d
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any, Final
 
@@ -149,14 +150,23 @@ class RouteTable:
 
 
 def _flatten(routes: list[Any], inclusions: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """Yield each route, or FastAPI's context of it, with the inclusions on the way to it, outermost first."""
+    """Yield each route, or FastAPI's context of it, with the inclusions on the way to it, outermost first.
+
+    An included router is a route, too, and not one that is known. It is yielded if its routes cannot be read: then the
+    router serves the requests that reach it, and raises the error.
+    """
     for route in routes:
         if not isinstance(route, _IncludedRouter):
             yield route, inclusions
-        elif _has_methods_of((APIRouter,), route.original_router, "matches", "handle"):
-            yield from _flatten(route.effective_candidates(), (*inclusions, route))
+            continue
+        candidates = None
+        if _has_methods_of((APIRouter,), route.original_router, "matches", "handle"):
+            with suppress(Exception):  # such as two parameters of one name
+                candidates = route.effective_candidates()
+        if candidates is None:
+            yield route, ()
         else:
-            yield route, ()  # not a known route: the router itself serves requests that reach it
+            yield from _flatten(candidates, (*inclusions, route))
 
 
 def apply_form_limits(scope: Scope, owner: Any) -> None:

@@ -64,7 +64,8 @@ class RouteIndex:
             return None
         if scope["type"] == "http" and self._router.redirect_slashes and path != "/":
             twin = {**scope, "path": scope["path"].rstrip("/") if path.endswith("/") else f"{scope['path']}/"}
-            if _ask(table, path_in_app(twin), twin) is not _NOTHING:
+            entries = table.find(path_in_app(twin))
+            if any(entry.asked is None or entry.asked.matches(twin)[0] is not _NONE for entry in entries):
                 return None  # the router redirects to it
         return _NOTHING
 

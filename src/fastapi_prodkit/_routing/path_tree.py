@@ -51,22 +51,8 @@ class PathTree(Generic[_Entry]):
     def find(self, path: str) -> list[_Entry]:
         """Return the entries that can match a path, in their order. The path must not contain a line break."""
         found: list[_Entry] = []
-        nodes = [self._root]
-        for segment in path.split("/")[1:]:
-            deeper = []
-            for node in nodes:
-                found += node.below
-                child = node.by_text.get(segment)
-                if child is not None:
-                    deeper.append(child)
-                if node.any_text is not None:
-                    deeper.append(node.any_text)
-            nodes = deeper
-            if not nodes:
-                break
-        for node in nodes:
-            found += node.below
-            found += node.here
+        segments = path.split("/")
+        self._root.collect(segments, 1, found)  # the first segment is the text in front of the first slash
         if len(found) > 1:
             found.sort(key=_ORDER)
         return found
@@ -84,11 +70,29 @@ class _Node(Generic[_Entry]):
         self.any_text: _Node[_Entry] | None = None
 
     def child(self, segment: str | None) -> "_Node[_Entry]":
+        """Return the node for a further segment, which is made if there is none."""
         if segment is not None:
             return self.by_text.setdefault(segment, _Node())
         if self.any_text is None:
             self.any_text = _Node()
         return self.any_text
+
+    def collect(self, segments: list[str], position: int, found: list[_Entry]) -> None:
+        """Add the entries that can match the segments from this position on. It calls itself where the way forks."""
+        node = self
+        for index in range(position, len(segments)):
+            if node.below:
+                found += node.below
+            child, other = node.by_text.get(segments[index]), node.any_text
+            if child is None:
+                child = other
+            elif other is not None:
+                other.collect(segments, index + 1, found)
+            if child is None:
+                return
+            node = child
+        found += node.below
+        found += node.here
 
 
 def place_of(path: str, regex: re.Pattern[str], convertors: Mapping[str, Any]) -> Place:
