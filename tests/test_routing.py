@@ -365,7 +365,6 @@ class TestIncludedRouters:
         assert name_of(await both.ask_router("GET", "/own")) == "own"
         assert name_of(await both.ask_router("GET", "/last")) == "last"
 
-
     async def test_a_router_whose_routes_cannot_be_read(self):
         """The error is raised for the requests that reach the router, and for no others."""
         app, router = app_of("/first"), APIRouter()

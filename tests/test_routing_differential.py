@@ -200,7 +200,8 @@ def test_the_index_does_what_the_router_does(data, options):
 
     async def compare():
         for _ in range(3):
-            for method, path, root_path, headers in data.draw(st.lists(requests(routes.known()), min_size=1, max_size=8)):
+            drawn = data.draw(st.lists(requests(routes.known()), min_size=1, max_size=8))
+            for method, path, root_path, headers in drawn:
                 await both.ask(method, path, root_path=root_path, headers=headers)
             routes.add(data.draw(st.sampled_from(routes.routers)), data.draw(leaves(kinds)))
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from fastapi.routing import RouteContext, iter_route_contexts
-from starlette.applications import Starlette
 from starlette.middleware import body_limit
 from starlette.routing import BaseRoute, Match, Mount, Route, Router
 from starlette.types import Scope
@@ -13,7 +12,6 @@ from fastapi_prodkit import _scope
 
 UNMATCHED = "_unmatched"
 _NO_MATCH = Match.NONE  # looking up a member of an enumeration costs as much as several calls of methods
-_MOST_TEMPLATES = 256  # templates of refused requests that are cached
 LONGEST_LOGGED_PATH = 2048  # characters; otherwise only the server limits the length of a path
 
 # The exception that Starlette's body limit raises in `send` after it has sent its own 413 in place of the response. It
@@ -80,50 +78,7 @@ def route_template(scope: Scope, root_path: str) -> str:
     if template is None or scope.get("root_path", "") == root_path:
         return template or UNMATCHED
     mounted = scope["root_path"][len(root_path) :]
-    return mounted + template if mounted in _mount_prefixes(scope["router"]) else UNMATCHED
-
-
-def requested_template(scope: Scope, root_path: str) -> str:
-    """Return the template of the route for a request that was refused before routing.
-
-    The method only decides between routes of the same path: a preflight has another method than the request that it
-    asks for. Results are cached on the app, so that a flood of refused requests does not cost routing each time.
-
-    Args:
-        scope: The scope that was passed to the app.
-        root_path: `scope["root_path"]` as it was before the call.
-    """
-    mounted = scope.get("root_path", "")[len(root_path) :]
-    app, path = scope.get("app"), scope["path"]
-    if not isinstance(app, Starlette) or len(path) > LONGEST_LOGGED_PATH:
-        return UNMATCHED
-    if mounted and mounted not in _mount_prefixes(scope["router"]):
-        return UNMATCHED
-    known: dict[Any, str] = vars(app).setdefault(_scope.APP_TEMPLATES, {})
-    key = scope["type"], scope.get("method"), header(scope["headers"], b"host"), path, mounted, len(app.routes)
-    if key not in known:
-        if len(known) >= _MOST_TEMPLATES:
-            known.clear()
-        known[key] = _template_of(app.routes, scope, mounted)
-    return known[key]
-
-
-def _template_of(routes: Sequence[BaseRoute], scope: Scope, prefix: str) -> str:
-    scope = {**scope, "fastapi": {}}  # matching writes into this entry
-    other_method = UNMATCHED
-    for context in iter_route_contexts(routes):
-        match, found = context.matches(scope)
-        if match is Match.NONE:
-            continue
-        path = f"{prefix}{context.path or ''}"
-        if hasattr(context.original_route, "routes"):
-            inside = routes_inside(context.original_route)
-            return UNMATCHED if "{" in path else _template_of(inside, {**scope, **found}, path)
-        path = f"{prefix}{context.path_format or context.path}"
-        if match is Match.FULL:
-            return path
-        other_method = path if other_method == UNMATCHED else other_method
-    return other_method
+    return mounted + template if mounted in mount_prefixes(scope["router"]) else UNMATCHED
 
 
 def route_dependencies(scope: Scope) -> Iterator[Any]:
@@ -145,7 +100,7 @@ def walk_dependencies(dependant: Any) -> Iterator[Any]:
         yield each.call
 
 
-def _mount_prefixes(router: Router) -> frozenset[str]:
+def mount_prefixes(router: Router) -> frozenset[str]:
     """Return the paths that mounts can add to root_path, except paths with parameters, which add raw values.
 
     The result is cached on the router, which cannot be hashed, until the number of its routes changes.

@@ -9,13 +9,14 @@ from typing import Any, Final, cast
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_prodkit import _scope
-from fastapi_prodkit._asgi import REPLACED_BY_LIMIT, UNMATCHED, requested_template, route_path, route_template
+from fastapi_prodkit._asgi import REPLACED_BY_LIMIT, UNMATCHED, route_path, route_template
 from fastapi_prodkit._context import Reason, RequestContext
 from fastapi_prodkit._pipeline.hooks import Hooks, RawHeaders
 from fastapi_prodkit._pipeline.interruption import Interruption
 from fastapi_prodkit._pipeline.listener import DisconnectListener
 from fastapi_prodkit._pipeline.stream import ResponseStream
 from fastapi_prodkit._pipeline.timers import Deadline
+from fastapi_prodkit._routing.requested_template import requested_template
 
 __all__ = ["CLIENT_DISCONNECTED", "Exchange"]
 

@@ -3,8 +3,9 @@
 FastAPI's router asks every route in turn whether it matches, those of included routers twice. The index asks only the
 routes that can match, in the same order, and then does what the router does with the one that is found:
 
-    path_tree       the tree of path segments: a path in, the routes that can match it out
-    fastapi_routes  the routes of a router, flattened; the only module that reads private parts of FastAPI
-    index           one request: find its route, hand it over; and `find_route`, which other pieces ask
-    trial           serve a few requests both ways, before the index is trusted with this version of FastAPI
+    path_tree           the tree of path segments: a path in, the routes that can match it out
+    fastapi_routes      the routes of a router in the tree; the only module that reads private parts of FastAPI
+    index               one request: find its route and hand it over; and `find_route`, which others ask
+    trial               serve a few requests both ways, before the index is trusted with this version of FastAPI
+    requested_template  the route that a refused request was for
 """

@@ -39,15 +39,16 @@ class Entry:
         order: Its place among all routes.
         asked: What is asked whether it matches; None if only the router can ask it.
         chosen: The route, or FastAPI's context of it if a router includes it.
+        template: The path, such as `/items/{item_id}`; None if the route has none.
     """
 
-    __slots__ = ("_template", "asked", "chosen", "order")
+    __slots__ = ("asked", "chosen", "order", "template")
 
     def __init__(self, order: int, chosen: Any, asked: Any, template: str | None) -> None:
         self.order = order
         self.chosen = chosen
         self.asked = asked
-        self._template = template
+        self.template = template
 
     @property
     def place(self) -> Place:
@@ -58,6 +59,11 @@ class Entry:
         path = f"{asked.path}/{{path:path}}" if isinstance(asked, Mount) else asked.path
         return place_of(path, asked.path_regex, asked.param_convertors)
 
+    @property
+    def is_final(self) -> bool:
+        """Whether no further route follows, as those in a mount do."""
+        return not isinstance(self.asked, Mount | Host)
+
     def enter(self, scope: Scope, child_scope: Scope) -> ASGIApp:
         """Change the scope as the router does if this route has matched, and return what serves the request."""
         scope.update(child_scope)
@@ -67,7 +73,7 @@ class Entry:
 
     def _tell_telemetry(self, scope: Scope) -> None:
         if _TELEMETRY_KEY in scope:
-            _route_selected(scope=scope, path=self._template, mount=isinstance(self.asked, Mount))
+            _route_selected(scope=scope, path=self.template, mount=isinstance(self.asked, Mount))
 
 
 class _IncludedEntry(Entry):

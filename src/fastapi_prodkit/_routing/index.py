@@ -11,7 +11,7 @@ from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import path_in_app
 from fastapi_prodkit._routing.fastapi_routes import Entry, RouteTable, apply_form_limits
 
-__all__ = ["RouteIndex", "find_route"]
+__all__ = ["RouteIndex", "find_route", "index_of"]
 
 _KINDS: Final = ("http", "websocket")
 _FULL, _NONE = Match.FULL, Match.NONE  # looking up a member of an enumeration costs as much as several calls
@@ -84,16 +84,23 @@ def _ask(table: RouteTable, path: str, scope: Scope) -> _Found | None:
     return other_method
 
 
+def index_of(scope: Scope) -> RouteIndex | None:
+    """Return the index of the app that serves the request; None if it has none."""
+    app = scope.get("app")
+    return vars(app.router).get(_scope.ROUTER_INDEX) if isinstance(app, Starlette) else None
+
+
 def find_route(scope: Scope) -> Any:
     """Return the route that will serve a request, before its handler is called and its body is read.
 
-    For a route of an included router it is FastAPI's context of it, with the whole path and all dependencies: what
-    `_asgi.chosen_route` returns after routing. A route that matches but for its method is returned, too.
+        route = find_route(scope)
+
+    For a route of an included router it is FastAPI's context of it, which has the whole path, and the dependencies of
+    all routers on the way. A route that matches except for its method is returned, too.
 
     Returns:
         None if no route matches, if the app in the scope has no index, or if only its router can tell.
     """
-    app = scope.get("app")
-    index: RouteIndex | None = vars(app.router).get(_scope.ROUTER_INDEX) if isinstance(app, Starlette) else None
-    entry = index and (index.find(scope) or _NOTHING)[0]
+    index = index_of(scope)
+    entry, _ = (index and index.find(scope)) or _NOTHING
     return entry and entry.chosen
