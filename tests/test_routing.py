@@ -319,32 +319,51 @@ class TestIncludedRouters:
         assert socket.messages[1]["text"].startswith("inner {'tenant': 'acme', 'id': '1'}")
         assert host.status == 404  # the first header line counts, which names another host
 
-    async def test_limits_of_forms_and_bodies(self):
-        """Limits of routers hold on the way to the route, and the innermost wins."""
-        app = FastAPI(openapi_url=None, form_limits={"max_fields": 3})
-        outer, inner = APIRouter(form_limits={"max_fields": 1}), APIRouter(max_body_size=8)
+    async def test_limits_of_bodies(self):
+        """The innermost limit on the way to the route counts, for Starlette's routes as well."""
+        app = FastAPI(openapi_url=None)
+        outer, inner = APIRouter(max_body_size=2), APIRouter(max_body_size=4)
+        for router in (outer, inner):
+            router.add_route("/plain", read, methods=["POST"])
+            router.post("/json")(echo("json"))
+        outer.include_router(inner, prefix="/inner")
+        app.include_router(outer, max_body_size=1)
+        both = BothWays(app)
 
-        @inner.post("/form")
-        async def form(a: str = Form("")):
+        answers = {
+            path: [(await both.ask_index("POST", path, body=b"x" * size)).status for size in (2, 3, 4, 5)]
+            for path in ("/plain", "/inner/plain")
+        }
+
+        assert answers == {"/plain": [200, 413, 413, 413], "/inner/plain": [200, 200, 200, 413]}
+
+    @pytest.mark.skipif(not hasattr(APIRouter(), "form_limits"), reason="FastAPI 0.164 has no limits of forms")
+    async def test_limits_of_forms(self):
+        """Limits of all routers on the way are merged, and the innermost counts."""
+        pytest.importorskip("python_multipart", reason="forms need python-multipart, of the extra `standard`")
+        app = FastAPI(openapi_url=None, form_limits={"max_fields": 3})
+        outer, inner = APIRouter(form_limits={"max_fields": 1}), APIRouter()
+
+        async def fields(a: str = Form("")):
             return a
 
-        inner.add_route("/plain", read, methods=["POST"])
+        inner.post("/form")(fields)
         outer.include_router(inner)
         app.include_router(outer, prefix="/one")
-        app.include_router(inner, prefix="/three", form_limits={"max_part_size": 2})
-        app.post("/form")(form)
+        app.include_router(inner, prefix="/two", form_limits={"max_fields": 2})
+        app.post("/three/form")(fields)
         both = BothWays(app)
         form = [(b"content-type", b"application/x-www-form-urlencoded")]
 
         answers = {
-            (path, body): (await both.ask_index("POST", path, headers=form, body=body)).status
-            for path in ("/form", "/one/form", "/three/form")
-            for body in (b"a=1", b"a=1&b=2", b"a=1&b=2&c=3&d=4")
+            path: [
+                (await both.ask_index("POST", f"/{path}/form", headers=form, body=body)).status
+                for body in (b"a=1", b"a=1&b=2", b"a=1&b=2&c=3", b"a=1&b=2&c=3&d=4")
+            ]
+            for path in ("one", "two", "three")
         }
-        plain = await both.ask_index("POST", "/one/plain", body=b"123456789")
 
-        assert list(answers.values()) == [200, 200, 400, 200, 400, 413, 200, 200, 413]
-        assert plain.status == 413
+        assert answers == {"one": [200, 400, 400, 400], "two": [200, 200, 400, 400], "three": [200, 200, 200, 400]}
 
     async def test_a_router_of_a_class_that_matches_in_its_own_way(self):
         """Its routes are left to the router, in the right place of the order."""

@@ -25,6 +25,7 @@ from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import Key, Limit, MemoryStore, Quota, RateLimit, RateLimitMiddleware, Store
 from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
+from fastapi_prodkit.routing import index_routes
 from fastapi_prodkit.sections import DatabaseSettings, LimitsSettings, RateLimitSettings
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
 
@@ -87,6 +88,7 @@ stack = LayerStack([Marking()], copied)
 existing = FastAPI()
 install(existing, settings, database=database, store=store, registry=CollectorRegistry())
 add_problem_handlers(existing)
+index_routes(existing)
 existing.add_middleware(AccessLogMiddleware, exempt={"/health"})
 existing.add_middleware(AllowedHostsMiddleware)
 existing.add_middleware(BodyLimitMiddleware, LimitsSettings(max_body_size=None))
