@@ -144,6 +144,7 @@ class RouteTable:
         return current == self._version
 
     def _watch(self, router: APIRouter) -> list[BaseRoute]:
+        """Note the version of a router and of those that it includes, and return its routes."""
         self._version += _version(router)
         routes = list(router.routes)
         included = [route.original_router for route in routes if isinstance(route, _IncludedRouter)]
