@@ -1,7 +1,7 @@
 """Find the route of a request without asking every route.
 
-FastAPI asks all routes in turn, and those of included routers twice: the last of 300 routes is ten times the work of the
-first. With the index the number of routes does not matter, and every answer stays the same.
+FastAPI asks all routes in turn, and those of included routers twice: the last of 300 routes is ten times the work of
+the first. With the index the number of routes does not matter, and every answer stays the same.
 """
 
 import logging
