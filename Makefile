@@ -118,6 +118,7 @@ build: $(VENV)/.dev ## build wheel and sdist into dist/
 
 bench: $(VENV)/.test ## measure the cost per request and per import
 	@$(RUN) benchmarks/in_process.py
+	@$(RUN) benchmarks/routing.py
 	@$(RUN) benchmarks/log_handlers.py
 	@$(RUN) benchmarks/rate_limit.py
 	@$(RUN) benchmarks/imports.py
