@@ -121,14 +121,13 @@ def test_requests_are_counted_by_method_template_and_status(method, path, route,
 
 def test_clients_add_no_series(registry):
     """By paths, methods, hosts or parameters."""
-    client = TestClient(service(registry))
-
-    for number in range(50):
-        client.get(f"/unknown/{number}")
-        client.get(f"/ok/{number}")
-        client.get(f"/tenants/{number}/items/1")
-        client.request(f"METHOD{number}", "/ok/1")
-        client.get("/ok/1", headers={"Host": f"host{number}.example.com"})
+    with TestClient(service(registry)) as client:
+        for number in range(50):
+            client.get(f"/unknown/{number}")
+            client.get(f"/ok/{number}")
+            client.get(f"/tenants/{number}/items/1")
+            client.request(f"METHOD{number}", "/ok/1")
+            client.get("/ok/1", headers={"Host": f"host{number}.example.com"})
 
     assert series(registry) == {
         ("GET", "_unmatched", "404"): 50,

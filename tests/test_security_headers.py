@@ -476,10 +476,10 @@ def test_page_warning_without_a_route_has_the_path(caplog, tmp_path):
     app = Starlette(routes=[*directories, answer])
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(PagePolicyMiddleware)
-    client = TestClient(app)
 
-    for path in ("/site/", "/shop/index.html", "/shop/index.html", *(f"/any/{number}" for number in range(200))):
-        client.get(path)
+    with TestClient(app) as client:
+        for path in ("/site/", "/shop/index.html", "/shop/index.html", *(f"/any/{number}" for number in range(200))):
+            client.get(path)
 
     assert "the page at /site is sent" in reported(caplog)[0]
     assert "the page at /shop/index.html is sent" in reported(caplog)[1]
