@@ -462,6 +462,13 @@ def test_worker_without_a_parent_gets_a_signal(monkeypatch, caplog):
     assert "this worker shuts down" in caplog.text
 
 
+def test_only_process_waits_for_no_parent():
+    """A process that serves alone has no parent to wait for, and starts no thread for it."""
+    ServeConfig(FastAPI(), log_config=None).load()
+
+    assert "fastapi_prodkit.parent" not in {thread.name for thread in threading.enumerate()}
+
+
 @pytest.mark.system
 @pytest.mark.parametrize(
     "left", ["atexit.register(time.sleep, 60)", "threading.Thread(target=time.sleep, args=(60,)).start()"]
