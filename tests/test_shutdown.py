@@ -366,7 +366,7 @@ def test_process_exits_with_a_hanging_lifespan(directory):
 @pytest.mark.system
 def test_process_exits_with_hanging_atexit_hooks(directory):
     """After two seconds."""
-    with uvicorn(directory, SHUTDOWN_DRAIN="0", SHUTDOWN_GRACE="0.1") as server:
+    with uvicorn(directory, SHUTDOWN_DRAIN="0", SHUTDOWN_GRACE="3") as server:
         get(server.port, "/exit-slowly")
 
         server.terminate()

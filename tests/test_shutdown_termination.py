@@ -60,6 +60,16 @@ def test_deadline_exits_the_process(exits, caplog):
     assert any(place.startswith("hanging in wait (") for place in record.threads)
 
 
+def test_server_that_has_not_returned_is_logged(exits, caplog, monkeypatch):
+    """If neither a thread nor a task is left at the deadline, the server itself is late."""
+    monkeypatch.setattr(module, "_places", list)
+
+    watch(Termination(Loop(closed=False), exit_code=0, time=0))
+
+    assert caplog.messages == ["exiting before the server has returned"]
+    assert exits == ["hooks", 0]
+
+
 def test_remaining_tasks_are_logged(exits, caplog):
     """A task of a request by its route, with its access line."""
 

@@ -110,7 +110,8 @@ class Termination:
         counts = {"thread": sum(each is not threading.main_thread() for each in threads), "task": len(tasks)}
         left = " and ".join(f"{count} {kind}(s)" for kind, count in counts.items() if count)
         fields = {"threads": list(threads.values()), "tasks": [_describe(task) for task in tasks]}
-        _logger.warning("exiting with %s left, which have not ended in time", left, extra=fields)
+        text = f"with {left} left, which have not ended in time" if left else "before the server has returned"
+        _logger.warning("exiting %s", text, extra=fields)
 
     def _abandon(self) -> None:
         """Finish each request whose handler has not ended, so that its access line is written."""
