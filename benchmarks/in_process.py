@@ -67,7 +67,8 @@ def with_middleware(module: str, name: str, section: Any = None) -> Callable[[],
     return make
 
 
-def whole() -> FastAPI:
+def assembly() -> FastAPI:
+    """Return `create_app` with everything on, without routes."""
     from fastapi_prodkit import Settings, create_app
 
     settings = Settings(
@@ -80,7 +81,11 @@ def whole() -> FastAPI:
         docs={},
         database={"url": "sqlite://"},
     )
-    return add_routes(create_app(settings, **NO_TELEMETRY))
+    return create_app(settings, **NO_TELEMETRY)
+
+
+def whole() -> FastAPI:
+    return add_routes(assembly())
 
 
 def apps() -> dict[str, Callable[[], FastAPI]]:

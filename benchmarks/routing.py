@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 from fastapi import APIRouter, FastAPI
-from in_process import call, fastest_third, time_calls
+from in_process import assembly, call, fastest_third, time_calls
 
 NUMBERS = (3, 20, 100, 300, 1000)
 ROUTES_PER_ROUTER = 10
@@ -46,19 +46,7 @@ def indexed(number: int) -> FastAPI:
 
 
 def whole(number: int) -> FastAPI:
-    from fastapi_prodkit import Settings, create_app
-
-    settings = Settings(
-        environment="prod",
-        hosts={"allowed": ["api.example.com"]},
-        cors={"origins": ["https://app.example.com"]},
-        proxy={"trusted": ["10.0.0.0/8"]},
-        metrics={"token": "a-token-for-the-benchmark"},
-        rate_limit={"default": "100000000/minute"},
-        docs={},
-    )
-    # As in an app that has started, if nothing takes what telemetry records.
-    return add_routes(create_app(settings, telemetry={"tracing": False, "metrics": False, "logs": False}), number)
+    return add_routes(assembly(), number)
 
 
 APPS: dict[str, Callable[[int], FastAPI]] = {"bare FastAPI()": bare, "index_routes": indexed, "create_app": whole}

@@ -132,7 +132,7 @@ class RouteTable:
         self.has_fallbacks = next(router._iter_low_priority_routes(), None) is not None  # noqa: SLF001 - see the module
 
     def is_current(self) -> bool:
-        """Say whether the router still has these routes.
+        """Return whether the router still has these routes.
 
         A router counts its changes, but not those of the list of its routes by hand, such as `app.mount`. They matter
         in the list of the router itself, and where included routers are removed.
@@ -204,7 +204,7 @@ def _is_known(route: Any) -> bool:
 
 
 def _has_methods_of(classes: tuple[type, ...], owner: Any, *names: str) -> bool:
-    """Say whether an object has these methods of one of the classes, and not others of its class or of its own."""
+    """Return whether an object has these methods of one of the classes, and not others of its class or of its own."""
     return not any(
         name in vars(owner) or getattr(type(owner), name) not in {getattr(each, name) for each in classes}
         for name in names

@@ -22,7 +22,7 @@ _REQUESTS: Final = (
 
 @cache
 def fastapi_is_known() -> bool:
-    """Say whether FastAPI's router and the index leave the same scope behind, for each kind of route."""
+    """Return whether FastAPI's router and the index leave the same scope behind, for each kind of route."""
     try:
         return all(by_router == by_index for by_router, by_index in _trials())
     except Exception:  # noqa: BLE001 - whatever it is: this FastAPI is not the one that the index knows
@@ -69,7 +69,7 @@ def _serve(app: ASGIApp, method: str, path: str) -> Scope:
 
 async def _unused(*_: Any) -> Any:
     """Stand for what a router of this table neither calls nor receives."""
-    raise NotImplementedError
+    raise RuntimeError("the router or the index has called what it does not call in the FastAPI that is known")
 
 
 async def _send(message: Message) -> None: ...
