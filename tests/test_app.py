@@ -759,8 +759,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def client():
-    with TestClient(service()) as client:
-        yield client
+    return TestClient(service())  # without its lifespan, whose thread would measure the event loop during other tests
 
 
 @pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
