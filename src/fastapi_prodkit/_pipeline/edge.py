@@ -116,12 +116,11 @@ class Edge:
         if stack is None:  # lifespan
             await self.app(scope, receive, self._management.read_routes_after_startup(send))
             return
-        outer = _scope.installed(scope)
-        if outer is None:
+        if _scope.INSTALLED not in scope:
             scope[_scope.INSTALLED] = self._installed
             await stack(scope, receive, send)
         else:
-            scope[_scope.INSTALLED] = {**outer, **self._installed}
+            scope[_scope.INSTALLED] = {**scope[_scope.INSTALLED], **self._installed}
             managed = scope["type"] == "http" and self._management.serves(scope, route_path(scope))
             await (self._management.app if managed else self.app)(scope, receive, send)
 
@@ -172,7 +171,7 @@ def _with_edge(base: type[Starlette], edge: Edge) -> type[Starlette]:
         delattr(app, _scope.APP_STACK)
 
     async def call(app: Starlette, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in _KINDS or _scope.installed(scope) is not None:
+        if _scope.INSTALLED in scope or scope["type"] not in _KINDS:
             await base.__call__(app, scope, receive, send)
             return
         failures: _Failures = []
@@ -208,7 +207,8 @@ async def _no_app(scope: Scope, receive: Receive, send: Send) -> None: ...
 
 def _close_unread(exchange: Exchange, headers: RawHeaders, present: dict[bytes, bytes]) -> None:
     """Close the connection if the unread rest of the request's body may be larger than a server should drop."""
-    if not exchange.request_complete and _unread(exchange) > _MAX_DROPPED:
+    has_body = b"content-length" in exchange.headers or b"transfer-encoding" in exchange.headers
+    if has_body and not exchange.request_complete and _unread(exchange) > _MAX_DROPPED:
         _close_connection(exchange, headers, present)
 
 
