@@ -204,9 +204,8 @@ class _HeadersByPath:
 
     def find(self, exchange: Exchange, present: Mapping[bytes, bytes]) -> RawHeaders:
         """Return the headers for the response of a request."""
-        request, by_response = exchange.headers, self._general
-        if self._by_prefix:
-            by_response = self._by_response_of(exchange.path)
+        request = exchange.headers
+        by_response = self._by_response_of(exchange.path) if self._by_prefix else self._general
         private = exchange.status >= BAD_REQUEST or b"authorization" in request or b"cookie" in request
         return by_response[exchange.scope.get("scheme") in _SECURE, _is_html(present), private]
 

@@ -209,15 +209,11 @@ class Exchange:
             await asyncio.sleep(0)  # an app that was cancelled and keeps sending must not starve other requests
             return
         kind: str = message["type"]
-        last, streamed, before = False, False, self.status
+        before = self.status
         try:
-            if kind == "http.response.body":
-                last = not message.get("more_body")
-                streamed = not last or self.stream is not None
-            elif kind == "http.response.start":
+            if kind == "http.response.start":
                 message = self._start_response(message["status"], message)
-            else:
-                last = kind == "http.response.pathsend"
+            elif kind != "http.response.body":
                 message = self._start_websocket_response(kind, message)
             await self._send(message)
         except Exception as error:
@@ -227,8 +223,12 @@ class Exchange:
             # ASGI 2.4: a server raises an OSError if the client has disconnected.
             self.client_disconnected |= isinstance(error, OSError) and not self.complete
             raise
-        if streamed:
-            self.open_stream().count(message.get("body", b""))
+        if kind == "http.response.body":
+            last = not message.get("more_body")
+            if self.stream is not None or not last:
+                self.open_stream().count(message.get("body", b""))
+        else:
+            last = kind == "http.response.pathsend"
         if last:
             self.complete = True
             self.duration = perf_counter() - self.started_at
