@@ -417,20 +417,21 @@ async def test_deadlines_expire_in_order():
     ended, loop = [], asyncio.get_running_loop()
     timer = SharedTimer(SHORT, ended.append)
 
-    timings = {name: timer.start(name, time.perf_counter(), loop) for name in ("first", "second")}
+    for name in ("first", "second"):
+        timer.start(name, time.perf_counter(), loop)
     await asyncio.sleep(SHORT / 2)
-    timings |= {name: timer.start(name, time.perf_counter(), loop) for name in ("third", "fourth")}
-    queue = timer._queue
-    dues = list(queue.timings.values())
-    timings["second"].cancel()
+    for name in ("third", "fourth"):
+        queue = timer.start(name, time.perf_counter(), loop)
+    dues = list(queue.due.values())
+    queue.cancel("second")
     deadline = time.monotonic() + 10
     while len(ended) < 3 and time.monotonic() < deadline:
         await asyncio.sleep(0.005)
-    timings["first"].cancel()
+    queue.cancel("first")
 
     assert dues == sorted(dues)
     assert ended == ["first", "third", "fourth"]
-    assert (len(queue.timings), queue.armed) == (0, False)
+    assert (len(queue.due), queue.armed) == (0, False)
 
 
 async def test_error_of_one_expiry_does_not_stop_the_others():

@@ -166,7 +166,7 @@ class _BodyTimeout:
     async def _receive_in_time(self) -> Message:
         self._waiting = task = cast("Task[Any]", asyncio.current_task())
         cancelled_before = task.cancelling()
-        timing = self._timer.start(self, perf_counter(), task.get_loop())
+        timer = self._timer.start(self, perf_counter(), task.get_loop())
         try:
             return await self._receive()
         except CancelledError:
@@ -174,7 +174,7 @@ class _BodyTimeout:
                 return {"type": "http.disconnect"}
             raise
         finally:
-            timing.cancel()
+            timer.cancel(self)
             self._waiting = None
 
     def expire(self, *, reason: Reason) -> None:

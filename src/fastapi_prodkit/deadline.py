@@ -82,7 +82,7 @@ class DeadlineMiddleware(Layer):
     def on_wait(self, exchange: Exchange, started_at: float) -> None:
         """Start the deadline."""
         if self._timer is None:
-            exchange.deadline = NoDeadline(started_at)
+            exchange.deadline = NoDeadline()
         else:
             exchange.deadline = self._timer.start(exchange, started_at, get_running_loop())
 
@@ -99,8 +99,8 @@ class _InnerDeadline(Layer):
         outer = exchange.outer
         while outer is not None:
             if outer.deadline is not None:
-                outer.deadline.cancel()
-                outer.deadline = NoDeadline(outer.deadline.started_at)
+                outer.deadline.cancel(outer)
+                outer.deadline = NoDeadline()
             outer = outer.outer
         self._deadline.on_wait(exchange, started_at)
 
@@ -137,23 +137,19 @@ class Timeout:
 
     def replace_deadline(self, exchange: Exchange) -> None:
         """Cancel the deadline of a request, and start one of `seconds` that counts from the same moment."""
-        before = exchange.deadline
-        if before is None:  # the request is exempt
+        if exchange.deadline is None or exchange.waiting_since is None:  # the request is exempt
             return
-        before.cancel()
+        exchange.deadline.cancel(exchange)
         if self.seconds is None or exchange.interruption is not None:
-            exchange.deadline = NoDeadline(before.started_at)
+            exchange.deadline = NoDeadline()
         else:
-            exchange.deadline = RouteDeadline(exchange, self.seconds, before.started_at, self.response)
+            exchange.deadline = RouteDeadline(exchange, self.seconds, exchange.waiting_since, self.response)
 
 
 class NoDeadline:
     """The `Deadline` of a request without a time-out."""
 
-    def __init__(self, started_at: float) -> None:
-        self.started_at = started_at
-
-    def cancel(self) -> None:
+    def cancel(self, exchange: Exchange, /) -> None:
         """Do nothing: there is no timer."""
 
 
@@ -161,12 +157,11 @@ class RouteDeadline:
     """The `Deadline` of one request whose route has a time-out of its own: a timer for this request alone."""
 
     def __init__(self, exchange: Exchange, seconds: float, started_at: float, response: Refusal) -> None:
-        self.started_at = started_at
         left = max(0.0, started_at + seconds - perf_counter())
         loop = cast("Task[Any]", exchange.task).get_loop()
         self._timer = loop.call_later(left, exchange.interrupt, response, context=Context())
 
-    def cancel(self) -> None:
+    def cancel(self, exchange: Exchange, /) -> None:  # noqa: ARG002 - of this request only
         """Cancel the timer."""
         self._timer.cancel()
 

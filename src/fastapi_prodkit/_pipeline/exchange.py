@@ -50,7 +50,8 @@ class Exchange:
         hooks: The hooks of the layers that handle the request.
         app: The app that serves the request after the layers; a layer may replace it.
         listener: Listens for the disconnect of the client, if a layer or a route asks for it.
-        deadline: The time-out of the request, if a layer has started one.
+        deadline: The time-out of the request, if a layer has started one; it counts from `waiting_since`.
+        waiting_since: When `on_wait` was called, or the request arrived, on the clock of `perf_counter`.
         interruption: The answer that is sent in place of the app's, if the app was cancelled.
         receive_from_server: Returns the next message of the server; a layer may wrap it.
         stream: What has been sent so far of a response in several parts.
@@ -75,12 +76,12 @@ class Exchange:
     refusal: Reason | None = None
     interruption: Interruption | None = None
     deadline: Deadline | None = None
+    waiting_since: float | None = None
     listener: DisconnectListener | None = None
     task: "Task[Any] | None" = None
     stream: ResponseStream | None = None
     _start: Message  # the first message of the response, as the app has sent it
     _held = False  # a layer has returned an app, which may delay the request before it calls `call_inner`
-    _waited = False  # `on_wait` was called
 
     def __init__(  # noqa: PLR0913, PLR0917 - called for every request: keywords cost
         self,
@@ -147,7 +148,7 @@ class Exchange:
                 self._held = True
                 self.task = asyncio.current_task()  # the app may read the body, which has a time-out
                 return answer(self.scope, receive, send)
-        if self.hooks.may_cancel_app and not self._waited:
+        if self.hooks.may_cancel_app and self.waiting_since is None:
             # A delay by such an app does not count.
             self.start_deadlines(perf_counter() if self._held else self.started_at)
         return self.app(self.scope, receive, send)
@@ -167,7 +168,7 @@ class Exchange:
 
         Must be called from the task that serves the request, because a deadline cancels the calling task.
         """
-        self._waited = True
+        self.waiting_since = started_at
         self.task = asyncio.current_task()
         for on_wait in self.hooks.on_wait:
             on_wait(self, started_at)
@@ -242,8 +243,7 @@ class Exchange:
     def finish(self) -> None:
         """Set status, duration and route of a finished request, and call `on_end`."""
         if self.deadline is not None:
-            self.deadline.cancel()
-            self.deadline = None  # the deadline refers to this exchange
+            self.deadline.cancel(self)
         if self.listener is not None:
             self.listener.close()
             self.listener = None  # the listener refers to this exchange

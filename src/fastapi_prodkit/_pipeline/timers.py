@@ -5,38 +5,40 @@ request ends long before its time-out and cancels it. If the timer fires and the
 """
 
 from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextvars import Context
 from time import perf_counter
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["Deadline", "SharedTimer", "TimerQueue", "Timing"]
+__all__ = ["Deadline", "SharedTimer", "TimerQueue"]
 
-_Subject = TypeVar("_Subject")
+_Subject = TypeVar("_Subject", bound=Hashable)
 
 
 class Deadline(Protocol):
-    """The time-out of one request."""
+    """What ends the wait for the response of a request. Several requests may share it."""
 
-    started_at: float  # on the clock of `perf_counter`
-
-    def cancel(self) -> None:
-        """Cancel the time-out. May be called after the time-out has expired."""
+    def cancel(self, exchange: Any, /) -> None:
+        """Cancel the time-out of this request. May be called after it has expired."""
 
 
 class TimerQueue(Generic[_Subject]):
     """The time-outs of one event loop, oldest first, each with the time at which it is due.
 
     Attributes:
-        timings: Time-outs that are neither cancelled nor expired.
+        due: When each subject's time-out is due; only those that are neither cancelled nor expired.
         armed: The event loop will call `expire_due`.
     """
 
     def __init__(self, loop: AbstractEventLoop, expire: Callable[[_Subject], None]) -> None:
         self.loop = loop
-        self.timings: dict[Timing[_Subject], float] = {}
+        self.due: dict[_Subject, float] = {}
         self.armed = False
         self._expire = expire
+
+    def cancel(self, subject: _Subject) -> None:
+        """Take the subject's time-out out of the queue. May be called after it has expired."""
+        self.due.pop(subject, None)
 
     def schedule(self, due: float) -> None:
         """Have the event loop call `expire_due` at that time."""
@@ -47,31 +49,16 @@ class TimerQueue(Generic[_Subject]):
     def expire_due(self) -> None:
         """Expire the time-outs that are due, and schedule the next call for the oldest of the others."""
         self.armed = False
-        while self.timings:
-            oldest, due = next(iter(self.timings.items()))
+        while self.due:
+            oldest, due = next(iter(self.due.items()))
             if due > perf_counter():
                 self.schedule(due)
                 return
-            del self.timings[oldest]
+            del self.due[oldest]
             try:
-                self._expire(oldest.subject)
+                self._expire(oldest)
             except Exception as error:  # noqa: BLE001 - one subject's failure; the time-outs of the others still expire
                 self.loop.call_exception_handler({"message": "a time-out failed to expire", "exception": error})
-
-
-class Timing(Generic[_Subject]):
-    """One time-out in a queue; a `Deadline`."""
-
-    __slots__ = ("_timings", "started_at", "subject")
-
-    def __init__(self, subject: _Subject, started_at: float, timings: "dict[Timing[_Subject], float]") -> None:
-        self.subject = subject
-        self.started_at = started_at
-        self._timings = timings
-
-    def cancel(self) -> None:
-        """Take the time-out out of its queue."""
-        self._timings.pop(self, None)
 
 
 class SharedTimer(Generic[_Subject]):
@@ -87,19 +74,19 @@ class SharedTimer(Generic[_Subject]):
         self._expire = expire
         self._queue: TimerQueue[_Subject] | None = None
 
-    def start(self, subject: _Subject, started_at: float, loop: AbstractEventLoop) -> Timing[_Subject]:
-        """Start the time-out of a subject. Time-outs must be started in the order of `started_at`.
+    def start(self, subject: _Subject, started_at: float, loop: AbstractEventLoop) -> TimerQueue[_Subject]:
+        """Start the time-out of a subject, and return the queue, which can cancel it.
 
         Args:
-            subject: What `expire` is called with.
-            started_at: When the time-out begins to count, on the clock of `perf_counter`.
+            subject: What `expire` is called with; it has one time-out at a time.
+            started_at: When the time-out begins to count, on the clock of `perf_counter`. Time-outs must be started in
+                this order.
             loop: The event loop in which `expire` is called; each has its own queue.
         """
         queue = self._queue
         if queue is None or queue.loop is not loop:
             queue = self._queue = TimerQueue(loop, self._expire)
-        timing = Timing(subject, started_at, queue.timings)
-        queue.timings[timing] = due = started_at + self._seconds
+        queue.due[subject] = due = started_at + self._seconds
         if not queue.armed:
             queue.schedule(due)
-        return timing
+        return queue
