@@ -3,7 +3,7 @@
      server -> Edge (outermost) -> LayerStack ---------------------------------------------------------+
                 | on_request, outermost first:  proxy > request id > access log > metrics > ...        |
                 |      returns None: next layer;  returns an ASGI app: that app answers                |
-                |      last layer: probes, /metrics and /log-level are served by the management app    |
+                |      behind the last: the management app serves probes, /metrics and /log-level      |
                 v                                                                                      |
               the app, with all of Starlette's and FastAPI's own layers, and those that agents add     |
                 --- send --> Exchange.send: on_response_start, innermost first, once per response      |

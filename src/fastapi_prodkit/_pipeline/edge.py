@@ -133,13 +133,18 @@ class _Unregistered:
 
 class _EdgeStack(LayerStack):
     def __init__(self, kind: str, layers: Sequence[Layer], management: ManagementRoutes) -> None:
-        super().__init__([layer for layer in (*layers, management) if kind in layer.scope_types], _no_app)
+        super().__init__([layer for layer in layers if kind in layer.scope_types], _no_app)
         self._management = management
+        if kind == "http":
+            self._hooks_by_path = {**dict.fromkeys(management.paths, self.hooks), **self._hooks_by_path}
 
     def hooks_for(self, exchange: Exchange) -> Hooks[Exchange]:
-        """Return all hooks if a route of the app inside overrides an exempt management route."""
-        if self._management.is_overridden(exchange.path, exchange.scope.get("method")):
+        """Let the management app serve its routes; return all hooks if a route of the app inside overrides one."""
+        scope, path = exchange.scope, exchange.path
+        if self._management.is_overridden(path, scope.get("method")):
             return self.hooks
+        if scope["type"] == "http" and self._management.serves(scope, path):
+            exchange.app = self._management.app
         return super().hooks_for(exchange)
 
     async def decide(self, exchange: Exchange, error: BaseException) -> bool:

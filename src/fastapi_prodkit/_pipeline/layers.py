@@ -130,7 +130,7 @@ class LayerStack:
         self.layers = layers
         self.hooks = _hooks_of(layers)
         paths = {path for layer in layers for path in layer.exempt}
-        self._exempt = {path: _hooks_of(_layers_for(path, layers)) for path in paths}
+        self._hooks_by_path = {path: _hooks_of(_layers_for(path, layers)) for path in paths}
         # Types that every layer handles. For any other type, `_for_type` makes a stack of the layers that handle it.
         self._types = _TYPES.intersection(*(layer.scope_types for layer in layers))
         self._others: dict[str, ASGIApp] = {}
@@ -142,7 +142,7 @@ class LayerStack:
             return
         outer = scope.get(EXCHANGE)
         scope[EXCHANGE] = exchange = Exchange(self.hooks, self.app, outer, scope, receive, send)
-        if outer is not None or exchange.path in self._exempt:
+        if outer is not None or exchange.path in self._hooks_by_path:
             hooks = self.hooks_for(exchange)
             exchange.replace_hooks(hooks if outer is None else _inside(outer.hooks, hooks, joined=False))
         token = _context.begin(exchange.context)
@@ -184,15 +184,15 @@ class LayerStack:
 
     def hooks_for(self, exchange: Exchange) -> Hooks[Exchange]:
         """Return the hooks of the layers that do not exempt the request; set `exchange.exempt` if any layer does."""
-        hooks = self._exempt.get(exchange.path)
+        hooks = self._hooks_by_path.get(exchange.path)
         if hooks is None or exchange.scope.get("method") not in _READING:
             return self.hooks
-        exchange.exempt = True
+        exchange.exempt = hooks is not self.hooks
         return hooks
 
     def add_on_response_start(self, hook: OnResponseStart[Exchange]) -> None:
         """Call `hook` after the `on_response_start` of all layers, in copies of this stack and current requests too."""
-        for hooks in (self.hooks, *self._exempt.values()):
+        for hooks in {self.hooks, *self._hooks_by_path.values()}:
             hooks.add_on_response_start(hook)
 
     async def handle_error(self, exchange: Exchange, error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """Serve management routes, such as probes, in the edge, so that `app.routes` holds the app's own routes only."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fastapi.routing import RouteContext
 from starlette.applications import Starlette
@@ -9,8 +9,6 @@ from starlette.routing import Mount, Route
 from starlette.types import Message, Scope, Send
 
 from fastapi_prodkit._asgi import is_routed, walk_routes
-from fastapi_prodkit._pipeline.exchange import Exchange
-from fastapi_prodkit._pipeline.layers import Layer
 
 __all__ = ["ManagementRoutes"]
 
@@ -19,8 +17,8 @@ _OVERRIDDEN = "%s %s: the app's own route %r answers in place of the management 
 _logger = logging.getLogger("fastapi_prodkit")
 
 
-class ManagementRoutes(Layer):
-    """The last layer of an edge: the management app serves requests for its routes, in place of the app inside.
+class ManagementRoutes:
+    """Which requests the management app of an edge serves, in place of the app inside: those for its routes.
 
     Middleware, dependencies, exception handlers, mounts and catch-all routes of the app inside do not apply to these
     requests. A route of the app inside wins if it has the same path, with or without a trailing slash, and the same
@@ -34,10 +32,10 @@ class ManagementRoutes(Layer):
         management: The app that serves the requests. Its routes must have no path parameters; its mounts are ignored.
 
     Attributes:
+        app: As given.
         app_inside: The app whose routes win; None if it is not known.
     """
 
-    may_answer = False
     app_inside: Starlette | None = None
 
     def __init__(self, management: Starlette) -> None:
@@ -51,10 +49,10 @@ class ManagementRoutes(Layer):
                 self._names.setdefault(path, route.name)
         self._overridden: frozenset[tuple[str, str]] | None = None  # paths and methods
 
-    def on_request(self, exchange: Exchange) -> None:
-        """Choose the management app for a request for one of its routes."""
-        if exchange.path in self._methods and self.serves(exchange.scope, exchange.path):
-            exchange.app = self.app
+    @property
+    def paths(self) -> Collection[str]:
+        """The paths of the management routes, without a trailing slash."""
+        return self._methods.keys()
 
     def serves(self, scope: Scope, path: str) -> bool:
         """Return whether the management app serves an HTTP request.
