@@ -226,8 +226,8 @@ class Exchange:
             raise
         if kind == "http.response.body":
             last = not message.get("more_body")
-            if self.stream is not None or not last:
-                self.open_stream().count(message.get("body", b""))
+            if not last or self.stream is not None:
+                (self.stream or self.open_stream()).count(message.get("body", b""))
         else:
             last = kind == "http.response.pathsend"
         if last:

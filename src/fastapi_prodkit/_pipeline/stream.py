@@ -26,7 +26,7 @@ class ResponseStream:
         sent_at: When the last chunk was sent, heartbeats included.
     """
 
-    first_byte_at: float | None = None
+    __slots__ = ("_has_comments", "_send", "active_at", "first_byte_at", "open_ended", "sent_at", "size")
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]], send: Send) -> None:
         self._send = send
@@ -34,20 +34,21 @@ class ResponseStream:
         self.open_ended = _FRAMING.isdisjoint(names)
         self._has_comments = names.get(b"content-type", b"").startswith(b"text/event-stream")
         self.size = 0
+        self.first_byte_at: float | None = None
         self.sent_at = self.active_at = perf_counter()
 
     def count(self, chunk: bytes) -> None:
         """Count a chunk that the app has sent."""
-        self._record(chunk)
-        if not (self._has_comments and bytes(chunk[:1]) == b":"):
-            self.active_at = self.sent_at
+        self.sent_at = now = perf_counter()
+        if self.first_byte_at is None:
+            self.first_byte_at = now
+        self.size += len(chunk)
+        if not self._has_comments or bytes(chunk[:1]) != b":":
+            self.active_at = now
 
     async def add(self, chunk: bytes) -> None:
         """Send a chunk between those of the app."""
-        self._record(chunk)
+        active_at = self.active_at
+        self.count(chunk)
+        self.active_at = active_at
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-
-    def _record(self, chunk: bytes) -> None:
-        self.sent_at = perf_counter()
-        self.first_byte_at = self.first_byte_at or self.sent_at
-        self.size += len(chunk)
