@@ -4,8 +4,8 @@
 
 The ratio to bare `FastAPI()` in the same run must not be 10 % above the figure that is committed in instructions.json
 for this version of Python. It is the ratio, because another build of the same Python executes 12 % fewer instructions,
-but has ratios within 1 % (4 % for an unknown path); those of two runs of one build differ by at most 0.7 %. A run takes
-a minute. With --update its ratios become the figures.
+but has ratios within 1 % (4 % for an unknown path). Two runs of one build differ by less than 0.01 %. A run takes a
+minute; with --update its ratios become the figures.
 """
 
 import argparse
@@ -30,6 +30,7 @@ TOLERANCE = 1.10
 
 CALLS = 60
 WARM_UP_CALLS = 20
+READY = "ready\n"
 VALGRIND = ("valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=/dev/null")
 APPS = {"bare": (in_process.bare, routing.bare), "whole": (in_process.whole, routing.whole)}
 ROUTED = ((3, "last"), (20, "last"), (100, "last"), (100, "first"), (300, "last"), (300, "unknown"))
@@ -46,48 +47,61 @@ def candidates(name: str) -> dict[str, tuple[FastAPI, in_process.Request]]:
     return measured
 
 
-async def count(name: str) -> dict[str, float]:
-    """Return the instructions of one request for each measurement. Valgrind has to run this process."""
+async def serve(name: str, lines: io.TextIOBase) -> None:
+    """Serve the requests of each measurement; write its name before and after them, and wait while they are counted."""
+
+    def pause(line: str) -> None:
+        lines.write(line)
+        lines.flush()
+        sys.stdin.readline()
+
     measured = candidates(name)
     for app, request in measured.values():
         for _ in range(WARM_UP_CALLS):
             await in_process.call(app, *request)
-    vgdb("instrumentation", "on")
-    return {kind: await count_calls(*candidate) for kind, candidate in measured.items()}
+    pause(READY)
+    for kind, (app, request) in measured.items():
+        gc.collect()  # so that the collections during the calls are the same in each run
+        pause(f"{kind}\n")
+        for _ in range(CALLS):
+            await in_process.call(app, *request)
+        pause(f"{kind}\n")
 
 
-async def count_calls(app: FastAPI, request: in_process.Request) -> float:
-    gc.collect()  # so that the collections during the calls are the same in each run
-    before = executed()
-    start = executed()
-    for _ in range(CALLS):
-        await in_process.call(app, *request)
-    return (executed() - start - (start - before)) / CALLS  # asking for the number takes instructions, too
+def count(name: str) -> dict[str, float]:
+    """Return the instructions of one request for each measurement, of a process in which no hash is random."""
+    server = subprocess.Popen(
+        [*VALGRIND, sys.executable, __file__, "--serve", name],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    executed: dict[str, list[int]] = {}
+    with server:
+        for line in server.stdout:
+            if line == READY:
+                vgdb(server.pid, "instrumentation", "on")
+            else:
+                status = vgdb(server.pid, "status", "internal")
+                executed.setdefault(line.strip(), []).append(int(re.findall(r"(?m)^events-1: (\d+)", status)[0]))
+            server.stdin.write("\n")
+            server.stdin.flush()
+    if server.returncode:
+        raise SystemExit(server.returncode)
+    return {kind: (after - before) / CALLS for kind, (before, after) in executed.items()}
 
 
-def executed() -> int:
-    """Return how many instructions this process has executed."""
-    return int(re.findall(r"^events-1: (\d+)", vgdb("status", "internal"), re.MULTILINE)[0])
-
-
-def vgdb(*command: str) -> str:
-    """Give the valgrind that runs this process a command."""
-    asked = ["vgdb", f"--pid={os.getpid()}", *command]
+def vgdb(process_id: int, *command: str) -> str:
+    """Give the valgrind that runs a process a command, and return its answer."""
+    asked = ["vgdb", f"--pid={process_id}", *command]
     return subprocess.run(asked, check=True, capture_output=True, text=True).stdout
-
-
-def count_in_valgrind(name: str) -> dict[str, float]:
-    """Run `count` in a process of its own, in which no hash is random."""
-    asked = [*VALGRIND, sys.executable, __file__, "--count", name]
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    counted = subprocess.run(asked, check=True, stdout=subprocess.PIPE, env=environment)
-    return json.loads(counted.stdout)
 
 
 def compare() -> dict[str, float]:
     """Print a table, and return the ratios."""
     with ThreadPoolExecutor(len(APPS)) as threads:
-        bare, whole = threads.map(count_in_valgrind, APPS)
+        bare, whole = threads.map(count, APPS)
     ratios = {kind: round(whole[kind] / bare[kind], 4) for kind in bare}
     figures = read_figures().get(PYTHON, {})
     print(f"{'instructions of a request':25}{'bare FastAPI()':>16}{'create_app':>12}{'ratio':>9}{'committed':>11}")
@@ -121,16 +135,15 @@ def update(ratios: dict[str, float]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write the ratios to instructions.json")
-    parser.add_argument("--count", choices=APPS, help="print the instructions of one app as JSON, under valgrind")
+    parser.add_argument("--serve", choices=APPS, help="serve the requests with one app, under valgrind")
     options = parser.parse_args()
 
-    if options.count is None:
+    if options.serve is None:
         ratios = compare()
         return update(ratios) if options.update else check(ratios)
-    stdout = sys.stdout
+    lines = sys.stdout
     sys.stdout = io.TextIOWrapper(open(os.devnull, "wb"), write_through=True)  # noqa: PTH123, SIM115 - lives as long as main
-    counted = asyncio.run(count(options.count))
-    print(json.dumps(counted), file=stdout)
+    asyncio.run(serve(options.serve, lines))
     return 0
 
 
