@@ -7,6 +7,7 @@ from fastapi import Request, WebSocket
 from fastapi.telemetry._api import _RequestTelemetry
 
 from fastapi_prodkit import _scope
+from fastapi_prodkit._routing.ahead import ask_index
 from fastapi_prodkit.routing import index_routes
 
 
@@ -49,9 +50,9 @@ class BothWays:
         self.left += 1
         await self._router(scope, receive, send)
 
-    async def ask(self, method, path, **options) -> Answer:
-        """Return the answer to a request, which must be the same both ways."""
-        by_index = await ask(self.app, method, path, **options)
+    async def ask(self, method, path, *, ahead=False, **options) -> Answer:
+        """Return the answer to a request, which must be the same both ways, also if the index is asked ahead."""
+        by_index = await ask(self.app, method, path, ahead=ahead, **options)
         left = self.left
         self._index.find = lambda _scope: None  # leave it to the router
         by_router = await ask(self.app, method, path, **options)
@@ -75,8 +76,8 @@ class BothWays:
         return answer
 
 
-async def ask(app, method, path, *, headers=(), body=b"", query=b"", root_path="") -> Answer:
-    """Call an app once. The method `WS` opens a WebSocket."""
+async def ask(app, method, path, *, headers=(), body=b"", query=b"", root_path="", ahead=False) -> Answer:
+    """Call an app once. The method `WS` opens a WebSocket. With `ahead` the index of the app is asked before."""
     kind = "websocket" if method == "WS" else "http"
     telemetry = _RequestTelemetry(span=None, span_method=method)
     scope = {
@@ -101,6 +102,8 @@ async def ask(app, method, path, *, headers=(), body=b"", query=b"", root_path="
 
     error = None
     try:
+        if ahead:
+            ask_index(app, scope)
         await app(scope, receive, send)
     except Exception as raised:
         error = repr(raised)

@@ -352,6 +352,7 @@ class TestIncludedRouters:
         app.include_router(outer, prefix="/one")
         app.include_router(inner, prefix="/two", form_limits={"max_fields": 2})
         app.post("/three/form")(fields)
+        inner.add_api_websocket_route("/talk", talk("socket"))
         both = BothWays(app)
         form = [(b"content-type", b"application/x-www-form-urlencoded")]
 
@@ -364,6 +365,7 @@ class TestIncludedRouters:
         }
 
         assert answers == {"one": [200, 400, 400, 400], "two": [200, 200, 400, 400], "three": [200, 200, 200, 400]}
+        assert len((await both.ask_index("WS", "/two/talk")).messages) == 3
 
     async def test_a_router_of_a_class_that_matches_in_its_own_way(self):
         """Its routes are left to the router, in the right place of the order."""

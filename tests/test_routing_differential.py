@@ -202,7 +202,7 @@ def test_the_index_does_what_the_router_does(data, options):
         for _ in range(3):
             drawn = data.draw(st.lists(requests(routes.known()), min_size=1, max_size=8))
             for method, path, root_path, headers in drawn:
-                await both.ask(method, path, root_path=root_path, headers=headers)
+                await both.ask(method, path, root_path=root_path, headers=headers, ahead=data.draw(st.booleans()))
             routes.add(data.draw(st.sampled_from(routes.routers)), data.draw(leaves(kinds)))
 
     asyncio.run(compare())

@@ -51,9 +51,10 @@ def path_in_app(scope: Scope) -> str:
     """Return the path relative to the app that the scope is for, which is what its routes match."""
     path: str = scope["path"]
     root_path: str = scope.get("root_path", "")
-    if root_path and path.startswith(root_path) and path[len(root_path) : len(root_path) + 1] in ("", "/"):
-        path = path[len(root_path) :]
-    return path
+    if not root_path or not path.startswith(root_path):
+        return path
+    below = path[len(root_path) :]
+    return below if below[:1] in ("", "/") else path
 
 
 def route_template(scope: Scope, root_path: str) -> str:
@@ -129,26 +130,6 @@ def routes_inside(route: BaseRoute) -> Sequence[BaseRoute]:
     """
     routes = getattr(route, "routes", None)
     return [each for each in routes if isinstance(each, BaseRoute)] if isinstance(routes, list) else ()
-
-
-def endpoint_of(routes: Sequence[BaseRoute], scope: Scope) -> Any:
-    """Return the endpoint that will serve a request, before routing: that of the first route that matches, or None.
-
-    For a mounted app without routes, it is the app.
-    """
-    scope = {**scope, "fastapi": {}}  # matching writes into this entry; the app's scope must not change
-    for context in iter_route_contexts(routes):
-        match, found = context.matches(scope)
-        if match is Match.FULL:
-            inside = routes_inside(context.original_route)
-            return endpoint_of(inside, {**scope, **found}) if inside else found.get("endpoint")
-    return None
-
-
-def is_routed(routes: Sequence[BaseRoute], scope: Scope) -> bool:
-    """Return whether a route matches the path and the method of a request."""
-    scope = {**scope, "fastapi": {}}  # matching writes into this entry; the app's scope must not change
-    return any(route.matches(scope)[0] is Match.FULL for route in routes)
 
 
 class LabelledRoute(Route):

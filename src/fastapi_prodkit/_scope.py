@@ -9,6 +9,7 @@ __all__ = ["EXCHANGE", "FAILURES", "INSTALLED", "QUOTAS", "installed", "is_logge
 INSTALLED: Final = "fastapi_prodkit"  # the objects that dependencies look up; also an attribute of app.state
 EXCHANGE: Final = "fastapi_prodkit.exchange"  # the innermost Exchange of the request; read by Exchange.innermost
 FAILURES: Final = "fastapi_prodkit.failures"  # exceptions that have left the edge; see _pipeline.edge
+ROUTE: Final = "fastapi_prodkit.route"  # the route that was found before routing; see _routing.index
 QUOTAS: Final = "fastapi_prodkit.quotas"  # the limits against which the request was counted; see rate_limit.limits
 SESSION: Final = "fastapi_prodkit.session"  # the session for writing of the request; see database.joining
 READ_SESSION: Final = "fastapi_prodkit.read_session"  # the session for reading of the request; see database.joining

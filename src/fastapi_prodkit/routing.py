@@ -9,8 +9,9 @@ import logging
 from fastapi import FastAPI
 
 from fastapi_prodkit import _scope
+from fastapi_prodkit._routing.ahead import find_route
 from fastapi_prodkit._routing.fastapi_routes import seam
-from fastapi_prodkit._routing.index import RouteIndex, find_route
+from fastapi_prodkit._routing.index import RouteIndex
 from fastapi_prodkit._routing.trial import fastapi_is_known
 
 __all__ = ["find_route", "index_routes"]

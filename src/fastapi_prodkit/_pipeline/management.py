@@ -8,7 +8,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 from starlette.types import Message, Scope, Send
 
-from fastapi_prodkit._asgi import is_routed, walk_routes
+from fastapi_prodkit._asgi import walk_routes
+from fastapi_prodkit._routing.ahead import is_routed
 
 __all__ = ["ManagementRoutes"]
 
@@ -65,7 +66,7 @@ class ManagementRoutes:
         if path not in self._methods or self.is_overridden(path, method):
             return False
         # A method that no management route has is refused, unless a route of the app inside matches.
-        return method in self._methods[path] or self.app_inside is None or not is_routed(self.app_inside.routes, scope)
+        return method in self._methods[path] or self.app_inside is None or not is_routed(self.app_inside, scope)
 
     def is_overridden(self, path: str, method: str | None) -> bool:
         """Return whether a route of the app inside answers in place of a management route."""

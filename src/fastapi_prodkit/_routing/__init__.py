@@ -5,7 +5,8 @@ routes that can match, in the same order, and then does what the router does wit
 
     path_tree           the tree of path segments: a path in, the routes that can match it out
     fastapi_routes      the routes of a router in the tree; the only module that reads private parts of FastAPI
-    index               one request: find its route and hand it over; and `find_route`, which others ask
+    index               one request: find its route and hand it over
+    ahead               what will serve a request, for those that ask before the router is called
     trial               serve a few requests both ways, before the index is trusted with this version of FastAPI
     requested_template  the route that a refused request was for
 """

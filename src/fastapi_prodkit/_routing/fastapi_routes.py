@@ -7,7 +7,7 @@ matches once, and changes the scope as the routers on the way to it would have d
 
 from collections.abc import Iterator
 from contextlib import suppress
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any, Final
 
 from fastapi import routing
@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Scope
 from fastapi_prodkit._asgi import LabelledRoute
 from fastapi_prodkit._routing.path_tree import ANYWHERE, PathTree, Place, place_of
 
-__all__ = ["Entry", "RouteTable", "apply_form_limits", "seam"]
+__all__ = ["Entry", "RouteTable", "merge_form_limits", "seam"]
 
 # None where FastAPI has them no more: then the trial fails, and the index is left out.
 _IncludedRouter: Final[Any] = getattr(routing, "_IncludedRouter", None)
 _route_selected: Final[Any] = getattr(routing, "_route_selected", None)
 _with_body_limit: Final[Any] = getattr(routing, "wrap_app_with_body_limit", None)
-_version: Final = attrgetter("_routes_version")
+_version: Final = itemgetter("_routes_version")
 
 _ROUTERS_KEY: Final = "fastapi"  # the scope key for what routers tell each other
 _TELEMETRY_KEY: Final = "fastapi.telemetry"
@@ -67,37 +67,39 @@ class Entry:
     def enter(self, scope: Scope, child_scope: Scope) -> ASGIApp:
         """Change the scope as the router does if this route has matched, and return what serves the request."""
         scope.update(child_scope)
-        self._tell_telemetry(scope)
+        if _TELEMETRY_KEY in scope:
+            self._tell_telemetry(scope)
         handle: ASGIApp = self.chosen.handle
         return handle
 
     def _tell_telemetry(self, scope: Scope) -> None:
-        if _TELEMETRY_KEY in scope:
-            _route_selected(scope=scope, path=self.template, mount=isinstance(self.asked, Mount))
+        _route_selected(scope=scope, path=self.template, mount=isinstance(self.asked, Mount))
 
 
 class _IncludedEntry(Entry):
     """One route of a router that another router includes."""
 
-    __slots__ = ("_inclusions",)
+    __slots__ = ("_form_limits", "_innermost")
 
     def __init__(self, order: int, context: Any, inclusions: tuple[Any, ...]) -> None:
         made = context.starlette_route  # the context of one of FastAPI's own routes has none, and matches by itself
         template = getattr(made, "path_format", None) or context.path_format
         asked = made or context if _is_known(made or context.original_route) else None
         super().__init__(order, context, asked, template)
-        self._inclusions = inclusions
+        self._innermost = inclusions[-1]
+        limits = (getattr(each.include_context, "form_limits", None) for each in inclusions)  # FastAPI 0.164 has none
+        self._form_limits = tuple(filter(None, limits))
 
     def enter(self, scope: Scope, child_scope: Scope) -> ASGIApp:
         """Change the scope as the routers on the way do, and return what serves the request."""
-        for inclusion in self._inclusions:
-            apply_form_limits(scope, inclusion.include_context)
-        innermost = self._inclusions[-1]
+        for limits in self._form_limits:
+            merge_form_limits(scope, limits)
         told = scope.setdefault(_ROUTERS_KEY, {})
-        told["included_router"] = innermost
+        told["included_router"] = innermost = self._innermost
         told["effective_route_context"] = context = self.chosen
         scope.update(child_scope)
-        self._tell_telemetry(scope)
+        if _TELEMETRY_KEY in scope:
+            self._tell_telemetry(scope)
         handle: ASGIApp
         if self.asked is context:
             scope["route"] = context.original_route
@@ -116,8 +118,8 @@ class RouteTable:
     """
 
     def __init__(self, router: APIRouter) -> None:
-        self._routers: list[APIRouter] = []  # this one and all that are included, at any depth
-        self._version = 0  # the sum of theirs
+        self._counted: list[dict[str, Any]] = []  # the attributes of this router, and of all that are included
+        self._version = 0  # the sum of their versions
         self._lists: list[tuple[APIRouter, list[BaseRoute]]] = []  # the routes of those that include others
         routes = self._watch(router)  # before they are read: what another thread adds meanwhile is noticed
         tree: PathTree[Entry] = PathTree()
@@ -140,17 +142,17 @@ class RouteTable:
         for router, routes in self._lists:
             if router.routes != routes:
                 return False
-        current: int = sum(map(_version, self._routers))
+        current: int = sum(map(_version, self._counted))
         return current == self._version
 
     def _watch(self, router: APIRouter) -> list[BaseRoute]:
         """Note the version of a router and of those that it includes, and return its routes."""
-        self._version += _version(router)
+        self._version += _version(vars(router))
         routes = list(router.routes)
         included = [route.original_router for route in routes if isinstance(route, _IncludedRouter)]
-        if included or not self._routers:
+        if included or not self._counted:
             self._lists.append((router, routes))
-        self._routers.append(router)
+        self._counted.append(vars(router))
         for each in included:
             self._watch(each)
         return routes
@@ -176,10 +178,9 @@ def _flatten(routes: list[Any], inclusions: tuple[Any, ...] = ()) -> Iterator[tu
             yield from _flatten(candidates, (*inclusions, route))
 
 
-def apply_form_limits(scope: Scope, owner: Any) -> None:
-    """Merge the form limits of a router, or of its inclusion, into the scope; FastAPI 0.164 has none."""
-    limits = getattr(owner, "form_limits", None)
-    if limits and scope["type"] == "http":
+def merge_form_limits(scope: Scope, limits: Any) -> None:
+    """Merge the form limits of a router, or of its inclusion, into the scope."""
+    if scope["type"] == "http":
         told = scope.setdefault(_ROUTERS_KEY, {})
         told["form_limits"] = {**told.get("form_limits", {}), **limits}
 

@@ -10,7 +10,7 @@ from starlette.types import Scope
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import LONGEST_LOGGED_PATH, UNMATCHED, header, mount_prefixes, routes_inside
-from fastapi_prodkit._routing.index import index_of
+from fastapi_prodkit._routing.ahead import ask_index
 
 __all__ = ["requested_template"]
 
@@ -34,10 +34,9 @@ def requested_template(scope: Scope, root_path: str) -> str:
         return UNMATCHED
     if mounted and mounted not in mount_prefixes(scope["router"]):
         return UNMATCHED
-    index = index_of(scope)
-    indexed = None if index is None else index.find(scope)
-    if indexed is not None:
-        entry, _ = indexed
+    found = ask_index(app, scope)
+    if found is not None:
+        entry, _, _ = found
         if entry is None:
             return UNMATCHED
         if entry.is_final:

@@ -13,7 +13,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from fastapi_prodkit import _scope
-from fastapi_prodkit._asgi import endpoint_of, route_path, routes_inside
+from fastapi_prodkit._asgi import route_path, routes_inside
+from fastapi_prodkit._routing.ahead import endpoint_of
 
 __all__ = ["ExemptEndpoints", "exempt_from_all", "exempt_from_default"]
 
@@ -62,7 +63,7 @@ class ExemptEndpoints:
         possible = self._possible
         if possible is None or possible.fullmatch(route_path(scope)) is None:
             return False
-        return _is_exempt(endpoint_of(self._app.routes, scope))  # slow: this is routing
+        return _is_exempt(endpoint_of(self._app, scope))  # slow without an index: this is routing
 
     @cached_property
     def _possible(self) -> re.Pattern[str] | None:
