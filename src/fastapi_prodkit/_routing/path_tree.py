@@ -38,7 +38,7 @@ class PathTree(Generic[_Entry]):
     """
 
     def __init__(self) -> None:
-        self._root: _Node[_Entry] = _Node()
+        self._root: _Node[_Entry] = _Node(depth=1)  # the first segment is the text in front of the first slash
 
     def add(self, place: Place, entry: _Entry) -> None:
         """Add an entry at its place."""
@@ -51,19 +51,19 @@ class PathTree(Generic[_Entry]):
     def find(self, path: str) -> list[_Entry]:
         """Return the entries that can match a path, in their order. The path must not contain a line break."""
         found: list[_Entry] = []
-        segments = path.split("/")
-        self._root.collect(segments, 1, found)  # the first segment is the text in front of the first slash
+        self._root.collect(path.split("/"), found)
         if len(found) > 1:
             found.sort(key=_ORDER)
         return found
 
 
 class _Node(Generic[_Entry]):
-    """The entries whose paths begin with the same segments."""
+    """The entries whose paths begin with the same segments; `depth` is their number."""
 
-    __slots__ = ("any_text", "below", "by_text", "here")
+    __slots__ = ("any_text", "below", "by_text", "depth", "here")
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
         self.here: list[_Entry] = []  # their paths end here
         self.below: list[_Entry] = []  # their paths may go on with anything
         self.by_text: dict[str, _Node[_Entry]] = {}
@@ -72,26 +72,27 @@ class _Node(Generic[_Entry]):
     def child(self, segment: str | None) -> "_Node[_Entry]":
         """Return the node for a further segment, which is made if there is none."""
         if segment is not None:
-            return self.by_text.setdefault(segment, _Node())
+            return self.by_text.setdefault(segment, _Node(self.depth + 1))
         if self.any_text is None:
-            self.any_text = _Node()
+            self.any_text = _Node(self.depth + 1)
         return self.any_text
 
-    def collect(self, segments: list[str], position: int, found: list[_Entry]) -> None:
-        """Add the entries that can match the segments from this position on. It calls itself where the way forks."""
+    def collect(self, segments: list[str], found: list[_Entry]) -> None:
+        """Add the entries that can match the segments from its depth on. It calls itself where the way forks."""
         node = self
-        for index in range(position, len(segments)):
+        for segment in segments[self.depth :]:
             if node.below:
                 found += node.below
-            child, other = node.by_text.get(segments[index]), node.any_text
+            child = node.by_text.get(segment)
             if child is None:
-                child = other
-            elif other is not None:
-                other.collect(segments, index + 1, found)
-            if child is None:
-                return
+                child = node.any_text
+                if child is None:
+                    return
+            elif node.any_text is not None:
+                node.any_text.collect(segments, found)
             node = child
-        found += node.below
+        if node.below:
+            found += node.below
         found += node.here
 
 
