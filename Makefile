@@ -1,7 +1,7 @@
 # python3 (3.11 or newer) and make are enough: everything else goes into .venv, pinned and hash-checked.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-postgres test test-all coverage test-lowest test-newest test-extra test-ecosystem lint types audit docs build lock bench clean
+.PHONY: help demo demo-postgres test test-all coverage test-lowest test-newest test-extra test-ecosystem test-replay lint types audit docs build lock bench clean
 
 # Where it is set, each of the hundreds of processes that tests start compiles every module anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -85,6 +85,16 @@ test-ecosystem: .venv-ecosystem/.locked ## run the tests with what services run 
 	@$(call INTO,$(@D)) --require-hashes --requirement $<
 	@touch $@
 
+test-replay: .venv-replay/sdists ## run the tests of FastAPI and Starlette with the index of routes, and without
+	@$(<D)/bin/python tests/replay/replay.py $<
+
+# Their source packages, whose hashes are in the lock. To download one, pip asks its build backend for its metadata.
+.venv-replay/sdists: .venv-replay/.locked tests/replay/replay.py
+	@rm -rf $@
+	@awk '/^(fastapi|starlette)==/, /[^\\]$$/' requirements/replay.txt >$(@D)/sdists.txt
+	@$(RUN) -m pip --python $(@D)/bin/python --quiet download --no-binary :all: --no-deps --no-build-isolation \
+		--require-hashes --requirement $(@D)/sdists.txt --dest $@
+
 .venv-newest/.upgraded: | .venv-newest
 	@$(call INTO,$(@D)) --upgrade --editable '.[all]' --group test
 	@touch $@
@@ -137,6 +147,7 @@ lock: $(UV) ## solve requirements/*.txt anew
 	@$(subst --upgrade,--resolution lowest-direct,$(LOCK)) --extra all --group test --output-file requirements/lowest.txt
 	@cp requirements/test.txt requirements/ecosystem.txt # whose versions it prefers, where nothing asks for others
 	@$(subst --upgrade,,$(LOCK)) --extra all --group pytest --group ecosystem --output-file requirements/ecosystem.txt
+	@$(LOCK) $(AGREE) --extra standard --group replay --output-file requirements/replay.txt
 	@$(LOCK) $(AGREE) --extra database --extra standard --group demo --output-file requirements/demo.txt
 	@$(LOCK) $(AGREE) --group pytest --output-file requirements/pytest.txt
 	@$(LOCK) $(AGREE) --output-file requirements/core.txt
