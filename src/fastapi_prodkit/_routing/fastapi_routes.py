@@ -27,7 +27,6 @@ _with_body_limit: Final[Any] = getattr(routing, "wrap_app_with_body_limit", None
 _version: Final = itemgetter("_routes_version")
 
 _ROUTERS_KEY: Final = "fastapi"  # the scope key for what routers tell each other
-_TELEMETRY_KEY: Final = "fastapi.telemetry"
 # Routes of these classes match nothing but what their regular expression matches, or their host.
 _KNOWN: Final = (Route, APIRoute, WebSocketRoute, APIWebSocketRoute, Mount, Host, LabelledRoute)
 
@@ -42,13 +41,14 @@ class Entry:
         template: The path, such as `/items/{item_id}`; None if the route has none.
     """
 
-    __slots__ = ("asked", "chosen", "order", "template")
+    __slots__ = ("_is_mount", "asked", "chosen", "order", "template")
 
     def __init__(self, order: int, chosen: Any, asked: Any, template: str | None) -> None:
         self.order = order
         self.chosen = chosen
         self.asked = asked
         self.template = template
+        self._is_mount = isinstance(asked, Mount)
 
     @property
     def place(self) -> Place:
@@ -56,7 +56,7 @@ class Entry:
         asked = self.asked
         if asked is None or isinstance(asked, Host):
             return ANYWHERE
-        path = f"{asked.path}/{{path:path}}" if isinstance(asked, Mount) else asked.path
+        path = f"{asked.path}/{{path:path}}" if self._is_mount else asked.path
         return place_of(path, asked.path_regex, asked.param_convertors)
 
     @property
@@ -67,13 +67,9 @@ class Entry:
     def enter(self, scope: Scope, child_scope: Scope) -> ASGIApp:
         """Change the scope as the router does if this route has matched, and return what serves the request."""
         scope.update(child_scope)
-        if _TELEMETRY_KEY in scope:
-            self._tell_telemetry(scope)
+        _route_selected(scope=scope, path=self.template, mount=self._is_mount)
         handle: ASGIApp = self.chosen.handle
         return handle
-
-    def _tell_telemetry(self, scope: Scope) -> None:
-        _route_selected(scope=scope, path=self.template, mount=isinstance(self.asked, Mount))
 
 
 class _IncludedEntry(Entry):
@@ -98,8 +94,7 @@ class _IncludedEntry(Entry):
         told["included_router"] = innermost = self._innermost
         told["effective_route_context"] = context = self.chosen
         scope.update(child_scope)
-        if _TELEMETRY_KEY in scope:
-            self._tell_telemetry(scope)
+        _route_selected(scope=scope, path=self.template, mount=self._is_mount)
         handle: ASGIApp
         if self.asked is context:
             scope["route"] = context.original_route
