@@ -1,7 +1,7 @@
 # python3 (3.11 or newer) and make are enough: everything else goes into .venv, pinned and hash-checked.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-postgres test test-all coverage test-lowest test-newest test-extra test-ecosystem test-replay lint types audit docs build lock bench clean
+.PHONY: help demo demo-postgres test test-all coverage test-lowest test-newest test-extra test-ecosystem test-replay test-canary lint types audit docs build lock bench clean
 
 # Where it is set, each of the hundreds of processes that tests start compiles every module anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -94,6 +94,13 @@ test-replay: .venv-replay/sdists ## run the tests of FastAPI and Starlette with 
 	@awk '/^(fastapi|starlette)==/, /[^\\]$$/' requirements/replay.txt >$(@D)/sdists.txt
 	@$(RUN) -m pip --python $(@D)/bin/python --quiet download --no-binary :all: --no-deps --no-build-isolation \
 		--require-hashes --requirement $(@D)/sdists.txt --dest $@
+
+# `a0` admits pre-releases of these two packages only.
+test-canary: | .venv-canary ## run the tests that depend on private parts of FastAPI, with its newest pre-release and Starlette's
+	@$(call INTO,$|) --upgrade --editable '.[all]' --group test 'fastapi>=0a0' 'starlette>=0a0'
+	@$(UV) pip list --quiet --python $|/bin/python | grep -E '^(fastapi|starlette) '
+	@ROUTING_EXAMPLES=300 $|/bin/python $(PYTEST) --quiet -p no:cacheprovider \
+		$(wildcard tests/test_routing*.py) $(patsubst %,tests/test_%.py,asgi assembly_lifespans assembly_telemetry body_limit errors)
 
 .venv-newest/.upgraded: | .venv-newest
 	@$(call INTO,$(@D)) --upgrade --editable '.[all]' --group test

@@ -122,6 +122,7 @@ def test_steps_are_commands_of_ci_run(workflow):
         'test "v$(sed -n': "is replayed below",
         "sudo apt-get update -q && sudo apt-get install -y -q redis-server": "is what `.ci/run` does as root",
         "make test-extra": "is compared below",
+        "make test-canary": "asks for the pre-releases of today",
         "make audit": "asks for the vulnerabilities of today, which come without a commit of ours",
     }
     here = set(" ".join(re.findall(r"\bmake (.+)", (ROOT / ".ci" / "run").read_text())).split())
