@@ -76,8 +76,8 @@ test-extra: .venv-extra-$(EXTRA) ## run the tests with the extra EXTRA=... alone
 test-ecosystem: .venv-ecosystem/.locked ## run the tests with what services run beside FastAPI, such as agents
 	@$(<D)/bin/python -m pytest --numprocesses 4 --dist loadfile --quiet -p no:cacheprovider tests/ecosystem
 
-# The packages of .venv serve here, too, where ecosystem.txt has the same versions: a third of the time.
-.venv-ecosystem/.locked: requirements/ecosystem.txt pyproject.toml $(VENV)/.test
+# The packages of .venv serve here, too, where the lock has the same versions: a third of the time.
+.venv-ecosystem/.locked .venv-bench/.locked: .venv-%/.locked: requirements/%.txt pyproject.toml $(VENV)/.test
 	@echo "==> Making $(@D)"
 	@$(UV) venv --quiet --clear --python $(RUN) $(@D)
 	@echo "import site; site.addsitedir('$$(echo $(CURDIR)/$(VENV)/lib/python*/site-packages)')" \
@@ -133,12 +133,8 @@ build: $(VENV)/.dev ## build wheel and sdist into dist/
 	@$(RUN) -m build --no-isolation >/dev/null
 	@$(RUN) -m twine check --strict dist/*
 
-bench: $(VENV)/.test ## measure the cost per request and per import
-	@$(RUN) benchmarks/in_process.py
-	@$(RUN) benchmarks/routing.py
-	@$(RUN) benchmarks/log_handlers.py
-	@$(RUN) benchmarks/rate_limit.py
-	@$(RUN) benchmarks/imports.py
+bench: .venv-bench/.locked ## measure what everything costs, beside its peers; one part with PART=over_the_wire
+	@$(<D)/bin/python benchmarks $(PART)
 
 # Locks hold for every supported Python and platform. dev.txt is solved first; the others agree with it, because they
 # may be installed into the same .venv. They keep extras: pip accepts `coverage[toml]` as pinned only with its extra.
@@ -154,6 +150,8 @@ lock: $(UV) ## solve requirements/*.txt anew
 	@$(subst --upgrade,--resolution lowest-direct,$(LOCK)) --extra all --group test --output-file requirements/lowest.txt
 	@cp requirements/test.txt requirements/ecosystem.txt # whose versions it prefers, where nothing asks for others
 	@$(subst --upgrade,,$(LOCK)) --extra all --group pytest --group ecosystem --output-file requirements/ecosystem.txt
+	@cp requirements/test.txt requirements/bench.txt # as above
+	@$(subst --upgrade,,$(LOCK)) --extra all --group bench --output-file requirements/bench.txt
 	@$(LOCK) $(AGREE) --extra standard --group replay --output-file requirements/replay.txt
 	@$(LOCK) $(AGREE) --extra database --extra standard --group demo --output-file requirements/demo.txt
 	@$(LOCK) $(AGREE) --group pytest --output-file requirements/pytest.txt
