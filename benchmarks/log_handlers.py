@@ -1,6 +1,6 @@
 """What a second handler on the root logger costs per request, as a ratio to one handler, measured in one process.
 
-    python benchmarks/log_handlers.py [--rounds 300] [--limit 1.35]
+    python benchmarks/log_handlers.py [--rounds 100] [--limit 1.35]
 
 With one handler the access line is written without a LogRecord; with a second one there is a record, and two lines. The
 rounds are interleaved and short, and the fastest third of each is compared, in CPU time: what else runs on the machine
@@ -9,14 +9,16 @@ spoils the others. With --limit the exit code is 1 if a request with a second ha
 
 import argparse
 import asyncio
-import io
 import logging
 import os
 import sys
 import time
 
+from asgi import call, fastest_third, output
 from fastapi import FastAPI
-from in_process import REQUESTS, call, fastest_third, whole
+from in_process import REQUESTS
+from ours import whole
+from tables import Table, add_option, show
 
 CALLS_PER_ROUND = 10
 
@@ -54,20 +56,16 @@ async def measure(app: FastAPI, rounds: int) -> dict[str, dict[str, float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=300, help="rounds per kind of request")
+    parser.add_argument("--rounds", type=int, default=100, help="rounds per kind of request")
     parser.add_argument("--limit", type=float, help="fail if a second handler makes a request cost more times as much")
+    add_option(parser)
     options = parser.parse_args()
 
-    lines = io.TextIOWrapper(open(os.devnull, "wb"), write_through=True)  # noqa: PTH123, SIM115 - lives as long as main
-    stdout, sys.stdout = sys.stdout, lines
-    try:
+    with output():
         results = asyncio.run(measure(whole(), options.rounds))
-    finally:
-        sys.stdout = stdout
 
-    print(f"{'':20}" + "".join(f"{kind:>8}" for kind in results))
-    for name in second_handlers():
-        print(f"{name:20}" + "".join(f"{results[kind][name]:8.2f}" for kind in results))
+    rows = {name: {kind: ratios[name] for kind, ratios in results.items()} for name in second_handlers()}
+    show([Table("log-handlers", "A second handler on the root logger", "times one handler", rows)], options.json)
     worst = max(ratio for ratios in results.values() for ratio in ratios.values())
     print(f"\nwith a second handler a request costs at most {worst:.2f} times what it costs with one")
     return int(options.limit is not None and worst > options.limit)

@@ -1,34 +1,41 @@
-"""What the number of routes costs: bare `FastAPI()`, the index of routes alone, and the whole assembly.
+"""What the number of routes costs, as a ratio to bare `FastAPI()` with as many: our index, `create_app`, and others.
 
-    python benchmarks/routing.py [--rounds 100]
+    python benchmarks/routing.py [--rounds 30]
 
-The routes are behind APIRouters of ten, as in services. Each cell has microseconds of CPU time, and the ratio to bare
-`FastAPI()`; the rounds are interleaved, and the fastest third of each is compared.
+The routes are behind APIRouters of ten, as in services. Each app is measured in a process of its own, in turns with
+bare `FastAPI()`, for its last and its first route and for an unknown path.
 """
 
 import argparse
 import asyncio
-import io
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+from asgi import Request, call, in_another_process, interleave, output
 from fastapi import APIRouter, FastAPI
-from in_process import assembly, call, fastest_third, time_calls
+from ours import BARE, WHOLE, assembly
+from tables import Table, add_option, show
 
 NUMBERS = (3, 20, 100, 300, 1000)
 ROUTES_PER_ROUTER = 10
+CALLS_PER_ROUND = 10
+
+
+async def read(item_id: int) -> dict[str, int]:
+    return {"item_id": item_id}
+
+
+def paths(number: int) -> list[str]:
+    return [f"/resource{each // ROUTES_PER_ROUTER}/sub{each % ROUTES_PER_ROUTER}" for each in range(number)]
 
 
 def add_routes(app: FastAPI, number: int) -> FastAPI:
+    every = paths(number)
     for first in range(0, number, ROUTES_PER_ROUTER):
-        router = APIRouter(prefix=f"/resource{first // ROUTES_PER_ROUTER}")
-        for sub in range(min(ROUTES_PER_ROUTER, number - first)):
-
-            async def read(item_id: int) -> dict[str, int]:
-                return {"item_id": item_id}
-
-            router.add_api_route(f"/sub{sub}/{{item_id}}", read)
+        router = APIRouter()
+        for path in every[first : first + ROUTES_PER_ROUTER]:
+            router.add_api_route(f"{path}/{{item_id}}", read)
         app.include_router(router, prefix="/v1")
     return app
 
@@ -49,50 +56,80 @@ def whole(number: int) -> FastAPI:
     return add_routes(assembly(), number)
 
 
-APPS: dict[str, Callable[[int], FastAPI]] = {"bare FastAPI()": bare, "index_routes": indexed, "create_app": whole}
+def careful(number: int) -> FastAPI:
+    from assemblies import careful_assembly
+
+    return add_routes(careful_assembly(), number)
+
+
+def tutorial(number: int) -> FastAPI:
+    from assemblies import tutorial_assembly
+
+    return add_routes(tutorial_assembly(), number)
+
+
+def litestar(number: int) -> Any:
+    from assemblies import litestar_with
+    from litestar import Router, get
+
+    handlers = [get(f"{path}/{{item_id:int}}")(read) for path in paths(number)]
+    return litestar_with(Router("/v1", route_handlers=handlers))
+
+
+APPS: dict[str, Callable[[int], Any]] = {
+    "index_routes": indexed,
+    WHOLE: whole,
+    "careful assembly": careful,
+    "tutorial assembly": tutorial,
+    "Litestar with its built-ins": litestar,
+}
 
 
 def requests(number: int) -> dict[str, tuple[str, int]]:
     """Return path and expected status of each kind of request."""
-    last = number - 1
-    return {
-        "last": (f"/v1/resource{last // ROUTES_PER_ROUTER}/sub{last % ROUTES_PER_ROUTER}/42", 200),
-        "first": ("/v1/resource0/sub0/42", 200),
-        "unknown": ("/wp-login.php", 404),
-    }
+    first, last = paths(number)[0], paths(number)[-1]
+    return {"last": (f"/v1{last}/42", 200), "first": (f"/v1{first}/42", 200), "unknown": ("/wp-login.php", 404)}
 
 
-async def measure(number: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Return for each kind of request the microseconds of each app."""
-    apps = {name: make(number) for name, make in reversed(APPS.items())}  # create_app first: it configures logging
+async def measure(name: str, number: int, rounds: int) -> dict[str, tuple[float, float]]:
+    apps = {BARE: bare(number), name: APPS[name](number)}
     results = {}
     for kind, (path, expected) in requests(number).items():
-        times: dict[str, list[float]] = {name: [] for name in APPS}
-        for name, app in apps.items():
-            if (status := await call(app, "GET", path, b"")) != expected:
-                raise SystemExit(f"{name}: {path} answered {status}")
-        for _ in range(rounds):
-            for name in APPS:
-                times[name].append(await time_calls(apps[name], ("GET", path, b"")))
-        results[kind] = {name: fastest_third(own) * 1e6 for name, own in times.items()}
+        for each, app in apps.items():
+            if (status := await call(app, "GET", path)) != expected:
+                raise SystemExit(f"{each}: {path} answered {status}")
+        seconds = await interleave(apps, Request("GET", path), rounds, CALLS_PER_ROUND)
+        results[kind] = (seconds[BARE], seconds[name])
     return results
 
 
-def main() -> None:
+def measure_named(name: str, number: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """Return CPU seconds per request of each kind: of bare `FastAPI()`, and of the app with this name."""
+    with output():
+        return asyncio.run(measure(name, number, rounds))
+
+
+def table(names: Iterable[str], numbers: Iterable[int], rounds: int) -> Table:
+    rows: dict[str, dict[str, float]] = {}
+    for number in numbers:
+        for name in names:
+            for kind, (base, own) in in_another_process(measure_named, name, number, rounds).items():
+                row = rows.setdefault(f"{number} routes, {kind}", {BARE: 1.0})
+                row[name] = own / base
+    return Table(name="routes", title="CPU time by number of routes", unit="times that of bare FastAPI()", rows=rows)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=100, help="rounds per kind of request")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds per kind of request")
     parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS, help="how many routes")
+    parser.add_argument("--apps", nargs="+", default=list(APPS), help="those of the table that are measured")
+    add_option(parser)
     options = parser.parse_args()
 
-    stdout = sys.stdout
-    sys.stdout = io.TextIOWrapper(open(os.devnull, "wb"), write_through=True)  # noqa: PTH123, SIM115 - lives as long as main
-    print(f"{'routes':>6} {'':8}" + "".join(f"{name:>20}" for name in APPS), file=stdout)
-    for number in options.numbers:
-        for kind, own in asyncio.run(measure(number, options.rounds)).items():
-            base = own["bare FastAPI()"]
-            cells = "".join(f"{micros:12.0f} us {micros / base:4.2f}" for micros in own.values())
-            print(f"{number:6} {kind:8}{cells}", file=stdout, flush=True)
+    show([table(options.apps, options.numbers, options.rounds)], options.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
