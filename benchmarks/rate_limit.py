@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import slowapi
+from asgi import call, time_calls
 from fastapi import Depends, FastAPI, Request
-from in_process import call, time_calls
 from slowapi.middleware import SlowAPIASGIMiddleware, SlowAPIMiddleware
 
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware, SharedStore
