@@ -30,6 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from postgres import postgres
+from tables import Table, add_option, show
 
 CLIENTS = 64
 ROUND = 0.5  # seconds
@@ -236,15 +237,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10, help="how long each app is measured")
     parser.add_argument("--check", action="store_true", help="fail if ours is slower, or leaves something behind")
+    add_option(parser)
     options = parser.parse_args()
 
     with postgres() as server:
         asyncio.run(fill(server.url()))
         results = asyncio.run(measure(server.url(), options.seconds))
 
-    print(f"{'':28}{'ratio':>8}{'requests/CPU s':>18}{'failed':>10}{'connections left':>20}")
-    for name, (ratio, rate, failed, left) in results.items():
-        print(f"{name:28}{ratio:8.2f}{rate:18.0f}{failed:10}{left:20}")
+    columns = ("requests/CPU s, ratio", "requests/CPU s", "failed", "connections left")
+    rows = {name: dict(zip(columns, cells, strict=True)) for name, cells in results.items()}
+    peers = {name: OURS for name in rows if name != OURS and "no pre-ping" not in name}
+    show([Table("database", "A session on PostgreSQL", "of 64 clients", rows, peers, columns[:1])], options.json)
     ratio, _, failed, left = results[OURS]
     return int(options.check and (ratio < TOLERANCE or failed > 0 or left > 0))
 

@@ -12,9 +12,10 @@ import asyncio
 import sys
 from collections.abc import Iterable
 
+import apps
 from asgi import Output, Request, answer, call, in_another_process, interleave, output
 from candidates import GET, LIMITS, ONE_A_DAY, UNLIMITED, Candidate, prove
-from ours import BARE, OURS, WHOLE, assembly, bare, whole
+from ours import BARE, WHOLE, assembly, bare, whole
 from tables import Table, add_option, show
 
 __all__ = ["REQUESTS", "assembly", "bare", "call", "measure_named", "ratios", "table", "whole"]
@@ -34,13 +35,6 @@ LIMITED = ("GET", "POST", "sync")
 CALLS = {"stream": 1}  # in a round, of kinds that take long
 
 Measured = dict[str, tuple[float, float]]
-
-
-def candidates() -> dict[str, Candidate]:
-    from assemblies import ASSEMBLIES
-    from peers import PEERS
-
-    return {**OURS, **PEERS, **ASSEMBLIES}
 
 
 async def measure(name: str, candidate: Candidate, kinds: Iterable[str], rounds: int, out: Output) -> Measured:
@@ -65,7 +59,7 @@ async def measure(name: str, candidate: Candidate, kinds: Iterable[str], rounds:
 def measure_named(name: str, kinds: Iterable[str], rounds: int) -> Measured:
     """Return CPU seconds per request of each kind: of bare `FastAPI()`, and of the app with this name."""
     with output() as out:
-        return asyncio.run(measure(name, (OURS.get(name) or candidates()[name]), kinds, rounds, out))
+        return asyncio.run(measure(name, apps.find(name), kinds, rounds, out))
 
 
 def ratios(measured: Measured) -> dict[str, float]:
@@ -74,17 +68,16 @@ def ratios(measured: Measured) -> dict[str, float]:
 
 def table(names: Iterable[str], rounds: int) -> Table:
     rows: dict[str, dict[str, float]] = {BARE: dict.fromkeys(REQUESTS, 1.0)}
-    for name in names:
+    for name in (each for each in names if each != BARE):
         rows[name] = ratios(in_another_process(measure_named, name, list(REQUESTS), rounds))
         print(f"\r{name:60}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    peers = candidates() if set(rows) - set(OURS) - {BARE} else OURS
     return Table(
         name="in-process",
         title="CPU time of a request in process",
         unit="times that of bare FastAPI()",
         rows=rows,
-        instead_of={name: ours for name in rows if name != BARE and (ours := peers[name].instead_of) in rows},
+        instead_of={name: ours for name in rows if (ours := apps.find(name).instead_of) in rows},
     )
 
 
@@ -96,7 +89,7 @@ def main() -> int:
     add_option(parser)
     options = parser.parse_args()
     if options.limit is None:
-        show([table(options.apps or candidates(), options.rounds)], options.json)
+        show([table(options.apps or apps.names(), options.rounds)], options.json)
         return 0
     costs = ratios(measure_named(WHOLE, LIMITED, options.rounds))
     print("  ".join(f"{kind} {ratio:.2f}" for kind, ratio in costs.items()))

@@ -96,6 +96,7 @@ def rate_limit(limit: str) -> FastAPI:
 BARE = "bare FastAPI()"
 WHOLE = "create_app(settings)"
 OURS = {
+    BARE: Candidate(lambda _: bare()),
     "FastAPI(telemetry off)": Candidate(lambda _: silent()),
     "proxy_headers": Candidate(
         piece("proxy_headers", "ProxyHeadersMiddleware", trusted=(PROXIES,)), ("client address",)

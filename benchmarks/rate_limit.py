@@ -28,6 +28,7 @@ from fastapi_prodkit.sections import RateLimitSettings
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from redis_servers import redis_server
+from tables import Table, add_option, show
 
 LIMIT = "1000000000/minute"
 PATH = "/items/42"
@@ -110,6 +111,12 @@ THEIRS: dict[str, Callable[[str], FastAPI]] = {
     "SlowAPIMiddleware": slowapi_middleware(SlowAPIMiddleware),
 }
 
+INSTEAD_OF = {
+    "SlowAPIASGIMiddleware": "RateLimitMiddleware",
+    "slowapi's decorator": "our Limiter's decorator",
+    "SlowAPIMiddleware": "RateLimitMiddleware",
+}
+
 
 async def measure(apps: dict[str, FastAPI], rounds: int) -> dict[str, float]:
     """Return for each app the median ratio to the first one."""
@@ -144,19 +151,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="rounds of each comparison")
     parser.add_argument("--check", action="store_true", help="fail if ours costs more than slowapi's, or grows")
+    add_option(parser)
     options = parser.parse_args()
 
-    failed = False
+    failed, rows = False, {}
     with redis_server() as server:
         for title, url in {"in memory": "memory://", "on Redis": server.url()}.items():
             made = {"bare FastAPI()": app_of(), **{name: make(url) for name, make in {**OURS, **THEIRS}.items()}}
             ratios = asyncio.run(measure(made, options.rounds))
-            print(f"\n{title}, times bare FastAPI()")
             for name, ratio in ratios.items():
-                print(f"  {name:26}{ratio:8.2f}")
+                rows.setdefault(name, {})[title] = ratio
             allowed = 1.0 if url == "memory://" else PATIENCE
             failed |= ratios["RateLimitMiddleware"] > ratios["SlowAPIASGIMiddleware"] * allowed
             failed |= ratios["our Limiter's decorator"] > ratios["slowapi's decorator"] * allowed
+    title, unit = "Counting in memory and on Redis", "seconds of a request, times bare FastAPI()"
+    show([Table("rate-limit", title, unit, rows, INSTEAD_OF)], options.json)
     grown = asyncio.run(growth(options.rounds))
     print("\nRateLimitMiddleware in memory, how its cost grows")
     for name, ratio in grown.items():

@@ -3,12 +3,9 @@
 import os
 from typing import Any
 
+import apps
 from candidates import UNLIMITED
 
 
 def app() -> Any:
-    from in_process import candidates
-    from ours import BARE, bare
-
-    name = os.environ["BENCHMARK_APP"]
-    return bare() if name == BARE else candidates()[name].make(UNLIMITED)
+    return apps.find(os.environ["BENCHMARK_APP"]).make(UNLIMITED)

@@ -1,0 +1,82 @@
+"""Run the benchmarks, each in a process of its own, and write the results of all to results/<python>.json.
+
+    python benchmarks [PART ...]
+
+With parts only these run, and nothing is written. Afterwards the documentation shows the results: `report.py`.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import report
+
+HERE = Path(__file__).parent
+PARTS: dict[str, tuple[str, ...]] = {
+    "in_process": (),
+    "routing": (),
+    "log_handlers": (),
+    "over_the_wire": (),
+    "hostile": (),
+    "allocations": (),
+    "imports": ("--rounds", "5"),
+    "start_up": (),
+    "scrape": (),
+    "database": ("--seconds", "5"),
+    "rate_limit": (),
+}
+
+
+def run(part: str, options: tuple[str, ...]) -> list[dict[str, Any]]:
+    print(f"\n== {part}", flush=True)
+    start = time.monotonic()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [sys.executable, str(HERE / f"{part}.py"), "--json", file.name, *options]
+        subprocess.run(command, check=True)
+        print(f"({time.monotonic() - start:.0f} s)", flush=True)
+        return list(json.loads(file.read()))
+
+
+def environment() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    packages = {each.name: each.version for each in importlib.metadata.distributions()}
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "packages": dict(sorted(packages.items(), key=lambda each: each[0].lower())),
+    }
+
+
+def processor() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    facts = dict(part.split("\t: ", 1) for part in (line.replace("\t\t:", "\t:") for line in lines) if "\t: " in part)
+    return facts.get("model name", platform.processor() or platform.machine())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="parts to run; all of them unless given")
+    chosen = parser.parse_args().parts
+    tables = [table for part in chosen or PARTS for table in run(part, PARTS[part])]
+    if not chosen:
+        path = report.RESULTS / f"{sys.version_info.major}.{sys.version_info.minor}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({**environment(), "tables": tables}, indent=1) + "\n")
+        report.main()
+
+
+if __name__ == "__main__":
+    main()
