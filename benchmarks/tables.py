@@ -6,11 +6,21 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Table", "add_option", "number", "show"]
+__all__ = ["Defeat", "Table", "add_option", "from_json", "number", "show"]
+
+MARGIN = 0.03  # what two runs differ by
 
 Cells = Mapping[str, float | None]
+
+
+class Defeat(NamedTuple):
+    peer: str
+    ours: str
+    column: str
+    theirs: float
+    own: float
 
 
 @dataclass(frozen=True)
@@ -46,29 +56,41 @@ class Table:
             f"{self.title}, {self.unit}",
             " " * width + "".join(f"{name:>{_width(name)}}" for name in self.columns),
         ]
-        for name, cells in self.rows.items():
+        for name, cells in self.ordered():
             row = "".join(f"{number(cells.get(column)):>{_width(column)}}" for column in self.columns)
             lines.append(f"{name:{width}}{row}")
         return "\n".join([*lines, *self.notes])
 
-    def markdown(self) -> str:
-        lines = [f"| | {' | '.join(self.columns)} |", "|---|" + "---:|" * len(self.columns)]
-        for name, cells in self.rows.items():
-            lines.append(f"| {name} | {' | '.join(number(cells.get(column)) for column in self.columns)} |")
-        return "\n".join(lines)
+    def ordered(self) -> list[tuple[str, Cells]]:
+        """Return the rows, each of ours followed by those of its peers."""
+        names = [name for name in self.rows if name not in self.instead_of]
+        return [
+            (name, self.rows[name])
+            for ours in names
+            for name in (ours, *(peer for peer, own in self.instead_of.items() if own == ours))
+        ]
 
-    def defeats(self, margin: float) -> list[tuple[str, str, str, float, float]]:
-        """Return peer, ours, column and both numbers where a peer is better by more than this share."""
-        found = []
-        for peer, ours in self.instead_of.items():
-            for column, theirs in self.rows[peer].items():
-                own = self.rows[ours].get(column)
-                if theirs is None or own is None:
-                    continue
-                better, worse = (own, theirs) if column in self.higher else (theirs, own)
-                if better * (1 + margin) < worse:
-                    found.append((peer, ours, column, theirs, own))
-        return found
+    def markdown(self) -> str:
+        """Return the table with those cells in bold in which a peer is better than ours."""
+        better = {(defeat.peer, defeat.column) for defeat in self.defeats()}
+        lines = [f"| | {' | '.join(self.columns)} |", "|---|" + "---:|" * len(self.columns)]
+        for name, cells in self.ordered():
+            texts = [
+                f"**{number(cells.get(column))}**" if (name, column) in better else number(cells.get(column))
+                for column in self.columns
+            ]
+            lines.append(f"| {name} | {' | '.join(texts)} |")
+        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)])
+
+    def defeats(self) -> list[Defeat]:
+        """Return where a peer is better than the row of ours that does the same job."""
+        return [
+            Defeat(peer, ours, column, theirs, own)
+            for peer, ours in self.instead_of.items()
+            for column, theirs in self.rows[peer].items()
+            if theirs is not None and (own := self.rows[ours].get(column)) is not None
+            if (own * (1 + MARGIN) < theirs if column in self.higher else theirs * (1 + MARGIN) < own)
+        ]
 
 
 def _width(column: str) -> int:
@@ -102,4 +124,5 @@ def show(tables: Iterable[Table], path: Path | None) -> None:
 
 
 def from_json(entry: dict[str, Any]) -> Table:
+    """Return what `show` has written."""
     return Table(**{**entry, "higher": tuple(entry["higher"]), "notes": tuple(entry["notes"])})
