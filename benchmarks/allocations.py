@@ -15,8 +15,7 @@ import tracemalloc
 
 import apps
 from asgi import App, call, in_another_process, output
-from assemblies import CAREFUL, LITESTAR, TUTORIAL
-from candidates import GET, UNLIMITED
+from candidates import CAREFUL, GET, LITESTAR, TUTORIAL, UNLIMITED
 from ours import BARE, WHOLE
 from tables import Table, add_option, show
 

@@ -234,9 +234,9 @@ def _discard(stream: io.TextIOWrapper) -> None:
 @contextmanager
 def output() -> Iterator[Output]:
     """Take standard output away from the apps; what is written to the former `sys.stdout` still arrives."""
-    stream = io.TextIOWrapper(open(os.devnull, "wb"), write_through=True)  # noqa: PTH123, SIM115 - closed below
-    stdout, sys.stdout = sys.stdout, stream
-    try:
-        yield Output(stream)
-    finally:
-        sys.stdout = stdout
+    with io.TextIOWrapper(open(os.devnull, "wb"), write_through=True) as stream:  # noqa: PTH123 - a device
+        stdout, sys.stdout = sys.stdout, stream
+        try:
+            yield Output(stream)
+        finally:
+            sys.stdout = stdout

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
-from candidates import ORIGIN, PROXIES, UNLIMITED, Candidate
+from candidates import CAREFUL, LITESTAR, ORIGIN, PROXIES, TUTORIAL, UNLIMITED, Candidate
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from ours import WHOLE, Item, add_routes, chunks
@@ -107,7 +107,7 @@ def careful_assembly(limit: str = UNLIMITED) -> FastAPI:
     )
     app = FastAPI()
     app.state.limiter = limiter(limit)
-    app.add_exception_handler(RateLimitExceeded, _rate_limit_exceeded_handler)  # type: ignore[arg-type]
+    app.add_exception_handler(RateLimitExceeded, _rate_limit_exceeded_handler)
     app.add_middleware(BodyLimit, largest=LARGEST_BODY)
     app.add_middleware(SlowAPIASGIMiddleware)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["api.example.com"])
@@ -144,7 +144,7 @@ def tutorial_assembly(limit: str = UNLIMITED) -> FastAPI:
     log = structlog.stdlib.get_logger("access")
     app = FastAPI()
     app.state.limiter = limiter(limit)
-    app.add_exception_handler(RateLimitExceeded, _rate_limit_exceeded_handler)  # type: ignore[arg-type]
+    app.add_exception_handler(RateLimitExceeded, _rate_limit_exceeded_handler)
     app.add_middleware(SlowAPIMiddleware)
     app.add_middleware(CORSMiddleware, allow_origins=[ORIGIN])
     Instrumentator().instrument(app).expose(app)
@@ -229,7 +229,7 @@ def litestar_with(*handlers: Any, limit: str = UNLIMITED) -> Any:
         [*handlers, PrometheusController],
         allowed_hosts=AllowedHostsConfig(["api.example.com"]),
         cors_config=CORSConfig(allow_origins=[ORIGIN]),
-        middleware=[RateLimitConfig((unit, int(requests))).middleware, PrometheusConfig().middleware],  # type: ignore[arg-type]
+        middleware=[RateLimitConfig((unit, int(requests))).middleware, PrometheusConfig().middleware],
         plugins=[StructlogPlugin()],
         request_max_body_size=LARGEST_BODY,
     )
@@ -259,7 +259,6 @@ def litestar(limit: str) -> Any:
 
 
 ASSEMBLED = ("request id", "access log", "metrics", "security headers", "CORS", "rate limit")
-CAREFUL, TUTORIAL, LITESTAR = "careful assembly", "tutorial assembly", "Litestar with its built-ins"
 ASSEMBLIES = {
     "bare Starlette()": Candidate(starlette),
     CAREFUL: Candidate(

@@ -8,7 +8,7 @@ from tables import number
 __all__ = ["bars"]
 
 SVG = "http://www.w3.org/2000/svg"
-ROW, LABEL, BAR, VALUE, MARGIN = 26, 270, 380, 70, 20  # pixels
+ROW, LABEL, BAR, VALUE, MARGIN = 26, 220, 420, 70, 20  # pixels
 _STYLE = """
     .panel { fill: #ffffff } .label, .value, .title { fill: #1f2933 } .bar { fill: #90a4ae } .ours { fill: #00796b }
     text { font: 14px system-ui, sans-serif } .title { font-weight: 600; font-size: 15px }

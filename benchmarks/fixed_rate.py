@@ -41,7 +41,7 @@ class _Connection:
             return False
         if not head.startswith(b"HTTP/1.1 200 "):
             raise SystemExit(f"the server answered {head!r}")
-        return len(body) == int(_LENGTH.search(head + b"\r\n")[1])  # type: ignore[index]
+        return len(body) == int(_LENGTH.search(head + b"\r\n")[1])
 
 
 def latencies(port: int, request: bytes, rate: float, seconds: float) -> list[float]:

@@ -17,8 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from asgi import scope_of
-from assemblies import CAREFUL, TUTORIAL
-from candidates import GET
+from candidates import CAREFUL, GET, TUTORIAL
 from fixed_rate import CONNECTIONS, latencies, percentile
 from ours import BARE, WHOLE
 from tables import Table, add_option, show
@@ -28,9 +27,9 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 from processes import Process, free_port, running
 
-APPS = (BARE, WHOLE, CAREFUL, TUTORIAL, "lite-bootstrap")
+NAMES = (BARE, WHOLE, CAREFUL, TUTORIAL, "lite-bootstrap")
 THROUGHPUT_SECONDS, LATENCY_SECONDS = 2, 4  # of a round
-RATE = 200  # requests per second, which every server can hold
+RATE = 100  # requests per second, which every server can hold
 UVICORN = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--no-proxy-headers", "--log-level", "warning")
 HEADERS = {name.decode().title(): value.decode() for name, value in scope_of(*GET)["headers"]}
 
@@ -86,9 +85,9 @@ def throughputs(servers: dict[str, Process], rounds: int) -> dict[str, dict[str,
     return rows
 
 
-def table(rounds: int) -> Table:
+def table(names: tuple[str, ...], rounds: int) -> Table:
     with ExitStack() as stack:
-        servers = {name: server(stack, name) for name in APPS}
+        servers = {name: server(stack, name) for name in names}
         for process in servers.values():
             latencies(process.port, request_of_bytes(), RATE, 1)  # fills every cache
         notes: tuple[str, ...] = ()
@@ -109,7 +108,7 @@ def table(rounds: int) -> Table:
         title="Over the wire",
         unit=f"ratios to bare FastAPI(), latencies at {RATE} requests per second",
         rows=rows,
-        instead_of={name: WHOLE for name in APPS if name not in {BARE, WHOLE}},
+        instead_of={name: WHOLE for name in names if name not in {BARE, WHOLE}},
         higher=("requests/s", "requests/s, ratio", "requests/CPU s, ratio"),
         notes=notes,
     )
@@ -120,7 +119,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=6, help="rounds of each measurement")
     add_option(parser)
     options = parser.parse_args()
-    show([table(options.rounds)], options.json)
+    show([table(NAMES, options.rounds)], options.json)
     return 0
 
 

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from candidates import CAREFUL, TUTORIAL
 from charts import bars
+from ours import BARE, WHOLE
 from tables import from_json, number
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +23,6 @@ CHARTS = ROOT / "docs" / "charts"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "why.md", ROOT / "docs" / "performance.md")
 WIDTH = 120
 
-WHOLE, CAREFUL, TUTORIAL = "create_app(settings)", "careful assembly", "tutorial assembly"
 PACKAGES = (
     "fastapi",
     "starlette",
@@ -125,11 +126,12 @@ def filled(page: str, results: Results) -> str:
 
 
 def chart(name: str, results: Results) -> str:
+    """Return the bars of `create_app`, bare FastAPI and what does the same as `create_app`."""
     column, title = DRAWN[name]
     table = results.tables[name]
-    values = {row: value for row, cells in table.ordered() if (value := cells.get(column)) is not None}
-    ours = set(values) & (set(table.instead_of.values()))
-    return bars(title, {row: max(0.0, value) for row, value in values.items()}, frozenset(ours))
+    whole = {BARE, WHOLE, *(peer for peer, ours in table.instead_of.items() if ours == WHOLE)}
+    values = {row: max(0.0, cells[column] or 0.0) for row, cells in table.ordered() if row in whole}
+    return bars(title, values, frozenset({WHOLE}))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from asgi import Request, call, in_another_process, interleave, output
+from candidates import CAREFUL, LITESTAR, TUTORIAL
 from fastapi import APIRouter, FastAPI
 from ours import BARE, WHOLE, assembly
 from tables import Table, add_option, show
@@ -79,9 +80,9 @@ def litestar(number: int) -> Any:
 APPS: dict[str, Callable[[int], Any]] = {
     "index_routes": indexed,
     WHOLE: whole,
-    "careful assembly": careful,
-    "tutorial assembly": tutorial,
-    "Litestar with its built-ins": litestar,
+    CAREFUL: careful,
+    TUTORIAL: tutorial,
+    LITESTAR: litestar,
 }
 
 

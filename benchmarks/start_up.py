@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import ExitStack
 
-from assemblies import CAREFUL, LITESTAR, TUTORIAL
+from candidates import CAREFUL, LITESTAR, TUTORIAL
 from fixed_rate import latencies
 from ours import BARE, WHOLE
 from over_the_wire import cpu_seconds, request_of_bytes, server
