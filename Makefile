@@ -47,7 +47,7 @@ coverage: $(VENV)/.test ## run the library's own tests with branch coverage
 
 # The suite with other packages than those of requirements/test.txt, each time in an environment of its own. The tests left
 # out are about the repository's files, its locks and its demo.
-OF_THE_REPOSITORY := command_name compose ecs ecs_release ecs_scripts house image new workflows
+OF_THE_REPOSITORY := benchmarks command_name compose ecs ecs_release ecs_scripts house image new workflows
 TESTS ?= tests $(OF_THE_REPOSITORY:%=--ignore tests/test_%.py)
 EXAMPLES := examples --ignore examples/service/tests/test_service_demo.py
 ELSEWHERE := $(PYTEST) --quiet -p no:cacheprovider $(TESTS)

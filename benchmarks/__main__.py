@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "over_the_wire": (),
     "hostile": (),
     "allocations": (),
-    "imports": ("--rounds", "5"),
+    "imports": ("--rounds", "3"),
     "start_up": (),
     "scrape": (),
     "database": ("--seconds", "5"),
@@ -48,14 +49,17 @@ def run(part: str, options: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def environment() -> dict[str, Any]:
     """Return what the figures depend on."""
-    packages = {each.name: each.version for each in importlib.metadata.distributions()}
+    locked = re.findall(r"^([\w.-]+)", (HERE.parent / "requirements" / "bench.txt").read_text(), re.MULTILINE)
+    installed: dict[str, str] = {}
+    for each in importlib.metadata.distributions():  # those of .venv, which have other versions, are the last
+        installed.setdefault(re.sub(r"[-_.]+", "-", each.name).lower(), each.version)
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "processor": processor(),
         "cores": os.cpu_count(),
-        "packages": dict(sorted(packages.items(), key=lambda each: each[0].lower())),
+        "packages": {name: installed[name] for name in locked if name in installed},
     }
 
 

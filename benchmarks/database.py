@@ -247,7 +247,7 @@ def main() -> int:
     columns = ("requests/CPU s, ratio", "requests/CPU s", "failed", "connections left")
     rows = {name: dict(zip(columns, cells, strict=True)) for name, cells in results.items()}
     peers = {name: OURS for name in rows if name != OURS and "no pre-ping" not in name}
-    show([Table("database", "A session on PostgreSQL", "of 64 clients", rows, peers, columns[:1])], options.json)
+    show([Table("database", "A session on PostgreSQL", "of 64 clients", rows, peers, columns[:2])], options.json)
     ratio, _, failed, left = results[OURS]
     return int(options.check and (ratio < TOLERANCE or failed > 0 or left > 0))
 

@@ -74,8 +74,8 @@ def table(names: Iterable[str], rounds: int) -> Table:
     print(file=sys.stderr)
     return Table(
         name="in-process",
-        title="CPU time of a request in process",
-        unit="times that of bare FastAPI()",
+        title="In process",
+        unit="CPU time, times that of bare FastAPI()",
         rows=rows,
         instead_of={name: ours for name in rows if (ours := apps.find(name).instead_of) in rows},
     )

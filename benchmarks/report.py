@@ -77,7 +77,7 @@ def environment(results: Results) -> str:
 
 def summary(results: Results) -> str:
     tutorial, careful, whole = (results.ratio("in-process", name, "GET") for name in (TUTORIAL, CAREFUL, WHOLE))
-    routes = results.ratio("routes", "100 routes, last", WHOLE)
+    routes = results.ratio("routes-last", WHOLE, "100 routes")
     wire = results.ratio("wire", WHOLE, "requests/CPU s, ratio")
     theirs = results.ratio("wire", CAREFUL, "requests/CPU s, ratio")
     return (

@@ -21,6 +21,7 @@ from tables import Table, add_option, show
 NUMBERS = (3, 20, 100, 300, 1000)
 ROUTES_PER_ROUTER = 10
 CALLS_PER_ROUND = 10
+TITLES = {"last": "The last route", "first": "The first route", "unknown": "An unknown path"}
 
 
 async def read(item_id: int) -> dict[str, int]:
@@ -110,15 +111,21 @@ def measure_named(name: str, number: int, rounds: int) -> dict[str, tuple[float,
         return asyncio.run(measure(name, number, rounds))
 
 
-def table(names: Iterable[str], numbers: Iterable[int], rounds: int) -> Table:
-    rows: dict[str, dict[str, float]] = {}
+def tables(names: Iterable[str], numbers: Iterable[int], rounds: int) -> list[Table]:
+    """Return a table for each kind of request, with a column for each number of routes."""
+    rows: dict[str, dict[str, dict[str, float]]] = {}
     for number in numbers:
         turns = max(5, min(rounds, 20 * rounds // number))  # what takes longer needs fewer
         for name in names:
             for kind, (base, own) in in_another_process(measure_named, name, number, turns).items():
-                row = rows.setdefault(f"{number} routes, {kind}", {BARE: 1.0})
-                row[name] = own / base
-    return Table(name="routes", title="CPU time by number of routes", unit="times that of bare FastAPI()", rows=rows)
+                apps = rows.setdefault(kind, {BARE: {}})
+                apps[BARE][f"{number} routes"] = 1.0
+                apps.setdefault(name, {})[f"{number} routes"] = own / base
+    instead_of = {name: WHOLE for name in (CAREFUL, TUTORIAL, LITESTAR) if name in names}
+    return [
+        Table(f"routes-{kind}", TITLES[kind], "CPU time, times that of bare FastAPI()", apps, instead_of)
+        for kind, apps in rows.items()
+    ]
 
 
 def main() -> int:
@@ -129,7 +136,7 @@ def main() -> int:
     add_option(parser)
     options = parser.parse_args()
 
-    show([table(options.apps, options.numbers, options.rounds)], options.json)
+    show(tables(options.apps, options.numbers, options.rounds), options.json)
     return 0
 
 
