@@ -2,7 +2,7 @@
 
     python benchmarks [PART ...]
 
-With parts only these run, and nothing is written. Afterwards the documentation shows the results: `report.py`.
+With parts only these run, and nothing is written. Otherwise `report.py` then shows the results in the documentation.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="parts to run; all of them unless given")
     chosen = parser.parse_args().parts
+    if not chosen and not shutil.which("wrk"):
+        sys.exit("wrk is missing: apt install wrk (Debian, Ubuntu), or name the parts to run")
     tables = [table for part in chosen or PARTS for table in run(part, PARTS[part])]
     if not chosen:
         path = report.RESULTS / f"{sys.version_info.major}.{sys.version_info.minor}.json"
