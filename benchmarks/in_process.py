@@ -1,6 +1,6 @@
 """What a request costs, as a ratio to bare `FastAPI()`: `create_app`, our pieces, their peers, and whole assemblies.
 
-    python benchmarks/in_process.py [--rounds 30] [--limit 1.25]
+    python benchmarks/in_process.py [--rounds 20] [--limit 1.25]
 
 Each app is measured in a process of its own, in turns with bare `FastAPI()`, because many configure logging for the
 whole process; before that it has to show that it does its job. With --limit only `create_app` is measured, and the exit
@@ -83,7 +83,7 @@ def table(names: Iterable[str], rounds: int) -> Table:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="rounds per kind of request")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds per kind of request")
     parser.add_argument("--limit", type=float, help="fail if create_app costs more than this many times bare FastAPI()")
     parser.add_argument("--apps", nargs="+", help="those of the table that are measured")
     add_option(parser)

@@ -1,6 +1,6 @@
 """Throughput and latency over the wire: uvicorn with one worker, uvloop and httptools, for whole assemblies.
 
-    python benchmarks/over_the_wire.py [--rounds 6]
+    python benchmarks/over_the_wire.py [--rounds 5]
 
 All servers run from the start, and take turns. In a round, wrk keeps 16 connections busy for two seconds: requests per
 second, and per second of CPU time of the server, which other load on the machine changes less. Then requests are sent
@@ -116,7 +116,7 @@ def table(names: tuple[str, ...], rounds: int) -> Table:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6, help="rounds of each measurement")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement")
     add_option(parser)
     options = parser.parse_args()
     show([table(NAMES, options.rounds)], options.json)
