@@ -21,7 +21,7 @@ from fastapi_prodkit.exceptions import ProblemError
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ["BearerToken"]
+__all__ = ["BearerToken", "WrongTokens", "too_many_wrong_tokens"]
 
 _MAX_WRONG_TOKENS: Final = 10  # wrong tokens of one client in a minute
 _MINUTE: Final = 60.0  # seconds
@@ -51,7 +51,7 @@ class BearerToken:
     ) -> None:
         self._token = token.get_secret_value().encode()
         self._registry = registry
-        self._wrong_tokens = _WrongTokens(clock)
+        self._wrong_tokens = WrongTokens(clock)
 
     def is_sent(self, connection: HTTPConnection) -> bool:
         """Return whether a request has the token, for endpoints that answer without it too."""
@@ -83,8 +83,7 @@ class BearerToken:
         route = route_template(connection.scope, connection.scope.get("root_path", ""))
         self._count_refusal(route)
         if wait:
-            problem = ProblemError(429, "Too many wrong tokens; try again later.", headers={"Retry-After": str(wait)})
-            return problem, Reason("rate_limited", f"{_MAX_WRONG_TOKENS} wrong tokens of this client in a minute")
+            return too_many_wrong_tokens(wait)
         self._wrong_tokens.add(client)
         _logger.warning("%s: a request of %s had a wrong token", route, client)
         problem = ProblemError(401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
@@ -103,8 +102,12 @@ class BearerToken:
         counter.labels(route).inc()
 
 
-class _WrongTokens:
-    """Count wrong tokens by client; the minute ends for all clients at once."""
+class WrongTokens:
+    """Count wrong tokens by client; the minute ends for all clients at once.
+
+    Args:
+        clock: Seconds, monotonic.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -113,6 +116,7 @@ class _WrongTokens:
         _counting.register(self)
 
     def clear(self) -> None:
+        """Forget every wrong token."""
         self._counts.clear()
 
     def seconds_to_wait(self, client: str) -> int:
@@ -124,7 +128,14 @@ class _WrongTokens:
         return math.ceil(self._end - now) if self._counts[client] >= _MAX_WRONG_TOKENS else 0
 
     def add(self, client: str) -> None:
+        """Count a wrong token of a client."""
         self._counts[client] += 1
+
+
+def too_many_wrong_tokens(wait: int) -> tuple[ProblemError, Reason]:
+    """Return the problem of a client that has to wait so many seconds until its next token is checked."""
+    problem = ProblemError(429, "Too many wrong tokens; try again later.", headers={"Retry-After": str(wait)})
+    return problem, Reason("rate_limited", f"{_MAX_WRONG_TOKENS} wrong tokens of this client in a minute")
 
 
 def _carries(authorization: str, token: bytes) -> bool:

@@ -26,6 +26,7 @@ Code = Literal[
     "head_timeout",
     "head_too_large",
     "host_not_allowed",
+    "issuer_unavailable",
     "malformed_request",
     "origin_not_allowed",
     "queue_full",

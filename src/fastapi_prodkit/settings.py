@@ -102,6 +102,7 @@ class Settings(BaseSettings):
     event_loop: sections.EventLoopSettings | None = Field(default_factory=sections.EventLoopSettings)
     metrics: sections.MetricsSettings | None = Field(default_factory=sections.MetricsSettings)
     docs: sections.DocsSettings | None = None
+    auth: sections.AuthSettings | None = None
     database: sections.DatabaseSettings | None = None
     shutdown: sections.ShutdownSettings | None = Field(default_factory=sections.ShutdownSettings)
     secrets: sections.SecretsSettings = Field(default_factory=sections.SecretsSettings)
@@ -132,7 +133,7 @@ class Settings(BaseSettings):
             raise SettingsError({variables.variable(_prefix(cls), name, "enabled"): "must be true or false"})
         return {key: inner for key, inner in value.items() if key != "enabled"} if enabled else None
 
-    @field_validator("debug", "log", "proxy", "hosts", "cors", "rate_limit", "health", "metrics", "database")
+    @field_validator("debug", "log", "proxy", "hosts", "cors", "rate_limit", "health", "metrics", "auth", "database")
     @classmethod
     def _refuse_unsafe(cls, value: Any, info: ValidationInfo) -> Any:
         if info.data.get("environment") in ("staging", "prod"):

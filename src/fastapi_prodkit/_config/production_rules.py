@@ -15,7 +15,14 @@ from urllib.parse import parse_qs
 
 from fastapi_prodkit._config.worker_count import configured_workers, is_one_of_several_workers
 from fastapi_prodkit.exceptions import SettingsError, SettingsWarning
-from fastapi_prodkit.sections import CorsSettings, DatabaseSettings, HostsSettings, ProxySettings, RateLimitSettings
+from fastapi_prodkit.sections import (
+    AuthSettings,
+    CorsSettings,
+    DatabaseSettings,
+    HostsSettings,
+    ProxySettings,
+    RateLimitSettings,
+)
 
 # The hosts of a database URL: behind the password, which ends at the last @, and before path and query.
 _HOSTS = re.compile(r"(?:[^:/@]*(?::[^@]*)?@)?([^/?]*)")
@@ -96,6 +103,8 @@ def refusals(section: str, value: Any, earlier: Mapping[str, Any]) -> Iterator[t
             yield from _cors(value, earlier.get("hosts"))
         case "rate_limit", _:
             yield from _rate_limit(value)
+        case "auth", _:
+            yield from _auth(value)
         case "database", _:
             yield from _database(value)
 
@@ -134,6 +143,11 @@ def _cors(cors: CorsSettings, hosts: HostsSettings | None) -> Iterator[tuple[str
 def _rate_limit(rate_limit: RateLimitSettings) -> Iterator[tuple[str, str]]:
     if (configured_workers() or 1) > 1 and counts_separately(rate_limit):
         yield "rate_limit_enabled", f"each of the WEB_CONCURRENCY workers {SEPARATE_COUNTS}"
+
+
+def _auth(auth: AuthSettings) -> Iterator[tuple[str, str]]:
+    if any(url.startswith("http:") for url in auth.issuer):
+        yield "auth_issuer", "is an issuer for development, without TLS: use the https URL of a real one"
 
 
 def _database(database: DatabaseSettings) -> Iterator[tuple[str, str]]:

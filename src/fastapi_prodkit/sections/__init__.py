@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi_prodkit.sections.section import Section
 
 if TYPE_CHECKING:
+    from fastapi_prodkit.sections.auth import AuthSettings
     from fastapi_prodkit.sections.database import DatabaseSettings
     from fastapi_prodkit.sections.process import (
         DocsSettings,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessLogSettings",
+    "AuthSettings",
     "CorsSettings",
     "DatabaseSettings",
     "DocsSettings",
@@ -61,6 +63,7 @@ __all__ = [
     "ShutdownSettings",
 ]
 
+_OWN_MODULE = {"Auth": "auth", "Database": "database"}
 _PROCESS = ("Docs", "EventLoop", "Health", "Log", "Metrics", "Secrets", "Service", "Shutdown")
 
 
@@ -68,5 +71,5 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     piece = name.removesuffix("Settings")
-    home = "database" if piece == "Database" else "process" if piece in _PROCESS else "requests"
+    home = _OWN_MODULE.get(piece) or ("process" if piece in _PROCESS else "requests")
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -1,0 +1,224 @@
+"""`Auth`: the caller of a request, or the response that refuses its credentials."""
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Generic
+
+from starlette.requests import HTTPConnection
+from starlette.types import Scope
+
+from fastapi_prodkit import _context
+from fastapi_prodkit._bearer import WrongTokens, too_many_wrong_tokens
+from fastapi_prodkit._context import Reason
+from fastapi_prodkit._counting import client_key
+from fastapi_prodkit._instruments import instrument
+from fastapi_prodkit.auth.api_keys import ApiKeys, FindKey
+from fastapi_prodkit.auth.cache import VerifiedCredentials
+from fastapi_prodkit.auth.claims import UserT
+from fastapi_prodkit.auth.credentials import Credentials, Scheme, read_credentials
+from fastapi_prodkit.auth.issuers import NoKeysError
+from fastapi_prodkit.auth.refusal import Code, Refused
+from fastapi_prodkit.auth.tokens import TokenVerifier
+from fastapi_prodkit.auth.user import User
+from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError, ProblemError
+from fastapi_prodkit.sections import AuthSettings
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+__all__ = ["Auth"]
+
+_CHALLENGES: Final = {"bearer": "Bearer", "apikey": "ApiKey"}
+
+_logger = logging.getLogger("fastapi_prodkit.auth")
+
+
+class Auth(Generic[UserT]):
+    """Find out who calls, from the token or the API key of a request.
+
+        auth = Auth(AuthSettings(issuer=("https://login.example.com/",), audience=("orders",)))
+        app = FastAPI(lifespan=auth.lifespan)
+
+        @app.get("/me")
+        async def me(user: Annotated[User, Depends(auth.current_user)]) -> str:
+            return user.id
+
+    It protects the routes that depend on it, and no others.
+
+    A client, identified by address as in rate limits, may send ten forged tokens or unknown keys a minute to each
+    process. After that, what it sends is refused until the minute is over, unless it was verified before.
+
+    Args:
+        settings: Whose tokens and keys are accepted. May be left out if `find_key` is given.
+        user: Class of the users: `User`, or a subclass of it.
+        find_key: Called with the SHA-256 of an API key, 64 hexadecimal digits; returns the `ApiKey`, or None. Sync or
+            async. It is called for each request, so that a key that is removed is invalid at once.
+        ssl_context: Certificates that the issuers' servers may have; those of the system unless given.
+        registry: Where the metric is shown; prometheus_client's default registry unless given.
+        clock: Seconds since the epoch.
+
+    Raises:
+        ConfigurationError: There are neither settings nor `find_key`.
+        MissingExtraError: Tokens are accepted, and the extra `auth` is not installed.
+    """
+
+    def __init__(  # noqa: PLR0913 - keywords
+        self,
+        settings: AuthSettings | None = None,
+        *,
+        user: type[UserT] = User,  # type: ignore[assignment]  # the default of UserT
+        find_key: FindKey | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        registry: "CollectorRegistry | None" = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if settings is None and find_key is None:
+            raise ConfigurationError("Auth: accepts nothing; give AuthSettings(issuer=...), or find_key=")
+        self._user = user
+        self._registry = registry
+        self._cache = VerifiedCredentials[UserT](clock)
+        self._wrong = WrongTokens(time.monotonic)
+        self._tokens: TokenVerifier[UserT] | None = None
+        schemes: list[Scheme] = []
+        if settings is not None and (settings.issuer or settings.secret):
+            self._tokens = TokenVerifier(settings, user=user, ssl_context=ssl_context, clock=clock)
+            schemes.append("bearer")
+        configured = settings.api_keys if settings is not None else ()
+        self._api_keys = ApiKeys(configured, find_key, clock)
+        if configured or find_key is not None:
+            schemes.append("apikey")
+        self._schemes = tuple(schemes)
+
+    async def authenticate(self, connection: HTTPConnection) -> UserT | None:
+        """Return the caller; None if the request has no credentials.
+
+        Credentials are `Authorization: Bearer <token>`, `Authorization: ApiKey <key>` or `X-API-Key: <key>`. Other
+        schemes, and tokens in the query or the body, are not read.
+
+        Raises:
+            ProblemError: 401 if the credentials are refused; 400 if there are several; 429 after too many forged ones;
+                503 while the keys of the token's issuer cannot be fetched.
+        """
+        scheme = self._schemes[0]
+        try:
+            credentials = read_credentials(connection.scope, self._schemes)
+            if credentials is None:
+                return None
+            scheme = credentials.scheme
+            user = self._cache.get(credentials.line)
+            return user if user is not None else await self._verify(credentials, connection.scope)
+        except Refused as refused:
+            problem = self._refusal(refused, scheme, client_key(connection.scope))
+        raise problem  # outside of `except`, so that the response's exception has no other one as its context
+
+    async def current_user(self, connection: HTTPConnection) -> UserT:
+        """Return the caller, for `Depends(auth.current_user)`.
+
+        Raises:
+            ProblemError: 401 if the request has no credentials; otherwise as `authenticate`.
+        """
+        user = await self.authenticate(connection)
+        if user is None:
+            raise self.unauthenticated()
+        return user
+
+    def known_user(self, scope: Scope) -> UserT | None:
+        """Return the caller if the credentials were verified before; None if `authenticate` has to be asked."""
+        try:
+            credentials = read_credentials(scope, self._schemes)
+        except Refused:
+            return None
+        return None if credentials is None else self._cache.get(credentials.line)
+
+    def unauthenticated(self) -> ProblemError:
+        """Return the 401 of a request without credentials, and record the reason (RFC 6750 section 3.1: no error)."""
+        _context.refuse(Reason("unauthenticated", "there are no credentials"))
+        challenges = ", ".join(_CHALLENGES[scheme] for scheme in self._schemes)
+        return ProblemError(401, "Authentication is required.", headers={"WWW-Authenticate": challenges})
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:  # noqa: ARG002 - the app, as in FastAPI
+        """Fetch the issuers' keys in the background, now and before they expire. Nothing waits for the first fetch.
+
+        Without it keys are fetched with the first token, and refreshed by later ones.
+        """
+        issuers = self._tokens.issuers if self._tokens is not None else []
+        refreshing = [asyncio.create_task(keys.keep_fresh()) for keys in issuers]
+        try:
+            yield
+        finally:
+            for task in refreshing:
+                task.cancel()
+            await asyncio.gather(*refreshing, return_exceptions=True)
+            for keys in issuers:
+                await keys.close()
+
+    async def check(self) -> None:
+        """Warn about issuers without fresh keys; a readiness check.
+
+        Raises:
+            CheckWarning: Names the issuers, and says why.
+        """
+        issuers = self._tokens.issuers if self._tokens is not None else []
+        warnings = [warning for keys in issuers if (warning := keys.warning()) is not None]
+        if warnings:
+            raise CheckWarning("; ".join(warnings))
+
+    async def _verify(self, credentials: Credentials, scope: Scope) -> UserT:
+        wait = self._wrong.seconds_to_wait(client_key(scope))
+        if wait:
+            problem, reason = too_many_wrong_tokens(wait)
+            _context.refuse(reason)
+            self._count("too_many")
+            raise problem
+        if credentials.scheme == "apikey" or self._tokens is None:
+            return await self._verify_api_key(credentials)
+        try:
+            user, key = await self._tokens.verify(credentials.value)
+        except NoKeysError as error:
+            _context.refuse(Reason("issuer_unavailable", error.text))
+            detail, headers = "Tokens cannot be verified at the moment.", {"Retry-After": str(error.retry_after)}
+            raise ProblemError(503, detail, headers=headers) from error
+        self._cache.add(credentials.line, user, key)
+        return user
+
+    async def _verify_api_key(self, credentials: Credentials) -> UserT:
+        key, is_configured = await self._api_keys.find(credentials.value)
+        expires_at = None if key.expires is None else key.expires.timestamp()
+        user = self._user(id=key.name, kind="key", roles=key.roles, scopes=key.scopes, expires_at=expires_at)
+        if is_configured:
+            self._cache.add(credentials.line, user)
+        return user
+
+    def _refusal(self, refused: Refused, scheme: Scheme, client: str) -> ProblemError:
+        """Count and log a refusal, and return the response: what is wrong is in the log, and not in the response."""
+        self._count(refused.code)
+        _context.refuse(Reason("unauthenticated", refused.text))
+        if refused.is_forgery:
+            self._wrong.add(client)
+            _logger.warning("credentials of %s are refused: %s", client, refused.text)
+        status, error, detail = 401, "invalid_token", "The token or key is not valid."
+        if refused.code == "several_credentials":
+            status, error, detail = 400, "invalid_request", "Send one token or one key, in one header line."
+        elif refused.code == "expired":
+            detail = "The token or key has expired."
+        challenge = _CHALLENGES[scheme]
+        if scheme == "bearer":
+            challenge += f' error="{error}", error_description="{detail}"'
+        return ProblemError(status, detail, headers={"WWW-Authenticate": challenge})
+
+    def _count(self, code: Code) -> None:
+        import prometheus_client  # noqa: PLC0415 - on first use
+
+        counter = instrument(
+            prometheus_client.Counter,
+            "http_server_refused_credentials_total",
+            "Requests whose token or API key was refused.",
+            ["reason"],
+            registry=self._registry,
+        )
+        counter.labels(code).inc()

@@ -1,0 +1,70 @@
+"""Read the credentials of a request from its header lines.
+
+A token in the query or in the body is not read at all (RFC 6750 section 5.3: URLs are logged). Two `Authorization`
+lines, or a token and an API key, are an error and not a choice: the next proxy might choose the other one.
+"""
+
+from collections.abc import Container, Mapping
+from typing import Final, Literal, NamedTuple
+
+from starlette.types import Scope
+
+from fastapi_prodkit.auth.refusal import Refused
+
+__all__ = ["Credentials", "Scheme", "read_credentials"]
+
+Scheme = Literal["bearer", "apikey"]
+
+_SCHEMES: Final[Mapping[bytes, Scheme]] = {b"bearer": "bearer", b"apikey": "apikey"}
+
+
+class Credentials(NamedTuple):
+    """What a client has sent.
+
+    Attributes:
+        scheme: How it was sent.
+        value: The token, or the API key.
+        line: The scheme and the value, by which it is remembered: a token is not valid under another scheme.
+    """
+
+    scheme: Scheme
+    value: bytes
+    line: bytes
+
+
+def read_credentials(scope: Scope, schemes: Container[str]) -> Credentials | None:
+    """Return the credentials of a request; None if it has none of ours, such as HTTP Basic.
+
+    Args:
+        scope: Of the connection.
+        schemes: Those that are accepted. Without `apikey`, `X-API-Key` is a header like any other.
+
+    Raises:
+        Refused: There are several.
+    """
+    found: Credentials | None = None
+    authorized = False
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            if authorized:
+                raise Refused("several_credentials", "there are two Authorization lines")
+            authorized = True
+            read = _read_authorization(value)
+        elif name == b"x-api-key":
+            read = Credentials("apikey", value, b"apikey " + value)
+        else:
+            continue
+        if read is not None and read.scheme in schemes:
+            if found is not None:
+                raise Refused("several_credentials", "there are several credentials")
+            found = read
+    return found
+
+
+def _read_authorization(line: bytes) -> Credentials | None:
+    name, _, value = line.partition(b" ")
+    scheme = _SCHEMES.get(name.lower())
+    if scheme is None:
+        return None
+    value = value.strip(b" ")
+    return Credentials(scheme, value, name.lower() + b" " + value)

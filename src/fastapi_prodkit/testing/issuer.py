@@ -1,0 +1,267 @@
+"""A real OpenID issuer on this machine, for tests: discovery and keys over TLS, tokens, rotation and faults."""
+
+import base64
+import json
+import ssl
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from fastapi_prodkit import _extras
+from fastapi_prodkit.sections import AuthSettings
+from fastapi_prodkit.sections.auth import Algorithm, PresetName
+from fastapi_prodkit.testing.certificate import server_contexts
+from fastapi_prodkit.testing.token_shapes import SHAPES, TokenRequest
+
+__all__ = ["Fault", "Issuer"]
+
+Fault = Literal["refused", "silent", "slow", "garbage", "error"]
+
+_POLL: Final = 0.01  # seconds until the server notices that it has to stop
+_PAUSE: Final = 0.05  # seconds between two bytes of a slow answer
+
+
+class Issuer:
+    """An OpenID issuer with a TLS certificate of its own. It runs inside of `with`.
+
+        with Issuer(preset="keycloak") as issuer:
+            auth = Auth(issuer.settings(), ssl_context=issuer.ssl_context)
+            token = issuer.token("alice", roles=["admin"])
+
+    Args:
+        preset: Whose tokens are imitated.
+        audience: Name of the API for which the tokens are; AUTH_AUDIENCE.
+        algorithm: With which tokens are signed.
+        max_age: The `max-age` of the key set's Cache-Control, seconds; None leaves the header out.
+
+    Attributes:
+        url: The `iss` of the tokens; AUTH_ISSUER.
+        ssl_context: Trusts the certificate of this issuer only.
+        requests: The paths of all requests.
+
+    Raises:
+        MissingExtraError: The extra `auth` is not installed.
+    """
+
+    url: str
+
+    def __init__(
+        self,
+        preset: PresetName = "standard",
+        *,
+        audience: str = "test-api",
+        algorithm: Algorithm = "ES256",
+        max_age: int | None = None,
+    ) -> None:
+        self._jwt: Any = _extras.require("jwt", extra="auth")
+        self.preset: PresetName = preset
+        self.audience = audience
+        self.algorithm: Algorithm = algorithm
+        self.max_age = max_age
+        self.requests: list[str] = []
+        self._keys: dict[str, Any] = {}
+        self._published: dict[str, Any] = {}
+        self._fault: Fault | None = None
+        self._server_context, self.ssl_context = server_contexts()
+        self._server: _Server | None = None
+        self._port = 0
+        self.rotate()
+
+    def __enter__(self) -> Self:
+        self._start()
+        self.url = f"https://127.0.0.1:{self._port}{'/' if self.preset == 'auth0' else ''}"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def settings(self, **fields: Any) -> AuthSettings:
+        """Return settings that accept the tokens of this issuer, with further fields."""
+        values: dict[str, Any] = {
+            "issuer": (self.url,),
+            "audience": (self.audience,),
+            "preset": (self.preset,),
+            "algorithms": (self.algorithm,),
+        }
+        return AuthSettings(**(values | fields))
+
+    def token(  # noqa: PLR0913 - keywords
+        self,
+        sub: str = "alice",
+        *,
+        roles: Sequence[str] = (),
+        scopes: Sequence[str] = (),
+        client: str = "test-app",
+        is_client: bool = False,
+        headers: Mapping[str, Any] | None = None,
+        **claims: Any,
+    ) -> str:
+        """Return an access token that is valid for an hour; of the preset `google`, an ID token.
+
+        Args:
+            sub: Id of the person.
+            roles: Their roles. Clerk's tokens have one, Google's have none.
+            scopes: Scopes that the app was granted.
+            client: Client id of the app.
+            is_client: Make a token of the client itself.
+            headers: Further header parameters; None leaves one out.
+            claims: Further claims; None leaves one out.
+        """
+        request = TokenRequest(
+            issuer=self.url,
+            audience=self.audience,
+            subject=client if is_client else sub,
+            client=client,
+            is_client=is_client,
+            roles=roles,
+            scopes=scopes,
+        )
+        typ = "at+jwt" if self.preset == "standard" else "JWT"
+        header = {"typ": typ, "kid": self.key_id, "alg": self.algorithm, **(headers or {})}
+        return self.sign(_without_none(header), _without_none(SHAPES[self.preset](request) | claims))
+
+    def sign(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
+        """Return a token with exactly this header and these claims, signed with the current key."""
+        signed = b".".join(_base64url(json.dumps(part).encode()) for part in (header, claims))
+        signature = self._jwt.get_algorithm_by_name(self.algorithm).sign(signed, self.private_key)
+        return b".".join((signed, _base64url(signature))).decode()
+
+    @property
+    def private_key(self) -> Any:
+        """The key with which tokens are signed now."""
+        return self._keys[self.key_id]
+
+    def rotate(self, *, withdraw: bool = False) -> None:
+        """Sign with a new key, and publish it.
+
+        Args:
+            withdraw: Do not publish the earlier keys any more.
+        """
+        self.key_id = f"key-{len(self._keys) + 1}"
+        self._keys[self.key_id] = _new_key(self.algorithm)
+        if withdraw:
+            self._published.clear()
+        public = self._jwt.get_algorithm_by_name(self.algorithm).to_jwk(self.private_key.public_key(), as_dict=True)
+        self._published[self.key_id] = {**public, "kid": self.key_id, "use": "sig", "alg": self.algorithm}
+
+    def publish(self, *keys: Any) -> None:
+        """Publish these JSON Web Keys, in place of those of the issuer."""
+        self._published = dict(enumerate(keys))
+
+    @contextmanager
+    def fault(self, fault: Fault) -> Iterator[None]:
+        """Answer requests with a fault, inside of `with`.
+
+        Args:
+            fault: "refused" closes the port; "silent" never answers; "slow" sends a byte every 50 ms; "garbage" answers
+                with something else than JSON; "error" answers 500.
+        """
+        if fault == "refused":
+            self._stop()
+        self._fault = fault
+        try:
+            yield
+        finally:
+            self._fault = None
+            if fault == "refused":
+                self._start()
+
+    def _start(self) -> None:
+        self._server = _Server(self._port, self._server_context, self._answer)
+        self._port = self._server.server_address[1]
+
+    def _stop(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def _answer(self, path: str) -> tuple[Fault | None, str, bytes]:
+        """Return the fault, the Cache-Control and the body of an answer."""
+        self.requests.append(path)
+        if path.endswith("/.well-known/openid-configuration"):
+            document: Any = {"issuer": self.url, "jwks_uri": f"{self.url.rstrip('/')}/jwks"}
+        else:
+            document = {"keys": list(self._published.values())}
+        cache_control = "public" if self.max_age is None else f"public, max-age={self.max_age}"
+        return self._fault, cache_control, json.dumps(document).encode()
+
+
+class _Server(ThreadingHTTPServer):
+    """Serve on loopback with TLS, in threads."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, port: int, context: ssl.SSLContext, answer: Any) -> None:
+        self.answer = answer
+        self.stopping = threading.Event()
+        self._context = context
+        super().__init__(("127.0.0.1", port), _Handler)
+        self._thread = threading.Thread(target=self.serve_forever, args=(_POLL,), daemon=True)
+        self._thread.start()
+
+    def get_request(self) -> tuple[Any, Any]:
+        connection, address = super().get_request()
+        return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing about a client that has disconnected, or does not trust the certificate."""
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def setup(self) -> None:
+        self.request.do_handshake()
+        super().setup()
+
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        fault, cache_control, body = self.server.answer(self.path)
+        if fault == "silent":
+            self.server.stopping.wait()
+            return
+        if fault == "garbage":
+            body = b"<html>"
+        self.send_response(500 if fault == "error" else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Cache-Control", cache_control)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        for part in [body[index : index + 1] for index in range(len(body))] if fault == "slow" else [body]:
+            self.wfile.write(part)
+            if fault == "slow" and self.server.stopping.wait(_PAUSE):
+                return
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
+        """Say nothing."""
+
+
+def _new_key(algorithm: Algorithm) -> Any:
+    if algorithm[:2] in ("RS", "PS"):
+        rsa = _extras.require("cryptography.hazmat.primitives.asymmetric.rsa", extra="auth")
+        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    if algorithm == "EdDSA":
+        ed25519 = _extras.require("cryptography.hazmat.primitives.asymmetric.ed25519", extra="auth")
+        return ed25519.Ed25519PrivateKey.generate()
+    ec = _extras.require("cryptography.hazmat.primitives.asymmetric.ec", extra="auth")
+    curves = {"ES256": ec.SECP256R1, "ES384": ec.SECP384R1, "ES512": ec.SECP521R1}
+    return ec.generate_private_key(curves[algorithm]())
+
+
+def _base64url(content: bytes) -> bytes:
+    return base64.urlsafe_b64encode(content).rstrip(b"=")
+
+
+def _without_none(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
