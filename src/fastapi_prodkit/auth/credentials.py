@@ -24,7 +24,7 @@ class Credentials(NamedTuple):
     Attributes:
         scheme: How it was sent.
         value: The token, or the API key.
-        line: The scheme and the value, by which it is remembered: a token is not valid under another scheme.
+        line: What was sent with its scheme, by which it is remembered: a token is not valid under another scheme.
     """
 
     scheme: Scheme
@@ -51,7 +51,7 @@ def read_credentials(scope: Scope, schemes: Container[str]) -> Credentials | Non
             authorized = True
             read = _read_authorization(value)
         elif name == b"x-api-key":
-            read = Credentials("apikey", value, b"apikey " + value)
+            read = Credentials("apikey", value, b"X-API-Key " + value)
         else:
             continue
         if read is not None and read.scheme in schemes:
@@ -64,7 +64,4 @@ def read_credentials(scope: Scope, schemes: Container[str]) -> Credentials | Non
 def _read_authorization(line: bytes) -> Credentials | None:
     name, _, value = line.partition(b" ")
     scheme = _SCHEMES.get(name.lower())
-    if scheme is None:
-        return None
-    value = value.strip(b" ")
-    return Credentials(scheme, value, name.lower() + b" " + value)
+    return None if scheme is None else Credentials(scheme, value.strip(b" "), line)

@@ -87,7 +87,7 @@ def _decode(part: bytes) -> bytes:
 
 def _load(text: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(str(text, "utf-8"), object_pairs_hook=_unique, parse_float=_finite, parse_constant=_not_json)
+        found = _JSON.decode(str(text, "utf-8"))
     except (ValueError, RecursionError):  # a UnicodeDecodeError is a ValueError
         found = None
     if not isinstance(found, dict):
@@ -111,3 +111,6 @@ def _finite(text: str) -> float:
 
 def _not_json(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_JSON: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_not_json)

@@ -40,6 +40,7 @@ class Issuer:
     Attributes:
         url: The `iss` of the tokens; AUTH_ISSUER.
         ssl_context: Trusts the certificate of this issuer only.
+        jwks_url: Where its discovery document says that the keys are.
         requests: The paths of all requests.
 
     Raises:
@@ -47,6 +48,7 @@ class Issuer:
     """
 
     url: str
+    jwks_url: str
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class Issuer:
     def __enter__(self) -> Self:
         self._start()
         self.url = f"https://127.0.0.1:{self._port}{'/' if self.preset == 'auth0' else ''}"
+        self.jwks_url = f"{self.url.rstrip('/')}/jwks"
         return self
 
     def __exit__(
@@ -151,7 +154,7 @@ class Issuer:
 
     def publish(self, *keys: Any) -> None:
         """Publish these JSON Web Keys, in place of those of the issuer."""
-        self._published = dict(enumerate(keys))
+        self._published = {str(index): key for index, key in enumerate(keys)}
 
     @contextmanager
     def fault(self, fault: Fault) -> Iterator[None]:
@@ -184,7 +187,7 @@ class Issuer:
         """Return the fault, the Cache-Control and the body of an answer."""
         self.requests.append(path)
         if path.endswith("/.well-known/openid-configuration"):
-            document: Any = {"issuer": self.url, "jwks_uri": f"{self.url.rstrip('/')}/jwks"}
+            document: Any = {"issuer": self.url, "jwks_uri": self.jwks_url}
         else:
             document = {"keys": list(self._published.values())}
         cache_control = "public" if self.max_age is None else f"public, max-age={self.max_age}"
@@ -226,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.request.do_handshake()
         super().setup()
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         fault, cache_control, body = self.server.answer(self.path)
         if fault == "silent":
             self.server.stopping.wait()

@@ -117,7 +117,7 @@ def _google(request: TokenRequest) -> dict[str, Any]:
 
 
 def _clerk(request: TokenRequest) -> dict[str, Any]:
-    organization = {"o": {"id": "org_1", "rol": role, "slg": "acme"} for role in request.roles[:1]}
+    organization = {"o": {"id": "org_1", "rol": request.roles[0], "slg": "acme"}} if request.roles else {}
     return request.registered(
         request.subject,
         aud=request.audience,

@@ -1,0 +1,475 @@
+"""Presets, with tokens in the shape in which each vendor documents them: access tokens pass, ID tokens do not."""
+
+import pytest
+
+from fastapi_prodkit.auth import User
+from fastapi_prodkit.auth.claims import ClaimRules
+from fastapi_prodkit.auth.jose import Token
+from fastapi_prodkit.auth.presets import PRESETS, claim_at
+from fastapi_prodkit.auth.refusal import Refused
+
+NOW = 1_800_000_000
+DATES = {"iat": NOW - 10, "exp": NOW + 3600}
+AUTH0 = "https://example.eu.auth0.com/"
+COGNITO = "https://cognito-idp.eu-central-1.amazonaws.com/eu-central-1_Example"
+ENTRA = "https://login.microsoftonline.com/11112222-bbbb-3333-cccc-4444dddd5555/v2.0"
+KEYCLOAK = "https://sso.example.com/realms/shop"
+GOOGLE = "https://accounts.google.com"
+CLERK = "https://clerk.example.com"
+STANDARD = "https://login.example.com"
+
+# preset, AUTH_AUDIENCE, header's typ, claims, and the user.
+ACCESS = {
+    # RFC 9068 figure 2
+    "RFC 9068": (
+        "standard",
+        "https://rs.example.com/",
+        "at+jwt",
+        {
+            "iss": STANDARD,
+            "aud": "https://rs.example.com/",
+            "sub": "5ba552d67",
+            "client_id": "s6BhdRkqt3",
+            "scope": "openid profile reademail",
+            "jti": "dbe39bf3a3ba4238a513f51d6e1691c4",
+        },
+        User("5ba552d67", scopes=frozenset({"openid", "profile", "reademail"}), issuer=STANDARD),
+    ),
+    # Okta, custom authorization server: neither typ nor client_id, but cid and a list in scp
+    "Okta": (
+        "standard",
+        "api://default",
+        "",
+        {
+            "ver": 1,
+            "jti": "AT.0mP4JKAZX1iACIT4vbEDF7LpvDVjxypPMf0D7uX39RE",
+            "iss": STANDARD,
+            "aud": "api://default",
+            "cid": "nmdP1fcyvdVO11AL7ECm",
+            "uid": "00ugrenMeqvYla4HW0g3",
+            "scp": ["openid", "email"],
+            "sub": "john@example.com",
+        },
+        User("john@example.com", scopes=frozenset({"openid", "email"}), issuer=STANDARD),
+    ),
+    "Auth0": (
+        "auth0",
+        "https://api.example.com",
+        "jwt",
+        {
+            "iss": AUTH0,
+            "sub": "auth0|62f3a1",
+            "aud": ["https://api.example.com", f"{AUTH0}userinfo"],
+            "azp": "my_client_id",
+            "scope": "openid read:reports",
+            "permissions": ["read:reports", "delete:reports"],
+        },
+        User(
+            "auth0|62f3a1",
+            roles=frozenset({"read:reports", "delete:reports"}),
+            scopes=frozenset({"openid", "read:reports"}),
+            issuer=AUTH0,
+        ),
+    ),
+    "Auth0 for a client": (
+        "auth0",
+        "https://api.example.com",
+        "jwt",
+        {
+            "iss": AUTH0,
+            "sub": "my_client_id@clients",
+            "aud": "https://api.example.com",
+            "azp": "my_client_id",
+            "gty": "client-credentials",
+            "scope": "read:reports",
+        },
+        User("my_client_id", kind="client", scopes=frozenset({"read:reports"}), issuer=AUTH0),
+    ),
+    "Auth0 with the profile of RFC 9068": (
+        "auth0",
+        "https://api.example.com",
+        "at+jwt",
+        {
+            "iss": AUTH0,
+            "sub": "auth0|62f3a1",
+            "aud": "https://api.example.com",
+            "client_id": "my_client_id",
+            "jti": "73WakrfVbNJBaAmhQtEeDv",
+            "scope": "read:reports",
+        },
+        User("auth0|62f3a1", scopes=frozenset({"read:reports"}), issuer=AUTH0),
+    ),
+    "Cognito": (
+        "cognito",
+        "xxxxxxxxxxxxexample",
+        "",
+        {
+            "sub": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "device_key": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "cognito:groups": ["admin"],
+            "iss": COGNITO,
+            "version": 2,
+            "client_id": "xxxxxxxxxxxxexample",
+            "origin_jti": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "event_id": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "token_use": "access",
+            "scope": "phone openid profile email",
+            "auth_time": NOW - 10,
+            "jti": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "username": "my-test-user",
+        },
+        User(
+            "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            roles=frozenset({"admin"}),
+            scopes=frozenset({"phone", "openid", "profile", "email"}),
+            issuer=COGNITO,
+        ),
+    ),
+    "Cognito for a client": (
+        "cognito",
+        "xxxxxxxxxxxxexample",
+        "",
+        {
+            "sub": "xxxxxxxxxxxxexample",
+            "token_use": "access",
+            "scope": "reports/read",
+            "auth_time": NOW - 10,
+            "iss": COGNITO,
+            "version": 2,
+            "jti": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "client_id": "xxxxxxxxxxxxexample",
+        },
+        User("xxxxxxxxxxxxexample", kind="client", scopes=frozenset({"reports/read"}), issuer=COGNITO),
+    ),
+    # The same app registration is the client and the API, as in many small tenants.
+    "Entra ID": (
+        "entra",
+        "00001111-aaaa-2222-bbbb-3333cccc4444",
+        "jwt",
+        {
+            "aud": "00001111-aaaa-2222-bbbb-3333cccc4444",
+            "iss": ENTRA,
+            "nbf": NOW - 10,
+            "aio": "AXQAi/8IAAAAFm+E/QTG+gFnVxLjWdw8K+61AGrSOuMMF6ebaMj7XO3I",
+            "azp": "00001111-aaaa-2222-bbbb-3333cccc4444",
+            "azpacr": "0",
+            "name": "Abe Lincoln",
+            "oid": "aaaaaaaa-0000-1111-2222-bbbbbbbbbbbb",
+            "preferred_username": "abeli@microsoft.com",
+            "rh": "I",
+            "roles": ["Reports.Author"],
+            "scp": "access_as_user",
+            "sub": "HKZpfaHyWadeOouYlitjrI-KffTm222X5rrV3xDqfKQ",
+            "tid": "11112222-bbbb-3333-cccc-4444dddd5555",
+            "uti": "fqiBqXLPj0eQa82S-IYFAA",
+            "ver": "2.0",
+        },
+        User(
+            "aaaaaaaa-0000-1111-2222-bbbbbbbbbbbb",
+            roles=frozenset({"Reports.Author"}),
+            scopes=frozenset({"access_as_user"}),
+            issuer=ENTRA,
+        ),
+    ),
+    "Entra ID for a client": (
+        "entra",
+        "00001111-aaaa-2222-bbbb-3333cccc4444",
+        "jwt",
+        {
+            "aud": "00001111-aaaa-2222-bbbb-3333cccc4444",
+            "iss": ENTRA,
+            "nbf": NOW - 10,
+            "azp": "22223333-cccc-4444-dddd-5555eeee6666",
+            "azpacr": "1",
+            "oid": "bbbbbbbb-1111-2222-3333-cccccccccccc",
+            "roles": ["Reports.Read.All"],
+            "sub": "bbbbbbbb-1111-2222-3333-cccccccccccc",
+            "tid": "11112222-bbbb-3333-cccc-4444dddd5555",
+            "ver": "2.0",
+        },
+        User(
+            "22223333-cccc-4444-dddd-5555eeee6666",
+            kind="client",
+            roles=frozenset({"Reports.Read.All"}),
+            issuer=ENTRA,
+        ),
+    ),
+    "Keycloak": (
+        "keycloak",
+        "orders",
+        "jwt",
+        {
+            "auth_time": NOW - 10,
+            "jti": "onrtac:1c1d8aaf",
+            "iss": KEYCLOAK,
+            "aud": ["orders", "account"],
+            "sub": "f:1c1d8aaf:alice",
+            "typ": "Bearer",
+            "azp": "web",
+            "sid": "8f0e2c6a",
+            "acr": "1",
+            "allowed-origins": ["https://app.example.com"],
+            "realm_access": {"roles": ["offline_access", "author"]},
+            "resource_access": {"account": {"roles": ["manage-account"]}},
+            "scope": "openid email profile",
+            "email_verified": True,
+            "preferred_username": "alice",
+        },
+        User(
+            "f:1c1d8aaf:alice",
+            roles=frozenset({"offline_access", "author"}),
+            scopes=frozenset({"openid", "email", "profile"}),
+            issuer=KEYCLOAK,
+        ),
+    ),
+    "Keycloak for a service account": (
+        "keycloak",
+        "orders",
+        "jwt",
+        {
+            "iss": KEYCLOAK,
+            "aud": "orders",
+            "sub": "c1b5a1c2",
+            "typ": "Bearer",
+            "azp": "billing",
+            "realm_access": {"roles": ["author"]},
+            "scope": "email profile",
+            "clientHost": "10.0.0.1",
+            "preferred_username": "service-account-billing",
+            "clientAddress": "10.0.0.1",
+            "client_id": "billing",
+        },
+        User(
+            "billing",
+            kind="client",
+            roles=frozenset({"author"}),
+            scopes=frozenset({"email", "profile"}),
+            issuer=KEYCLOAK,
+        ),
+    ),
+    # The only one that is an ID token.
+    "Google": (
+        "google",
+        "1234987819200.apps.googleusercontent.com",
+        "jwt",
+        {
+            "iss": GOOGLE,
+            "azp": "1234987819200.apps.googleusercontent.com",
+            "aud": "1234987819200.apps.googleusercontent.com",
+            "sub": "10769150350006150715113082367",
+            "at_hash": "HK6E_P6Dh8Y93mRNtsDB1Q",
+            "hd": "example.com",
+            "email": "jsmith@example.com",
+            "email_verified": True,
+            "nonce": "0394852-3190485-2490358",
+        },
+        User("10769150350006150715113082367", issuer=GOOGLE),
+    ),
+    "Clerk, version 2": (
+        "clerk",
+        "orders",
+        "jwt",
+        {
+            "azp": "https://app.example.com",
+            "aud": "orders",
+            "fva": [0, -1],
+            "iss": CLERK,
+            "nbf": NOW - 10,
+            "sid": "sess_2GaMqUCB3Sc1WNAkWuNzsnYVVEy",
+            "sub": "user_2GaMqUCB3Sc1WNAkWuNzsnYVVEy",
+            "v": 2,
+            "o": {"id": "org_123", "rol": "admin", "slg": "org-slug", "per": "read,manage", "fpm": "3,2"},
+        },
+        User("user_2GaMqUCB3Sc1WNAkWuNzsnYVVEy", roles=frozenset({"admin"}), issuer=CLERK),
+    ),
+    "Clerk, version 1": (
+        "clerk",
+        "orders",
+        "jwt",
+        {
+            "azp": "https://app.example.com",
+            "aud": "orders",
+            "iss": CLERK,
+            "nbf": NOW - 10,
+            "sid": "sess_2GaMqUCB3Sc1WNAkWuNzsnYVVEy",
+            "sub": "user_2GaMqUCB3Sc1WNAkWuNzsnYVVEy",
+            "org_id": "org_123",
+            "org_role": "org:admin",
+        },
+        User("user_2GaMqUCB3Sc1WNAkWuNzsnYVVEy", roles=frozenset({"org:admin"}), issuer=CLERK),
+    ),
+}
+
+# preset, AUTH_AUDIENCE, and the claims of an ID token that has this audience, because the client id is used as one.
+ID = {
+    "OpenID Connect Core": ("standard", "s6BhdRkqt3", {"iss": STANDARD, "sub": "248289761001", "aud": "s6BhdRkqt3"}),
+    "OpenID Connect Core, hybrid flow": (
+        "standard",
+        "s6BhdRkqt3",
+        {"iss": STANDARD, "sub": "248289761001", "aud": "s6BhdRkqt3", "c_hash": "LDktKdoQak3Pk0cnXxCltA", "scope": "x"},
+    ),
+    "Okta": (
+        "standard",
+        "uAaunofWkaDJxukCFeBx",
+        {"iss": STANDARD, "sub": "00uid4BxXw6I6TV4m0g3", "aud": "uAaunofWkaDJxukCFeBx", "ver": 1, "amr": ["pwd"]},
+    ),
+    "Auth0": (
+        "auth0",
+        "my_client_id",
+        {"iss": AUTH0, "sub": "auth0|62f3a1", "aud": "my_client_id", "sid": "u8", "name": "Jo", "email": "jo@a.example"},
+    ),
+    "Auth0 with a nonce": (
+        "auth0",
+        "my_client_id",
+        {"iss": AUTH0, "sub": "auth0|62f3a1", "aud": "my_client_id", "azp": "my_client_id", "nonce": "n-0S6_WzA2Mj"},
+    ),
+    "Cognito": (
+        "cognito",
+        "xxxxxxxxxxxxexample",
+        {
+            "sub": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "cognito:groups": ["admin"],
+            "iss": COGNITO,
+            "aud": "xxxxxxxxxxxxexample",
+            "client_id": "xxxxxxxxxxxxexample",  # which a Lambda function may add
+            "token_use": "id",
+            "cognito:username": "my-test-user",
+        },
+    ),
+    "Entra ID": (
+        "entra",
+        "00001111-aaaa-2222-bbbb-3333cccc4444",
+        {
+            "ver": "2.0",
+            "iss": ENTRA,
+            "sub": "AAAAAAAAAAAAAAAAAAAAAIkzqFVrSaSaFHy782bbtaQ",
+            "aud": "00001111-aaaa-2222-bbbb-3333cccc4444",
+            "oid": "aaaaaaaa-0000-1111-2222-bbbbbbbbbbbb",
+            "tid": "11112222-bbbb-3333-cccc-4444dddd5555",
+            "roles": ["Reports.Author"],
+        },
+    ),
+    "Keycloak": (
+        "keycloak",
+        "web",
+        {"iss": KEYCLOAK, "aud": "web", "sub": "f:1c1d8aaf:alice", "typ": "ID", "azp": "web", "sid": "8f0e2c6a"},
+    ),
+    "Clerk": (
+        "clerk",
+        "client_1",
+        {"iss": CLERK, "aud": "client_1", "sub": "user_2GaM", "nonce": "n-0S6_WzA2Mj", "at_hash": "a"},
+    ),
+}
+
+
+def verify(preset, audience, typ, claims):
+    """Return the user of a token, as a service with this preset does."""
+    rules = ClaimRules(PRESETS[preset], issuer=claims["iss"], audience=[audience], leeway=60, user=User)
+    token = Token("RS256", "k1", typ, {**DATES, **claims}, b"", b"")
+    rules.check_type(token)
+    return rules.user(token, NOW)
+
+
+def refusal(preset, audience, typ, claims):
+    with pytest.raises(Refused) as caught:
+        verify(preset, audience, typ, claims)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("name", ACCESS)
+def test_documented_access_token_is_accepted(name):
+    """With the id, the kind, the roles and the scopes of its caller."""
+    preset, audience, typ, claims, expected = ACCESS[name]
+
+    user = verify(preset, audience, typ, claims)
+
+    assert user == User(
+        expected.id,
+        kind=expected.kind,
+        roles=expected.roles,
+        scopes=expected.scopes,
+        issuer=expected.issuer,
+        expires_at=DATES["exp"],
+    )
+
+
+@pytest.mark.parametrize("name", ID)
+@pytest.mark.parametrize("typ", ["jwt", ""])
+def test_documented_id_token_is_refused(name, typ):
+    """Even if its audience is that of the API."""
+    preset, audience, claims = ID[name]
+
+    assert refusal(preset, audience, typ, claims) == "not_access_token"
+
+
+@pytest.mark.parametrize("name", [name for name in ACCESS if ACCESS[name][0] != "google"])
+@pytest.mark.parametrize("claim", ["nonce", "at_hash", "c_hash", "s_hash"])
+def test_claim_of_id_tokens_is_refused(name, claim):
+    """Unless the header says that it is an access token."""
+    preset, audience, typ, claims, _ = ACCESS[name]
+    claims = {**claims, claim: "x"}
+
+    if typ == "at+jwt":
+        assert verify(preset, audience, typ, claims).id
+    else:
+        assert refusal(preset, audience, typ, claims) == "not_access_token"
+
+
+def test_exception_of_google_is_its_own():
+    """No other preset accepts Google's ID token, and google accepts no `at+jwt` and no token for another app."""
+    _, audience, typ, claims, _ = ACCESS["Google"]
+
+    others = {preset: refusal(preset, audience, typ, claims) for preset in PRESETS if preset not in ("google", "cognito")}
+
+    assert set(others.values()) == {"not_access_token"}
+    assert refusal("cognito", audience, typ, claims) == "audience"
+    assert refusal("google", "other.apps.googleusercontent.com", typ, claims) == "audience"
+    assert refusal("google", audience, "at+jwt", claims) == "header"
+    assert refusal("google", audience, "", claims) == "header"
+
+
+def test_exception_of_cognito_is_its_own():
+    """No other preset accepts a token without `aud`, and cognito accepts no other client and no `aud` in its place."""
+    _, audience, typ, claims, _ = ACCESS["Cognito"]
+
+    others = {preset: refusal(preset, audience, "jwt", claims) for preset in PRESETS if preset != "cognito"}
+
+    assert set(others.values()) == {"audience"}
+    assert refusal("cognito", "other", typ, claims) == "audience"
+    without = {name: value for name, value in claims.items() if name != "client_id"}
+    assert refusal("cognito", audience, typ, {**without, "aud": audience}) == "audience"
+
+
+@pytest.mark.parametrize("name", [name for name in ACCESS if ACCESS[name][0] not in ("cognito", "standard")])
+def test_other_presets_require_the_audience(name):
+    """Clerk's session tokens have none unless a template adds it: they are refused."""
+    preset, audience, typ, claims, _ = ACCESS[name]
+
+    assert refusal(preset, audience, typ, {key: value for key, value in claims.items() if key != "aud"}) == "audience"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("Cognito", {"token_use": "id"}),
+        ("Cognito", {"token_use": None}),
+        ("Entra ID", {"ver": "1.0"}),
+        ("Keycloak", {"typ": "Refresh"}),
+        ("Keycloak", {"typ": "DPoP"}),
+        ("Keycloak", {"typ": None}),
+    ],
+)
+def test_other_kind_of_token_is_refused(name, change):
+    """As the issuer's own claim says."""
+    preset, audience, typ, claims, _ = ACCESS[name]
+
+    assert refusal(preset, audience, typ, {**claims, **change}) == "not_access_token"
+
+
+def test_path_of_a_claim():
+    """A dot leads into an object; the name of a claim that is a URL is not a path."""
+    claims = {"a": {"b": {"c": 1}}, "https://x.example/a.b": 2, "cognito:groups": 3, "d": "text"}
+
+    found = [claim_at(path)(claims) for path in ("a.b.c", "https://x.example/a.b", "cognito:groups", "d.e", "e", "a.x.c")]
+
+    assert found == [1, 2, 3, None, None, None]
