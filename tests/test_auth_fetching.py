@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +15,8 @@ pytest.importorskip("httpx2", reason="the extra auth is not installed")
 from fastapi_prodkit.auth import fetching
 from fastapi_prodkit.auth.fetching import Fetcher, FetchError
 from fastapi_prodkit.testing import Issuer
+
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nothing; to read the system's certificates takes 20 ms
 
 
 @pytest.fixture
@@ -142,8 +145,8 @@ async def test_time_is_bounded(fault, issuer, failure, monkeypatch):
 async def test_size_is_bounded(failure):
     """256 KiB, which is enough for a thousand keys; compression is not asked for."""
     with plain_server({"/keys": (200, {}, b" " * 262_145), "/fits": (200, {}, b" " * 262_141 + b"{}\n")}) as (server, url):
-        message = await failure(url, jwks_url=f"{url}/keys")
-        document = await Fetcher(url, f"{url}/fits", None).key_set()
+        message = await failure(url, NO_TLS, jwks_url=f"{url}/keys")
+        document = await Fetcher(url, f"{url}/fits", NO_TLS).key_set()
 
     assert message == f"{url}/keys has more than 262144 bytes"
     assert document.content == {}
@@ -155,7 +158,7 @@ async def test_redirect_is_not_followed(status, failure):
     """It is an error like any other status."""
     path = "/.well-known/openid-configuration"
     with plain_server({path: (status, {"Location": "/elsewhere"}, b"")}) as (server, url):
-        message = await failure(url)
+        message = await failure(url, NO_TLS)
 
     assert message == f"{url}{path} answered {status}"
     assert [path for path, _ in server.seen] == [path]
@@ -167,7 +170,7 @@ async def test_discovery_document_of_another_issuer_is_refused(named, failure):
     answers = {}
     with plain_server(answers) as (_, url):
         answers["/.well-known/openid-configuration"] = discovery(url, issuer=named and named.format(url=url))
-        message = await failure(url)
+        message = await failure(url, NO_TLS)
 
     assert "names another issuer than AUTH_ISSUER" in message
 
@@ -176,7 +179,7 @@ async def test_discovery_document_of_another_issuer_is_refused(named, failure):
 async def test_discovery_document_that_is_no_object_is_refused(body, failure):
     """It names no issuer."""
     with plain_server({"/.well-known/openid-configuration": (200, {}, body)}) as (_, url):
-        assert "names another issuer" in await failure(url)
+        assert "names another issuer" in await failure(url, NO_TLS)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +190,7 @@ async def test_url_of_the_keys_without_tls_is_refused(keys, failure):
     answers = {}
     with plain_server(answers) as (_, url):
         answers["/.well-known/openid-configuration"] = discovery(url, jwks_uri=keys)
-        message = await failure(url)
+        message = await failure(url, NO_TLS)
 
     assert message.endswith("has no jwks_uri with https")
 
@@ -204,7 +207,7 @@ async def test_issuer_without_tls_on_this_machine_is_fetched():
     answers = {"/jwks": (200, {"Cache-Control": "max-age=60"}, b'{"keys": []}')}
     with plain_server(answers) as (_, url):
         answers["/.well-known/openid-configuration"] = discovery(url)
-        document = await Fetcher(url, None, None).key_set()
+        document = await Fetcher(url, None, NO_TLS).key_set()
 
     assert document == ({"keys": []}, 60.0)
 

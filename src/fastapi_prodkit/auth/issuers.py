@@ -81,7 +81,7 @@ class IssuerKeys:
         self._clock = clock
         self._sleep = sleep
         self._keys: KeySet = {}
-        self._due_at = -math.inf  # when the next fetch is tried
+        self._due_at = clock()  # when the next fetch is tried
         self._fresh_until = -math.inf
         self._started_at = -math.inf  # when the last fetch was started
         self._failures = 0

@@ -8,11 +8,11 @@ from typing import Any
 
 from fastapi_prodkit import _extras
 
-__all__ = ["server_contexts"]
+__all__ = ["server_certificate"]
 
 
-def server_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return the context of a server on 127.0.0.1, and that of a client that trusts this server only.
+def server_certificate() -> tuple[str, ssl.SSLContext]:
+    """Return a certificate for 127.0.0.1, in PEM, and the context of a server that has it.
 
     Raises:
         MissingExtraError: The extra `auth` is not installed.
@@ -29,7 +29,7 @@ def server_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
         file.write(private + certificate)
         file.flush()
         server.load_cert_chain(file.name)
-    return server, ssl.create_default_context(cadata=certificate.decode())
+    return certificate.decode(), server
 
 
 def _certificate(key: Any) -> Any:

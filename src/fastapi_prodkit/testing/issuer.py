@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Self
 from fastapi_prodkit import _extras
 from fastapi_prodkit.sections import AuthSettings
 from fastapi_prodkit.sections.auth import Algorithm, PresetName
-from fastapi_prodkit.testing.certificate import server_contexts
+from fastapi_prodkit.testing.certificate import server_certificate
 from fastapi_prodkit.testing.token_shapes import SHAPES, TokenRequest
 
 __all__ = ["Fault", "Issuer"]
@@ -39,7 +39,8 @@ class Issuer:
 
     Attributes:
         url: The `iss` of the tokens; AUTH_ISSUER.
-        ssl_context: Trusts the certificate of this issuer only.
+        certificate: The certificate of its server, in PEM.
+        ssl_context: Trusts this certificate only.
         jwks_url: Where its discovery document says that the keys are.
         requests: The paths of all requests.
 
@@ -67,7 +68,8 @@ class Issuer:
         self._keys: dict[str, Any] = {}
         self._published: dict[str, Any] = {}
         self._fault: Fault | None = None
-        self._server_context, self.ssl_context = server_contexts()
+        self.certificate, self._server_context = server_certificate()
+        self.ssl_context = ssl.create_default_context(cadata=self.certificate)
         self._server: _Server | None = None
         self._port = 0
         self.rotate()
