@@ -45,8 +45,20 @@ async def test_configured_key_is_found(clock):
 
 @pytest.mark.parametrize(
     "sent",
-    [b"", b"abc", KEY[:-1], KEY + "0", KEY[:-1] + ("0" if KEY[-1] != "0" else "1"), KEY.upper(), KEY.replace("prodkit_", "pk_")]
-    + [KEY[:10] + ("0" if KEY[10] != "0" else "1") + KEY[11:], f" {KEY}", f"{KEY}\n", b"\xff" * 80],
+    [
+        b"",
+        b"abc",
+        KEY[:-1],
+        KEY + "0",
+        KEY.upper(),
+        KEY.replace("prodkit_", "pk_"),
+        KEY.replace(KEY[10], "g", 1),
+        f"{KEY[:-1]}{'0' if KEY[-1] != '0' else '1'}",
+        f"{KEY[:10]}{'0' if KEY[10] != '0' else '1'}{KEY[11:]}",
+        f" {KEY}",
+        f"{KEY}\n",
+        b"\xff" * 80,
+    ],
 )
 async def test_other_form_is_refused_without_a_search(sent, clock):
     """A key that was cut or mistyped: the checksum tells."""

@@ -100,7 +100,9 @@ def test_memory_is_bounded(length):
     verified = VerifiedCredentials(lambda: 0.0)
     rules = ClaimRules(SHARED_SECRET, issuer=None, audience=["orders"], leeway=60, user=UserClass)
     tokens = [
-        secret_token(email=f"alice{n}@example.com", roles=["admin", "editor"], groups=[f"{n}-{m}" for m in range(length // 20)])
+        secret_token(
+            email=f"alice{n}@example.com", roles=["admin", "editor"], groups=[f"{n}-{m}" for m in range(length // 20)]
+        )
         for n in range(40)
     ]
     parsed = [token.encode() for token in tokens]

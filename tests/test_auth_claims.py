@@ -73,7 +73,9 @@ def test_user_is_of_the_given_class():
     assert user.email == "alice@example.com"
 
 
-@pytest.mark.parametrize("issuer", [None, "", ISSUER + "/", ISSUER.upper(), "https://login.example.com.evil", 1, [ISSUER]])
+@pytest.mark.parametrize(
+    "issuer", [None, "", ISSUER + "/", ISSUER.upper(), "https://login.example.com.evil", 1, [ISSUER]]
+)
 def test_other_issuer_is_refused(issuer, refused):
     """The `iss` is compared exactly."""
     assert refused(token(iss=issuer)) == "issuer"
@@ -85,7 +87,9 @@ def test_audience_is_text_or_a_list(audience):
     assert rules(audience=("billing", "orders")).user(token(aud=audience), NOW).id == "alice"
 
 
-@pytest.mark.parametrize("audience", [None, "", "order", "ORDERS", "orders ", ["other"], [], {"orders": 1}, 1, ["orders", 1], [["orders"]]])
+@pytest.mark.parametrize(
+    "audience", [None, "", "order", "ORDERS", "orders ", ["other"], [], {"orders": 1}, 1, ["orders", 1], [["orders"]]]
+)
 def test_other_audience_is_refused(audience, refused):
     """Missing, wrong, or no text."""
     assert refused(token(aud=audience)) == "audience"
@@ -148,7 +152,9 @@ def test_null_date_is_refused(refused):
     assert refused(sent) == "claims"
 
 
-@pytest.mark.parametrize("subject", [None, "", 1, ["alice"], "a" * 256, "alice\nlevel=ERROR", "\ud800", "alice\x1b[31m"])
+@pytest.mark.parametrize(
+    "subject", [None, "", 1, ["alice"], "a" * 256, "alice\nlevel=ERROR", "\ud800", "alice\x1b[31m"]
+)
 def test_subject_that_is_no_plain_text_is_refused(subject, refused):
     """It is written into logs."""
     assert refused(token(sub=subject)) == "claims"
@@ -201,7 +207,8 @@ def test_scopes_are_read_from_claims(claims, more, scopes):
 
 
 @pytest.mark.parametrize(
-    ("typ", "accepted"), [("at+jwt", True), ("jwt", True), ("", True), ("dpop+jwt", False), ("logout+jwt", False), ("jws", False)]
+    ("typ", "accepted"),
+    [("at+jwt", True), ("jwt", True), ("", True), ("dpop+jwt", False), ("logout+jwt", False), ("jws", False)],
 )
 def test_type_of_another_kind_of_token_is_refused(typ, accepted):
     """RFC 8725 section 3.11."""

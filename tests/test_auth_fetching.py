@@ -144,7 +144,10 @@ async def test_time_is_bounded(fault, issuer, failure, monkeypatch):
 
 async def test_size_is_bounded(failure):
     """256 KiB, which is enough for a thousand keys; compression is not asked for."""
-    with plain_server({"/keys": (200, {}, b" " * 262_145), "/fits": (200, {}, b" " * 262_141 + b"{}\n")}) as (server, url):
+    with plain_server({"/keys": (200, {}, b" " * 262_145), "/fits": (200, {}, b" " * 262_141 + b"{}\n")}) as (
+        server,
+        url,
+    ):
         message = await failure(url, NO_TLS, jwks_url=f"{url}/keys")
         document = await Fetcher(url, f"{url}/fits", NO_TLS).key_set()
 

@@ -111,7 +111,8 @@ def test_header_that_names_a_key_or_an_extension_is_refused(name, value, refused
 
 
 @pytest.mark.parametrize(
-    "header", [{}, {"alg": None}, {"alg": ["RS256"]}, {"alg": 1}, {"alg": "RS256", "kid": 1}, {"alg": "RS256", "typ": 1}]
+    "header",
+    [{}, {"alg": None}, {"alg": ["RS256"]}, {"alg": 1}, {"alg": "RS256", "kid": 1}, {"alg": "RS256", "typ": 1}],
 )
 def test_header_parameter_of_another_type_is_refused(header, refused):
     """`alg` is required; `kid` and `typ` are text."""
@@ -130,6 +131,11 @@ def test_lengths_are_limited(refused):
     assert refused(token(HEADER, {"a": "x" * (content + 3)})) == ("malformed", "the token has more than 8192 bytes")
     assert parse(token({**HEADER, "kid": "k" * 256}, {})).key_id == "k" * 256
     assert refused(token({**HEADER, "kid": "k" * 257}, {}))[0] == "malformed"
+
+
+def test_numbers_are_kept():
+    """With their fraction: a date may have one."""
+    assert parse(token(HEADER, {"exp": 1.5, "nbf": 1})).claims == {"exp": 1.5, "nbf": 1}
 
 
 def test_unknown_header_parameter_is_ignored():

@@ -154,9 +154,7 @@ def test_key_that_has_not_changed_is_kept():
     """So that tokens that were verified with it stay verified; a key with the same id and other material is new."""
     before = usable(jwk("ES256"), jwk("EdDSA", kid="k2"))
 
-    after = usable(
-        jwk("ES256"), jwk("EdDSA", ed25519.Ed25519PrivateKey.generate(), kid="k2"), known=before
-    )
+    after = usable(jwk("ES256"), jwk("EdDSA", ed25519.Ed25519PrivateKey.generate(), kid="k2"), known=before)
 
     assert after["k1", "ES256"] is before["k1", "ES256"]
     assert after["k2", "EdDSA"] is not before["k2", "EdDSA"]

@@ -316,7 +316,14 @@ ID = {
     "Auth0": (
         "auth0",
         "my_client_id",
-        {"iss": AUTH0, "sub": "auth0|62f3a1", "aud": "my_client_id", "sid": "u8", "name": "Jo", "email": "jo@a.example"},
+        {
+            "iss": AUTH0,
+            "sub": "auth0|62f3a1",
+            "aud": "my_client_id",
+            "sid": "u8",
+            "name": "Jo",
+            "email": "jo@a.example",
+        },
     ),
     "Auth0 with a nonce": (
         "auth0",
@@ -419,7 +426,9 @@ def test_exception_of_google_is_its_own():
     """No other preset accepts Google's ID token, and google accepts no `at+jwt` and no token for another app."""
     _, audience, typ, claims, _ = ACCESS["Google"]
 
-    others = {preset: refusal(preset, audience, typ, claims) for preset in PRESETS if preset not in ("google", "cognito")}
+    others = {
+        preset: refusal(preset, audience, typ, claims) for preset in PRESETS if preset not in ("google", "cognito")
+    }
 
     assert set(others.values()) == {"not_access_token"}
     assert refusal("cognito", audience, typ, claims) == "audience"
@@ -470,6 +479,8 @@ def test_path_of_a_claim():
     """A dot leads into an object; the name of a claim that is a URL is not a path."""
     claims = {"a": {"b": {"c": 1}}, "https://x.example/a.b": 2, "cognito:groups": 3, "d": "text"}
 
-    found = [claim_at(path)(claims) for path in ("a.b.c", "https://x.example/a.b", "cognito:groups", "d.e", "e", "a.x.c")]
+    found = [
+        claim_at(path)(claims) for path in ("a.b.c", "https://x.example/a.b", "cognito:groups", "d.e", "e", "a.x.c")
+    ]
 
     assert found == [1, 2, 3, None, None, None]

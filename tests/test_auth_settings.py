@@ -63,7 +63,9 @@ def test_secret_or_keys_are_enough(given, load):
     assert load(**given) is not None
 
 
-@pytest.mark.parametrize("given", [{"AUTH_AUDIENCE": "orders"}, {"AUTH_LEEWAY": "5"}, {"AUTH_ENABLED": "true"}, {"AUTH_ISSUER": ""}])
+@pytest.mark.parametrize(
+    "given", [{"AUTH_AUDIENCE": "orders"}, {"AUTH_LEEWAY": "5"}, {"AUTH_ENABLED": "true"}, {"AUTH_ISSUER": ""}]
+)
 def test_other_variables_alone_are_an_error(given, refused):
     """One, which names what could be set."""
     assert refused(**given) == {
@@ -132,7 +134,9 @@ def test_url_without_tls_is_refused(url, refused):
     assert "password" not in problems["AUTH_ISSUER"]
 
 
-@pytest.mark.parametrize("url", ["http://localhost:8080/realms/a", "http://127.0.0.1:1", "http://[::1]:1", "https://a.example:8443/x"])
+@pytest.mark.parametrize(
+    "url", ["http://localhost:8080/realms/a", "http://127.0.0.1:1", "http://[::1]:1", "https://a.example:8443/x"]
+)
 def test_url_with_tls_or_of_this_machine_is_accepted(url, load):
     """It is kept exactly as it is."""
     assert load(AUTH_ISSUER=url, AUTH_AUDIENCE="orders").issuer == (url,)
@@ -172,9 +176,9 @@ def test_several_issuers_have_presets_and_urls_in_their_order(load):
 
 def test_api_keys_are_words(load):
     """Name, hash, and options; several are separated by commas. A date is midnight in UTC."""
-    auth = load(
-        AUTH_API_KEYS=f"billing {HASH} scope=reports:read scope=reports:write role=auditor expires=2027-01-31, ci  {HASH}"
-    )
+    options = "scope=reports:read scope=reports:write role=auditor expires=2027-01-31"
+
+    auth = load(AUTH_API_KEYS=f"billing {HASH} {options}, ci  {HASH}")
 
     assert auth.api_keys == (
         ApiKey(

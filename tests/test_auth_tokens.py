@@ -186,7 +186,10 @@ async def test_issuer_is_chosen_by_the_token():
     with Issuer("auth0") as one, Issuer("cognito", audience="client-1") as two:
         two_settings = two.settings()
         both = AuthSettings(
-            issuer=(one.url, two.url), audience=("test-api", "client-1"), preset=("auth0", "cognito"), algorithms=["ES256"]
+            issuer=(one.url, two.url),
+            audience=("test-api", "client-1"),
+            preset=("auth0", "cognito"),
+            algorithms=["ES256"],
         )
         one.ssl_context.load_verify_locations(cadata=two.certificate)
         strict = verifier(both, one.ssl_context)

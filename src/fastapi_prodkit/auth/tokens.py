@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Generic, NamedTuple, Protocol
 
+from fastapi_prodkit import _extras
 from fastapi_prodkit.auth.claims import ClaimRules, UserT
 from fastapi_prodkit.auth.fetching import Fetcher
 from fastapi_prodkit.auth.issuers import IssuerKeys
@@ -55,6 +56,8 @@ class TokenVerifier(Generic[UserT]):
         ssl_context: ssl.SSLContext | None,
         clock: Callable[[], float],
     ) -> None:
+        for package in ("jwt", "cryptography"):
+            _extras.require(package, extra="auth")
         self._clock = clock
         self.issuers: list[IssuerKeys] = []
         if settings.secret is not None:

@@ -94,7 +94,9 @@ class AuthSettings(Section):
     @classmethod
     def _secure(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         if not all(map(is_secure_url, urls)):
-            raise ValueError("must have https, a host, and no user, query or fragment; http only for a server on this machine")
+            raise ValueError(
+                "must have https, a host, and no user, query or fragment; http only for a server on this machine"
+            )
         if len(set(urls)) < len(urls):
             raise ValueError("must not repeat a URL")
         return urls

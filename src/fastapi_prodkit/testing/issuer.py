@@ -50,6 +50,7 @@ class Issuer:
 
     url: str
     jwks_url: str
+    _server: "_Server"
 
     def __init__(
         self,
@@ -70,7 +71,6 @@ class Issuer:
         self._fault: Fault | None = None
         self.certificate, self._server_context = server_certificate()
         self.ssl_context = ssl.create_default_context(cadata=self.certificate)
-        self._server: _Server | None = None
         self._port = 0
         self.rotate()
 
@@ -154,10 +154,6 @@ class Issuer:
         public = self._jwt.get_algorithm_by_name(self.algorithm).to_jwk(self.private_key.public_key(), as_dict=True)
         self._published[self.key_id] = {**public, "kid": self.key_id, "use": "sig", "alg": self.algorithm}
 
-    def publish(self, *keys: Any) -> None:
-        """Publish these JSON Web Keys, in place of those of the issuer."""
-        self._published = {str(index): key for index, key in enumerate(keys)}
-
     @contextmanager
     def fault(self, fault: Fault) -> Iterator[None]:
         """Answer requests with a fault, inside of `with`.
@@ -181,9 +177,7 @@ class Issuer:
         self._port = self._server.server_address[1]
 
     def _stop(self) -> None:
-        if self._server is not None:
-            self._server.stop()
-            self._server = None
+        self._server.stop()
 
     def _answer(self, path: str) -> tuple[Fault | None, str, bytes]:
         """Return the fault, the Cache-Control and the body of an answer."""
