@@ -39,6 +39,7 @@ HEAVY = {
     "asyncpg",
     "boto3",
     "fastapi_swagger",
+    "jwt",
     "limits",
     "prometheus_client",
     "pydantic_settings",
@@ -125,6 +126,7 @@ COMMON = {"fastapi", "fastapi.testclient", "httpx2", "starlette.middleware.cors"
 ENTRY_POINTS = [
     "fastapi_prodkit",
     "fastapi_prodkit.app",
+    "fastapi_prodkit.auth",
     "fastapi_prodkit.cli",
     "fastapi_prodkit.database",
     "fastapi_prodkit.errors",
@@ -252,7 +254,7 @@ def test_import_loads_no_other_piece_and_library(modules, imported):
 
 def test_import_of_create_app_loads_no_optional_dependency(imported):
     """`from fastapi_prodkit import create_app` works with the core dependencies alone."""
-    optional = {"aiosqlite", "alembic", "asyncpg", "boto3", "redis", "sqlalchemy", "uvicorn"}
+    optional = {"aiosqlite", "alembic", "asyncpg", "boto3", "httpx2", "jwt", "redis", "sqlalchemy", "uvicorn"}
 
     loaded = imported("fastapi_prodkit.app", fresh=True)["loaded"]["fastapi_prodkit.app"]
 
