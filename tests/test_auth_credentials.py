@@ -70,15 +70,16 @@ def test_scheme_that_is_not_accepted_is_not_read():
 
 
 def test_token_is_remembered_with_its_scheme():
-    """A value that was verified as an API key is unknown as a token."""
-    lines = {
+    """A value that was verified as an API key is unknown as a token; spelling makes no difference."""
+    lines = [
         read_credentials({"headers": [line]}, BOTH).line
         for line in [
             (b"authorization", b"Bearer a"),
+            (b"authorization", b"BEARER   a"),
             (b"authorization", b"ApiKey a"),
             (b"x-api-key", b"a"),
             (b"x-api-key", b"Bearer a"),
         ]
-    }
+    ]
 
-    assert len(lines) == 4
+    assert lines == [b"Bearer a", b"Bearer a", b"ApiKey a", b"ApiKey a", b"ApiKey Bearer a"]

@@ -11,6 +11,7 @@ pytest.importorskip("jwt", reason="the extra auth is not installed")
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
+from fastapi_prodkit import _context
 from fastapi_prodkit.auth import issuers
 from fastapi_prodkit.auth.fetching import Document, FetchError
 from fastapi_prodkit.auth.issuers import IssuerKeys, NoKeysError
@@ -95,6 +96,25 @@ async def test_tokens_at_the_same_time_share_one_fetch(keys, source):
 
     assert len(set(await asyncio.gather(*waiting))) == 1
     assert source.fetches == 1
+
+
+async def test_fetch_belongs_to_no_request(keys, source, monkeypatch):
+    """Its log lines have no request id, although a request has started it."""
+    contexts = []
+    fetch = source.key_set
+
+    async def key_set():
+        contexts.append(_context.request_id())
+        return await fetch()
+
+    monkeypatch.setattr(source, "key_set", key_set)
+    opened = _context.begin({"request_id": "abc"})
+    try:
+        await keys.key_of(token())
+    finally:
+        _context.end(opened)
+
+    assert contexts == [None]
 
 
 async def test_client_that_disconnects_does_not_end_the_fetch(keys, source):

@@ -52,6 +52,13 @@ ACCESS = {
         },
         User("john@example.com", scopes=frozenset({"openid", "email"}), issuer=STANDARD),
     ),
+    "Okta for a client": (
+        "standard",
+        "api://default",
+        "",
+        {"ver": 1, "iss": STANDARD, "aud": "api://default", "cid": "0oa1", "scp": ["customScope"], "sub": "0oa1"},
+        User("0oa1", kind="client", scopes=frozenset({"customScope"}), issuer=STANDARD),
+    ),
     "Auth0": (
         "auth0",
         "https://api.example.com",

@@ -87,9 +87,9 @@ def test_html_alone_has_cross_origin_opener_policy():
     assert upper.get("/").headers["cross-origin-opener-policy"] == "same-origin"
 
 
-@pytest.mark.parametrize("header", ["Authorization", "Cookie"])
+@pytest.mark.parametrize("header", ["Authorization", "Cookie", "X-API-Key"])
 def test_response_to_credentials_is_not_stored(header):
-    """A response to a request with Authorization or Cookie gets `Cache-Control: no-store`."""
+    """A response to a request with credentials gets `Cache-Control: no-store`."""
     response = client(plain).get("/", headers={header: "a=b"})
 
     assert response.headers["cache-control"] == "no-store"

@@ -78,7 +78,8 @@ class SecurityHeadersMiddleware(Layer):
         app.add_middleware(SecurityHeadersMiddleware, csp="default-src 'self'")
 
     Strict-Transport-Security is sent over https and wss only (RFC 6797 section 7.2), Cross-Origin-Opener-Policy with
-    HTML only. `Cache-Control: no-store` is added to errors, and to responses to requests with Authorization or Cookie.
+    HTML only. `Cache-Control: no-store` is added to errors, and to responses to requests with Authorization, Cookie or
+    X-API-Key.
     `Server` and `X-Powered-By` are removed. A refused WebSocket handshake gets the headers, an accepted one does not.
 
     A header that the app sets stays as it is; one that it sets to an empty value is left out. If another
@@ -206,7 +207,8 @@ class _HeadersByPath:
         """Return the headers for the response of a request."""
         request = exchange.headers
         by_response = self._by_response_of(exchange.path) if self._by_prefix else self._general
-        private = exchange.status >= BAD_REQUEST or b"authorization" in request or b"cookie" in request
+        authenticated = b"authorization" in request or b"cookie" in request or b"x-api-key" in request
+        private = authenticated or exchange.status >= BAD_REQUEST
         return by_response[exchange.scope.get("scheme") in _SECURE, _is_html(present), private]
 
     def _by_response_of(self, path: str) -> _ByResponse:

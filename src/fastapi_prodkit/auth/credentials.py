@@ -16,6 +16,7 @@ __all__ = ["Credentials", "Scheme", "read_credentials"]
 Scheme = Literal["bearer", "apikey"]
 
 _SCHEMES: Final[Mapping[bytes, Scheme]] = {b"bearer": "bearer", b"apikey": "apikey"}
+_LINES: Final[Mapping[Scheme, bytes]] = {"bearer": b"Bearer ", "apikey": b"ApiKey "}
 
 
 class Credentials(NamedTuple):
@@ -24,7 +25,8 @@ class Credentials(NamedTuple):
     Attributes:
         scheme: How it was sent.
         value: The token, or the API key.
-        line: What was sent with its scheme, by which it is remembered: a token is not valid under another scheme.
+        line: The scheme and the value, by which it is remembered: a token is not valid under another scheme, and has
+            one entry however it is spelt.
     """
 
     scheme: Scheme
@@ -51,7 +53,7 @@ def read_credentials(scope: Scope, schemes: Container[str]) -> Credentials | Non
             authorized = True
             read = _read_authorization(value)
         elif name == b"x-api-key":
-            read = Credentials("apikey", value, b"X-API-Key " + value)
+            read = Credentials("apikey", value, _LINES["apikey"] + value)
         else:
             continue
         if read is not None and read.scheme in schemes:
@@ -64,4 +66,7 @@ def read_credentials(scope: Scope, schemes: Container[str]) -> Credentials | Non
 def _read_authorization(line: bytes) -> Credentials | None:
     name, _, value = line.partition(b" ")
     scheme = _SCHEMES.get(name.lower())
-    return None if scheme is None else Credentials(scheme, value.strip(b" "), line)
+    if scheme is None:
+        return None
+    value = value.strip(b" ")
+    return Credentials(scheme, value, _LINES[scheme] + value)

@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Final, Protocol
 
 from fastapi_prodkit.auth.fetching import Document, FetchError
@@ -148,7 +149,7 @@ class IssuerKeys:
         """Return the fetch that is running, or start one."""
         if self._fetching is None or not self._is_fetching():
             self._started_at = self._clock()
-            self._fetching = asyncio.create_task(self._refresh())
+            self._fetching = asyncio.create_task(self._refresh(), context=Context())  # of no request
         return self._fetching
 
     async def _refresh(self) -> None:

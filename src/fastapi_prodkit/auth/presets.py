@@ -30,7 +30,7 @@ _ONLY_ID_TOKENS: Final = ("nonce", "at_hash", "c_hash", "s_hash")  # OpenID Conn
 
 def _is_own_subject(claims: Claims) -> bool:
     """Return whether a client is its own subject (RFC 9068 section 2.2: client credentials)."""
-    return claims.get("sub") == claims.get("client_id")
+    return "sub" in claims and claims["sub"] in (claims.get("client_id"), claims.get("cid"))
 
 
 def _never(claims: Claims) -> bool:  # noqa: ARG001 - the signature of `is_client`
