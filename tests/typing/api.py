@@ -13,6 +13,7 @@ from fastapi_prodkit import Settings, __version__, create_app, install
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.app import Edge, Layer, LayerStack
+from fastapi_prodkit.auth import ApiKey, Auth, User
 from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.database import Database
@@ -26,7 +27,7 @@ from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import Key, Limit, MemoryStore, Quota, RateLimit, RateLimitMiddleware, Store
 from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
 from fastapi_prodkit.routing import index_routes
-from fastapi_prodkit.sections import DatabaseSettings, LimitsSettings, RateLimitSettings
+from fastapi_prodkit.sections import AuthSettings, DatabaseSettings, LimitsSettings, RateLimitSettings
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
 
 
@@ -112,3 +113,32 @@ existing.add_middleware(DeadlineMiddleware, max_body_size=10)  # type: ignore[ca
 @existing.post("/login", dependencies=[Depends(RateLimit("5/minute", name="login", key=key))])
 async def login(counted: Annotated[None, Depends(RateLimit("2/second"))]) -> str | None:
     return current_request_id()
+
+
+class Employee(User):
+    @property
+    def email(self) -> str:
+        return str(self.claims["email"])
+
+
+async def find_key(hashed: str) -> ApiKey | None:
+    return None
+
+
+by_token = Auth(AuthSettings(issuer=("https://login.example.com/",), audience=("orders",)))
+by_key = Auth(settings.auth, find_key=find_key, user=Employee)
+protected = FastAPI(lifespan=by_token.lifespan)
+create_app(settings, lifespan=by_token.lifespan, checks={"auth": by_token.check})
+
+
+@protected.get("/me")
+async def me(
+    connection: HTTPConnection,
+    user: Annotated[User, Depends(by_token.current_user)],
+    caller: Annotated[Employee | None, Depends(by_key.authenticate)],
+) -> str:
+    assert_type(await by_token.current_user(connection), User)
+    assert_type(await by_key.current_user(connection), Employee)
+    assert_type(await by_key.authenticate(connection), Employee | None)
+    assert_type(by_key.known_user(connection.scope), Employee | None)
+    return user.id if caller is None else caller.email
