@@ -1,9 +1,9 @@
 """Parse a JSON Web Token strictly, before any cryptography.
 
-If two parsers read one token differently, an attacker can have one claim signed and another one believed. So exactly one
-form is accepted: three parts (RFC 7515 section 3.1; an encrypted token has five), base64url without padding or surplus
-bits, and JSON objects in UTF-8 without duplicate members at any depth. Header parameters that name a key, a certificate
-or an extension are refused, not ignored (RFC 8725 section 3.10).
+If two parsers read one token differently, an attacker can have one claim signed and another one believed. So exactly
+one form is accepted: three parts (RFC 7515 section 3.1; an encrypted token has five), base64url without padding or
+surplus bits, and JSON objects in UTF-8 without duplicate members at any depth. Header parameters that name a key, a
+certificate or an extension are refused, not ignored (RFC 8725 section 3.10).
 """
 
 import base64
