@@ -126,6 +126,22 @@ async def test_signature_of_another_key_is_refused(issuer):
     assert await code_of(of(issuer), ".".join([*parts[:2], base64url(bytes(64)).decode()])) == "signature"
 
 
+async def test_unknown_keys_cause_one_fetch_a_minute():
+    """On a real server: a thousand tokens, of as many keys that do not exist."""
+    with Issuer() as issuer:
+        strict = of(issuer)
+        await strict.verify(issuer.token().encode())
+        guesses = [issuer.token(headers={"kid": f"guess-{number}"}) for number in range(1000)]
+        codes = [await code_of(strict, guess) for guess in guesses]
+        before = len(issuer.requests)
+        strict.issuers[0]._clock = lambda: time.monotonic() + 60
+        codes += [await code_of(strict, guess) for guess in guesses[:100]]
+        after = len(issuer.requests)
+
+    assert set(codes) == {"unknown_key"}
+    assert (before, after) == (2, 4)  # discovery and key set
+
+
 async def test_claims_that_were_changed_are_refused(issuer):
     """The signature is of another payload."""
     mine, hers = issuer.token("mallory").split("."), issuer.token("alice").split(".")
