@@ -485,6 +485,16 @@ class TestIssuers:
         await auth.check()
         await Auth(AuthSettings(api_keys=KEYS)).check()
 
+    async def test_lifespan_fetches_keys_without_a_request(self, issuer):
+        """So that the first token does not wait."""
+        auth = Auth(issuer.settings(), ssl_context=issuer.ssl_context)
+
+        async with auth.lifespan(), asyncio.timeout(5):
+            while auth._tokens.issuers[0].warning():
+                await asyncio.sleep(0.01)
+
+        await auth.check()
+
     async def test_lifespan_without_issuers_does_nothing(self):
         """It may be used whatever is configured."""
         async with Auth(AuthSettings(api_keys=KEYS)).lifespan():

@@ -74,7 +74,7 @@ class Fetcher:
         document = (await self._fetch(client, url)).content
         named = document.get("issuer") if isinstance(document, dict) else None
         if named != self._issuer:  # a document of another issuer would let that one sign tokens of this one
-            raise FetchError(f"{url} names another issuer than AUTH_ISSUER, which must be exactly the same")
+            raise FetchError(f"{url} names {str(named)[:200]} as its issuer, and AUTH_ISSUER must be exactly that")
         keys = document.get("jwks_uri")
         if not isinstance(keys, str) or not may_have_keys_at(self._issuer, keys):
             raise FetchError(f"{url} has no jwks_uri with https")
