@@ -49,7 +49,7 @@ class Auth(Generic[UserT]):
 
     It protects the routes that depend on it, and no others.
 
-    A client, identified by address as in rate limits, may send ten forged tokens or unknown keys a minute to each
+    A client, identified by address as in rate limits, may send ten forged tokens or API keys a minute to each
     process. After that, what it sends is refused until the minute is over, unless it was verified before.
 
     Args:
