@@ -99,7 +99,16 @@ class TestProgram:
 
     @pytest.mark.parametrize(
         "command",
-        ["serve", "doctor", "health", "settings", "new", "db", *(f"db {each}" for each in ("upgrade", "revision"))],
+        [
+            "serve",
+            "doctor",
+            "health",
+            "settings",
+            "key",
+            "new",
+            "db",
+            *(f"db {each}" for each in ("upgrade", "revision")),
+        ],
     )
     def test_help_names_the_values_of_options(self, run, command):
         """In capitals, or as a list of choices; never by a Python type."""

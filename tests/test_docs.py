@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from forks import Forks
 
-from fastapi_prodkit import Settings, create_app
+from fastapi_prodkit import Settings
 from fastapi_prodkit._config.variables import section_of
 from fastapi_prodkit.sections import LimitsSettings
 
@@ -83,13 +83,11 @@ def test_docstring_example_of_every_middleware_runs(module, name):
 
 
 def test_front_page_names_what_is_not_included():
-    """A new piece, or an app that authenticates by default, would make this sentence false."""
+    """A new piece would make this sentence false."""
     front_page = " ".join((ROOT / "docs/index.md").read_text().split())
 
-    assert "Not included: authentication of every route by default (" in front_page
-    assert "), and tracing of its own." in front_page
+    assert "Not included: tracing of its own." in front_page
     assert importlib.util.find_spec("fastapi_prodkit.tracing") is None
-    assert "auth" not in inspect.signature(create_app).parameters
 
 
 def test_table_of_sections_agrees_with_the_code():

@@ -22,6 +22,7 @@ Code = Literal[
     "cors_private_network_not_allowed",
     "database_unavailable",
     "deadline_exceeded",
+    "forbidden",
     "gateway_timeout",
     "head_timeout",
     "head_too_large",

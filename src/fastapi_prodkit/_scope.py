@@ -12,6 +12,7 @@ FAILURES: Final = "fastapi_prodkit.failures"  # exceptions that have left the ed
 ROUTE: Final = "fastapi_prodkit.route"  # the route that was found before routing; see _routing.index
 QUOTAS: Final = "fastapi_prodkit.quotas"  # the limits against which the request was counted; see rate_limit.limits
 SESSION: Final = "fastapi_prodkit.session"  # the session for writing of the request; see database.joining
+USER: Final = "fastapi_prodkit.user"  # the caller of the request, who was authenticated; see auth.guard
 READ_SESSION: Final = "fastapi_prodkit.read_session"  # the session for reading of the request; see database.joining
 
 # Attributes of objects that are not ours.
@@ -20,6 +21,7 @@ EXCEPTION_CONTEXT: Final = "__prodkit_context__"  # an exception: the context of
 LIFESPAN_COMPOSED: Final = "__prodkit_composed__"  # a lifespan that starts mounted apps by itself
 APP_STACK: Final = "_prodkit_middleware_stack"  # an app with an edge: its middleware stack, in the edge
 ROUTER_MOUNTS: Final = "fastapi_prodkit"  # a router: the prefixes of its mounts; see _asgi
+ROUTER_GUARD: Final = "_prodkit_guard"  # a router whose routes need a caller: the guard; see auth.guard
 ROUTER_INDEX: Final = "_prodkit_index"  # a router with an index: the index; see _routing.index
 APP_TEMPLATES: Final = "_prodkit_templates"  # an app: templates of requests that were refused before; see _asgi
 REGISTRY_INSTRUMENTS: Final = "fastapi_prodkit_instruments"  # a Prometheus registry; see _instruments
@@ -28,6 +30,7 @@ ENDPOINT_STATUS: Final = "__prodkit_status__"  # an endpoint that `database.resp
 ENDPOINT_LIMITS: Final = "__prodkit_limits__"  # an endpoint: how many limits decorate it
 ENDPOINT_NO_DEFAULT_LIMIT: Final = "__prodkit_no_default_limit__"  # an endpoint without the default limit
 ENDPOINT_NO_LIMIT: Final = "__prodkit_no_limit__"  # an endpoint without any limit
+PUBLIC: Final = "__prodkit_public__"  # an endpoint, router, route or mounted app that needs no caller; see auth.rules
 ENDPOINT_LIMIT_ELSEWHERE: Final = "__prodkit_limit_elsewhere__"  # an endpoint whose limit wraps it without effect
 
 

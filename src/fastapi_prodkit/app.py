@@ -18,8 +18,7 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from fastapi_prodkit import _scope
-from fastapi_prodkit._asgi import LabelledRoute
-from fastapi_prodkit._assembly import lifespans, telemetry
+from fastapi_prodkit._assembly import docs, lifespans, telemetry
 from fastapi_prodkit._assembly.fastapi_keywords import FastAPIKeywords
 from fastapi_prodkit._assembly.pieces import Given, make_management, make_pieces, make_probes
 from fastapi_prodkit._config.production_rules import refuse_worker
@@ -40,7 +39,7 @@ from fastapi_prodkit.log_level import log_level_router
 from fastapi_prodkit.logging import configure_logging
 from fastapi_prodkit.metrics import MetricsMiddleware
 from fastapi_prodkit.metrics.multiprocess import make_directory
-from fastapi_prodkit.openapi import add_problem_schemas, docs_router, operation_id
+from fastapi_prodkit.openapi import add_problem_schemas, operation_id
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimitMiddleware, Store
 from fastapi_prodkit.rate_limit.endpoints import ExemptEndpoints
@@ -52,6 +51,7 @@ from fastapi_prodkit.settings import Settings
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from fastapi_prodkit.auth import Auth
     from fastapi_prodkit.database import Database
 
 __all__ = ["Edge", "Layer", "LayerStack", "create_app", "install"]
@@ -67,6 +67,7 @@ def create_app(  # noqa: PLR0913 - keywords
     lifespan: Lifespan[FastAPI] | None = None,
     middleware: Sequence[Middleware] = (),
     mounted_lifespans: bool = True,
+    auth: "Auth[Any] | None" = None,
     database: "Database | None" = None,
     store: Store | None = None,
     registry: "CollectorRegistry | None" = None,
@@ -84,6 +85,7 @@ def create_app(  # noqa: PLR0913 - keywords
         lifespan: The app's own lifespan; it starts after the database's and ends before it.
         middleware: The app's own middleware, inside the edge.
         mounted_lifespans: Run the lifespans of mounted apps (Starlette does not); False leaves them to `lifespan`.
+        auth: Authenticates callers, in place of one from `settings.auth`; every route needs one unless it is `public`.
         database: Used in place of one from `settings.database`. The app's lifespan runs its lifespan, which closes it.
         store: Counts requests, in place of a store from `settings.rate_limit`. The app's lifespan runs the store's
             lifespan, if it has one.
@@ -101,7 +103,7 @@ def create_app(  # noqa: PLR0913 - keywords
     app = FastAPI(
         lifespan=lifespan, middleware=list(middleware), **{**_constructor_arguments(settings), **fastapi_kwargs}
     )
-    _assemble(app, settings, Given(checks, mounted_lifespans, database, store, registry, csp_policies))
+    _assemble(app, settings, Given(checks, mounted_lifespans, auth, database, store, registry, csp_policies))
     for router in routers:
         app.include_router(router)
     return app
@@ -113,6 +115,7 @@ def install(  # noqa: PLR0913 - keywords
     *,
     checks: Mapping[str, Check] | None = None,
     mounted_lifespans: bool = True,
+    auth: "Auth[Any] | None" = None,
     database: "Database | None" = None,
     store: Store | None = None,
     registry: "CollectorRegistry | None" = None,
@@ -131,6 +134,7 @@ def install(  # noqa: PLR0913 - keywords
         settings: Read from the environment unless given.
         checks: Further readiness checks by name; each raises to fail.
         mounted_lifespans: Run the lifespans of mounted apps (Starlette does not); False leaves them to the app's.
+        auth: Authenticates callers, in place of one from the settings; every route needs one unless it is `public`.
         database: Used in place of one from the settings; run and closed by the app's lifespan.
         store: Counts requests, in place of a store from the settings; run and closed by the app's lifespan.
         registry: The registry of all metrics, in place of prometheus_client's default registry.
@@ -148,8 +152,8 @@ def install(  # noqa: PLR0913 - keywords
     if hasattr(app.state, _scope.INSTALLED):
         raise ConfigurationError("install(app) was called before on this app; call it once")
     app.debug = app.debug or settings.debug
-    _remove_docs(app, settings)
-    _assemble(app, settings, Given(checks, mounted_lifespans, database, store, registry, csp_policies))
+    docs.remove(app, settings)
+    _assemble(app, settings, Given(checks, mounted_lifespans, auth, database, store, registry, csp_policies))
     logging.getLogger("fastapi_prodkit").info("install leaves to FastAPI(...): %s", _LEFT_TO_CONSTRUCTOR)
 
 
@@ -165,15 +169,6 @@ def _start(settings: Settings | None, store: Store | None) -> Settings:
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return settings
-
-
-def _remove_docs(app: FastAPI, settings: Settings) -> None:
-    paths = {app.docs_url, app.redoc_url, app.swagger_ui_oauth2_redirect_url}
-    app.docs_url = app.redoc_url = None
-    if settings.docs is None:
-        paths.add(app.openapi_url)
-        app.openapi_url = None
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", ...) not in paths]
 
 
 def _constructor_arguments(settings: Settings) -> dict[str, Any]:
@@ -195,6 +190,10 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     _compose_lifespans(app, pieces, probes, given)
     if settings.routing and settings.routing.index:
         index_routes(app)  # innermost, in place of the loop over all routes in FastAPI's router
+    if "auth" in pieces:
+        from fastapi_prodkit.auth import guard_routes  # noqa: PLC0415 - loaded where it is used
+
+        guard_routes(app, pieces["auth"])
     _put_edge_around(app, settings, pieces, probes, given)
 
 
@@ -218,12 +217,12 @@ def _add_handlers_and_docs(app: FastAPI, settings: Settings, pieces: Mapping[str
 
         add_outage_handlers(app, client_errors=pieces["database"].client_errors)
     add_problem_schemas(app)
-    _put_docs_first(app, settings)
+    docs.put_first(app, settings)
 
 
 def _compose_lifespans(app: FastAPI, pieces: Mapping[str, Any], probes: Sequence[APIRouter], given: Given) -> None:
     # Signals first, so that a signal is handled while the other lifespans start.
-    living = (pieces[name] for name in ("shutdown", "event_loop", "database", "rate_limit") if name in pieces)
+    living = (pieces[name] for name in ("shutdown", "event_loop", "auth", "database", "rate_limit") if name in pieces)
     ours = [piece.lifespan for piece in living if hasattr(piece, "lifespan")]
     ours += [router.lifespan_context for router in probes]
     lifespans.compose(app, ours, mounted=given.mounted_lifespans)
@@ -241,14 +240,6 @@ def _put_edge_around(
     edge.put_around(app)
     if "shutdown" in pieces:
         pieces["shutdown"].on_drain(edge.close_connections)
-
-
-def _put_docs_first(app: FastAPI, settings: Settings) -> None:
-    """Put our docs pages and the schema in front of the app's own routes, so that a catch-all does not hide them."""
-    docs = docs_router(app).routes if settings.docs and app.openapi_url and app.docs_url is None else []
-    schema = [each for each in app.router.routes if isinstance(each, Route) and each.path == app.openapi_url]
-    labelled = [LabelledRoute(each.path, each.endpoint, include_in_schema=False) for each in schema]
-    app.router.routes[:] = [*docs, *labelled, *(route for route in app.router.routes if route not in schema)]
 
 
 def _layers(

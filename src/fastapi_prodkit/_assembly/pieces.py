@@ -21,6 +21,7 @@ from fastapi_prodkit.shutdown import Shutdown
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from fastapi_prodkit.auth import Auth
     from fastapi_prodkit.database import Database
 
 __all__ = ["Given", "make_management", "make_pieces", "make_probes"]
@@ -31,6 +32,7 @@ class Given(NamedTuple):
 
     checks: Mapping[str, Check] | None
     mounted_lifespans: bool
+    auth: "Auth[Any] | None"
     database: "Database | None"
     store: Store | None
     registry: "CollectorRegistry | None"
@@ -44,6 +46,12 @@ def make_pieces(settings: Settings, given: Given) -> dict[str, Any]:
         pieces["rate_limit"] = given.store
     elif settings.rate_limit is not None:
         pieces["rate_limit"] = store_of(settings.rate_limit, prefix=settings.service.name, registry=given.registry)
+    if given.auth is not None:
+        pieces["auth"] = given.auth
+    elif settings.auth is not None:
+        from fastapi_prodkit.auth import Auth  # noqa: PLC0415 - needs an extra
+
+        pieces["auth"] = Auth(settings.auth, registry=given.registry)
     if given.database is not None:
         pieces["database"] = given.database
     elif settings.database is not None:
@@ -66,6 +74,8 @@ def make_probes(settings: Settings, pieces: Mapping[str, Any], given: Given) -> 
             from fastapi_prodkit.database.readiness import readiness_checks  # noqa: PLC0415 - needs an extra
 
             ours = readiness_checks(pieces["database"], settings.database)
+        if "auth" in pieces:
+            ours["auth"] = pieces["auth"].check
         every = ChainMap(cast("dict[str, Check]", given.checks or {}), ours)
         shutdown = pieces.get("shutdown")
         draining = shutdown.draining if shutdown is not None else None

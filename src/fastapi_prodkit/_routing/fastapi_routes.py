@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Scope
 
 from fastapi_prodkit._asgi import LabelledRoute
 from fastapi_prodkit._routing.path_tree import ANYWHERE, PathTree, Place, place_of
+from fastapi_prodkit._scope import ROUTER_INDEX
 
 __all__ = ["Entry", "RouteTable", "merge_form_limits", "seam"]
 
@@ -39,9 +40,12 @@ class Entry:
         asked: What is asked whether it matches; None if only the router can ask it.
         chosen: The route, or FastAPI's context of it if a router includes it.
         template: The path, such as `/items/{item_id}`; None if the route has none.
+        routers: The routers that are included on the way to it, outermost first.
     """
 
     __slots__ = ("_is_mount", "asked", "chosen", "order", "template")
+
+    routers: tuple[APIRouter, ...] = ()
 
     def __init__(self, order: int, chosen: Any, asked: Any, template: str | None) -> None:
         self.order = order
@@ -75,7 +79,7 @@ class Entry:
 class _IncludedEntry(Entry):
     """One route of a router that another router includes."""
 
-    __slots__ = ("_form_limits", "_innermost")
+    __slots__ = ("_form_limits", "_innermost", "routers")
 
     def __init__(self, order: int, context: Any, inclusions: tuple[Any, ...]) -> None:
         made = context.starlette_route  # the context of one of FastAPI's own routes has none, and matches by itself
@@ -83,6 +87,7 @@ class _IncludedEntry(Entry):
         asked = made or context if _is_known(made or context.original_route) else None
         super().__init__(order, context, asked, template)
         self._innermost = inclusions[-1]
+        self.routers = tuple(each.original_router for each in inclusions)
         limits = (getattr(each.include_context, "form_limits", None) for each in inclusions)  # FastAPI 0.164 has none
         self._form_limits = tuple(filter(None, limits))
 
@@ -189,7 +194,7 @@ def seam(router: APIRouter) -> tuple[Any, str] | None:
     name = "middleware_stack"
     while around is not None and _has_methods_of((APIRouter,), router, "app"):
         called = getattr(around, name, None)
-        if called == router.app:
+        if called == router.app or (called is not None and called is vars(router).get(ROUTER_INDEX)):
             return around, name
         around, name = called, "app"
     return None

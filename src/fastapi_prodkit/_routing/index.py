@@ -85,13 +85,22 @@ class RouteIndex:
             scope[_scope.ROUTE] = self._table, asked, found
         return found
 
+    def redirects(self, scope: Scope) -> bool:
+        """Return whether the router redirects a request for which `find` knew nothing, so that no route serves it."""
+        path, table = path_in_app(scope), self._table
+        if "\n" in path or table is None or table.has_fallbacks:
+            return False
+        known = all(entry.asked is not None for entry in table.find(path))
+        return known and self._has_twin(table, path, scope)
+
     def _find_nothing(self, table: RouteTable, path: str, scope: Scope) -> Found | None:
         """Return that no route matches. None if the router may have a redirect or a file of a front end instead."""
-        if table.has_fallbacks:
-            return None
-        if scope["type"] == "http" and self._router.redirect_slashes and path != "/":
-            twin = {**scope, "path": scope["path"].rstrip("/") if path.endswith("/") else f"{scope['path']}/"}
-            entries = table.find(path_in_app(twin))
-            if any(entry.asked is None or entry.asked.matches(twin)[0] is not _NONE for entry in entries):
-                return None
-        return None, {}, False
+        return None if table.has_fallbacks or self._has_twin(table, path, scope) else (None, {}, False)
+
+    def _has_twin(self, table: RouteTable, path: str, scope: Scope) -> bool:
+        """Return whether a route may match the path with a slash more or less, to which the router redirects."""
+        if scope["type"] != "http" or not self._router.redirect_slashes or path == "/":
+            return False
+        twin = {**scope, "path": scope["path"].rstrip("/") if path.endswith("/") else f"{scope['path']}/"}
+        entries = table.find(path_in_app(twin))
+        return any(entry.asked is None or entry.asked.matches(twin)[0] is not _NONE for entry in entries)

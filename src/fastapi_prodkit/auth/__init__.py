@@ -9,20 +9,34 @@
 
                issuer:   discovery > JWK Set, fetched in the background, cached, stale if need be
 
-`Auth` is all of it. It protects the routes that depend on it:
+`Auth` is all of it. `guard_routes(app, auth)`, which `create_app` calls, lets nobody without credentials pass, except
+to routes that are `public`:
 
-    auth = Auth(AuthSettings(issuer=("https://login.example.com/",), audience=("orders",)))
-    app = FastAPI(lifespan=auth.lifespan)
+    the app's middleware > guard: rule of the route > caller > roles and scopes > router > handler
 
-    @app.get("/me")
-    async def me(user: Annotated[User, Depends(auth.current_user)]) -> str:
-        return user.id
+The modules: `credentials` (read the header lines), `jose` (parse a token), `fetching`, `issuers` and `keys` (whose keys
+are trusted), `presets` and `claims` (what a token says), `tokens` (all of that), `api_keys`, `cache` (of verified
+credentials), `authenticator` (`Auth`), `rules` (who may call a route), `guard` (in front of the router).
 
 Tokens need the extra `auth`, which is imported when `Auth` is made. API keys need no extra.
 """
 
 from fastapi_prodkit.auth.api_keys import ApiKey, hash_api_key, new_api_key
 from fastapi_prodkit.auth.authenticator import Auth
+from fastapi_prodkit.auth.guard import guard_routes
+from fastapi_prodkit.auth.rules import CurrentUser, current_user, public, require_roles, require_scopes
 from fastapi_prodkit.auth.user import User
 
-__all__ = ["ApiKey", "Auth", "User", "hash_api_key", "new_api_key"]
+__all__ = [
+    "ApiKey",
+    "Auth",
+    "CurrentUser",
+    "User",
+    "current_user",
+    "guard_routes",
+    "hash_api_key",
+    "new_api_key",
+    "public",
+    "require_roles",
+    "require_scopes",
+]

@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, str]] = {
     "health": "Check that a service is healthy.",
     "settings": "Show every variable with its value and source, or export them.",
     "db": "Migrate the database.",
+    "key": "Make an API key.",
     "new": "Create a service from the example.",
 }
 

@@ -1,0 +1,165 @@
+"""Who may call a route: `public` opens it to all, `require_roles` and `require_scopes` close it to most.
+
+    @router.get("/reports", dependencies=[Depends(require_scopes("reports:read"))])
+
+Membership is exact: no role implies another one, unless you give `require_roles` all that are enough. The guard reads
+the rule of a route before its body is received; without a guard the dependencies enforce it themselves.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from fastapi_prodkit import _context, _scope
+from fastapi_prodkit._asgi import walk_dependencies
+from fastapi_prodkit._context import Reason
+from fastapi_prodkit.auth.user import User
+from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
+
+__all__ = ["CurrentUser", "Requirement", "Rule", "current_user", "public", "require_roles", "require_scopes", "rule_of"]
+
+_Target = TypeVar("_Target")
+_Kind = Literal["role", "scope"]
+_Match = Literal["all", "any"]
+
+
+def public(target: _Target) -> _Target:
+    """Let everybody call an endpoint, the routes of a router, or a mounted app.
+
+        @app.get("/prices")
+        @public
+        async def prices(): ...
+
+        app.include_router(public(router))
+        app.mount("/static", public(StaticFiles(directory="static")))
+
+    A role or a scope that a public route requires is required all the same.
+
+    Returns:
+        The target, which is marked.
+    """
+    vars(target)[_scope.PUBLIC] = True
+    return target
+
+
+async def current_user(connection: HTTPConnection) -> User:
+    """Return the caller of the request.
+
+    Raises:
+        ProblemError: 401 if the request has no credentials, or wrong ones.
+        ConfigurationError: The app has no authentication.
+    """
+    user: User | None = connection.scope.get(_scope.USER)
+    if user is None:  # on a public route, or in an app without a guard
+        pieces = _scope.installed(connection.scope) or {}
+        auth = pieces.get("auth") or getattr(connection.app.state, "auth", None)
+        if auth is None:
+            raise ConfigurationError("there is no caller without authentication: set AUTH_ISSUER, or app.state.auth")
+        user = connection.scope[_scope.USER] = await auth.current_user(connection)
+    return user
+
+
+CurrentUser = Annotated[User, Depends(current_user)]
+"""The type of a parameter that is the caller. For a class of your own: `Annotated[Employee, Depends(current_user)]`."""
+
+
+class Requirement:
+    """Roles or scopes that the caller must have; made by `require_roles` and `require_scopes`.
+
+    Attributes:
+        kind: What the names are.
+        names: What the caller must have.
+        match: Whether all of them, or any.
+    """
+
+    statuses = (401, 403)  # in the OpenAPI schema of routes that depend on it
+
+    def __init__(self, kind: _Kind, names: Iterable[str], match: _Match) -> None:
+        self.kind = kind
+        self.names = frozenset(names)
+        self.match = match
+        if not self.names or "" in self.names:
+            raise ConfigurationError(f"require_{kind}s: name at least one {kind}")
+
+    async def __call__(self, connection: HTTPConnection) -> User:
+        """Return the caller, who has what is required.
+
+        Raises:
+            ProblemError: 401 without a caller; 403 if the caller does not have it.
+        """
+        user = await current_user(connection)
+        self.check(user)
+        return user
+
+    def check(self, user: User) -> None:
+        """Refuse a caller who does not have what is required.
+
+        Raises:
+            ProblemError: 403; for scopes with the challenge of RFC 6750 section 3.1.
+        """
+        owned = user.roles if self.kind == "role" else user.scopes
+        if self.names <= owned if self.match == "all" else not self.names.isdisjoint(owned):
+            return
+        wanted = " ".join(sorted(self.names))
+        _context.refuse(Reason("forbidden", f"the caller does not have {self.match} of the {self.kind}s {wanted}"))
+        headers = {}
+        if self.kind == "scope":
+            headers["WWW-Authenticate"] = f'Bearer error="insufficient_scope", scope="{wanted}"'
+        raise ProblemError(403, "You are not allowed to do this.", headers=headers)
+
+
+def require_roles(*roles: str, match: _Match = "all") -> Requirement:
+    """Require roles of the caller: `Depends(require_roles("editor", "admin", match="any"))`.
+
+    Args:
+        roles: Exactly as the issuer writes them.
+        match: Whether the caller must have all of them, or any.
+
+    Raises:
+        ConfigurationError: There is no role.
+    """
+    return Requirement("role", roles, match)
+
+
+def require_scopes(*scopes: str, match: _Match = "all") -> Requirement:
+    """Require scopes of the token or API key: `Depends(require_scopes("reports:write"))`.
+
+    Args:
+        scopes: Exactly as the issuer writes them.
+        match: Whether the token must have all of them, or any.
+
+    Raises:
+        ConfigurationError: There is no scope.
+    """
+    return Requirement("scope", scopes, match)
+
+
+class Rule(NamedTuple):
+    """Who may call a route.
+
+    Attributes:
+        public: Everybody; nothing is required.
+        required: All that the caller must have.
+    """
+
+    public: bool
+    required: tuple[Requirement, ...]
+
+
+def rule_of(route: Any, marked: Iterable[Any]) -> Rule:
+    """Return the rule of a route.
+
+    Args:
+        route: The route, or FastAPI's context of it.
+        marked: What `public` may have marked: the route, its endpoint, a mounted app, and the routers on the way to it.
+    """
+    required = tuple(_requirements(route))
+    return Rule(not required and any(getattr(each, _scope.PUBLIC, False) for each in marked), required)
+
+
+def _requirements(route: Any) -> Iterator[Requirement]:
+    for each in walk_dependencies(getattr(route, "dependant", None)):
+        if isinstance(each, Requirement):
+            yield each

@@ -1,0 +1,430 @@
+"""Deny by default: which routes need a caller, and that nothing of a request happens before one is known."""
+
+import json
+
+import pytest
+from fastapi import APIRouter, Body, Depends, FastAPI, WebSocket
+from fastapi.responses import PlainTextResponse
+from fastapi.testclient import TestClient
+from starlette.middleware import Middleware
+from starlette.routing import Host, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.testclient import WebSocketDenialResponse
+
+from fastapi_prodkit import Settings, create_app
+from fastapi_prodkit.auth import (
+    Auth,
+    CurrentUser,
+    guard_routes,
+    hash_api_key,
+    new_api_key,
+    public,
+    require_roles,
+    require_scopes,
+)
+from fastapi_prodkit.errors import add_problem_handlers
+from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.routing import index_routes
+from fastapi_prodkit.sections import AuthSettings
+
+KEY = new_api_key()
+CALLER = {"X-API-Key": KEY}
+SETTINGS = AuthSettings(api_keys=(f"bot {hash_api_key(KEY)} scope=reports:read role=reader",))
+
+
+@pytest.fixture(params=[True, False], ids=["index", "no index"])
+def app(request):
+    """An app whose routes are guarded, with the index of the routes and without it."""
+    app = FastAPI()
+    add_problem_handlers(app)
+    app.state.auth = Auth(SETTINGS)
+    if request.param:
+        index_routes(app)
+    guard_routes(app, app.state.auth)
+    return app
+
+
+@pytest.fixture
+def client(app):
+    return TestClient(app, follow_redirects=False)
+
+
+def answer():
+    return "served"
+
+
+def statuses(client, path, method="GET"):
+    """Return the statuses without a caller, and with one."""
+    return [client.request(method, path, headers=headers).status_code for headers in ({}, CALLER)]
+
+
+def test_route_needs_a_caller(app, client):
+    """A 401 names what may be sent, and the handler knows the caller."""
+
+    @app.get("/me")
+    async def me(user: CurrentUser) -> str:
+        return user.id
+
+    refused, served = client.get("/me"), client.get("/me", headers=CALLER)
+
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "ApiKey")
+    assert (served.status_code, served.json()) == (200, "bot")
+
+
+def test_wrong_key_is_refused(app, client):
+    """With 401, and without the handler."""
+    app.get("/me")(answer)
+
+    assert client.get("/me", headers={"X-API-Key": KEY[:-1]}).status_code == 401
+
+
+def test_public_endpoint_needs_no_caller(app, client):
+    """Whatever credentials are sent, which are not looked at."""
+    app.get("/prices")(public(lambda: "p"))
+
+    answers = [client.get("/prices", headers=headers) for headers in ({}, CALLER, {"X-API-Key": "wrong"})]
+
+    assert [each.status_code for each in answers] == [200, 200, 200]
+
+
+def test_public_router_needs_no_caller(app, client):
+    """Also for routes that it gets after it was included, and for those of routers inside of it."""
+    outer, inner = public(APIRouter(prefix="/outer")), APIRouter(prefix="/inner")
+    outer.include_router(inner)
+    app.include_router(outer)
+    outer.get("/late")(answer)
+    inner.get("/late")(answer)
+
+    assert statuses(client, "/outer/late") == [200, 200]
+    assert statuses(client, "/outer/inner/late") == [200, 200]
+
+
+def test_router_beside_a_public_one_is_closed(app, client):
+    """A mark is for its own router only."""
+    shared = APIRouter()
+    shared.get("/shared")(answer)
+    app.include_router(public(APIRouter()), prefix="/open")
+    app.include_router(shared, prefix="/closed")
+
+    assert statuses(client, "/closed/shared") == [401, 200]
+
+
+def test_requirement_wins_over_public(app, client):
+    """A role that a route of a public router requires is required all the same."""
+    router = public(APIRouter())
+    router.get("/admin", dependencies=[Depends(require_roles("admin"))])(answer)
+    app.include_router(router)
+
+    assert statuses(client, "/admin") == [401, 403]
+
+
+def test_requirements_of_app_router_and_route_add_up(app, client):
+    """All of them must be met."""
+    router = APIRouter(dependencies=[Depends(require_roles("reader"))])
+    router.get("/read", dependencies=[Depends(require_scopes("reports:read"))])(answer)
+    router.get("/write", dependencies=[Depends(require_scopes("reports:write"))])(answer)
+    app.include_router(router)
+
+    assert statuses(client, "/read") == [401, 200]
+    assert statuses(client, "/write") == [401, 403]
+
+
+def test_body_is_not_received_before_a_caller_is_known(app, client):
+    """Nor is it parsed, so an invalid body is a 401 and not a 422."""
+    received = []
+
+    def body():
+        received.append("body")
+        yield b"{"
+
+    app.post("/reports")(lambda report=Body(): report)
+
+    refused = client.post("/reports", content=body(), headers={"Content-Type": "application/json"})
+    forbidden = client.post("/reports", content=b"{", headers={"Content-Type": "application/json", **CALLER})
+
+    assert (refused.status_code, forbidden.status_code) == (401, 422)
+
+
+async def test_server_is_not_asked_for_the_body_of_a_refused_request(app):
+    """`receive` is never called."""
+    app.post("/reports")(lambda report=Body(): report)
+    sent = []
+
+    async def receive():
+        raise AssertionError("the body was asked for")
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/reports",
+        "query_string": b"",
+        "headers": [],
+        "http_version": "1.1",
+    }
+    await app(scope, receive, send)
+
+    assert sent[0]["status"] == 401
+
+
+def test_unknown_path_is_a_404_without_a_caller(client):
+    """Nothing serves it, so there is nothing to protect."""
+    assert statuses(client, "/nope") == [404, 404]
+
+
+def test_other_method_needs_a_caller(app, client):
+    """As the route does, so that a 405 tells nobody more."""
+    app.get("/me")(answer)
+
+    assert statuses(client, "/me", "DELETE") == [401, 405]
+
+
+def test_redirect_of_a_slash_needs_no_caller(app, client):
+    """It leads to a path that is guarded."""
+    app.get("/me")(answer)
+
+    assert statuses(client, "/me/") == [307, 307]
+
+
+def test_path_with_a_line_break_is_guarded(app, client):
+    """Starlette's routes match it, and the index leaves it to the router."""
+    app.get("/me")(answer)
+
+    assert statuses(client, "/me%0A") == [401, 200]
+
+
+def test_route_that_is_added_later_is_guarded(app, client):
+    """Before and after the first request."""
+    assert statuses(client, "/late") == [404, 404]
+
+    app.get("/late")(answer)
+
+    assert statuses(client, "/late") == [401, 200]
+
+
+def test_path_that_middleware_rewrites_is_guarded_as_what_it_becomes(app):
+    """The guard is inside of the app's middleware."""
+
+    class Rewriting:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            if scope["type"] == "http" and scope["path"] == "/prices":
+                scope["path"] = "/me"
+            await self.app(scope, receive, send)
+
+    app.get("/me")(answer)
+    app.get("/prices")(public(lambda: "p"))
+    app.add_middleware(Rewriting)
+
+    assert statuses(TestClient(app), "/prices") == [401, 200]
+
+
+def test_mounted_app_needs_a_caller(app, client, tmp_path):
+    """Whatever framework it is of."""
+    (tmp_path / "a.txt").write_text("a")
+    app.mount("/static", StaticFiles(directory=tmp_path))
+    app.mount("/open", public(StaticFiles(directory=tmp_path)))
+
+    assert statuses(client, "/static/a.txt") == [401, 200]
+    assert statuses(client, "/open/a.txt") == [200, 200]
+
+
+def test_mount_can_be_marked(app, client):
+    """The route, in place of the app that it has."""
+    app.router.routes.append(public(Mount("/open", PlainTextResponse("open"))))
+
+    assert statuses(client, "/open/x") == [200, 200]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_mounted_fastapi_app_is_guarded_at_its_own_routes(app, client, wrapped):
+    """So its public endpoints are public, also where the mount has middleware of its own."""
+    inner = FastAPI()
+    inner.get("/a")(answer)
+    inner.get("/b")(public(lambda: "b"))
+    middleware = [Middleware(Passing)] if wrapped else []
+    app.router.routes.append(Mount("/sub", inner, middleware=middleware))
+
+    assert statuses(client, "/sub/a") == [401, 200]
+    assert statuses(client, "/sub/b") == [200, 200]
+    assert statuses(client, "/sub/nope") == [404, 404]
+
+
+def test_app_that_an_included_router_mounts_is_guarded(app, client, tmp_path):
+    """As one that the app mounts itself."""
+    (tmp_path / "a.txt").write_text("a")
+    inner, router = FastAPI(), APIRouter()
+    inner.get("/b")(public(lambda: "b"))
+    inner.get("/c")(answer)
+    router.mount("/inner", inner)
+    router.mount("/open", public(StaticFiles(directory=tmp_path)))
+    router.mount("/closed", StaticFiles(directory=tmp_path))
+    app.include_router(router, prefix="/v1")
+
+    assert statuses(client, "/v1/inner/b") == [200, 200]
+    assert statuses(client, "/v1/inner/c") == [401, 200]
+    assert statuses(client, "/v1/open/a.txt") == [200, 200]
+    assert statuses(client, "/v1/closed/a.txt") == [401, 200]
+
+
+class Passing:
+    """Middleware that changes nothing."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        await self.app(scope, receive, send)
+
+
+def test_public_mounted_app_is_not_guarded(app, client):
+    """Its routes need no caller, and what they require is required by their dependencies."""
+    inner = public(FastAPI())
+    inner.state.auth = app.state.auth
+    inner.get("/a")(answer)
+    inner.get("/b", dependencies=[Depends(require_roles("reader"))])(answer)
+    app.mount("/sub", inner)
+
+    assert statuses(client, "/sub/a") == [200, 200]
+    assert statuses(client, "/sub/b") == [401, 200]
+
+
+def test_host_is_guarded(app, client):
+    """As a mount is."""
+    app.router.routes.append(Host("testserver", PlainTextResponse("host")))
+
+    assert statuses(client, "/anything") == [401, 200]
+
+
+def test_plain_route_can_be_public(app, client):
+    """Routes of Starlette have no dependencies, so only the mark counts."""
+    app.router.routes.append(Route("/closed", lambda _: PlainTextResponse("c")))
+    app.router.routes.append(Route("/open", public(lambda _: PlainTextResponse("o"))))
+
+    assert statuses(client, "/closed") == [401, 200]
+    assert statuses(client, "/open") == [200, 200]
+
+
+def test_route_of_an_unknown_class_is_guarded(app, client):
+    """The index leaves it to the router; a mark on its endpoint counts."""
+
+    class Odd(Route):
+        def matches(self, scope):
+            return super().matches(scope)
+
+    app.router.routes.append(Odd("/odd", lambda _: PlainTextResponse("odd")))
+    app.router.routes.append(Odd("/open", public(lambda _: PlainTextResponse("open"))))
+
+    assert statuses(client, "/odd") == [401, 200]
+    assert statuses(client, "/open") == [200, 200]
+
+
+def test_files_of_a_front_end_need_a_caller(app, client, tmp_path):
+    """Only the router knows them."""
+    (tmp_path / "index.html").write_text("<p>hello")
+    app.frontend("/", directory=tmp_path)
+
+    assert statuses(client, "/index.html") == [401, 200]
+
+
+def test_websocket_needs_a_caller(app, client):
+    """The handshake is refused with 401."""
+
+    @app.websocket("/ws")
+    async def ws(websocket: WebSocket, user: CurrentUser):
+        await websocket.accept()
+        await websocket.send_text(user.id)
+        await websocket.close()
+
+    with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect("/ws"):
+        pass
+    with client.websocket_connect("/ws", headers=CALLER) as websocket:
+        text = websocket.receive_text()
+
+    assert (refused.value.status_code, text) == (401, "bot")
+
+
+def test_second_guard_does_nothing(app, client):
+    """The first one stays."""
+    guard_routes(app, Auth(AuthSettings(api_keys=(f"other {hash_api_key(new_api_key())}",))))
+    app.get("/me")(answer)
+
+    assert statuses(client, "/me") == [401, 200]
+
+
+def test_router_that_cannot_be_guarded_is_an_error(app):
+    """It is not served without a guard."""
+
+    class OwnRouter(APIRouter):
+        async def app(self, scope, receive, send): ...
+
+    other = FastAPI()
+    other.router = OwnRouter()
+
+    with pytest.raises(ConfigurationError, match="cannot be guarded"):
+        guard_routes(other, app.state.auth)
+
+
+def test_rules_are_bounded(app, client, monkeypatch):
+    """Routes that come and go take no memory for ever."""
+    monkeypatch.setattr("fastapi_prodkit.auth.guard._MOST_RULES", 1)
+    for name in ("a", "b", "c"):
+        app.get(f"/{name}")(answer)
+        assert statuses(client, f"/{name}") == [401, 200]
+
+    guard = app.router.middleware_stack
+
+    assert len(guard._rules) == 1
+
+
+def service(environment="test", **keywords):
+    settings = Settings(
+        environment=environment, docs={}, hosts={"allowed": ["testserver"]}, metrics=None, auth=SETTINGS
+    )
+    return create_app(settings, **keywords)
+
+
+def test_create_app_guards_all_routes_but_the_probes():
+    """The caller is on the access line, and readiness knows the issuers."""
+    app = service()
+    app.get("/me")(answer)
+
+    with TestClient(app) as client:
+        assert statuses(client, "/me") == [401, 200]
+        assert statuses(client, "/health") == [200, 200]
+        assert "auth" in client.get("/ready").json()["checks"]
+
+
+def test_access_line_has_the_caller_and_the_reason(capsys):
+    """A refused request has a reason in place of the caller."""
+    app = create_app(Settings(environment="test", auth=SETTINGS, log={"format": "json"}))
+    app.get("/me")(answer)
+    client = TestClient(app)
+    capsys.readouterr()
+
+    statuses(client, "/me")
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    refused, served = [line for line in lines if line["event"] == "request"]
+    assert (refused["reason"], "user_id" in refused) == ("there are no credentials", False)
+    assert served["user_id"] == "bot"
+
+
+@pytest.mark.parametrize(("environment", "expected"), [("test", 200), ("prod", 401)])
+def test_docs_need_a_caller_in_production(environment, expected):
+    """They are open in dev and test."""
+    client = TestClient(service(environment))
+
+    assert [client.get(path).status_code for path in ("/docs", "/openapi.json")] == [expected] * 2
+
+
+def test_given_auth_is_used():
+    """With a class of users of one's own."""
+    app = service(auth=Auth(find_key=lambda digest: None))
+    app.get("/me")(answer)
+
+    assert statuses(TestClient(app), "/me") == [401, 401]
