@@ -59,6 +59,20 @@ async def test_configured_key_is_found(clock):
         f"{KEY}\n",
         b"\xff" * 80,
     ],
+    ids=[
+        "empty",
+        "short",
+        "cut",
+        "long",
+        "upper",
+        "prefix",
+        "letter",
+        "checksum",
+        "digit",
+        "space",
+        "line break",
+        "bytes",
+    ],
 )
 async def test_other_form_is_refused_without_a_search(sent, clock):
     """A key that was cut or mistyped: the checksum tells."""
