@@ -5,9 +5,11 @@ import json
 import pytest
 from fastapi import APIRouter, Body, Depends, FastAPI, WebSocket
 from fastapi.responses import PlainTextResponse
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
-from starlette.routing import Host, Mount, Route
+from starlette.routing import Host, Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.testclient import WebSocketDenialResponse
 
@@ -15,6 +17,7 @@ from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit.auth import (
     Auth,
     CurrentUser,
+    current_user,
     guard_routes,
     hash_api_key,
     new_api_key,
@@ -240,18 +243,88 @@ def test_mount_can_be_marked(app, client):
     assert statuses(client, "/open/x") == [200, 200]
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_mounted_fastapi_app_is_guarded_at_its_own_routes(app, client, wrapped):
-    """So its public endpoints are public, also where the mount has middleware of its own."""
+def test_mounted_fastapi_app_is_guarded_at_its_own_routes(app, client):
+    """So its public endpoints are public."""
     inner = FastAPI()
     inner.get("/a")(answer)
     inner.get("/b")(public(lambda: "b"))
-    middleware = [Middleware(Passing)] if wrapped else []
-    app.router.routes.append(Mount("/sub", inner, middleware=middleware))
+    app.mount("/sub", inner)
 
     assert statuses(client, "/sub/a") == [401, 200]
     assert statuses(client, "/sub/b") == [200, 200]
     assert statuses(client, "/sub/nope") == [404, 404]
+
+
+def test_mount_with_middleware_is_one_route(app, client):
+    """The middleware may answer by itself, in front of a guard inside."""
+    inner = FastAPI()
+    inner.get("/b")(public(lambda: "b"))
+    app.router.routes.append(Mount("/sub", inner, middleware=[Middleware(Passing)]))
+
+    assert statuses(client, "/sub/b") == [401, 200]
+
+
+def test_object_with_a_fastapi_app_inside_is_one_route(app, client):
+    """It may answer by itself, or choose another app."""
+    app.mount("/sub", Passing(FastAPI()))
+    app.mount("/dashboard", Passing(app))
+
+    assert statuses(client, "/sub/docs") == [401, 200]
+    assert statuses(client, "/dashboard/docs")[0] == 401
+
+
+def test_mounted_app_that_is_exchanged_is_guarded(app, client):
+    """Each request asks whether the app that is mounted now has a guard."""
+    mount = Mount("/sub", FastAPI())
+    app.router.routes.append(mount)
+    assert statuses(client, "/sub/a") == [404, 404]
+
+    mount.app = FastAPI()
+    mount.app.get("/a")(answer)
+    assert statuses(client, "/sub/a") == [401, 200]
+
+    mount.app.router = APIRouter()
+    mount.app.router.get("/a")(answer)
+    mount.app.middleware_stack = None
+    assert statuses(client, "/sub/a") == [401, 200]
+
+
+def test_mounted_app_with_authentication_of_its_own_uses_that(app, client):
+    """A role of one is no role of the other, in the guard and in dependencies."""
+    key = new_api_key()
+    inner = FastAPI()
+    inner.state.auth = Auth(AuthSettings(api_keys=(f"inner {hash_api_key(key)} role=reader",)))
+    inner.get("/a", dependencies=[Depends(require_roles("reader"))])(lambda user=Depends(current_user): user.id)
+    app.mount("/sub", inner)
+
+    assert statuses(client, "/sub/a") == [401, 401]
+    assert client.get("/sub/a", headers={"X-API-Key": key}).json() == "inner"
+
+
+def test_app_that_is_mounted_under_two_guards_is_an_error(app, client):
+    """Whose users are admitted must not depend on which request comes first."""
+    inner, other = FastAPI(), FastAPI()
+    inner.get("/a")(answer)
+    for outer in (app, other):
+        outer.mount("/sub", inner)
+    guard_routes(other, Auth(AuthSettings(api_keys=(f"other {hash_api_key(new_api_key())}",))))
+
+    assert statuses(client, "/sub/a") == [401, 200]
+    with pytest.raises(ConfigurationError, match="another Auth"):
+        TestClient(other).get("/sub/a")
+
+
+def test_public_route_of_a_mounted_app_may_ask_who_calls(app, client):
+    """The guard's own authentication is asked, if the app has none."""
+    inner = FastAPI()
+    inner.get("/me")(public(me))
+    app.mount("/sub", inner)
+
+    assert statuses(client, "/sub/me") == [401, 200]
+
+
+async def me(user: CurrentUser) -> str:
+    return user.id
 
 
 def test_app_that_an_included_router_mounts_is_guarded(app, client, tmp_path):
@@ -310,7 +383,7 @@ def test_plain_route_can_be_public(app, client):
 
 
 def test_route_of_an_unknown_class_is_guarded(app, client):
-    """The index leaves it to the router; a mark on its endpoint counts."""
+    """Only the router can tell what it matches, so a mark does not count."""
 
     class Odd(Route):
         def matches(self, scope):
@@ -320,7 +393,81 @@ def test_route_of_an_unknown_class_is_guarded(app, client):
     app.router.routes.append(Odd("/open", public(lambda _: PlainTextResponse("open"))))
 
     assert statuses(client, "/odd") == [401, 200]
-    assert statuses(client, "/open") == [200, 200]
+    assert statuses(client, "/open") == [401, 200]
+
+
+def test_public_route_that_does_not_match_in_its_own_way_opens_nothing(app, client):
+    """Such as one of an old version, in front of a closed route of the same path."""
+
+    class Versioned(APIRoute):
+        def matches(self, scope):
+            return super().matches(scope) if b"x-version" in dict(scope["headers"]) else (Match.NONE, {})
+
+    old = APIRouter(route_class=Versioned)
+    old.get("/thing")(public(lambda: "old"))
+    app.include_router(old)
+    app.get("/thing")(answer)
+
+    assert statuses(client, "/thing") == [401, 200]
+
+
+def test_app_behind_the_router_needs_a_caller(app, client):
+    """What the router calls for a path without a route is a handler, if it is not its own 404."""
+    app.router.default = PlainTextResponse("legacy")
+    app.get("/me")(answer)
+
+    assert statuses(client, "/legacy") == [401, 200]
+    assert statuses(client, "/me/") == [401, 307]
+
+
+def test_route_that_is_replaced_by_an_equal_one_is_noticed(app, client):
+    """Routes are equal if path, endpoint and methods are, whatever they require."""
+    app.get("/me")(answer)
+    assert statuses(client, "/me") == [401, 200]
+
+    place = next(place for place, route in enumerate(app.router.routes) if getattr(route, "path", "") == "/me")
+    app.router.routes[place] = APIRoute("/me", answer, dependencies=[Depends(require_roles("admin"))])
+
+    assert statuses(client, "/me") == [401, 403]
+
+
+def test_everything_of_an_included_router_can_be_public(app, client):
+    """WebSockets, routes of Starlette, and apps that it mounts."""
+    router = APIRouter()
+
+    @router.websocket("/ws")
+    @public
+    async def ws(websocket: WebSocket):
+        await websocket.accept()
+        await websocket.close()
+
+    class Endpoint(HTTPEndpoint):
+        async def get(self, _):
+            return PlainTextResponse("class")
+
+    router.add_route("/plain", public(lambda _: PlainTextResponse("plain")))
+    router.add_route("/class", public(Endpoint))
+    router.mount("/mounted", public(Passing(PlainTextResponse("mounted"))))
+    app.include_router(router, prefix="/v1")
+
+    with client.websocket_connect("/v1/ws"):
+        pass
+    assert [client.get(f"/v1/{path}").status_code for path in ("plain", "class", "mounted/x")] == [200, 200, 200]
+
+
+def test_requirement_of_an_included_websocket_is_checked(app, client):
+    """By the guard, before the handshake reaches the app."""
+    router = APIRouter()
+
+    @router.websocket("/ws", dependencies=[Depends(require_roles("admin"))])
+    async def ws(websocket: WebSocket):
+        await websocket.accept()
+
+    app.include_router(router)
+
+    with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect("/ws", headers=CALLER):
+        pass
+    assert refused.value.status_code == 403
 
 
 def test_files_of_a_front_end_need_a_caller(app, client, tmp_path):
@@ -349,11 +496,13 @@ def test_websocket_needs_a_caller(app, client):
 
 
 def test_second_guard_does_nothing(app, client):
-    """The first one stays."""
-    guard_routes(app, Auth(AuthSettings(api_keys=(f"other {hash_api_key(new_api_key())}",))))
+    """Unless it is of another Auth, which is an error."""
+    guard_routes(app, app.state.auth)
     app.get("/me")(answer)
 
     assert statuses(client, "/me") == [401, 200]
+    with pytest.raises(ConfigurationError, match="another Auth"):
+        guard_routes(app, Auth(AuthSettings(api_keys=(f"other {hash_api_key(new_api_key())}",))))
 
 
 def test_router_that_cannot_be_guarded_is_an_error(app):

@@ -19,6 +19,7 @@ from fastapi_prodkit.auth import (
     require_roles,
     require_scopes,
 )
+from fastapi_prodkit.auth.rules import rule_of
 from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.openapi import add_problem_schemas
@@ -93,6 +94,34 @@ def test_requirement_without_a_name_is_an_error(require, names):
     """It would let everybody pass, or nobody."""
     with pytest.raises(ConfigurationError, match="name at least one"):
         require(*names)
+
+
+@pytest.mark.parametrize("match", ["All", "ALL", "", "none", True])
+def test_other_match_is_an_error(match):
+    """It would mean any."""
+    with pytest.raises(ConfigurationError, match="use 'all' or 'any'"):
+        require_roles("a", "b", match=match)
+
+
+def test_method_of_an_object_cannot_be_marked():
+    """The mark would be on the function of its class, and so on those of all objects."""
+
+    class Views:
+        async def get(self): ...
+
+    with pytest.raises(ConfigurationError, match="cannot mark"):
+        public(Views().get)
+
+
+def test_only_public_makes_a_mark():
+    """An object with any attribute has none."""
+
+    class Proxy:
+        def __getattr__(self, name):
+            return True
+
+    assert not rule_of(Proxy(), [Proxy()]).public
+    assert rule_of(None, [public(Proxy())]).public
 
 
 def test_requirements_hold_without_a_guard(app):

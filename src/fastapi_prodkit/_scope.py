@@ -12,7 +12,8 @@ FAILURES: Final = "fastapi_prodkit.failures"  # exceptions that have left the ed
 ROUTE: Final = "fastapi_prodkit.route"  # the route that was found before routing; see _routing.index
 QUOTAS: Final = "fastapi_prodkit.quotas"  # the limits against which the request was counted; see rate_limit.limits
 SESSION: Final = "fastapi_prodkit.session"  # the session for writing of the request; see database.joining
-USER: Final = "fastapi_prodkit.user"  # the caller of the request, who was authenticated; see auth.guard
+AUTH: Final = "fastapi_prodkit.auth"  # the Auth of the guard that the request has passed last; see auth.guard
+USER: Final = "fastapi_prodkit.user"  # that Auth, and the caller that it has authenticated; see auth.guard
 READ_SESSION: Final = "fastapi_prodkit.read_session"  # the session for reading of the request; see database.joining
 
 # Attributes of objects that are not ours.

@@ -1,22 +1,19 @@
 """Deny by default: every route needs a caller unless `public` has marked it.
 
-The guard stands between the app's middleware and its router. It asks what will serve a request, authenticates the
-caller, and checks what the route requires, before the body is received and before any dependency runs. So a 401 costs
-next to nothing, and no path reaches a handler that the router would not have chosen for it.
-
-    edge > the app's middleware > guard: rule of the route > caller > roles and scopes > router > handler
+The guard stands between the app's middleware and its router. It asks the index of routes what will serve a request,
+authenticates the caller, and checks what the route requires, before the body is received and before any dependency is
+called. So a 401 costs next to nothing, and the decision is about the path that the router sees.
 
 What no route serves is a 404 or a redirect without a caller. What only the router can tell, such as the files of
-`app.frontend()`, needs a caller.
+`app.frontend()` or a route of an unknown class, needs a caller, whatever is marked.
 """
 
-from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
-from fastapi.routing import APIRouter, iter_route_contexts
+from fastapi.routing import APIRouter
 from starlette.requests import HTTPConnection
-from starlette.routing import Host, Match, Mount
+from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit import _context, _scope
@@ -31,6 +28,7 @@ __all__ = ["guard_routes"]
 
 _KINDS: Final = ("http", "websocket")
 _PUBLIC: Final = Rule(public=True, required=())
+_CALLER: Final = Rule(public=False, required=())
 _MOST_RULES: Final = 10_000  # that are cached; an app has fewer routes
 
 
@@ -40,14 +38,18 @@ def guard_routes(app: FastAPI, auth: Auth[Any]) -> None:
         app.state.auth = Auth(AuthSettings(...))
         guard_routes(app, app.state.auth)
 
-    A mounted FastAPI app is guarded at its own router, at the first request for it; any other mounted app is one route.
-    Routes may be added before and after the call. A second call does nothing.
+    A mounted FastAPI app is guarded at its own router, at the first request for it, by its own `app.state.auth` or else
+    by this one. Any other mounted app is one route. Routes may be added before and after the call.
 
     Raises:
-        ConfigurationError: The installed FastAPI or the app's router is not one that can be guarded.
+        ConfigurationError: The app is guarded by another `Auth`; or the installed FastAPI, or the app's router, is not
+            one that can be guarded.
     """
     router = app.router
-    if _scope.ROUTER_GUARD in vars(router):
+    known: Guard | None = vars(router).get(_scope.ROUTER_GUARD)
+    if known is not None:
+        if known.auth is not auth:
+            raise ConfigurationError("the routes are guarded by another Auth: use the same one")
         return
     place = seam(router) if fastapi_is_known() else None
     if place is None:
@@ -69,9 +71,9 @@ class Guard:
 
     def __init__(self, inner: ASGIApp, router: APIRouter, index: RouteIndex, auth: Auth[Any]) -> None:
         self.app = inner
+        self.auth = auth
         self._router = router
         self._index = index
-        self._auth = auth
         self._rules: dict[Entry, Rule] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,16 +83,17 @@ class Guard:
             ProblemError: 401 or 403, before the body is received.
         """
         if scope["type"] in _KINDS:
+            scope[_scope.AUTH] = self.auth
             rule = self._rule(scope)
             if not rule.public:
                 await self._admit(scope, rule)
         await self.app(scope, receive, send)
 
     async def _admit(self, scope: Scope, rule: Rule) -> None:
-        user = self._auth.known_user(scope)
+        user = self.auth.known_user(scope)
         if user is None:
-            user = await self._auth.current_user(HTTPConnection(scope))
-        scope[_scope.USER] = user
+            user = await self.auth.current_user(HTTPConnection(scope))
+        scope[_scope.USER] = self.auth, user
         _context.bind(user_id=user.id)
         for requirement in rule.required:
             requirement.check(user)
@@ -98,36 +101,28 @@ class Guard:
     def _rule(self, scope: Scope) -> Rule:
         found = self._index.find_ahead(scope)
         if found is None:
-            return _PUBLIC if self._index.redirects(scope) else self._searched_rule(scope)
+            return self._rule_of_nothing() if self._index.redirects(scope) else _CALLER
         entry, _, _ = found
         if entry is None:
-            return _PUBLIC  # a 404
+            return self._rule_of_nothing()
         rule = self._rules.get(entry)
         if rule is None:
             if len(self._rules) >= _MOST_RULES:
                 self._rules.clear()
-            rule = self._rules[entry] = self._rule_of(entry.chosen, entry.asked, entry.routers)
-        return rule
+            rule = self._rules[entry] = rule_of(entry.asked, entry.routers)
+        return rule if rule.public else self._mounted_rule(entry.asked, rule)
 
-    def _searched_rule(self, scope: Scope) -> Rule:
-        """Return the rule of a route that the index does not know. Marks of routers are not seen: it stays closed."""
-        scope = {**scope, "fastapi": {}}  # matching writes into this entry; the app's scope must not change
-        matching = (each for each in iter_route_contexts(self._router.routes) if each.matches(scope)[0] is Match.FULL)
-        return self._rule_of(next(matching, None), None, ())
+    def _rule_of_nothing(self) -> Rule:
+        """Return the rule of a request that no route serves: a 404 needs no caller, another default app does."""
+        return _PUBLIC if self._router.default == self._router.not_found else _CALLER
 
-    def _rule_of(self, route: Any, mount: Any, routers: Sequence[APIRouter]) -> Rule:
-        mounted = [*_apps_of(mount)]
-        rule = rule_of(route, [route, getattr(route, "endpoint", None), *mounted, *routers])
-        inner = next((app for app in mounted if isinstance(app, FastAPI)), None)
-        if rule.public or inner is None:
+    def _mounted_rule(self, route: Any, rule: Rule) -> Rule:
+        """Return the rule of a route; that of a mounted FastAPI app is left to a guard of its own."""
+        inner = route.app if isinstance(route, Mount | Host) else None
+        if not isinstance(inner, FastAPI):
             return rule
-        guard_routes(inner, self._auth)
-        return _PUBLIC  # its own guard decides
-
-
-def _apps_of(route: Any) -> Iterator[Any]:
-    """Yield the app of a mount, and those inside of its middleware."""
-    app = route.app if isinstance(route, Mount | Host) else None
-    while app is not None:
-        yield app
-        app = vars(app).get("app") if hasattr(app, "__dict__") else None
+        if _scope.ROUTER_GUARD not in vars(inner.router):
+            guard_routes(inner, getattr(inner.state, "auth", self.auth))
+        elif not hasattr(inner.state, "auth"):
+            guard_routes(inner, self.auth)  # an error if it is another one
+        return _PUBLIC

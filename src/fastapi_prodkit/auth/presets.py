@@ -78,7 +78,7 @@ class Preset:
 PRESETS: Final[Mapping[PresetName, Preset]] = {
     # RFC 9068. Issuers that do not set `at+jwt` are accepted if the token has a claim that ID tokens have not.
     "standard": Preset(
-        scopes=("scope", "scp"), client=("client_id", "cid", "azp"), marks=("client_id", "scope", "scp")
+        scopes=("scope", "scp"), client=("client_id", "cid", "azp"), marks=("client_id", "cid", "scope", "scp")
     ),
     # Profile "auth0": `azp` and `gty`; profile "rfc9068": `client_id`. `permissions` is what the person may do, while
     # `scope` is what the app has asked for. The `iss` ends with a slash.

@@ -35,12 +35,19 @@ def public(target: _Target) -> _Target:
         app.include_router(public(router))
         app.mount("/static", public(StaticFiles(directory="static")))
 
-    A role or a scope that a public route requires is required all the same.
+    The mark of a router holds wherever it is included, and for all that it includes and mounts. A role or a scope that
+    a public route requires is required all the same.
 
     Returns:
         The target, which is marked.
+
+    Raises:
+        ConfigurationError: The target cannot be marked, such as a method of an object.
     """
-    vars(target)[_scope.PUBLIC] = True
+    try:
+        setattr(target, _scope.PUBLIC, True)
+    except (AttributeError, TypeError):
+        raise ConfigurationError(f"public cannot mark {target!r}: mark the function, or the route") from None
     return target
 
 
@@ -51,14 +58,17 @@ async def current_user(connection: HTTPConnection) -> User:
         ProblemError: 401 if the request has no credentials, or wrong ones.
         ConfigurationError: The app has no authentication.
     """
-    user: User | None = connection.scope.get(_scope.USER)
-    if user is None:  # on a public route, or in an app without a guard
-        pieces = _scope.installed(connection.scope) or {}
-        auth = pieces.get("auth") or getattr(connection.app.state, "auth", None)
-        if auth is None:
-            raise ConfigurationError("there is no caller without authentication: set AUTH_ISSUER, or app.state.auth")
-        user = connection.scope[_scope.USER] = await auth.current_user(connection)
-    return user
+    scope = connection.scope
+    pieces = _scope.installed(scope) or {}
+    auth = getattr(connection.app.state, "auth", None) or scope.get(_scope.AUTH) or pieces.get("auth")
+    if auth is None:
+        raise ConfigurationError("there is no caller without authentication: set AUTH_ISSUER, or app.state.auth")
+    authenticated_by, user = scope.get(_scope.USER, (None, None))
+    if authenticated_by is not auth:  # on a public route, in an app without a guard, or with one of another Auth
+        user = await auth.current_user(connection)
+        scope[_scope.USER] = auth, user
+    found: User = user
+    return found
 
 
 CurrentUser = Annotated[User, Depends(current_user)]
@@ -80,6 +90,8 @@ class Requirement:
         self.kind = kind
         self.names = frozenset(names)
         self.match = match
+        if match not in ("all", "any"):
+            raise ConfigurationError(f"require_{kind}s: match is {match!r}; use 'all' or 'any'")
         if not self.names or "" in self.names:
             raise ConfigurationError(f"require_{kind}s: name at least one {kind}")
 
@@ -148,15 +160,21 @@ class Rule(NamedTuple):
     required: tuple[Requirement, ...]
 
 
-def rule_of(route: Any, marked: Iterable[Any]) -> Rule:
+def rule_of(route: Any, routers: Iterable[Any]) -> Rule:
     """Return the rule of a route.
 
     Args:
         route: The route, or FastAPI's context of it.
-        marked: What `public` may have marked: the route, its endpoint, a mounted app, and the routers on the way to it.
+        routers: The routers on the way to it.
     """
     required = tuple(_requirements(route))
-    return Rule(not required and any(getattr(each, _scope.PUBLIC, False) for each in marked), required)
+    marked = (route, getattr(route, "endpoint", None), getattr(route, "app", None), *routers)
+    return Rule(not required and any(map(_is_marked, marked)), required)
+
+
+def _is_marked(target: Any) -> bool:
+    """Return whether `public` has marked an object itself, not its class; a proxy may have any attribute."""
+    return getattr(target, "__dict__", {}).get(_scope.PUBLIC) is True
 
 
 def _requirements(route: Any) -> Iterator[Requirement]:
