@@ -25,7 +25,7 @@ class User:
 
     Attributes:
         id: The `sub` of a user's token, the client id of a client's token, or the name of an API key. It is unique
-            together with `issuer`.
+            together with `issuer` and `kind`.
         kind: A person ("user"), a program with a token of its own ("client"), or one with an API key ("key").
         roles: The roles, exactly as the issuer writes them.
         scopes: The scopes, exactly as the issuer writes them.
