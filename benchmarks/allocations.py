@@ -6,7 +6,6 @@ The peak is the median over the requests, in kB above what was allocated before 
 `sys.getallocatedblocks` for each request: 0 if nothing grows.
 """
 
-import argparse
 import asyncio
 import gc
 import statistics
@@ -17,7 +16,7 @@ import apps
 from asgi import App, call, in_another_process, output
 from candidates import CAREFUL, GET, LITESTAR, TUTORIAL, UNLIMITED
 from ours import BARE, WHOLE
-from tables import Table, add_option, show
+from tables import Table, parser_of, show
 
 NAMES = (BARE, WHOLE, CAREFUL, TUTORIAL, "lite-bootstrap", LITESTAR)
 WARM_UP = 300
@@ -66,9 +65,8 @@ def table(names: tuple[str, ...], requests: int) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--requests", type=int, default=300)
-    add_option(parser)
     options = parser.parse_args()
     show([table(NAMES, options.requests)], options.json)
     return 0

@@ -11,7 +11,6 @@ left.
 PostgreSQL comes from tests/postgres.py. advanced-alchemy takes part where it is installed.
 """
 
-import argparse
 import asyncio
 import importlib.util
 import statistics
@@ -30,7 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from postgres import postgres
-from tables import Table, add_option, show
+from tables import Table, parser_of, show
 
 CLIENTS = 64
 ROUND = 0.5  # seconds
@@ -234,10 +233,9 @@ async def fill(url: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="how long each app is measured")
     parser.add_argument("--check", action="store_true", help="fail if ours is slower, or leaves something behind")
-    add_option(parser)
     options = parser.parse_args()
 
     with postgres() as server:

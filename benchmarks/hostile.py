@@ -7,7 +7,6 @@ route with 20 000 different parameters. RSS is that of the process after a garba
 its metrics.
 """
 
-import argparse
 import asyncio
 import gc
 import sys
@@ -19,7 +18,7 @@ from asgi import App, Request, answer, call, in_another_process, output
 from candidates import CAREFUL, LITESTAR, UNLIMITED
 from ours import BARE, WHOLE
 from prometheus_client import REGISTRY
-from tables import Table, add_option, show
+from tables import Table, parser_of, show
 
 ADDRESSES, PATHS = 50_000, 20_000
 NAMES = (BARE, WHOLE, CAREFUL, "SlowAPIASGIMiddleware", LITESTAR)
@@ -71,9 +70,8 @@ def table(names: tuple[str, ...], requests: int) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--requests", type=int, default=200_000)
-    add_option(parser)
     options = parser.parse_args()
     show([table(NAMES, options.requests)], options.json)
     return 0

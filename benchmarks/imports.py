@@ -7,14 +7,13 @@ budget of the assembly is 37 % (110 ms where FastAPI takes 300), that of a singl
 the exit code is 1 if an import adds more times its budget.
 """
 
-import argparse
 import importlib.util
 import os
 import statistics
 import subprocess
 import sys
 
-from tables import Table, add_option, show
+from tables import Table, parser_of, show
 
 BASE = "import fastapi, fastapi.exception_handlers"
 ASSEMBLY = "from fastapi_prodkit import Settings, create_app"
@@ -67,9 +66,8 @@ def seconds(statement: str) -> tuple[float, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    add_option(parser)
     parser.add_argument("--limit", type=float, help="fail if an import adds more than this many times its budget")
     options = parser.parse_args()
 

@@ -7,7 +7,6 @@ whole process; before that it has to show that it does its job. With --limit onl
 code is 1 if a GET, a POST or a plain `def` endpoint costs more.
 """
 
-import argparse
 import asyncio
 import sys
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ import apps
 from asgi import Output, Request, answer, call, in_another_process, interleave, output
 from candidates import GET, LIMITS, ONE_A_DAY, UNLIMITED, Candidate, prove
 from ours import BARE, WHOLE, assembly, bare, whole
-from tables import Table, add_option, show
+from tables import Table, parser_of, show
 
 __all__ = ["REQUESTS", "assembly", "bare", "call", "measure_named", "ratios", "table", "whole"]
 
@@ -82,11 +81,10 @@ def table(names: Iterable[str], rounds: int) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=20, help="rounds per kind of request")
     parser.add_argument("--limit", type=float, help="fail if create_app costs more than this many times bare FastAPI()")
     parser.add_argument("--apps", nargs="+", help="those of the table that are measured")
-    add_option(parser)
     options = parser.parse_args()
     if options.limit is None:
         show([table(options.apps or apps.names(), options.rounds)], options.json)

@@ -7,7 +7,6 @@ rounds are interleaved and short, and the fastest third of each is compared, in 
 spoils the others. With --limit the exit code is 1 if a request with a second handler costs more.
 """
 
-import argparse
 import asyncio
 import logging
 import os
@@ -18,7 +17,7 @@ from asgi import call, fastest_third, output
 from fastapi import FastAPI
 from in_process import REQUESTS
 from ours import whole
-from tables import Table, add_option, show
+from tables import Table, parser_of, show
 
 CALLS_PER_ROUND = 10
 
@@ -55,10 +54,9 @@ async def measure(app: FastAPI, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=100, help="rounds per kind of request")
     parser.add_argument("--limit", type=float, help="fail if a second handler makes a request cost more times as much")
-    add_option(parser)
     options = parser.parse_args()
 
     with output():

@@ -7,7 +7,6 @@ second, and per second of CPU time of the server, which other load on the machin
 at a fixed rate that every server can hold, for latencies. A ratio is the median over the rounds.
 """
 
-import argparse
 import re
 import shutil
 import statistics
@@ -20,7 +19,7 @@ from asgi import scope_of
 from candidates import CAREFUL, GET, TUTORIAL
 from fixed_rate import CONNECTIONS, latencies, percentile
 from ours import BARE, WHOLE
-from tables import Table, add_option, show
+from tables import Table, parser_of, show
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -115,9 +114,8 @@ def table(names: tuple[str, ...], rounds: int) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement")
-    add_option(parser)
     options = parser.parse_args()
     show([table(NAMES, options.rounds)], options.json)
     return 0

@@ -7,7 +7,6 @@ to bare `FastAPI()`. Then, for ours alone: whether the cost grows with the numbe
 the exit code is 1 if ours costs more than slowapi's, or grows. Redis comes from tests/redis_servers.py.
 """
 
-import argparse
 import asyncio
 import statistics
 import sys
@@ -28,7 +27,7 @@ from fastapi_prodkit.sections import RateLimitSettings
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from redis_servers import redis_server
-from tables import Table, add_option, show
+from tables import Table, parser_of, show
 
 LIMIT = "1000000000/minute"
 PATH = "/items/42"
@@ -148,10 +147,9 @@ async def growth(rounds: int) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="rounds of each comparison")
     parser.add_argument("--check", action="store_true", help="fail if ours costs more than slowapi's, or grows")
-    add_option(parser)
     options = parser.parse_args()
 
     failed, rows = False, {}

@@ -6,7 +6,6 @@ The routes are behind APIRouters of ten, as in services. Each app is measured in
 bare `FastAPI()`, for its last and its first route and for an unknown path.
 """
 
-import argparse
 import asyncio
 import sys
 from collections.abc import Callable, Iterable
@@ -16,7 +15,7 @@ from asgi import Request, call, in_another_process, interleave, output
 from candidates import CAREFUL, LITESTAR, TUTORIAL
 from fastapi import APIRouter, FastAPI
 from ours import BARE, WHOLE, assembly
-from tables import Table, add_option, show
+from tables import Table, parser_of, show
 
 NUMBERS = (3, 20, 100, 300, 1000)
 ROUTES_PER_ROUTER = 10
@@ -129,11 +128,10 @@ def tables(names: Iterable[str], numbers: Iterable[int], rounds: int) -> list[Ta
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=30, help="rounds per kind of request")
     parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS, help="how many routes")
     parser.add_argument("--apps", nargs="+", default=list(APPS), help="those of the table that are measured")
-    add_option(parser)
     options = parser.parse_args()
 
     show(tables(options.apps, options.numbers, options.rounds), options.json)

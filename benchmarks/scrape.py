@@ -5,14 +5,13 @@
 Both apps answer through their ASGI interface, in interleaved rounds, and the fastest third counts, in CPU time.
 """
 
-import argparse
 import asyncio
 import sys
 
 from asgi import App, Request, answer, call, interleave
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Histogram, make_asgi_app
-from tables import Table, add_option, show
+from tables import Table, parser_of, show
 
 from fastapi_prodkit.metrics import BUCKETS, MetricsMiddleware, metrics_router
 from fastapi_prodkit.routing import index_routes
@@ -75,9 +74,8 @@ def table(rounds: int) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    add_option(parser)
     options = parser.parse_args()
     show([table(options.rounds)], options.json)
     return 0

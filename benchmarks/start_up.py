@@ -5,7 +5,6 @@
 uvicorn serves each app. The apps take turns, and the medians count: seconds, and CPU seconds of the server.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -15,7 +14,7 @@ from candidates import CAREFUL, LITESTAR, TUTORIAL
 from fixed_rate import latencies
 from ours import BARE, WHOLE
 from over_the_wire import cpu_seconds, request_of_bytes, server
-from tables import Table, add_option, show
+from tables import Table, parser_of, show
 
 NAMES = (BARE, WHOLE, CAREFUL, TUTORIAL, "lite-bootstrap", "microbootstrap", LITESTAR)
 
@@ -51,9 +50,8 @@ def table(names: tuple[str, ...], rounds: int) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="starts of each server")
-    add_option(parser)
     options = parser.parse_args()
     show([table(NAMES, options.rounds)], options.json)
     return 0

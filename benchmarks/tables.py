@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Defeat", "Table", "add_option", "from_json", "number", "show"]
+__all__ = ["Defeat", "Table", "from_json", "number", "parser_of", "show"]
 
 MARGIN = 0.03  # what two runs differ by
 
@@ -110,8 +110,11 @@ def number(value: float | None) -> str:
     )
 
 
-def add_option(parser: argparse.ArgumentParser) -> None:
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark's command line, to which the benchmark adds its own options."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the tables to this file, too")
+    return parser
 
 
 def show(tables: Iterable[Table], path: Path | None) -> None:
