@@ -9,8 +9,8 @@
 
                issuer:   discovery > JWK Set, fetched in the background, cached, stale if need be
 
-`Auth` is all of it. `guard_routes(app, auth)`, which `create_app` calls, lets nobody without credentials pass, except
-to routes that are `public`:
+`Auth` does all of it. `create_app` calls `guard_routes(app, auth)`, which refuses each request without credentials,
+except requests for `public` routes:
 
     the app's middleware > guard: rule of the route > caller > roles and scopes > router > handler
 

@@ -5,9 +5,9 @@
 The prefix lets secret scanners and people recognise a key that has leaked. The checksum lets a key that was cut or
 mistyped be refused without a search, and scanners tell keys from text that looks like one. It proves nothing.
 
-Only the SHA-256 of a key is stored. A fast hash is right here, and wrong for passwords: nobody can try 2**256 keys, so
-there is nothing to slow down. For the same reason a search by hash may take a time that depends on the hash: a client
-cannot choose the hash of what it sends, and the hash does not lead to the key.
+Only the SHA-256 of a key is stored. A fast hash is enough for a key, which is 32 random bytes: nobody can try them all.
+A password can be guessed, so it needs a slow hash. A search by hash may take a time that depends on the hash, because
+a client cannot choose the hash of what it sends, and the hash does not lead to the key.
 """
 
 import hmac
@@ -32,7 +32,7 @@ FindKey = Callable[[str], Awaitable[ApiKey | None] | ApiKey | None]
 
 
 def new_api_key() -> str:
-    """Return a new key. Show it once to whoever will use it, and store `hash_api_key(key)` only."""
+    """Return a new key. Show the key once, to the person who will use it; store only its `hash_api_key(key)`."""
     digits = secrets.token_hex(_BYTES)
     return f"{PREFIX}{digits}{_checksum(digits.encode())}"
 

@@ -33,7 +33,7 @@ _MOST_RULES: Final = 10_000  # that are cached; an app has fewer routes
 
 
 def guard_routes(app: FastAPI, auth: Auth[Any]) -> None:
-    """Let nobody call a route of an app without credentials, except routes that are `public`.
+    """Refuse requests without credentials for the routes of an app, except for `public` routes.
 
         app.state.auth = Auth(AuthSettings(...))
         guard_routes(app, app.state.auth)
