@@ -292,6 +292,15 @@ class TestNearMisses:
             f"{name} in the environment is not a setting; did you mean {meant}?"
         ]
 
+    @pytest.mark.parametrize("environment", ["staging", "prod"])
+    @pytest.mark.parametrize(("name", "meant"), [("AUTH_ISUER", "AUTH_ISSUER"), ("AUTH_SECRETT", "AUTH_SECRET")])
+    def test_misspelt_variable_of_authentication_stops_production(self, name, meant, environment, load):
+        """Without authentication all routes would be open."""
+        with pytest.raises(SettingsError) as refusal:
+            load({"ENVIRONMENT": environment, "HOSTS_ALLOWED": "api.example.com", name: SECRET})
+
+        assert refusal.value.problems == {name: f"is not a setting; did you mean {meant}?"}
+
     @pytest.mark.parametrize(
         "name",
         [

@@ -162,7 +162,7 @@ class Settings(BaseSettings):
         stores, problems = read_stores(settings_cls, [chosen[0], chosen[1], overlay(), chosen[2]])
         if any(source().get("environment", profile) != profile for source in (overlay, *stores)):
             problems["environment"] = variables.Unusable(_CONTRADICTED)
-        _warn_of_near_misses(settings_cls, [environment, overlay, dotenv, *stores])
+        problems |= _misspelt(settings_cls, [environment, overlay, dotenv, *stores], profile)
         return (
             InitSettingsSource(settings_cls, problems),
             init_settings,
@@ -214,16 +214,24 @@ def _relaxed(profile: str) -> Mapping[str, str]:
     return relaxed
 
 
-def _warn_of_near_misses(settings_cls: type[BaseSettings], sources: Iterable[VariablesSource]) -> None:
+def _misspelt(
+    settings_cls: type[BaseSettings], sources: Iterable[VariablesSource], profile: str
+) -> dict[str, variables.Unusable]:
+    """Warn of near misses; those of authentication stop staging and prod, which would be open without it."""
+    problems = {}
     prefix = _prefix(settings_cls)
     ours, known = variables.variables(Settings, prefix), variables.variables(settings_cls, prefix)
     for source in sources:
         for name, near in variables.near_misses(source.env_vars, ours, known):
-            warnings.warn(
-                f"{name} in {source.origin} is not a setting; did you mean {near}?",
-                SettingsWarning,
-                stacklevel=6,  # where Settings() is called
-            )
+            if profile in ("staging", "prod") and near.startswith(f"{prefix}auth_".upper()):
+                problems[name.lower()] = variables.Unusable(f"is not a setting; did you mean {near}?")
+            else:
+                warnings.warn(
+                    f"{name} in {source.origin} is not a setting; did you mean {near}?",
+                    SettingsWarning,
+                    stacklevel=6,  # where Settings() is called
+                )
+    return problems
 
 
 def _prefix(settings_cls: type[BaseSettings]) -> str:
