@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
@@ -645,6 +645,19 @@ async def test_shutdown_closes_every_connection(server: Server, on_postgresql: D
     after = await administer(server, f"SELECT pid FROM pg_stat_activity WHERE datname = '{name}'")
     assert before
     assert after == []
+
+
+async def test_connection_in_use_at_shutdown_is_closed_when_it_is_returned(on_postgresql: DatabaseSettings) -> None:
+    """A task that outlives the app gives its connection back to a pool that nobody uses any more."""
+    database = Database(on_postgresql)
+
+    async with AsyncExitStack() as stack:
+        async with database.lifespan(None):
+            session = await stack.enter_async_context(database.session())
+            driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+        assert not driver.is_closed()
+
+    assert driver.is_closed()
 
 
 def test_app_starts_and_stops_while_the_database_is_down() -> None:

@@ -32,6 +32,7 @@ class BoundedPool(AsyncAdaptedQueuePool):
     """
 
     _sqla_logger_namespace = "sqlalchemy.pool.BoundedPool"  # so that SQLAlchemy's log level applies, not the service's
+    _is_disposed = False
 
     def connect(self) -> PoolProxiedConnection:
         """Check a connection out.
@@ -52,8 +53,10 @@ class BoundedPool(AsyncAdaptedQueuePool):
     def dispose(self) -> None:
         """Close all idle connections concurrently, within two seconds even if the server does not respond.
 
-        SQLAlchemy would close one connection after another and wait for each.
+        SQLAlchemy would close one connection after another and wait for each. A connection in use is closed when it is
+        returned; SQLAlchemy would keep it.
         """
+        self._is_disposed = True
         idle: list[ConnectionPoolEntry] = []
         while self._pool.qsize():
             idle.append(self._pool.get(False))
@@ -61,6 +64,11 @@ class BoundedPool(AsyncAdaptedQueuePool):
         for entry in idle:
             self._pool.put(entry, False)
         super().dispose()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self._is_disposed:
+            record.close()
+        super()._do_return_conn(record)
 
     def _raise_after(self, bound: asyncio.Timeout, error: BaseException) -> None:
         try:
