@@ -1047,3 +1047,68 @@ def test_restarts_of_redis_under_load_cause_no_error(server, url):
     assert {status for status, _ in answers} == {200}
     assert len(slow) < 10, slow
     assert statistics.median(seconds for _, seconds in answers) < 0.05
+
+
+async def test_key_is_accepted_once_by_all_processes(url):
+    """Of many at the same moment, too; under another name of the service it is another key."""
+    first, second = store_of(url), store_of(url)
+    other = SharedStore(RateLimitSettings(storage_url=url), prefix="other", registry=CollectorRegistry())
+
+    added = await asyncio.gather(*[store.add_once("a", 60) for store in (first, second) * 10])
+    later = [await store.add_once(key, 60) for store, key in ((first, "a"), (second, "b"), (other, "a"))]
+
+    assert sorted(added) == [False] * 19 + [True]
+    assert later == [False, True, True]
+    assert first.shared
+    for store in (first, second, other):
+        async with store.lifespan(None):
+            pass
+
+
+async def test_key_expires_when_its_time_is_over(server, url):
+    """It is counted from the moment at which the key was added, and not prolonged by a second attempt."""
+    store = store_of(url)
+
+    async with store.lifespan(None):
+        await store.add_once("a", 60)
+        await store.add_once("a", 60_000)
+
+    assert commands(server.port, "TTL LIMITS:fastapi-prodkit/once/a") in (":60\r\n", ":59\r\n")
+
+
+@pytest.mark.parametrize("policy", ["memory", "allow", "deny"])
+async def test_key_is_not_accepted_without_the_store(server, url, policy, caplog):
+    """Whatever the policy of the limits is: nobody knows whether another process has accepted it."""
+    store = store_of(url, on_storage_error=policy)
+
+    async with store.lifespan(None):
+        assert await store.add_once("a", 60) is True
+        server.kill()
+        statuses = []
+        for key in ("b", "c"):  # the first one finds the failure, the second one skips the store
+            with pytest.raises(ProblemError) as caught:
+                await store.add_once(key, 60)
+            statuses.append((caught.value.status_code, caught.value.headers))
+
+    assert statuses == [(503, {"Retry-After": "1"})] * 2
+    assert [record.levelname for record in caplog.records if "store fails" in record.message] == ["WARNING"]
+
+
+async def test_store_is_back_after_a_key_was_refused(server, url):
+    """It is probed without requests."""
+    store = store_of(url)
+    server.kill()
+
+    async with store.lifespan(None):
+        with pytest.raises(ProblemError):
+            await store.add_once("a", 60)
+        server.start()
+        while store._outage.active:
+            await asyncio.sleep(0.01)
+
+        assert await store.add_once("a", 60) is True
+
+
+def test_store_in_memory_is_not_shared():
+    """Even as a SharedStore."""
+    assert not store_of("memory://").shared

@@ -17,7 +17,17 @@ from fastapi_prodkit._context import Reason
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 
-__all__ = ["Limit", "Quota", "Store", "add_quota_headers", "checked_cost", "cost_of", "parse_limits", "refusal"]
+__all__ = [
+    "Limit",
+    "Quota",
+    "Store",
+    "add_quota_headers",
+    "checked_cost",
+    "cost_of",
+    "parse_limits",
+    "refusal",
+    "unavailable",
+]
 
 _Cost = TypeVar("_Cost")
 _QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
@@ -135,6 +145,12 @@ def refusal(quotas: Sequence[Quota]) -> ProblemError:
     names: dict[str, Any] = {"violated-policies": [limit.name for limit, _, _ in violated]}
     wait = {"Retry-After": str(max(reset for _, _, reset in violated))}
     return ProblemError(429, "Too many requests; try again later.", type=_QUOTA_EXCEEDED, headers=wait, **names)
+
+
+def unavailable(text: str) -> ProblemError:
+    """Return the 503 problem of a request that cannot be counted, and add the reason to the access log."""
+    _context.refuse(Reason("rate_limit_unavailable", text))
+    return ProblemError(503, "The service cannot count requests at the moment.", headers={"Retry-After": "1"})
 
 
 def add_quota_headers(scope: Scope, quotas: list[Quota], *, legacy: bool = False) -> dict[bytes, bytes]:

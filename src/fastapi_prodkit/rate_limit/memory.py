@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from fastapi_prodkit import _counting
 from fastapi_prodkit.rate_limit.limits import Limit, Quota
+from fastapi_prodkit.rate_limit.once import OnceKeys
 
 __all__ = ["MAX_CLIENTS", "MemoryStore", "Strategy"]
 
@@ -45,12 +46,18 @@ class MemoryStore:
             the previous one closed. `sliding-window`: requests of the previous window count in proportion to its
             overlap. `moving-window`: each request counts for exactly the window's length; needs the most memory.
         clock: Returns monotonic seconds.
+
+    Attributes:
+        shared: Whether all processes count together.
     """
+
+    shared: Final = False
 
     def __init__(self, strategy: Strategy = "fixed-window", *, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._make: Callable[[Limit], Window] = _WINDOWS[strategy]
         self._windows: dict[Limit, Window] = {}
+        self._once = OnceKeys()
         _counting.register(self)
 
     def window(self, limit: Limit) -> Window:
@@ -69,10 +76,19 @@ class MemoryStore:
         """Count a request; `count` as a coroutine function, which the `Store` protocol requires."""
         return self.count(limits, key, cost)
 
+    async def add_once(self, key: str, seconds: int) -> bool:
+        """Remember a key for at least so many seconds; return False if it is remembered already.
+
+        Raises:
+            ProblemError: 503: too many keys are remembered, and none is forgotten before its time; see `once`.
+        """
+        return self._once.add(key, seconds, self.clock())
+
     def clear(self) -> None:
-        """Forget every request."""
+        """Forget every request and every key."""
         for window in self._windows.values():
             window.clear()
+        self._once.clear()
 
 
 class _Recent(Generic[_Value]):

@@ -86,6 +86,15 @@ class Remote:
         for limit in limits:  # in a cluster, their keys may be on another server
             await self.count(limit, key, 0)
 
+    async def add_once(self, key: str, seconds: int) -> bool:
+        """Remember a key for so many seconds; return False if it is remembered already.
+
+        Raises:
+            Exception: Any exception of the store's client.
+        """
+        # The key expires a time after it was added: a window that begins at a fixed time could end a moment later.
+        return await self.storage.incr(f"{self._prefix}/once/{key}", seconds) == 1
+
     async def _fixed(self, limit: Limit, key: str, cost: int) -> Quota:
         # The number of the window is part of the key, so the reset time is known without a second command.
         number, elapsed = divmod(self._clock(), limit.seconds)

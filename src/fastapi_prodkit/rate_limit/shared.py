@@ -5,16 +5,14 @@ Each operation has a time-out. A circuit breaker skips a store that fails: see `
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from fastapi_prodkit import _context
-from fastapi_prodkit._context import Reason
-from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
-from fastapi_prodkit.rate_limit.limits import Limit, Quota
+from fastapi_prodkit.exceptions import ConfigurationError
+from fastapi_prodkit.rate_limit.limits import Limit, Quota, unavailable
 from fastapi_prodkit.rate_limit.memory import MemoryStore
 from fastapi_prodkit.rate_limit.outage import StoreOutage
 from fastapi_prodkit.rate_limit.remote import Remote
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 __all__ = ["SharedStore", "store_of"]
+
+_Result = TypeVar("_Result")
 
 
 def store_of(
@@ -49,6 +49,9 @@ class SharedStore:
         registry: Registry of the metrics. Default: prometheus_client's default registry.
         clock: Returns seconds since 1970; all processes must agree.
 
+    Attributes:
+        shared: Whether all processes count together: not in `memory://`.
+
     Raises:
         ConfigurationError: The URL cannot be used, or the store lacks the strategy. The message omits the URL.
         MissingExtraError: The client of the store is not installed.
@@ -62,6 +65,7 @@ class SharedStore:
         registry: "CollectorRegistry | None" = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.shared = settings.shared
         self._settings = settings
         self._prefix = prefix
         self._clock = clock
@@ -97,15 +101,32 @@ class SharedStore:
         try:
             if self._outage.active:
                 raise _StoreBusyError
-            if len(limits) == 1:
-                return [await self._count(remote, limits[0], key, cost)]
-            return list(await asyncio.gather(*[self._count(remote, limit, key, cost) for limit in limits]))
+            counts = [self._ask(remote, partial(remote.count, limit, key, cost)) for limit in limits]
+            return [await counts[0]] if len(counts) == 1 else list(await asyncio.gather(*counts))
         except _StoreBusyError:
             pass
         except Exception as error:  # noqa: BLE001 - each client has its own exceptions; the policy applies to all
             self._outage.report(error)
         self._outage.probe_until_back(partial(remote.probe, limits, key))
         return self._without(limits, key, cost)
+
+    async def add_once(self, key: str, seconds: int) -> bool:
+        """Remember a key for so many seconds; return False if it is remembered already.
+
+        Raises:
+            ProblemError: 503: the store failed. The policy does not apply, because other processes know other keys.
+        """
+        remote = self._remote()
+        try:
+            if self._outage.active:
+                raise _StoreBusyError
+            return await self._ask(remote, partial(remote.add_once, key, seconds))
+        except _StoreBusyError:
+            pass
+        except Exception as error:  # noqa: BLE001 - each client has its own exceptions
+            self._outage.report(error)
+        self._outage.probe_until_back(partial(remote.probe, (), key))
+        raise unavailable("the store fails, and it remembers what may be used once")
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:  # noqa: ARG002 - the signature of a lifespan
@@ -138,14 +159,14 @@ class SharedStore:
             remote = self._remotes[loop] = self._open()
         return remote
 
-    async def _count(self, remote: Remote, limit: Limit, key: str, cost: int) -> Quota:
+    async def _ask(self, remote: Remote, operation: Callable[[], Awaitable[_Result]]) -> _Result:
         connections = remote.connections
         await (self._wait(connections) if connections.locked() else connections.acquire())
         try:
             if self._outage.active:  # may have begun during the wait
                 raise _StoreBusyError
             with TimeLimit(self._timeout):
-                return await remote.count(limit, key, cost)
+                return await operation()
         finally:
             connections.release()
 
@@ -162,8 +183,7 @@ class SharedStore:
         if self._policy == "memory":
             return self._memory.count(limits, key, cost)
         if self._policy == "deny":
-            _context.refuse(Reason("rate_limit_unavailable", "the store fails; RATE_LIMIT_ON_STORAGE_ERROR=deny"))
-            raise ProblemError(503, "The service cannot count requests at the moment.", headers={"Retry-After": "1"})
+            raise unavailable("the store fails; RATE_LIMIT_ON_STORAGE_ERROR=deny")
         return []
 
 
