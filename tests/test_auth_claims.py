@@ -165,6 +165,32 @@ def test_token_that_is_bound_to_a_key_is_refused(refused):
     assert refused(token(cnf={"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"})) == "sender_constrained"
 
 
+JKT = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
+
+
+def test_token_that_is_bound_to_the_key_of_its_proof_is_accepted():
+    """RFC 9449 section 6.1."""
+    assert rules().user(token(cnf={"jkt": JKT}), NOW, JKT).id == "alice"
+
+
+@pytest.mark.parametrize(
+    ("cnf", "code"),
+    [
+        (None, "not_bound"),
+        ({"jkt": JKT[::-1]}, "proof_key"),
+        ({"x5t#S256": JKT}, "sender_constrained"),
+        ({"jkt": JKT, "x5t#S256": JKT}, "sender_constrained"),
+        (JKT, "sender_constrained"),
+    ],
+)
+def test_proof_of_another_key_than_the_tokens_is_refused(cnf, code):
+    """And a proof for a token that is not bound, or that needs a proof of another kind as well."""
+    with pytest.raises(Refused) as caught:
+        rules().user(token(**({} if cnf is None else {"cnf": cnf})), NOW, JKT)
+
+    assert caught.value.code == code
+
+
 def test_client_is_known_by_its_client_id():
     """RFC 9068 section 2.2: the subject of a client's own token is the client."""
     user = rules().user(token(sub="web"), NOW)

@@ -69,6 +69,18 @@ def test_scheme_that_is_not_accepted_is_not_read():
     assert read(*lines, schemes=("apikey",)) == ("apikey", b"b")
 
 
+def test_bound_token_is_read_if_dpop_is_accepted():
+    """Its proof has a line of its own, which is read later."""
+    assert read((b"authorization", b"dpop  abc"), (b"dpop", b"x"), schemes=("bearer", "dpop")) == ("dpop", b"abc")
+
+
+def test_bound_token_is_remembered_with_its_key():
+    """By no line that any header could have."""
+    found = read_credentials({"headers": [(b"authorization", b"DPoP abc")]}, ("dpop",))
+
+    assert (found.line, found.bound_to("thumbprint").line) == (b"DPoP abc", b"thumbprint abc")
+
+
 def test_token_is_remembered_with_its_scheme():
     """A value that was verified as an API key is unknown as a token; spelling makes no difference."""
     lines = [

@@ -5,7 +5,7 @@ import json
 import pytest
 from forging import base64url, claims, encoded, token
 
-from fastapi_prodkit.auth.jose import LONGEST_TOKEN, parse
+from fastapi_prodkit.auth.jose import LONGEST_TOKEN, is_text, parse
 from fastapi_prodkit.auth.refusal import Refused
 
 HEADER = {"alg": "RS256", "kid": "k1", "typ": "at+jwt"}
@@ -29,7 +29,7 @@ def test_parts_of_a_token_are_returned():
 
     parsed = parse(sent)
 
-    assert parsed == ("RS256", "k1", "at+jwt", {"sub": "alice"}, sent[: sent.rindex(b".")], b"signature")
+    assert parsed == ("RS256", "k1", "at+jwt", {"sub": "alice"}, sent[: sent.rindex(b".")], b"signature", None)
 
 
 @pytest.mark.parametrize(
@@ -155,3 +155,28 @@ def test_text_of_a_refusal_has_no_part_of_the_token(refused):
     ]
 
     assert not [text for sent in tokens if marker in (text := refused(sent)[1])]
+
+
+def test_key_of_a_proof_is_returned():
+    """A DPoP proof names its key itself; a token must not."""
+    sent = token({"alg": "ES256", "typ": "dpop+jwt", "jwk": {"kty": "EC"}}, {})
+
+    assert parse(sent, with_jwk=True).jwk == {"kty": "EC"}
+    assert parse(token({"alg": "ES256"}, {}), with_jwk=True).jwk is None
+
+
+@pytest.mark.parametrize("name", ["jku", "x5u", "x5c", "crit", "b64", "enc", "zip", "cty"])
+def test_header_of_a_proof_that_names_something_else_is_refused(name):
+    """The same as in a token."""
+    with pytest.raises(Refused) as caught:
+        parse(token({"alg": "ES256", "jwk": {}, name: "x"}, {}), with_jwk=True)
+
+    assert caught.value.code == "header"
+
+
+@pytest.mark.parametrize(
+    ("claim", "same"), [("abc", True), ("abd", False), ("", False), ("\u00e9", False), ("\ud800", False), (1, False)]
+)
+def test_claim_is_compared_as_text(claim, same):
+    """Whatever it is."""
+    assert is_text(claim, "abc") is same

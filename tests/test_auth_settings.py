@@ -63,6 +63,17 @@ def test_secret_or_keys_are_enough(given, load):
     assert load(**given) is not None
 
 
+@pytest.mark.parametrize("tokens", [ISSUER, {"AUTH_SECRET": SECRET}])
+def test_dpop_is_off_unless_it_is_switched_on(tokens, load):
+    """With nonces if they are wanted."""
+    assert load(**tokens).dpop == "off"
+
+    given = {"AUTH_DPOP": "required", "AUTH_DPOP_NONCE": "true", "AUTH_DPOP_NONCE_SECRET": SECRET}
+    settings = load(**tokens, **given)
+
+    assert (settings.dpop, settings.dpop_nonce, SECRET in repr(settings)) == ("required", True, False)
+
+
 @pytest.mark.parametrize(
     "given", [{"AUTH_AUDIENCE": "orders"}, {"AUTH_LEEWAY": "5"}, {"AUTH_ENABLED": "true"}, {"AUTH_ISSUER": ""}]
 )
@@ -94,6 +105,20 @@ def test_other_variables_alone_are_an_error(given, refused):
         ({"AUTH_SECRET": SECRET, "AUTH_ALGORITHMS": "RS256"}, "AUTH_ALGORITHMS", "has no effect without AUTH_ISSUER"),
         ({"AUTH_SECRET": SECRET, "AUTH_JWKS_URL": "https://a.example"}, "AUTH_JWKS_URL", "has no effect"),
         ({"AUTH_API_KEYS": f"x {HASH}", "AUTH_AUDIENCE": "orders"}, "AUTH_AUDIENCE", "has no effect without"),
+        ({"AUTH_API_KEYS": f"x {HASH}", "AUTH_DPOP": "allowed"}, "AUTH_DPOP", "has no effect without AUTH_ISSUER or"),
+        ({**ISSUER, "AUTH_DPOP": "on"}, "AUTH_DPOP", "must be 'off', 'allowed' or 'required'"),
+        ({**ISSUER, "AUTH_DPOP_NONCE": "true"}, "AUTH_DPOP_NONCE", "has no effect without AUTH_DPOP"),
+        ({**ISSUER, "AUTH_DPOP_NONCE_SECRET": SECRET}, "AUTH_DPOP_NONCE_SECRET", "has no effect without AUTH_DPOP"),
+        (
+            {**ISSUER, "AUTH_DPOP": "allowed", "AUTH_DPOP_NONCE_SECRET": SECRET},
+            "AUTH_DPOP_NONCE_SECRET",
+            "has no effect without AUTH_DPOP_NONCE",
+        ),
+        (
+            {**ISSUER, "AUTH_DPOP": "allowed", "AUTH_DPOP_NONCE": "1", "AUTH_DPOP_NONCE_SECRET": SECRET[:-1]},
+            "AUTH_DPOP_NONCE_SECRET",
+            "must have at least 32 characters, not 31",
+        ),
     ],
 )
 def test_impossible_combination_is_one_error(given, variable, text, refused):

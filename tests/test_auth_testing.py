@@ -12,7 +12,7 @@ jwt = pytest.importorskip("jwt", reason="the extra auth is not installed")
 from fastapi_prodkit.auth.jose import parse
 from fastapi_prodkit.auth.presets import PRESETS
 from fastapi_prodkit.exceptions import MissingExtraError
-from fastapi_prodkit.testing import Issuer
+from fastapi_prodkit.testing import DPoPKey, Issuer
 from fastapi_prodkit.testing.token_shapes import SHAPES
 
 
@@ -106,3 +106,42 @@ def test_missing_extra_is_an_error(monkeypatch):
 
     with pytest.raises(MissingExtraError, match=r"fastapi-prodkit\[auth\]"):
         Issuer()
+
+
+def test_proof_is_that_of_the_standard():
+    """As another library sees it; RFC 9449 section 4.2. None leaves a member out."""
+    key = DPoPKey("EdDSA")
+    proof = key.proof("GET", "https://a.example/me", "token", nonce="n", jti=None, headers={"kid": "a"})
+
+    header = jwt.get_unverified_header(proof)
+    claims = jwt.decode(proof, jwt.PyJWK(header["jwk"], "EdDSA"), algorithms=["EdDSA"])
+
+    assert header == {"typ": "dpop+jwt", "alg": "EdDSA", "jwk": key.jwk, "kid": "a"}
+    assert key.jwk.keys() == {"kty", "crv", "x"}
+    assert claims == {
+        "htm": "GET",
+        "htu": "https://a.example/me",
+        "ath": "PEaenWxYddN6Q_NT1PiOYfz4EsZu7jRXRlpAsNpBU-A",
+        "nonce": "n",
+        "iat": claims["iat"],
+    }
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_token_is_bound_to_a_key(preset):
+    """With the thumbprint of the key; every proof is another one."""
+    key = DPoPKey()
+    with Issuer(preset) as issuer:
+        bound, plain = issuer.token(bound_to=key), issuer.token()
+
+    assert claims_of(bound)["cnf"] == {"jkt": key.thumbprint}
+    assert "cnf" not in claims_of(plain)
+    assert key.proof("GET", "https://a.example/", bound) != key.proof("GET", "https://a.example/", bound)
+
+
+def test_headers_of_one_request_are_made():
+    """The token and its proof."""
+    headers = DPoPKey().headers("GET", "https://a.example/", "token")
+
+    assert headers["Authorization"] == "DPoP token"
+    assert headers["DPoP"].count(".") == 2

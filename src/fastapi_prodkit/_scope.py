@@ -14,6 +14,7 @@ QUOTAS: Final = "fastapi_prodkit.quotas"  # the limits against which the request
 SESSION: Final = "fastapi_prodkit.session"  # the session for writing of the request; see database.joining
 AUTH: Final = "fastapi_prodkit.auth"  # the Auth of the guard that the request has passed last; see auth.guard
 USER: Final = "fastapi_prodkit.user"  # that Auth, and the caller that it has authenticated; see auth.guard
+PROOF: Final = "fastapi_prodkit.proof"  # the DPoP proof that the request has used up; see auth.dpop
 READ_SESSION: Final = "fastapi_prodkit.read_session"  # the session for reading of the request; see database.joining
 
 # Attributes of objects that are not ours.

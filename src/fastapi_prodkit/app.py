@@ -20,7 +20,7 @@ from starlette.types import Lifespan
 from fastapi_prodkit import _scope
 from fastapi_prodkit._assembly import docs, lifespans, telemetry
 from fastapi_prodkit._assembly.fastapi_keywords import FastAPIKeywords
-from fastapi_prodkit._assembly.pieces import Given, make_management, make_pieces, make_probes
+from fastapi_prodkit._assembly.pieces import Given, cors_settings, make_management, make_pieces, make_probes
 from fastapi_prodkit._config.production_rules import refuse_worker
 from fastapi_prodkit._pipeline.edge import Edge
 from fastapi_prodkit._pipeline.layers import Layer, LayerStack
@@ -251,7 +251,7 @@ def _layers(
 ) -> list[Layer]:
     """Return the layers of the edge, outermost first; a section that is None leaves its layer out."""
     limits, hosts, rate_limit = settings.limits, settings.hosts, settings.rate_limit
-    cors, proxy, store = settings.cors, settings.proxy, pieces.get("rate_limit")
+    cors, proxy, store = cors_settings(settings), settings.proxy, pieces.get("rate_limit")
     layers = [
         # Sets the client and the scheme that all layers below read.
         proxy and proxy.trusted and ProxyHeadersMiddleware(app, proxy),

@@ -2,7 +2,7 @@
 
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
@@ -15,6 +15,7 @@ from fastapi_prodkit.logging import LostLines
 from fastapi_prodkit.metrics import metrics_router
 from fastapi_prodkit.rate_limit import Store
 from fastapi_prodkit.rate_limit.shared import store_of
+from fastapi_prodkit.sections import CorsSettings
 from fastapi_prodkit.settings import Settings
 from fastapi_prodkit.shutdown import Shutdown
 
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from fastapi_prodkit.auth import Auth
     from fastapi_prodkit.database import Database
 
-__all__ = ["Given", "make_management", "make_pieces", "make_probes"]
+__all__ = ["Given", "cors_settings", "make_management", "make_pieces", "make_probes"]
+
+
+_DPOP_HEADERS: Final = {"allow_headers": ("DPoP",), "expose_headers": ("DPoP-Nonce", "WWW-Authenticate")}
 
 
 class Given(NamedTuple):
@@ -51,7 +55,7 @@ def make_pieces(settings: Settings, given: Given) -> dict[str, Any]:
     elif settings.auth is not None:
         from fastapi_prodkit.auth import Auth  # noqa: PLC0415 - needs an extra
 
-        pieces["auth"] = Auth(settings.auth, registry=given.registry)
+        pieces["auth"] = Auth(settings.auth, store=pieces.get("rate_limit"), registry=given.registry)
     if given.database is not None:
         pieces["database"] = given.database
     elif settings.database is not None:
@@ -63,6 +67,14 @@ def make_pieces(settings: Settings, given: Given) -> dict[str, Any]:
     if settings.shutdown is not None:
         pieces["shutdown"] = Shutdown(settings.shutdown)
     return pieces
+
+
+def cors_settings(settings: Settings) -> CorsSettings | None:
+    """Return the section of CORS; if tokens may be bound to keys, scripts can send proofs and read the nonce."""
+    cors = settings.cors
+    if cors is None or settings.auth is None or settings.auth.dpop == "off":
+        return cors
+    return cors.model_copy(update={name: (*getattr(cors, name), *more) for name, more in _DPOP_HEADERS.items()})
 
 
 def make_probes(settings: Settings, pieces: Mapping[str, Any], given: Given) -> list[APIRouter]:

@@ -6,6 +6,7 @@
                API key:  form > hash > settings or find_key > expiry ----------------------------> User
                token:    parse strictly > iss chooses the issuer > typ > kid and alg choose a key
                          > signature > exp, nbf, iat, aud > access token? > roles and scopes ----> User
+               DPoP:     a proof of this request and token > the token, bound to its key > not seen before
 
                issuer:   discovery > JWK Set, fetched in the background, cached, stale if need be
 
@@ -15,8 +16,9 @@ except requests for `public` routes:
     the app's middleware > guard: rule of the route > caller > roles and scopes > router > handler
 
 The modules: `credentials` (read the header lines), `jose` (parse a token), `fetching`, `issuers` and `keys` (whose keys
-are trusted), `presets` and `claims` (what a token says), `tokens` (all of that), `api_keys`, `cache` (of verified
-credentials), `authenticator` (`Auth`), `rules` (who may call a route), `guard` (in front of the router).
+are trusted), `presets` and `claims` (what a token says), `tokens` (all of that), `dpop` (tokens that are bound to a
+key), with `proof_keys`, `request_url` and `nonces`, `api_keys`, `cache` (of verified credentials), `challenges` (what a
+client is told), `authenticator` (`Auth`), `rules` (who may call a route), `guard` (in front of the router).
 
 Tokens need the extra `auth`, which is imported when `Auth` is made. API keys need no extra.
 """

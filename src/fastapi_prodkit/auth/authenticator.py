@@ -6,7 +6,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, Generic
+from typing import TYPE_CHECKING, Generic
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
@@ -18,8 +18,10 @@ from fastapi_prodkit._counting import client_key
 from fastapi_prodkit._instruments import instrument
 from fastapi_prodkit.auth.api_keys import ApiKeys, FindKey
 from fastapi_prodkit.auth.cache import VerifiedCredentials
+from fastapi_prodkit.auth.challenges import Challenges, answer_to
 from fastapi_prodkit.auth.claims import UserT
 from fastapi_prodkit.auth.credentials import Credentials, Scheme, read_credentials
+from fastapi_prodkit.auth.dpop import DPoP, OnceStore
 from fastapi_prodkit.auth.issuers import NoKeysError
 from fastapi_prodkit.auth.refusal import Code, Refused
 from fastapi_prodkit.auth.tokens import TokenVerifier
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 __all__ = ["Auth"]
-
-_CHALLENGES: Final = {"bearer": "Bearer", "apikey": "ApiKey"}
 
 _logger = logging.getLogger("fastapi_prodkit.auth")
 
@@ -58,11 +58,12 @@ class Auth(Generic[UserT]):
         find_key: Called with the SHA-256 of an API key, 64 hexadecimal digits; returns the `ApiKey`, or None. Sync or
             async. It is called for each request, so that a key that is removed is invalid at once.
         ssl_context: Certificates that the issuers' servers may have; those of the system unless given.
+        store: Remembers DPoP proofs, such as a `MemoryStore` or a `SharedStore`; required with AUTH_DPOP.
         registry: Where the metric is shown; prometheus_client's default registry unless given.
         clock: Seconds since the epoch.
 
     Raises:
-        ConfigurationError: There are neither settings nor `find_key`.
+        ConfigurationError: There are neither settings nor `find_key`; or AUTH_DPOP is on, and the store cannot be used.
         MissingExtraError: Tokens are accepted, and the extra `auth` is not installed.
     """
 
@@ -73,6 +74,7 @@ class Auth(Generic[UserT]):
         user: type[UserT] = User,  # type: ignore[assignment]  # the default of UserT
         find_key: FindKey | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        store: OnceStore | None = None,
         registry: "CollectorRegistry | None" = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -83,25 +85,32 @@ class Auth(Generic[UserT]):
         self._cache = VerifiedCredentials[UserT](clock)
         self._wrong = WrongTokens(time.monotonic)
         self._tokens: TokenVerifier[UserT] | None = None
+        self._dpop: DPoP | None = None
         schemes: list[Scheme] = []
         if settings is not None and (settings.issuer or settings.secret):
             self._tokens = TokenVerifier(settings, user=user, ssl_context=ssl_context, clock=clock)
             schemes.append("bearer")
+            if settings.dpop != "off":
+                self._dpop = DPoP(settings, store, clock)
+                schemes.append("dpop")
         configured = settings.api_keys if settings is not None else ()
         self._api_keys = ApiKeys(configured, find_key, clock)
         if configured or find_key is not None:
             schemes.append("apikey")
         self._schemes = tuple(schemes)
+        self._bearer_is_refused = settings is not None and settings.dpop == "required"
+        self._challenges = Challenges([each for each in schemes if each != "bearer" or not self._bearer_is_refused])
 
     async def authenticate(self, connection: HTTPConnection) -> UserT | None:
         """Return the caller; None if the request has no credentials.
 
-        Credentials are `Authorization: Bearer <token>`, `Authorization: ApiKey <key>` or `X-API-Key: <key>`. Other
-        schemes, and tokens in the query or the body, are not read.
+        Credentials are `Authorization: Bearer <token>`, `Authorization: ApiKey <key>` or `X-API-Key: <key>`, and with
+        AUTH_DPOP `Authorization: DPoP <token>` and `DPoP: <proof>`. Other schemes, and tokens in the query or the body,
+        are not read.
 
         Raises:
             ProblemError: 401 if the credentials are refused; 400 if there are several; 429 after too many forged ones;
-                503 while the keys of the token's issuer cannot be fetched.
+                503 while the keys of the token's issuer cannot be fetched, or a proof cannot be remembered.
         """
         scheme = self._schemes[0]
         try:
@@ -109,6 +118,8 @@ class Auth(Generic[UserT]):
             if credentials is None:
                 return None
             scheme = credentials.scheme
+            if self._dpop is not None and scheme == "dpop":
+                return await self._verify_bound(credentials, connection.scope, self._dpop)
             user = self._cache.get(credentials.line)
             return user if user is not None else await self._verify(credentials, connection.scope)
         except Refused as refused:
@@ -127,7 +138,10 @@ class Auth(Generic[UserT]):
         return user
 
     def known_user(self, scope: Scope) -> UserT | None:
-        """Return the caller if the credentials were verified before; None if `authenticate` has to be asked."""
+        """Return the caller if the credentials were verified before; None if `authenticate` has to be asked.
+
+        A token with a DPoP proof is never known: each proof has to be verified.
+        """
         try:
             credentials = read_credentials(scope, self._schemes)
         except Refused:
@@ -137,8 +151,8 @@ class Auth(Generic[UserT]):
     def unauthenticated(self) -> ProblemError:
         """Return the 401 of a request without credentials, and record the reason (RFC 6750 section 3.1: no error)."""
         _context.refuse(Reason("unauthenticated", "there are no credentials"))
-        challenges = ", ".join(_CHALLENGES[scheme] for scheme in self._schemes)
-        return ProblemError(401, "Authentication is required.", headers={"WWW-Authenticate": challenges})
+        headers = {"WWW-Authenticate": self._challenges.offered}
+        return ProblemError(401, "Authentication is required.", headers=headers)
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:  # noqa: ARG002 - the app, as in FastAPI
@@ -168,17 +182,36 @@ class Auth(Generic[UserT]):
         if warnings:
             raise CheckWarning("; ".join(warnings))
 
-    async def _verify(self, credentials: Credentials, scope: Scope) -> UserT:
+    async def _verify_bound(self, credentials: Credentials, scope: Scope, dpop: DPoP) -> UserT:
+        """Return the caller whose token is bound to the key of the request's proof; a known token costs the proof."""
+        sent = dpop.read(scope)
+        bound = credentials.bound_to(sent.thumbprint)
+        user = self._cache.get(bound.line)
+        if user is None:
+            self._refuse_guesses(scope)
+        proof = dpop.verify(sent, scope, credentials.value)
+        if user is None:
+            user = await self._verify(bound, scope, sent.thumbprint)
+        await dpop.use_up(scope, proof)
+        return user
+
+    def _refuse_guesses(self, scope: Scope) -> None:
+        """Refuse what was not verified before, if the client has sent too many forged ones."""
         wait = self._wrong.seconds_to_wait(client_key(scope))
         if wait:
             problem, reason = too_many_wrong_tokens(wait)
             _context.refuse(reason)
             self._count("too_many")
             raise problem
+
+    async def _verify(self, credentials: Credentials, scope: Scope, thumbprint: str | None = None) -> UserT:
+        self._refuse_guesses(scope)
         if credentials.scheme == "apikey" or self._tokens is None:
             return await self._verify_api_key(credentials)
+        if thumbprint is None and self._bearer_is_refused:
+            raise Refused("not_bound", "a bearer token is not bound to a key, which AUTH_DPOP requires")
         try:
-            user, key = await self._tokens.verify(credentials.value)
+            user, key = await self._tokens.verify(credentials.value, thumbprint)
         except NoKeysError as error:
             _context.refuse(Reason("issuer_unavailable", error.text))
             detail, headers = "Tokens cannot be verified at the moment.", {"Retry-After": str(error.retry_after)}
@@ -201,15 +234,11 @@ class Auth(Generic[UserT]):
         if refused.is_forgery:
             self._wrong.add(client)
             _logger.warning("credentials of %s are refused: %s", client, refused.text)
-        status, error, detail = 401, "invalid_token", "The token or key is not valid."
-        if refused.code == "several_credentials":
-            status, error, detail = 400, "invalid_request", "Send one token or one key, in one header line."
-        elif refused.code == "expired":
-            detail = "The token or key has expired."
-        challenge = _CHALLENGES[scheme]
-        if scheme == "bearer":
-            challenge += f' error="{error}", error_description="{detail}"'
-        return ProblemError(status, detail, headers={"WWW-Authenticate": challenge})
+        answer = answer_to(refused.code)
+        headers = {"WWW-Authenticate": self._challenges.refusing(scheme, answer)}
+        if refused.code == "proof_nonce" and self._dpop is not None and self._dpop.nonces is not None:
+            headers["DPoP-Nonce"] = self._dpop.nonces.current()
+        return ProblemError(answer.status, answer.detail, headers=headers)
 
     def _count(self, code: Code) -> None:
         import prometheus_client  # noqa: PLC0415 - on first use

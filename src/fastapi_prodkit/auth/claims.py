@@ -60,8 +60,13 @@ class ClaimRules(Generic[UserT]):
         if token.type not in self._preset.types:
             raise Refused("header", "the token's typ is not that of an access token")
 
-    def user(self, token: Token, now: float) -> UserT:
+    def user(self, token: Token, now: float, thumbprint: str | None = None) -> UserT:
         """Return the user of a token whose signature is right.
+
+        Args:
+            token: What was sent.
+            now: Seconds since the epoch.
+            thumbprint: Of the key that a DPoP proof was signed with; None for a bearer token.
 
         Raises:
             Refused: The token is not valid now, or is not for this API.
@@ -73,8 +78,7 @@ class ClaimRules(Generic[UserT]):
         self._check_audience(claims)
         if not self._preset.is_access_token(token.type, claims):
             raise Refused("not_access_token", "the token is not an access token, but perhaps an ID token")
-        if "cnf" in claims:  # RFC 7800: valid only with a proof of possession, which nothing here can check
-            raise Refused("sender_constrained", "the token is bound to a key (cnf), so it is no bearer token")
+        _check_binding(claims, thumbprint)
         is_client = self._preset.is_client(claims)
         return self._user(
             id=self._id(claims, is_client=is_client),
@@ -128,6 +132,24 @@ def _date(claims: Mapping[str, Any], name: str, now: float) -> float | None:
     if isinstance(found, bool) or not isinstance(found, int | float) or not now - _FARTHEST < found < now + _FARTHEST:
         raise Refused("claims", f"the token's {name} is not a number of seconds, or is more than ten years away")
     return float(found)
+
+
+def _check_binding(claims: Mapping[str, Any], thumbprint: str | None) -> None:
+    """Refuse a token that is bound to another key than the one whose possession was proven (RFC 7800, RFC 9449).
+
+    Raises:
+        Refused: It is, or it is bound without a proof, or there is a proof and it is not bound.
+    """
+    if thumbprint is None and "cnf" not in claims:
+        return
+    if thumbprint is None:
+        raise Refused("sender_constrained", "the token is bound to a key (cnf), so it is no bearer token")
+    if "cnf" not in claims:
+        raise Refused("not_bound", "the token is not bound to a key (cnf), so a proof says nothing about it")
+    if not isinstance(claims["cnf"], dict) or claims["cnf"].keys() != {"jkt"}:
+        raise Refused("sender_constrained", "the token's cnf is not a jkt alone, so a DPoP proof is not enough")
+    if claims["cnf"]["jkt"] != thumbprint:
+        raise Refused("proof_key", "the token is bound to another key than that of the DPoP proof")
 
 
 def _items(value: Any) -> Iterator[str]:

@@ -13,10 +13,10 @@ from fastapi_prodkit.auth.refusal import Refused
 
 __all__ = ["Credentials", "Scheme", "read_credentials"]
 
-Scheme = Literal["bearer", "apikey"]
+Scheme = Literal["bearer", "dpop", "apikey"]
 
-_SCHEMES: Final[Mapping[bytes, Scheme]] = {b"bearer": "bearer", b"apikey": "apikey"}
-_LINES: Final[Mapping[Scheme, bytes]] = {"bearer": b"Bearer ", "apikey": b"ApiKey "}
+_SCHEMES: Final[Mapping[bytes, Scheme]] = {b"bearer": "bearer", b"dpop": "dpop", b"apikey": "apikey"}
+_LINES: Final[Mapping[Scheme, bytes]] = {"bearer": b"Bearer ", "dpop": b"DPoP ", "apikey": b"ApiKey "}
 
 
 class Credentials(NamedTuple):
@@ -26,12 +26,17 @@ class Credentials(NamedTuple):
         scheme: How it was sent.
         value: The token, or the API key.
         line: The scheme and the value, by which it is remembered: a token is not valid under another scheme, and has
-            one entry however it is spelt.
+            one entry however it is spelt. A token with a DPoP proof is remembered as `bound_to` a key, and by no line
+            that can be sent, so it is unknown without a proof.
     """
 
     scheme: Scheme
     value: bytes
     line: bytes
+
+    def bound_to(self, thumbprint: str) -> "Credentials":
+        """Return the credentials as they are remembered with the key of their proof."""
+        return self._replace(line=b"%b %b" % (thumbprint.encode(), self.value))
 
 
 def read_credentials(scope: Scope, schemes: Container[str]) -> Credentials | None:
@@ -39,7 +44,7 @@ def read_credentials(scope: Scope, schemes: Container[str]) -> Credentials | Non
 
     Args:
         scope: Of the connection.
-        schemes: Those that are accepted. Without `apikey`, `X-API-Key` is a header like any other.
+        schemes: Those that are read. Without `apikey`, `X-API-Key` is a header like any other.
 
     Raises:
         Refused: There are several.

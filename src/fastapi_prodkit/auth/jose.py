@@ -7,6 +7,7 @@ certificate or an extension are refused, not ignored (RFC 8725 section 3.10).
 """
 
 import base64
+import hmac
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from fastapi_prodkit.auth.refusal import Refused
 
-__all__ = ["LONGEST_TOKEN", "Token", "parse"]
+__all__ = ["LONGEST_TOKEN", "Token", "is_text", "parse"]
 
 LONGEST_TOKEN: Final = 8192  # bytes; servers limit a whole header line to about as much
 LONGEST_KEY_ID: Final = 256  # characters
@@ -36,6 +37,7 @@ class Token(NamedTuple):
         claims: The payload.
         signed: The bytes that are signed.
         signature: The signature.
+        jwk: The header's `jwk`; only of a DPoP proof, which names its key itself.
     """
 
     algorithm: str
@@ -44,10 +46,15 @@ class Token(NamedTuple):
     claims: dict[str, Any]
     signed: bytes
     signature: bytes
+    jwk: Any = None
 
 
-def parse(token: bytes) -> Token:
+def parse(token: bytes, *, with_jwk: bool = False) -> Token:
     """Return the parts of a token.
+
+    Args:
+        token: What was sent.
+        with_jwk: It is a DPoP proof, whose header may have a `jwk`.
 
     Raises:
         Refused: It is not a signed token, or its header has a parameter that is never followed.
@@ -58,8 +65,15 @@ def parse(token: bytes) -> Token:
     if len(parts) != _PARTS:
         raise Refused("malformed", "the token does not have three parts")
     header, claims, signature = map(_decode, parts)
-    algorithm, key_id, kind = _read_header(_load(header))
-    return Token(algorithm, key_id, kind, _load(claims), token[: token.rindex(b".")], signature)
+    parameters = _load(header)
+    jwk = parameters.pop("jwk", None) if with_jwk else None
+    algorithm, key_id, kind = _read_header(parameters)
+    return Token(algorithm, key_id, kind, _load(claims), token[: token.rindex(b".")], signature, jwk)
+
+
+def is_text(claim: Any, expected: str) -> bool:
+    """Return whether a claim is this text of ASCII characters, in a time that does not depend on how much is right."""
+    return isinstance(claim, str) and claim.isascii() and hmac.compare_digest(claim, expected)
 
 
 def _read_header(header: dict[str, Any]) -> tuple[str, str | None, str]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from fastapi_prodkit import _extras
 from fastapi_prodkit.auth.refusal import Refused
 
-__all__ = ["Key", "KeySet", "read_keys", "secret_key"]
+__all__ = ["Key", "KeySet", "fits", "is_for_signatures", "new_key", "read_keys", "secret_key"]
 
 SMALLEST_RSA: Final = 2048  # bits; RFC 7518 section 3.3
 LARGEST_RSA: Final = 8192  # bits; larger keys take milliseconds per token
@@ -95,21 +95,26 @@ def read_keys(document: Any, algorithms: Sequence[str], source: str, known: KeyS
 
 
 def _read_key(entry: Any, algorithms: Sequence[str], known: KeySet) -> dict[tuple[str, str], Key]:
-    if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str) or not _is_for_signatures(entry):
+    if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str) or not is_for_signatures(entry):
         return {}
     found: dict[tuple[str, str], Key] = {}
     for algorithm in algorithms:
-        if entry.get("alg", algorithm) != algorithm or (entry.get("kty"), entry.get("crv")) != _KINDS[algorithm]:
+        if not fits(entry, algorithm):
             continue
         place = entry["kid"], algorithm
         earlier = known.get(place)
-        key = earlier if earlier is not None and earlier.jwk == entry else _new_key(algorithm, entry)
+        key = earlier if earlier is not None and earlier.jwk == entry else new_key(algorithm, entry)
         if key is not None:
             found[place] = key
     return found
 
 
-def _is_for_signatures(entry: Mapping[str, Any]) -> bool:
+def fits(entry: Mapping[str, Any], algorithm: str) -> bool:
+    """Return whether a key has the type and the curve of an algorithm, and is not meant for another one."""
+    return entry.get("alg", algorithm) == algorithm and (entry.get("kty"), entry.get("crv")) == _KINDS[algorithm]
+
+
+def is_for_signatures(entry: Mapping[str, Any]) -> bool:
     """Return whether a public key may verify signatures; a private key that was published is worthless."""
     operations = entry.get("key_ops", ["verify"])
     return (
@@ -120,7 +125,8 @@ def _is_for_signatures(entry: Mapping[str, Any]) -> bool:
     )
 
 
-def _new_key(algorithm: str, entry: Mapping[str, Any]) -> Key | None:
+def new_key(algorithm: str, entry: Mapping[str, Any]) -> Key | None:
+    """Return the key of a JWK that fits an algorithm; None if it is not valid, too small or too large."""
     jwt = _extras.require("jwt", extra="auth")
     try:
         material = jwt.get_algorithm_by_name(algorithm).from_jwk(dict(entry))

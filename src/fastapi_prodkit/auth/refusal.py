@@ -17,14 +17,22 @@ Code = Literal[
     "expired",
     "not_yet_valid",
     "claims",  # a claim is missing, or has an impossible value
-    "sender_constrained",
+    "sender_constrained",  # the token is bound to a key, and there is no proof of the kind that it needs
+    "not_bound",  # the token is bound to no key, and has to be
+    "proof",  # the DPoP proof is missing, malformed, or one of another request, token or time
+    "proof_signature",
+    "proof_key",  # the proof was signed with another key than the token's
+    "proof_replayed",
+    "proof_nonce",
     "api_key",
     "several_credentials",
     "too_many",
 ]
 
 # What a client with a token of one of our issuers does not send: only these count as guesses.
-_FORGERIES: Final = frozenset({"malformed", "header", "algorithm", "issuer", "signature", "api_key"})
+_FORGERIES: Final = frozenset(
+    {"malformed", "header", "algorithm", "issuer", "signature", "api_key", "proof_signature", "proof_key"}
+)
 
 
 class Refused(Exception):  # noqa: N818 - an outcome of verification, which Auth turns into a response

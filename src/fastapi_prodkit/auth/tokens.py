@@ -72,8 +72,12 @@ class TokenVerifier(Generic[UserT]):
             trusted[issuer] = _Trusted(_rules(settings, user, issuer, index), self.issuers[-1])
         self._trusted = trusted
 
-    async def verify(self, sent: bytes) -> tuple[UserT, Key]:
+    async def verify(self, sent: bytes, thumbprint: str | None = None) -> tuple[UserT, Key]:
         """Return the user of a token, and the key with which it was verified.
+
+        Args:
+            sent: The token.
+            thumbprint: Of the key that a DPoP proof was signed with; None for a bearer token.
 
         Raises:
             Refused: The token is not valid.
@@ -84,7 +88,7 @@ class TokenVerifier(Generic[UserT]):
         rules.check_type(token)
         key = await keys.key_of(token)
         key.verify(token.signed, token.signature)
-        return rules.user(token, self._clock()), key
+        return rules.user(token, self._clock(), thumbprint), key
 
     def _trusted_for(self, token: Token) -> _Trusted[UserT]:
         issuer = token.claims.get("iss") if self.issuers else None

@@ -29,7 +29,7 @@ CUT = "[cut]"
 # A key is secret if it ends in one of these words, in its plural, or in the word and digits. Case, `-` and `_` are
 # ignored.
 _NAMES = (
-    *("authorization", "cookie", "credential", "session", "session_id", "jwt", "token", "dsn"),
+    *("authorization", "cookie", "credential", "dpop", "session", "session_id", "jwt", "token", "dsn"),
     *("password", "passcode", "passwd", "passphrase", "pwd", "secret"),
     *("access_key", "account_key", "api_key", "private_key", "secret_key", "signing_key"),
 )

@@ -88,6 +88,13 @@ class AuthSettings(Section):
     secret: SecretStr | None = Field(
         None, min_length=SHORTEST_SECRET, description="Shared secret of HS256 tokens, in place of an issuer."
     )
+    dpop: Literal["off", "allowed", "required"] = Field(
+        "off", description="Whether tokens may be bound to a key of the client (RFC 9449), or have to be."
+    )
+    dpop_nonce: bool = Field(False, description="Require a nonce of this service in each DPoP proof.")
+    dpop_nonce_secret: SecretStr | None = Field(
+        None, min_length=SHORTEST_SECRET, description="From which nonces are made, equal in all processes."
+    )
     api_keys: tuple[ApiKey, ...] = Field((), description="API keys: name, hash, and scope=, role=, expires= of each.")
 
     @field_validator("issuer", "jwks_url")
@@ -120,6 +127,7 @@ class AuthSettings(Section):
         return self
 
     def _contradictions(self) -> Iterator[tuple[str, Any]]:
+        yield from self._contradictions_of_dpop()
         issuers = len(self.issuer)
         if not (self.issuer or self.secret or self.api_keys):
             yield "issuer", "is required, or AUTH_SECRET or AUTH_API_KEYS: set one, or remove the others of the section"
@@ -140,6 +148,15 @@ class AuthSettings(Section):
             yield "jwks_url", "must have as many items as AUTH_ISSUER, in its order"
         elif any(not may_have_keys_at(*urls) for urls in zip(self.issuer, self.jwks_url, strict=False)):
             yield "jwks_url", "must be https, like its issuer"
+
+    def _contradictions_of_dpop(self) -> Iterator[tuple[str, Any]]:
+        if self.dpop == "off":
+            for name in {"dpop_nonce", "dpop_nonce_secret"}.intersection(self.model_fields_set):
+                yield name, "has no effect without AUTH_DPOP: remove it"
+        elif not (self.issuer or self.secret):
+            yield "dpop", "has no effect without AUTH_ISSUER or AUTH_SECRET, whose tokens are bound: remove it"
+        elif self.dpop_nonce_secret and not self.dpop_nonce:
+            yield "dpop_nonce_secret", "has no effect without AUTH_DPOP_NONCE: remove it"
 
 
 def is_secure_url(url: str) -> bool:

@@ -1,6 +1,5 @@
 """A real OpenID issuer on this machine, for tests: discovery and keys over TLS, tokens, rotation and faults."""
 
-import base64
 import json
 import ssl
 import threading
@@ -10,10 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from fastapi_prodkit import _extras
 from fastapi_prodkit.sections import AuthSettings
 from fastapi_prodkit.sections.auth import Algorithm, PresetName
 from fastapi_prodkit.testing.certificate import server_certificate
+from fastapi_prodkit.testing.dpop import DPoPKey
+from fastapi_prodkit.testing.signing import new_private_key, public_jwk, sign, without_none
 from fastapi_prodkit.testing.token_shapes import SHAPES, TokenRequest
 
 __all__ = ["Fault", "Issuer"]
@@ -60,7 +60,6 @@ class Issuer:
         algorithm: Algorithm = "ES256",
         max_age: int | None = None,
     ) -> None:
-        self._jwt: Any = _extras.require("jwt", extra="auth")
         self.preset: PresetName = preset
         self.audience = audience
         self.algorithm: Algorithm = algorithm
@@ -103,6 +102,7 @@ class Issuer:
         scopes: Sequence[str] = (),
         client: str = "test-app",
         is_client: bool = False,
+        bound_to: DPoPKey | None = None,
         headers: Mapping[str, Any] | None = None,
         **claims: Any,
     ) -> str:
@@ -114,6 +114,7 @@ class Issuer:
             scopes: Scopes that the app was granted.
             client: Client id of the app.
             is_client: Make a token of the client itself.
+            bound_to: The client's key, whose proofs the token needs.
             headers: Further header parameters; None leaves one out.
             claims: Further claims; None leaves one out.
         """
@@ -128,13 +129,12 @@ class Issuer:
         )
         typ = "at+jwt" if self.preset == "standard" else "JWT"
         header = {"typ": typ, "kid": self.key_id, "alg": self.algorithm, **(headers or {})}
-        return self.sign(_without_none(header), _without_none(SHAPES[self.preset](request) | claims))
+        confirmation = {} if bound_to is None else {"cnf": {"jkt": bound_to.thumbprint}}
+        return self.sign(without_none(header), without_none(SHAPES[self.preset](request) | confirmation | claims))
 
     def sign(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
         """Return a token with exactly this header and these claims, signed with the current key."""
-        signed = b".".join(_base64url(json.dumps(part).encode()) for part in (header, claims))
-        signature = self._jwt.get_algorithm_by_name(self.algorithm).sign(signed, self.private_key)
-        return b".".join((signed, _base64url(signature))).decode()
+        return sign(self.algorithm, self.private_key, header, claims)
 
     @property
     def private_key(self) -> Any:
@@ -148,10 +148,10 @@ class Issuer:
             withdraw: Do not publish the earlier keys any more.
         """
         self.key_id = f"key-{len(self._keys) + 1}"
-        self._keys[self.key_id] = _new_key(self.algorithm)
+        self._keys[self.key_id] = new_private_key(self.algorithm)
         if withdraw:
             self._published.clear()
-        public = self._jwt.get_algorithm_by_name(self.algorithm).to_jwk(self.private_key.public_key(), as_dict=True)
+        public = public_jwk(self.algorithm, self.private_key)
         self._published[self.key_id] = {**public, "kid": self.key_id, "use": "sig", "alg": self.algorithm}
 
     @contextmanager
@@ -244,23 +244,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
         """Say nothing."""
-
-
-def _new_key(algorithm: Algorithm) -> Any:
-    if algorithm[:2] in ("RS", "PS"):
-        rsa = _extras.require("cryptography.hazmat.primitives.asymmetric.rsa", extra="auth")
-        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    if algorithm == "EdDSA":
-        ed25519 = _extras.require("cryptography.hazmat.primitives.asymmetric.ed25519", extra="auth")
-        return ed25519.Ed25519PrivateKey.generate()
-    ec = _extras.require("cryptography.hazmat.primitives.asymmetric.ec", extra="auth")
-    curves = {"ES256": ec.SECP256R1, "ES384": ec.SECP384R1, "ES512": ec.SECP521R1}
-    return ec.generate_private_key(curves[algorithm]())
-
-
-def _base64url(content: bytes) -> bytes:
-    return base64.urlsafe_b64encode(content).rstrip(b"=")
-
-
-def _without_none(members: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in members.items() if value is not None}
