@@ -89,7 +89,7 @@ class AuthSettings(Section):
         None, min_length=SHORTEST_SECRET, description="Shared secret of HS256 tokens, in place of an issuer."
     )
     dpop: Literal["off", "allowed", "required"] = Field(
-        "off", description="Whether tokens may be bound to a key of the client (RFC 9449), or have to be."
+        "off", description="Tokens that are bound to a key of the client (RFC 9449): off, allowed or required."
     )
     dpop_nonce: bool = Field(False, description="Require a nonce of this service in each DPoP proof.")
     dpop_nonce_secret: SecretStr | None = Field(
