@@ -16,8 +16,10 @@ __all__ = ["ALGORITHMS", "ProofKeys", "base64url_sha256"]
 ALGORITHMS: Final = ("ES256", "ES384", "ES512", "EdDSA", "PS256", "RS256")  # of clients, whatever the issuers' are
 _MOST_KEYS: Final = 1024  # that are kept parsed; they take about 3 MB
 
-# Members of a key that its thumbprint covers (RFC 7638 section 3.2, RFC 8037 section 2), and how long they may be. A
-# modulus has at most 4096 bits, and an exponent at most 32: with large ones a signature takes milliseconds.
+_Covered = tuple[tuple[str, str], ...]  # names and values
+
+# Members of a key that its thumbprint covers, in its order (RFC 7638 section 3.2, RFC 8037 section 2), and how long
+# they may be. A modulus has at most 4096 bits, and an exponent at most 32: larger ones take milliseconds a signature.
 _MEMBERS: Final[Mapping[str, Mapping[str, int]]] = {
     "EC": {"crv": 5, "kty": 2, "x": 88, "y": 88},
     "OKP": {"crv": 7, "kty": 3, "x": 43},
@@ -43,11 +45,10 @@ class ProofKeys:
         covered = _covered_members(jwk)
         if covered is None or not fits(jwk, algorithm) or not is_for_signatures(jwk):
             raise Refused("header", "the token's jwk is not a public key for its alg")
-        canonical = json.dumps(covered, sort_keys=True, separators=(",", ":"))
-        key = self._parsed(algorithm, canonical)
-        if key is None:
+        found = self._parsed(algorithm, covered)
+        if found is None:
             raise Refused("header", "the token's jwk is not a valid key, or too small")
-        return key, base64url_sha256(canonical.encode())
+        return found
 
 
 def base64url_sha256(content: bytes) -> str:
@@ -55,19 +56,21 @@ def base64url_sha256(content: bytes) -> str:
     return base64.urlsafe_b64encode(sha256(content).digest()).rstrip(b"=").decode()
 
 
-def _covered_members(jwk: Any) -> dict[str, str] | None:
-    """Return the members of a key that its thumbprint covers; None if one is missing, too long, or not plain text."""
+def _covered_members(jwk: Any) -> _Covered | None:
+    """Return what the thumbprint of a key covers; None if a member is missing, too long, or not plain text."""
     kind = jwk.get("kty") if isinstance(jwk, dict) else None
     members = _MEMBERS.get(kind) if isinstance(kind, str) else None
     if members is None:
         return None
-    found = {name: jwk.get(name) for name in members}
-    plain = all(
-        isinstance(value, str) and len(value) <= members[name] and _PLAIN.fullmatch(value)
-        for name, value in found.items()
-    )
-    return found if plain else None
+    found = tuple((name, jwk.get(name)) for name in members)
+    for name, value in found:
+        if not (isinstance(value, str) and len(value) <= members[name] and _PLAIN.fullmatch(value)):
+            return None
+    return found
 
 
-def _parse(algorithm: str, canonical: str) -> Key | None:
-    return new_key(algorithm, json.loads(canonical))
+def _parse(algorithm: str, covered: _Covered) -> tuple[Key, str] | None:
+    """Return a key and its thumbprint, the hash of its members without white space (RFC 7638 section 3.3)."""
+    members = dict(covered)
+    key = new_key(algorithm, members)
+    return None if key is None else (key, base64url_sha256(json.dumps(members, separators=(",", ":")).encode()))

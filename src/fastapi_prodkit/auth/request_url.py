@@ -46,10 +46,8 @@ def _requested_url(scope: Scope) -> str | None:
 def _requested_path(scope: Scope) -> str:
     """Return the path as the client has sent it, in front of which a proxy may have removed the root path."""
     raw: bytes | None = scope.get("raw_path")
-    if raw is None:
-        path = quote(scope["path"], _PATH_CHARACTERS)
-    else:
-        path = raw.partition(b"?")[0].decode("latin-1")  # some servers leave the query in
+    # Some servers leave the query in.
+    path = quote(scope["path"], _PATH_CHARACTERS) if raw is None else raw.partition(b"?")[0].decode("latin-1")
     root = quote(scope.get("app_root_path", scope.get("root_path", "")).rstrip("/"), _PATH_CHARACTERS)
     return path if path == root or path.startswith(f"{root}/") else root + path
 
