@@ -803,6 +803,18 @@ class TestCreateApp:
         assert "the DPoP proof's htm is not the method of the request" in json.dumps(reasons)
         assert not any(part in json.dumps(lines) for header in headers.values() for part in header.split(".")[1:])
 
+    def test_url_that_the_service_sees_is_logged(self, capsys):
+        """So that a proxy which changes it is found; not the query, and not all of a long path."""
+        app = self.app()
+        app.add_api_route("/{any}", lambda: None)
+        path = f"/{'x' * 300}"
+        for each in ("/me?secret=1", path):
+            TestClient(app).get(each, headers=KEY.headers("GET", "https://api.example.com/me", TOKEN))
+
+        written = capsys.readouterr().out
+        assert "the URL of the request, which is http://testserver/me for this service" in written
+        assert f"which is {f'http://testserver{path}'[:200]} for this service" in written
+
     def test_headers_of_a_request_are_masked(self, capsys):
         """If an app logs them."""
         app = self.app()

@@ -28,7 +28,7 @@ from fastapi_prodkit.auth.keys import Key
 from fastapi_prodkit.auth.nonces import Nonces
 from fastapi_prodkit.auth.proof_keys import ProofKeys, base64url_sha256
 from fastapi_prodkit.auth.refusal import Code, Refused
-from fastapi_prodkit.auth.request_url import is_url_of
+from fastapi_prodkit.auth.request_url import is_url_of, requested_url
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.sections import AuthSettings
 
@@ -36,6 +36,7 @@ __all__ = ["DPoP", "OnceStore", "Proof", "SentProof"]
 
 OLDEST: Final = 60  # seconds since a proof was made, beside the clock skew that is tolerated
 LONGEST_JTI: Final = 256  # characters
+LONGEST_LOGGED: Final = 200  # characters of a URL
 
 
 class OnceStore(Protocol):
@@ -214,4 +215,5 @@ def _check_request(claims: Mapping[str, Any], scope: Scope) -> None:
         raise Refused("proof", "the DPoP proof's htm is not the method of the request")
     url = claims.get("htu")
     if not (isinstance(url, str) and is_url_of(scope, url)):
-        raise Refused("proof", "the DPoP proof's htu is not the URL of the request as this service sees it")
+        here = (requested_url(scope) or "not certain")[:LONGEST_LOGGED]
+        raise Refused("proof", f"the DPoP proof's htu is not the URL of the request, which is {here} for this service")

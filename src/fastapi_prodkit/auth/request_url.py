@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from starlette.types import Scope
 
-__all__ = ["is_url_of"]
+__all__ = ["is_url_of", "requested_url"]
 
 _URL: Final = re.compile(
     r"(https?)://([a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::([0-9]{0,5}))?(/[!-~]*)?", re.IGNORECASE | re.ASCII
@@ -30,12 +30,13 @@ def is_url_of(scope: Scope, url: str) -> bool:
         scope: The request, with one Host header.
         url: What the client says that it has requested.
     """
-    requested = _requested_url(scope)
+    requested = requested_url(scope)
     normalized = requested and _normalized(requested)
     return normalized is not None and _normalized(re.split("[?#]", url, maxsplit=1)[0], resolve=True) == normalized
 
 
-def _requested_url(scope: Scope) -> str | None:
+def requested_url(scope: Scope) -> str | None:
+    """Return the URL of a request as its client sees it, not normalised; None if it has not exactly one Host header."""
     hosts = [value for name, value in scope["headers"] if name == b"host"]
     if len(hosts) != 1:
         return None
