@@ -591,7 +591,7 @@ class TestStore:
             async def hit(self, *_):
                 return []
 
-        with pytest.raises(ConfigurationError, match="a Counting is no store for proofs: it has no add_once"):
+        with pytest.raises(ConfigurationError, match="a Counting needs the members shared and add_once"):
             Auth(AuthSettings(secret=SECRET, dpop="allowed"), store=Counting())
 
     def test_memory_of_several_workers_is_refused(self, monkeypatch):

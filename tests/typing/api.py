@@ -127,6 +127,7 @@ async def find_key(hashed: str) -> ApiKey | None:
 
 by_token = Auth(AuthSettings(issuer=("https://login.example.com/",), audience=("orders",)))
 by_key = Auth(settings.auth, find_key=find_key, user=Employee)
+by_bound_token = Auth(settings.auth, store=MemoryStore())
 protected = FastAPI(lifespan=by_token.lifespan)
 create_app(settings, lifespan=by_token.lifespan, checks={"auth": by_token.check})
 

@@ -16,7 +16,7 @@ import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from starlette.types import Scope
 
@@ -39,6 +39,7 @@ LONGEST_JTI: Final = 256  # characters
 LONGEST_LOGGED: Final = 200  # characters of a URL
 
 
+@runtime_checkable
 class OnceStore(Protocol):
     """Where proofs are remembered, such as the store of a rate limit."""
 
@@ -180,8 +181,8 @@ def _checked_store(store: OnceStore | None) -> OnceStore:
             "with AUTH_DPOP, proofs are remembered in the rate limit's store, and there is none: leave out "
             "RATE_LIMIT_ENABLED=false (RATE_LIMIT_DEFAULT=none counts no requests), or give Auth(store=MemoryStore())"
         )
-    if not hasattr(store, "add_once"):
-        raise ConfigurationError(f"with AUTH_DPOP, a {type(store).__name__} is no store for proofs: it has no add_once")
+    if not isinstance(store, OnceStore):
+        raise ConfigurationError(f"with AUTH_DPOP, a {type(store).__name__} needs the members shared and add_once")
     if not store.shared and is_one_of_several_workers():
         raise ConfigurationError(
             "with AUTH_DPOP, each worker process would accept a proof that another one has accepted: set "
