@@ -992,6 +992,12 @@ def refusing() -> FastAPI:
     async def answered(websocket: WebSocket, status: int):
         raise HTTPException(status, websocket.query_params.get("detail"))
 
+    @app.websocket("/open/{status}")
+    async def opened(websocket: WebSocket, status: int):
+        await websocket.accept()
+        _context.refuse(Reason("rate_limited", "too many messages"))
+        raise HTTPException(status)
+
     @app.websocket("/denied/{status}")
     async def denied(websocket: WebSocket, status: int):
         await websocket.send_denial_response(Response(status_code=status))
@@ -1139,6 +1145,18 @@ def test_handshake_refused_by_the_app_has_its_reason(refuser, records, path, rou
     assert getattr(record, "reason", None) == reason
 
 
+@pytest.mark.parametrize(
+    ("path", "level", "reason"), [("/open/429", "WARNING", "too many messages"), ("/open/500", "INFO", None)]
+)
+def test_refusal_of_an_open_websocket_has_its_reason(refuser, records, path, level, reason):
+    """If the code with which the app closes it says that the client is refused; the status stays 101."""
+    with refuser.websocket_connect(path) as websocket, pytest.raises(WebSocketDisconnect):
+        websocket.receive_text()
+
+    [record] = records
+    assert (record.http_status, record.levelname, getattr(record, "reason", None)) == (101, level, reason)
+
+
 def test_reason_of_a_handshake_is_truncated(refuser, records):
     """The text of an app may repeat what the client has sent."""
     with pytest.raises(WebSocketDenialResponse), refuser.websocket_connect(f"/answered/403?detail={'x' * 1000}"):
@@ -1162,8 +1180,10 @@ def test_refusals_are_counted_by_code():
         ]:
             with pytest.raises(refused), client.websocket_connect(path, headers=headers):
                 ...
+        with client.websocket_connect("/open/429"):
+            ...
         shown = client.get("/metrics").text
 
     found = re.findall(r'http_server_refusals_total\{reason="(\w+)"\} (\d)', shown)
-    expected = {"unavailable": "2", "rate_limited": "2", "body_too_large": "1"}
+    expected = {"unavailable": "2", "rate_limited": "3", "body_too_large": "1"}
     assert dict(found) == {**expected, "origin_not_allowed": "1", "websocket_refused": "2"}

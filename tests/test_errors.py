@@ -1067,7 +1067,10 @@ def test_http_exception_refuses_a_handshake_with_the_problem():
     assert refused.value.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize(("status", "code"), [(404, 1008), (429, 1013), (500, 1011), (503, 1013)])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(401, 3000), (403, 3003), (404, 1008), (408, 3008), (429, 1013), (500, 1011), (503, 1013)],
+)
 def test_http_exception_closes_an_open_websocket(status, code):
     """With the nearest code."""
     app = fastapi()

@@ -70,6 +70,8 @@ _REFUSING: Final = frozenset({400, 401, 403, *_UNEXPLAINED})
 _REFUSING_HANDSHAKE: Final = _REFUSING.union(range(400, 499))  # 499 stands for a client that has disconnected
 _LONGEST_TEXT: Final = 200  # characters of a text from the app
 _NORMAL_CLOSURE: Final = 1000  # RFC 6455 section 7.4.1; the default of ASGI
+_REFUSING_CLOSES: Final = frozenset({1008, 1013, 3000, 3003, 3008})  # codes of WebSockets; see _problem
+_FORBIDDEN: Final = 403  # the status that servers send if an app closes a handshake before it accepts it
 
 
 class RequestContext(dict[str, Any]):
@@ -91,10 +93,17 @@ class RequestContext(dict[str, Any]):
             code = _UNEXPLAINED[status].code if status in _UNEXPLAINED else "websocket_refused"
             self.reason = Reason(code, " ".join(text.split())[:_LONGEST_TEXT])
 
-    def explain_closed_handshake(self, status: int, message: Mapping[str, Any]) -> None:
-        """Record why the app refuses a WebSocket handshake by closing it with this message."""
-        reason = message.get("reason") or f"{message.get('code', _NORMAL_CLOSURE)}, before it was open"
-        self.explain_handshake(status, f"the app has closed it: {reason}")
+    def explain_close(self, message: Mapping[str, Any], *, is_open: bool) -> Reason | None:
+        """Return why the app refuses the client by closing a WebSocket with this message; None if it does not.
+
+        To close a handshake is to refuse it. An open WebSocket is refused if the code says so, and a reason was given.
+        """
+        code = message.get("code", _NORMAL_CLOSURE)
+        if is_open:
+            return self.reason if code in _REFUSING_CLOSES else None
+        reason = message.get("reason") or f"{code}, before it was open"
+        self.explain_handshake(_FORBIDDEN, f"the app has closed it: {reason}")
+        return self.reason
 
     def refusal(self, status: int, scope_type: str) -> Reason | None:
         """Return why a request with this status was refused, or None if it was not refused."""

@@ -20,7 +20,8 @@ from fastapi_prodkit.exceptions import ProblemError
 
 MEDIA_TYPE = "application/problem+json"
 _PATH_CHARACTERS: Final = "/:@!$&'()*+,;="  # beside those that `quote` never encodes; RFC 3986 section 3.3
-_CLOSE_CODES: Final = {429: 1013, 503: 1013}  # try again later; IANA's registry of WebSocket close codes
+# IANA's registry of WebSocket close codes: unauthorized, forbidden, timeout, try again later.
+_CLOSE_CODES: Final = {401: 3000, 403: 3003, 408: 3008, 429: 1013, 503: 1013}
 _POLICY_VIOLATION: Final = 1008  # RFC 6455 section 7.4.1
 _INTERNAL_ERROR: Final = 1011  # RFC 6455 section 7.4.1
 _LONGEST_REASON: Final = 123  # bytes; RFC 6455 section 5.5
@@ -72,8 +73,9 @@ async def respond(connection: HTTPConnection, problem: ProblemError) -> Response
 def raisable(connection: HTTPConnection, problem: ProblemError) -> Exception:
     """Return the exception with which a dependency sends the problem, or as much of it as possible, to the client.
 
-    An accepted WebSocket can only be closed with a code: 1013 for 429 and 503, 1011 for other errors of the server,
-    1008 for those of the client. For a WebSocket that is closed already, it is a WebSocketDisconnect.
+    An accepted WebSocket can only be closed with a code: 3000 for 401, 3003 for 403, 3008 for 408, 1013 for 429 and
+    503, 1011 for other errors of the server, 1008 for other errors of the client. For a WebSocket that is closed
+    already, it is a WebSocketDisconnect.
     """
     if not isinstance(connection, WebSocket) or connection.application_state is WebSocketState.CONNECTING:
         return problem

@@ -55,7 +55,7 @@ class AccessLogMiddleware(Layer):
 
     def on_end(self, exchange: Exchange) -> None:
         """Write the line."""
-        level = logging.INFO if exchange.status < _LOWEST_ERROR else _level(exchange)
+        level = logging.INFO if exchange.status < _LOWEST_ERROR and exchange.refusal is None else _level(exchange)
         if not _logger.isEnabledFor(level):
             return
         scope = exchange.scope
@@ -69,6 +69,7 @@ class AccessLogMiddleware(Layer):
             "client_ip": client and client[0],
         }
         if client is None or method is None:  # a WebSocket, or a request that the server could not parse
+            fields["end_reason"] = exchange.context.end_reason
             fields = {name: value for name, value in fields.items() if value not in {None, ""}}
         if exchange.refusal is not None and exchange.refusal.text:
             fields["reason"] = exchange.refusal.text

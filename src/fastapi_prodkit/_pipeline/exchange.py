@@ -294,7 +294,7 @@ class Exchange:
         if kind == "websocket.http.response.start" and not self.status:
             self.context.explain_handshake(message["status"], f"the app has answered it with {message['status']}")
             return self._start_response(message["status"], message)
-        if kind == "websocket.close" and not self.status:
-            self.status = _FORBIDDEN
-            self.context.explain_closed_handshake(_FORBIDDEN, message)
+        if kind == "websocket.close":
+            self.refusal = self.context.explain_close(message, is_open=self.status > 0)
+            self.status = self.status or _FORBIDDEN
         return message
