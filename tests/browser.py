@@ -18,8 +18,9 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs the program ch
 
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --virtual-time-budget=10000"
+    "--disable-component-update --disable-sync"
 )
+_DUMPING = "--enable-logging=stderr --v=0 --virtual-time-budget=10000 --dump-dom"
 
 
 class Page(NamedTuple):
@@ -34,13 +35,26 @@ def visit(url: str, *flags: str) -> Page:
     assert BROWSER is not None
     with tempfile.TemporaryDirectory() as profile:
         run = subprocess.run(
-            [BROWSER, *_FLAGS.split(), *flags, f"--user-data-dir={profile}", "--dump-dom", url],
+            [BROWSER, *_FLAGS.split(), *_DUMPING.split(), *flags, f"--user-data-dir={profile}", url],
             capture_output=True,
             text=True,
             timeout=60,
             check=True,
         )
     return Page(run.stdout, [line for line in run.stderr.splitlines() if "CONSOLE" in line])
+
+
+@contextmanager
+def opened(url: str) -> Iterator[None]:
+    """Keep a page open in a new browser, in real time: `visit` does not wait for WebSockets."""
+    assert BROWSER is not None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = [BROWSER, *_FLAGS.split(), f"--user-data-dir={profile}", url]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
+            try:
+                yield
+            finally:
+                browser.terminate()
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class RequestContext(dict[str, Any]):
     Attributes:
         reason: Why the request was refused, if a reason was given.
         failed: An exception has left the app; it has a log record of its own.
-        end_reason: Why a stream has ended, if neither the app nor the client has ended it.
+        end_reason: Why a stream or a WebSocket has ended, if neither the app nor the client has ended it.
     """
 
     reason: Reason | None = None
@@ -150,6 +150,13 @@ def refuse_handshake(status: int, text: str) -> None:
     context = _fields.get()
     if isinstance(context, RequestContext):
         context.explain_handshake(status, text)
+
+
+def explain_end(reason: str) -> None:
+    """Record why the current WebSocket ends, if neither the app nor the client has ended it."""
+    context = _fields.get()
+    if isinstance(context, RequestContext):
+        context.end_reason = reason
 
 
 def keep(error: BaseException, context: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ SESSION: Final = "fastapi_prodkit.session"  # the session for writing of the req
 AUTH: Final = "fastapi_prodkit.auth"  # the Auth of the guard that the request has passed last; see auth.guard
 USER: Final = "fastapi_prodkit.user"  # that Auth, and the caller that it has authenticated; see auth.guard
 PROOF: Final = "fastapi_prodkit.proof"  # the DPoP proof that the request has used up; see auth.dpop
+WEBSOCKET: Final = "fastapi_prodkit.websocket"  # the messages of a WebSocket; see auth.websockets
 READ_SESSION: Final = "fastapi_prodkit.read_session"  # the session for reading of the request; see database.joining
 
 # Attributes of objects that are not ours.

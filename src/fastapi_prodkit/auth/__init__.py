@@ -18,7 +18,8 @@ except requests for `public` routes:
 The modules: `credentials` (read the header lines), `jose` (parse a token), `fetching`, `issuers` and `keys` (whose keys
 are trusted), `presets` and `claims` (what a token says), `tokens` (all of that), `dpop` (tokens that are bound to a
 key), with `proof_keys`, `request_url` and `nonces`, `api_keys`, `cache` (of verified credentials), `challenges` (what a
-client is told), `authenticator` (`Auth`), `rules` (who may call a route), `guard` (in front of the router).
+client is told), `authenticator` (`Auth`), `rules` (who may call a route), `websockets` (tokens of browsers, and what
+ends with them), `guard` (in front of the router).
 
 Tokens need the extra `auth`, which is imported when `Auth` is made. API keys need no extra.
 """
@@ -28,12 +29,14 @@ from fastapi_prodkit.auth.authenticator import Auth
 from fastapi_prodkit.auth.guard import guard_routes
 from fastapi_prodkit.auth.rules import CurrentUser, current_user, public, require_roles, require_scopes
 from fastapi_prodkit.auth.user import User
+from fastapi_prodkit.auth.websockets import authenticate_first_message
 
 __all__ = [
     "ApiKey",
     "Auth",
     "CurrentUser",
     "User",
+    "authenticate_first_message",
     "current_user",
     "guard_routes",
     "hash_api_key",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from fastapi_prodkit import _context
+from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._bearer import WrongTokens, too_many_wrong_tokens
 from fastapi_prodkit._context import Reason
 from fastapi_prodkit._counting import client_key
@@ -26,6 +26,7 @@ from fastapi_prodkit.auth.issuers import NoKeysError
 from fastapi_prodkit.auth.refusal import Code, Refused
 from fastapi_prodkit.auth.tokens import TokenVerifier
 from fastapi_prodkit.auth.user import User
+from fastapi_prodkit.auth.websockets import GuardedWebSocket
 from fastapi_prodkit.exceptions import CheckWarning, ConfigurationError, ProblemError
 from fastapi_prodkit.sections import AuthSettings
 
@@ -81,6 +82,9 @@ class Auth(Generic[UserT]):
         if settings is None and find_key is None:
             raise ConfigurationError("Auth: accepts nothing; give AuthSettings(issuer=...), or find_key=")
         self._user = user
+        self._clock = clock
+        self._leeway = settings.leeway if settings is not None else 0.0
+        self._close_websockets = settings is None or settings.close_websockets
         self._registry = registry
         self._cache = VerifiedCredentials[UserT](clock)
         self._wrong = WrongTokens(time.monotonic)
@@ -104,26 +108,34 @@ class Auth(Generic[UserT]):
     async def authenticate(self, connection: HTTPConnection) -> UserT | None:
         """Return the caller; None if the request has no credentials.
 
-        Credentials are `Authorization: Bearer <token>`, `Authorization: ApiKey <key>` or `X-API-Key: <key>`, and with
-        AUTH_DPOP `Authorization: DPoP <token>` and `DPoP: <proof>`. Other schemes, and tokens in the query or the body,
-        are not read.
+        Credentials are `Authorization: Bearer <token>`, `Authorization: ApiKey <key>` or `X-API-Key: <key>`; with
+        AUTH_DPOP `Authorization: DPoP <token>` and `DPoP: <proof>`; and in the handshake of a WebSocket a token among
+        the subprotocols. Other schemes, and tokens in the query or the body, are not read.
 
         Raises:
             ProblemError: 401 if the credentials are refused; 400 if there are several; 429 after too many forged ones;
                 503 while the keys of the token's issuer cannot be fetched, or a proof cannot be remembered.
         """
+        websocket = GuardedWebSocket.of(connection)
+        user = await self._authenticate(connection.scope)
+        if websocket is not None and user is not None and user.expires_at is not None and self._close_websockets:
+            leeway = 0.0 if user.kind == "key" else self._leeway
+            websocket.close_in(user.expires_at + leeway - self._clock())
+        return user
+
+    async def _authenticate(self, scope: Scope) -> UserT | None:
         scheme = self._schemes[0]
         try:
-            credentials = read_credentials(connection.scope, self._schemes)
+            credentials = read_credentials(scope, self._schemes)
             if credentials is None:
                 return None
             scheme = credentials.scheme
             if self._dpop is not None and scheme == "dpop":
-                return await self._verify_bound(credentials, connection.scope, self._dpop)
+                return await self._verify_bound(credentials, scope, self._dpop)
             user = self._cache.get(credentials.line)
-            return user if user is not None else await self._verify(credentials, connection.scope)
+            return user if user is not None else await self._verify(credentials, scope)
         except Refused as refused:
-            problem = self._refusal(refused, scheme, client_key(connection.scope))
+            problem = self._refusal(refused, scheme, client_key(scope))
         raise problem  # outside of `except`, so that the response's exception has no other one as its context
 
     async def current_user(self, connection: HTTPConnection) -> UserT:
@@ -140,8 +152,11 @@ class Auth(Generic[UserT]):
     def known_user(self, scope: Scope) -> UserT | None:
         """Return the caller if the credentials were verified before; None if `authenticate` has to be asked.
 
-        A token with a DPoP proof is never known: each proof has to be verified.
+        A token with a DPoP proof is never known: each proof has to be verified. Nor is that of a WebSocket, which has
+        to be closed when it expires.
         """
+        if _scope.WEBSOCKET in scope:
+            return None
         try:
             credentials = read_credentials(scope, self._schemes)
         except Refused:

@@ -22,6 +22,7 @@ from fastapi_prodkit._routing.index import RouteIndex
 from fastapi_prodkit._routing.trial import fastapi_is_known
 from fastapi_prodkit.auth.authenticator import Auth
 from fastapi_prodkit.auth.rules import Rule, rule_of
+from fastapi_prodkit.auth.websockets import GuardedWebSocket
 from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["guard_routes"]
@@ -82,6 +83,14 @@ class Guard:
         Raises:
             ProblemError: 401 or 403, before the body is received.
         """
+        if scope["type"] == "websocket" and _scope.WEBSOCKET not in scope:
+            websocket = GuardedWebSocket(scope, receive, send)
+            try:
+                await self(scope, websocket.receive, websocket.send)
+            finally:
+                websocket.end()
+                del scope[_scope.WEBSOCKET]  # breaks the cycle of references: scope, messages, exchange, scope
+            return
         if scope["type"] in _KINDS:
             scope[_scope.AUTH] = self.auth
             rule = self._rule(scope)

@@ -18,7 +18,17 @@ from fastapi_prodkit._context import Reason
 from fastapi_prodkit.auth.user import User
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 
-__all__ = ["CurrentUser", "Requirement", "Rule", "current_user", "public", "require_roles", "require_scopes", "rule_of"]
+__all__ = [
+    "CurrentUser",
+    "Requirement",
+    "Rule",
+    "auth_of",
+    "current_user",
+    "public",
+    "require_roles",
+    "require_scopes",
+    "rule_of",
+]
 
 _Target = TypeVar("_Target")
 _Kind = Literal["role", "scope"]
@@ -58,17 +68,27 @@ async def current_user(connection: HTTPConnection) -> User:
         ProblemError: 401 if the request has no credentials, or wrong ones.
         ConfigurationError: The app has no authentication.
     """
-    scope = connection.scope
-    pieces = _scope.installed(scope) or {}
-    auth = getattr(connection.app.state, "auth", None) or scope.get(_scope.AUTH) or pieces.get("auth")
-    if auth is None:
-        raise ConfigurationError("there is no caller without authentication: set AUTH_ISSUER, or app.state.auth")
+    auth, scope = auth_of(connection), connection.scope
     authenticated_by, user = scope.get(_scope.USER, (None, None))
     if authenticated_by is not auth:  # on a public route, in an app without a guard, or with one of another Auth
         user = await auth.current_user(connection)
         scope[_scope.USER] = auth, user
     found: User = user
     return found
+
+
+def auth_of(connection: HTTPConnection) -> Any:
+    """Return the `Auth` that authenticates the callers of an app.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    scope = connection.scope
+    pieces = _scope.installed(scope) or {}
+    auth = getattr(connection.app.state, "auth", None) or scope.get(_scope.AUTH) or pieces.get("auth")
+    if auth is None:
+        raise ConfigurationError("there is no caller without authentication: set AUTH_ISSUER, or app.state.auth")
+    return auth
 
 
 CurrentUser = Annotated[User, Depends(current_user)]

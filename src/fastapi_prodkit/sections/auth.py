@@ -85,6 +85,7 @@ class AuthSettings(Section):
     )
     scopes_claim: tuple[str, ...] = Field((), description="Claims with the scopes; those of the preset by default.")
     leeway: float = Field(60.0, ge=0, le=300, description="Clock skew that is tolerated, seconds.")
+    close_websockets: bool = Field(True, description="Close a WebSocket when the token or key of its caller expires.")
     secret: SecretStr | None = Field(
         None, min_length=SHORTEST_SECRET, description="Shared secret of HS256 tokens, in place of an issuer."
     )
