@@ -1,5 +1,7 @@
 """The exceptions of the library, and their base classes."""
 
+import copy
+import pickle
 import sys
 
 import pytest
@@ -37,6 +39,32 @@ def test_exceptions_have_our_root_and_a_standard_base(ours, theirs):
     """Every exception of the package derives from ProdkitError and from a fitting standard class."""
     assert issubclass(ours, ProdkitError)
     assert issubclass(ours, theirs)
+
+
+class _OutOfStockError(ProblemError):
+    def __init__(self, article: int) -> None:
+        super().__init__(status=409, detail="Sold.", article=article)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigurationError("wrong"),
+        SettingsError({"LOG_LEVEL": "unknown"}),
+        MissingExtraError("not installed"),
+        MigrationError("pending"),
+        CheckWarning("slow"),
+        ProblemError(status=409, detail="Sold.", title="Sold out", headers={"Retry-After": "5"}, article=7),
+        _OutOfStockError(article=7),
+    ],
+)
+@pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_exception_can_be_pickled_and_copied(error, copied):
+    """A process pool sends it back to the caller, whatever arguments its class takes."""
+    other = copied(error)
+
+    assert type(other) is type(error)
+    assert (str(other), vars(other)) == (str(error), vars(error))
 
 
 def test_settings_warning_is_a_user_warning():

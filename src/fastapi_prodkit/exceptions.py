@@ -31,7 +31,11 @@ __all__ = [
 
 
 class ProdkitError(Exception):
-    """Base class of all exceptions of this library."""
+    """Base class of all exceptions of this library. They can be pickled, for pools of processes and task queues."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the attributes, and not the call that has made them: its arguments are not all in `args`."""
+        return _restore, (type(self), self.args), vars(self)
 
 
 class ConfigurationError(ProdkitError, ValueError):
@@ -97,3 +101,8 @@ class ProblemError(ProdkitError, HTTPException):
         self.type = type
         self.title = title or phrase
         self.extensions = extensions
+
+
+def _restore(kind: type[ProdkitError], args: tuple[Any, ...]) -> ProdkitError:
+    """Return an exception without its attributes, which pickle restores."""
+    return kind.__new__(kind, *args)
