@@ -281,3 +281,35 @@ def test_lifespan_of_a_router_included_later_is_started():
 
     assert sorted(events[:3]) == ["+ours", "+own", "+router"]
     assert len(events) == 6
+
+
+def test_app_inside_of_itself_starts_once():
+    """As a dashboard that gets the app around it, below middleware or not."""
+    events = []
+    app = FastAPI(lifespan=recording(events, "own"))
+    sub = FastAPI(lifespan=recording(events, "sub"))
+    sub.mount("/up", app)
+    for path, mounted in (("/self", app), ("/dashboard", Passing(app)), ("/sub", sub)):
+        app.mount(path, mounted)
+    compose(app, [])
+
+    with TestClient(app):
+        pass
+
+    assert events == ["+own", "+sub", "-sub", "-own"]
+
+
+def test_object_that_leads_back_to_itself_has_no_lifespan():
+    """Its attribute `app` need not be an app that it serves."""
+    events = []
+    alone, one, two = Passing(None), Passing(None), Passing(None)
+    alone.app, one.app, two.app = alone, two, one
+    app = FastAPI(lifespan=recording(events, "own"))
+    for mounted in (alone, one, two):
+        app.mount("/sub", mounted)
+    compose(app, [])
+
+    with TestClient(app):
+        pass
+
+    assert events == ["+own", "-own"]

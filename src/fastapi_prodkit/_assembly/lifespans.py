@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any, cast
 
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Host, Mount, Router
+from starlette.routing import Host, Mount, Router
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -28,7 +28,7 @@ def compose(app: Starlette, ours: Sequence[Lifespan], *, mounted: bool = True) -
         async with AsyncExitStack() as stack:
             for each in ours:
                 await stack.enter_async_context(each(running))
-            watches = _watch(app.routes, own) if mounted else []
+            watches = _watch(app, own) if mounted else []
             own_state = await stack.enter_async_context(own(running))
             state: dict[str, Any] = {}
             for watched in watches:
@@ -76,25 +76,31 @@ class _Watched:
         return self._lifespan(app)
 
 
-def _watch(routes: Sequence[BaseRoute], own: Lifespan) -> list[_Watched]:
-    # By identity, because routers have no hash; a router that is mounted twice is watched once.
-    mounted = {id(router): (place, app, router) for place, app, router in _mounted(routes, "")}
-    return [_Watched(*each) for each in mounted.values() if each[-1].lifespan_context is not own]
+def _watch(app: Starlette, own: Lifespan) -> list[_Watched]:
+    mounted = _mounted(app.routes, "", {id(app.router): app.router})
+    return [_Watched(*each) for each in mounted if each[-1].lifespan_context is not own]
 
 
-def _mounted(routes: Sequence[Any], prefix: str) -> Iterator[tuple[str, Any, Router]]:
-    """Yield the path of each mounted app, the app, and its router, which has the lifespan."""
+def _mounted(routes: Sequence[Any], prefix: str, seen: dict[int, Any]) -> Iterator[tuple[str, Any, Router]]:
+    """Yield the path of each mounted app, the app, and its router, which has the lifespan.
+
+    A router that is mounted twice is found once, and so is an app inside of itself: `seen` has each object by its
+    identity, because routers have no hash.
+    """
     for route in routes:
         # Not iter_route_contexts: FastAPI caches its result, and an app may change its routes until start-up is over.
         included = getattr(route, "original_router", None)
         if included is not None:
-            yield from _mounted(included.routes, prefix + route.include_context.prefix)
+            yield from _mounted(included.routes, prefix + route.include_context.prefix, seen)
         app: Any = route.app if isinstance(route, Mount | Host) else None
         place = prefix + (route.host if isinstance(route, Host) else getattr(route, "path", ""))
-        while app is not None and not isinstance(app, Starlette | Router):
+        while app is not None and not isinstance(app, Starlette | Router) and id(app) not in seen:
+            seen[id(app)] = app
             app = getattr(app, "app", None)  # middleware of the mount
-        if app is not None:
-            router = app if isinstance(app, Router) else app.router
-            yield place or "/", app, router  # a bare router is its own app
-            if not hasattr(router.lifespan_context, _scope.LIFESPAN_COMPOSED):
-                yield from _mounted(router.routes, place)
+        router = app.router if isinstance(app, Starlette) else app  # a bare router is its own app
+        if router is None or id(router) in seen:
+            continue
+        seen[id(router)] = router
+        yield place or "/", app, router
+        if not hasattr(router.lifespan_context, _scope.LIFESPAN_COMPOSED):
+            yield from _mounted(router.routes, place, seen)
