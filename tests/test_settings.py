@@ -257,6 +257,18 @@ class TestForeignVariables:
         assert settings.log.level == "INFO"
         assert not recwarn
 
+    @pytest.mark.parametrize("in_file", [False, True])
+    def test_section_in_one_variable_is_an_error(self, refused, in_file, tmp_path):
+        """It would be ignored without notice, and leave all routes open; the error does not repeat it."""
+        whole = f'{{"secret": "{SECRET}", "audience": ["a"]}}'
+        given = {"AUTH": whole, "LOG": '{"other": 1}', "CORS": '["origins"]'}
+        if in_file:
+            (tmp_path / ".env").write_text("\n".join(f"{name}={value}" for name, value in given.items()))
+
+        problems = refused({} if in_file else given)
+
+        assert problems == {"AUTH": "is not read as JSON: set AUTH_SECRET, AUTH_AUDIENCE in its place"}
+
     def test_other_variables_of_env_files_are_ignored(self, load, tmp_path):
         """Unknown variables in a .env file, which other tools may share, are no error and configure no section."""
         (tmp_path / ".env").write_text("POSTGRES_PASSWORD=x\nDATABASE_PORT=5432\nDATABASE=\nKEY_WITHOUT_VALUE\n")

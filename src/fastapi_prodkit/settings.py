@@ -162,7 +162,10 @@ class Settings(BaseSettings):
         stores, problems = read_stores(settings_cls, [chosen[0], chosen[1], overlay(), chosen[2]])
         if any(source().get("environment", profile) != profile for source in (overlay, *stores)):
             problems["environment"] = variables.Unusable(_CONTRADICTED)
-        problems |= _misspelt(settings_cls, [environment, overlay, dotenv, *stores], profile)
+        given = [environment, overlay, dotenv, *stores]
+        problems |= _misspelt(settings_cls, given, profile)
+        for source in given:
+            problems |= variables.whole_sections(source.env_vars, settings_cls, _prefix(settings_cls))
         return (
             InitSettingsSource(settings_cls, problems),
             init_settings,

@@ -4,8 +4,9 @@ The field `pool_size` of the section `database` is DATABASE_POOL_SIZE; with the 
 Names are compared in lower case and shown in upper case. Values are never shown.
 """
 
+import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -63,6 +64,26 @@ def variables(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo |
 def variable(prefix: str, *path: str) -> str:
     """Return the variable of a field, such as ERRORS_RAISE for the field `raise_` of the section `errors`."""
     return f"{prefix}{'_'.join(path)}".rstrip("_").upper()
+
+
+def whole_sections(given: Mapping[str, str | None], model: type[BaseModel], prefix: str) -> dict[str, Unusable]:
+    """Return why the sections that are given as one JSON object cannot be used: each of their fields is a variable.
+
+    Another value with the name of a section, such as LOG=debug, is for another program.
+
+    Args:
+        given: Variables by name, in lower case.
+        model: The settings.
+        prefix: Of their variables.
+    """
+    found = {}
+    for name, field in model.model_fields.items():
+        section, value = section_of(field), given.get(f"{prefix}{name}".lower())
+        if section is not None and value is not None:
+            names = [variable(prefix, name, key) for key in _keys(value) if key in section.model_fields]
+            if names:
+                found[name] = Unusable(f"is not read as JSON: set {', '.join(names)} in its place")
+    return found
 
 
 def near_misses(given: Collection[str], ours: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -176,6 +197,15 @@ def _values(given: Any) -> Iterator[str]:
 def _parts(secret: str) -> list[str]:
     """Return the parts of a secret that a message must not contain: the whole, and words such as a URL's password."""
     return [secret, *(word for word in _WORD.findall(_SCHEME.sub("", secret)) if len(word) >= _SECRET_LENGTH)]
+
+
+def _keys(value: str) -> Collection[str]:
+    """Return the keys of a JSON object; nothing if the value is none."""
+    try:
+        content = json.loads(value)
+    except ValueError:
+        return ()
+    return content if isinstance(content, dict) else ()
 
 
 def members(field: FieldInfo) -> tuple[Any, ...]:
