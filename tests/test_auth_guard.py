@@ -548,6 +548,23 @@ def test_create_app_guards_all_routes_but_the_probes():
         assert "auth" in client.get("/ready").json()["checks"]
 
 
+def test_router_that_replaces_another_is_guarded():
+    """When the app starts, however late that is; one that cannot be guarded is not served."""
+
+    class OwnRouter(APIRouter):
+        async def app(self, scope, receive, send): ...
+
+    app = service()
+    app.router = APIRouter()
+    app.router.get("/me")(answer)
+    assert statuses(TestClient(app), "/me") == [401, 200]
+
+    app.router = OwnRouter()
+    app.middleware_stack = None
+    with pytest.raises(ConfigurationError, match="cannot be guarded"):
+        TestClient(app).get("/me")
+
+
 def test_access_line_has_the_caller_and_the_reason(capsys):
     """A refused request has a reason in place of the caller."""
     app = create_app(Settings(environment="test", auth=SETTINGS, log={"format": "json"}))

@@ -190,10 +190,7 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     _compose_lifespans(app, pieces, probes, given)
     if settings.routing and settings.routing.index:
         index_routes(app)  # innermost, in place of the loop over all routes in FastAPI's router
-    if "auth" in pieces:
-        from fastapi_prodkit.auth import guard_routes  # noqa: PLC0415 - loaded where it is used
-
-        guard_routes(app, pieces["auth"])
+    _guard(app)
     _put_edge_around(app, settings, pieces, probes, given)
 
 
@@ -229,6 +226,15 @@ def _compose_lifespans(app: FastAPI, pieces: Mapping[str, Any], probes: Sequence
     telemetry.switch_off_if_unused(app)
 
 
+def _guard(app: FastAPI) -> None:
+    """Guard the routes of the app's router; called again when the app starts, because the router may be another one."""
+    auth = getattr(app.state, _scope.INSTALLED).get("auth")
+    if auth is not None:
+        from fastapi_prodkit.auth import guard_routes  # noqa: PLC0415 - loaded where it is used
+
+        guard_routes(app, auth)
+
+
 def _put_edge_around(
     app: FastAPI, settings: Settings, pieces: Mapping[str, Any], probes: Sequence[APIRouter], given: Given
 ) -> None:
@@ -236,7 +242,7 @@ def _put_edge_around(
     levels = log_level_router(settings.log, registry=given.registry).routes if settings.log else []
     exempt = frozenset(route.path.rstrip("/") or "/" for route in probed)
     layers = _layers(app, settings, pieces, exempt, given)
-    edge = Edge(layers, management=make_management([*probed, *levels]), installed=pieces)
+    edge = Edge(layers, management=make_management([*probed, *levels]), installed=pieces, before_start=_guard)
     edge.put_around(app)
     if "shutdown" in pieces:
         pieces["shutdown"].on_drain(edge.close_connections)

@@ -7,7 +7,7 @@ patched or not; after that `on_error` is called.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from itertools import takewhile
@@ -50,6 +50,7 @@ class Edge:
             see `ManagementRoutes`. A route of the app inside with the same path and method wins. No layer exempts
             such a route, even if the layer's `exempt` has its path.
         installed: Objects that dependencies look up, by name. In a mounted app, those of its own edge win.
+        before_start: Called with the app inside each time when its middleware stack is built, before it serves.
 
     Attributes:
         app: The app inside; only set on an edge that `around` has returned.
@@ -67,8 +68,10 @@ class Edge:
         *,
         management: Starlette | None = None,
         installed: Mapping[str, Any] | None = None,
+        before_start: Callable[[Any], None] | None = None,
     ) -> None:
         self.layers = tuple(layers)
+        self._before_start = before_start
         self._installed = installed or {}
         self._management = ManagementRoutes(management or Starlette())
         self._stacks: dict[str, LayerStack] = {kind: _EdgeStack(kind, layers, self._management) for kind in _KINDS}
@@ -91,6 +94,12 @@ class Edge:
         del app.middleware_stack
         setattr(app, _scope.APP_STACK, None)
         app.__class__ = _with_edge(type(app), self)
+
+    def start(self, app: Starlette, stack: ASGIApp) -> "Edge":
+        """Return this edge around the middleware stack of an app, which was just built."""
+        if self._before_start is not None:
+            self._before_start(app)
+        return self.around(stack)
 
     def around(self, app: ASGIApp) -> "Edge":
         """Return this edge around an ASGI app, ready to serve."""
@@ -170,7 +179,7 @@ def _with_edge(base: type[Starlette], edge: Edge) -> type[Starlette]:
     """Return a subclass that wraps every middleware stack in the edge, and calls `on_error` around `base.__call__`."""
 
     def set_stack(app: Starlette, stack: ASGIApp | None) -> None:
-        setattr(app, _scope.APP_STACK, None if stack is None else edge.around(stack))
+        setattr(app, _scope.APP_STACK, None if stack is None else edge.start(app, stack))
 
     def delete_stack(app: Starlette) -> None:
         delattr(app, _scope.APP_STACK)
