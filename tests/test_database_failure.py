@@ -337,7 +337,7 @@ def socket_app(database: Database) -> FastAPI:
 def test_outage_closes_an_open_websocket(
     caplog: pytest.LogCaptureFixture, path: str, url: str, statement: str, code: int
 ) -> None:
-    """With 1013, for a conflict with 1008; one warning, and no traceback."""
+    """With 1013, for a conflict with 1008; one warning, no traceback, and the reason of a refusal on the line."""
     client = pytest.importorskip("websockets.sync.client")
     closed = pytest.importorskip("websockets.exceptions").ConnectionClosed
     database = Database(DatabaseSettings(url=url, ssl="off"))
@@ -354,7 +354,10 @@ def test_outage_closes_an_open_websocket(
             socket.recv()
 
     assert ended.value.rcvd.code == code
-    [warning] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    if code == 1013:
+        assert warnings.pop().reason.startswith("the database is unavailable: ")
+    [warning] = warnings
     assert warning.exc_info is None
     assert warning.name.startswith("fastapi_prodkit.database")
 
