@@ -356,6 +356,22 @@ class TestRefusals:
 
         assert statuses == [401] * 10 + [429]
 
+    def test_key_that_was_found_before_is_not_locked_out(self):
+        """By the guesses of a neighbour with the same address; a key that is removed then counts as one of them."""
+        used, new = new_api_key(), new_api_key()
+        table = {hash_api_key(key): ApiKey(name="bot", hash=hash_api_key(key)) for key in (used, new)}
+        client = TestClient(service(Auth(find_key=table.get)))
+        client.get("/me", headers={"X-API-Key": used})
+        for _ in range(10):
+            client.get("/me", headers={"X-API-Key": new_api_key()})
+
+        statuses = [client.get("/me", headers={"X-API-Key": key}).status_code for key in (used, new, used)]
+        table.clear()
+        after = [client.get("/me", headers={"X-API-Key": used}).status_code for _ in range(2)]
+
+        assert statuses == [200, 429, 200]
+        assert after == [401, 429]
+
     def test_expired_tokens_are_not_limited(self, client, caplog):
         """Behind one address there may be an office of people, with apps that have not been closed over night."""
         expired = [secret_token(exp=int(time.time()) - 100 - number) for number in range(12)]

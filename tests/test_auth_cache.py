@@ -52,6 +52,17 @@ def test_entry_lasts_an_hour_at_most(expires_at, verified, clock):
     assert verified.get(b"Bearer a") is None
 
 
+def test_entry_that_has_to_be_asked_again_is_only_known(verified, clock):
+    """Even if the clock is set back; until it is forgotten."""
+    verified.add(b"ApiKey a", User("bot"), ask_again=True)
+    clock.now -= 10
+
+    assert verified.get(b"ApiKey a") is None
+    assert (verified.knows(b"ApiKey a"), verified.knows(b"ApiKey b")) == (True, False)
+    verified.forget(b"ApiKey a")
+    assert not verified.knows(b"ApiKey a")
+
+
 def test_entry_of_a_withdrawn_key_ends(verified):
     """The issuer does not vouch for its tokens any more."""
     pytest.importorskip("jwt")

@@ -220,7 +220,8 @@ class Auth(Generic[UserT]):
             raise problem
 
     async def _verify(self, credentials: Credentials, scope: Scope, thumbprint: str | None = None) -> UserT:
-        self._refuse_guesses(scope)
+        if not self._cache.knows(credentials.line):
+            self._refuse_guesses(scope)
         if credentials.scheme == "apikey" or self._tokens is None:
             return await self._verify_api_key(credentials)
         if thumbprint is None and self._bearer_is_refused:
@@ -235,11 +236,14 @@ class Auth(Generic[UserT]):
         return user
 
     async def _verify_api_key(self, credentials: Credentials) -> UserT:
-        key, is_configured = await self._api_keys.find(credentials.value)
+        try:
+            key, is_configured = await self._api_keys.find(credentials.value)
+        except Refused:
+            self._cache.forget(credentials.line)
+            raise
         expires_at = None if key.expires is None else key.expires.timestamp()
         user = self._user(id=key.name, kind="key", roles=key.roles, scopes=key.scopes, expires_at=expires_at)
-        if is_configured:
-            self._cache.add(credentials.line, user)
+        self._cache.add(credentials.line, user, ask_again=not is_configured)
         return user
 
     def _refusal(self, refused: Refused, scheme: Scheme, client: str) -> ProblemError:

@@ -4,6 +4,7 @@ The cache has the SHA-256 of what was sent, never a token. It has no lock: only 
 thread may read them.
 """
 
+import math
 from collections.abc import Callable
 from hashlib import sha256
 from sys import getsizeof
@@ -47,16 +48,25 @@ class VerifiedCredentials(Generic[UserT]):
             return None
         return entry.user
 
-    def add(self, credentials: bytes, user: UserT, key: Key | None = None) -> None:
+    def knows(self, credentials: bytes) -> bool:
+        """Return whether these credentials were verified before, even if they have to be verified again."""
+        return sha256(credentials).digest() in self._entries
+
+    def forget(self, credentials: bytes) -> None:
+        """Forget credentials that are not valid any more."""
+        self._remove(sha256(credentials).digest())
+
+    def add(self, credentials: bytes, user: UserT, key: Key | None = None, *, ask_again: bool = False) -> None:
         """Remember the user of credentials that were just verified, until `user.expires_at`.
 
         Args:
             credentials: What was sent.
             user: Whose they are.
             key: With which key they were verified; None for an API key.
+            ask_again: They have to be verified for each request: `get` never finds them, but `knows` does.
         """
         digest = sha256(credentials).digest()
-        longest = self._clock() + LONGEST
+        longest = -math.inf if ask_again else self._clock() + LONGEST
         valid_until = longest if user.expires_at is None else min(user.expires_at, longest)
         entry = _Entry(user, valid_until, _size_of(user), key)
         self._remove(digest)  # an entry of the same credentials that has expired
