@@ -1,5 +1,6 @@
 """The cache of verified credentials: by hash, bounded, and no longer than they are valid."""
 
+import hashlib
 import tracemalloc
 
 import pytest
@@ -76,11 +77,27 @@ def test_entry_of_a_withdrawn_key_ends(verified):
 
 
 def test_token_is_not_kept(verified):
-    """Neither as a key nor as a value: only its SHA-256."""
+    """Neither as a key nor as a value: only its hash."""
     verified.add(b"Bearer s3cret", ALICE)
 
     assert b"s3cret" not in repr(verified._entries).encode()
     assert [len(digest) for digest in verified._entries] == [32]
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, AttributeError])
+def test_hash_is_sha256_where_another_is_forbidden(error, clock, monkeypatch):
+    """As in FIPS mode, in which each distribution refuses BLAKE2 in its own way."""
+
+    def forbidden(*_arguments, **_keywords):
+        raise error
+
+    monkeypatch.setattr(hashlib, "blake2b", forbidden)
+    verified = VerifiedCredentials(clock)
+
+    verified.add(b"Bearer a", ALICE)
+
+    assert verified.get(b"Bearer a") is ALICE
+    assert list(verified._entries) == [hashlib.sha256(b"Bearer a").digest()]
 
 
 def test_number_of_entries_is_bounded(verified, monkeypatch):

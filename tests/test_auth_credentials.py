@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastapi_prodkit.auth.credentials import read_credentials
+from fastapi_prodkit.auth.credentials import bearer_line, read_credentials
 from fastapi_prodkit.auth.refusal import Refused
 
 BOTH = ("bearer", "apikey")
@@ -95,3 +95,27 @@ def test_token_is_remembered_with_its_scheme():
     ]
 
     assert lines == [b"Bearer a", b"Bearer a", b"ApiKey a", b"ApiKey a", b"ApiKey Bearer a"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([(b"authorization", b"Bearer a")], b"Bearer a"),
+        ([(b"authorization", b"bearer a")], None),
+        ([(b"authorization", b"ApiKey a")], None),
+        ([(b"authorization", b"Basic a")], None),
+        ([(b"x-api-key", b"Bearer a")], None),
+        ([(b"authorization", b"Bearer a"), (b"authorization", b"Bearer a")], None),
+        ([(b"authorization", b"Bearer a"), (b"x-api-key", b"b")], None),
+        ([(b"x-api-key", b"b"), (b"authorization", b"Bearer a")], None),
+        ([], None),
+    ],
+)
+def test_line_of_a_bearer_token_is_that_of_the_only_credentials(lines, expected):
+    """Whatever is not as usual is left to `read_credentials`, so that nothing is accepted that it refuses."""
+    scope = {"headers": [(b"host", b"x"), *lines, (b"accept", b"*/*")]}
+
+    line = bearer_line(scope)
+
+    assert line == expected
+    assert line is None or read_credentials(scope, BOTH).line == line

@@ -518,6 +518,20 @@ def test_router_that_cannot_be_guarded_is_an_error(app):
         guard_routes(other, app.state.auth)
 
 
+def test_route_is_searched_once_for_guard_and_router(monkeypatch):
+    """The index serves what the guard has decided about."""
+    app = FastAPI()
+    index_routes(app)
+    guard_routes(app, Auth(SETTINGS))
+    app.get("/me")(answer)
+    asked = []
+    matches = APIRoute.matches
+    monkeypatch.setattr(APIRoute, "matches", lambda route, scope: asked.append(route.path) or matches(route, scope))
+
+    assert statuses(TestClient(app), "/me") == [401, 200]
+    assert asked == ["/me", "/me"]
+
+
 def test_rules_are_bounded(app, client, monkeypatch):
     """Routes that come and go take no memory for ever."""
     monkeypatch.setattr("fastapi_prodkit.auth.guard._MOST_RULES", 1)

@@ -40,10 +40,11 @@ class Entry:
         asked: What is asked whether it matches; None if only the router can ask it.
         chosen: The route, or FastAPI's context of it if a router includes it.
         template: The path, such as `/items/{item_id}`; None if the route has none.
+        is_final: Whether no further route follows, as those in a mount do.
         routers: The routers that are included on the way to it, outermost first.
     """
 
-    __slots__ = ("_is_mount", "asked", "chosen", "order", "template")
+    __slots__ = ("_is_mount", "asked", "chosen", "is_final", "order", "template")
 
     routers: tuple[APIRouter, ...] = ()
 
@@ -52,6 +53,7 @@ class Entry:
         self.chosen = chosen
         self.asked = asked
         self.template = template
+        self.is_final = not isinstance(asked, Mount | Host)
         self._is_mount = isinstance(asked, Mount)
 
     @property
@@ -62,11 +64,6 @@ class Entry:
             return ANYWHERE
         path = f"{asked.path}/{{path:path}}" if self._is_mount else asked.path
         return place_of(path, asked.path_regex, asked.param_convertors)
-
-    @property
-    def is_final(self) -> bool:
-        """Whether no further route follows, as those in a mount do."""
-        return not isinstance(self.asked, Mount | Host)
 
     def enter(self, scope: Scope, child_scope: Scope) -> ASGIApp:
         """Change the scope as the router does if this route has matched, and return what serves the request."""

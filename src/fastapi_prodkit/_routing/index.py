@@ -42,15 +42,22 @@ class RouteIndex:
         """Serve one request."""
         if scope["type"] not in _KINDS:
             return self.app(scope, receive, send)
+        return self.serve(self.search(scope), scope, receive, send)
+
+    def search(self, scope: Scope) -> Found | None:
+        """Begin to serve one request: find its route, unless `find_ahead` has found it."""
         router = self._router
         scope.setdefault("router", router)
         if limits := getattr(router, "form_limits", None):  # FastAPI 0.164 has none
             merge_form_limits(scope, limits)
-        found = self.find_ahead(scope) if _scope.ROUTE in scope else self.find(scope)
+        return self.find_ahead(scope) if _scope.ROUTE in scope else self.find(scope)
+
+    def serve(self, found: Found | None, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve the request for which `search` has returned this."""
         if found is None:
             return self.app(scope, receive, send)
         entry, child_scope, _ = found
-        handle = router.default if entry is None else entry.enter(scope, child_scope)
+        handle = self._router.default if entry is None else entry.enter(scope, child_scope)
         return handle(scope, receive, send)
 
     def find(self, scope: Scope) -> Found | None:

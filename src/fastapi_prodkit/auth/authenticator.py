@@ -20,7 +20,7 @@ from fastapi_prodkit.auth.api_keys import ApiKeys, FindKey
 from fastapi_prodkit.auth.cache import VerifiedCredentials
 from fastapi_prodkit.auth.challenges import Challenges, answer_to
 from fastapi_prodkit.auth.claims import UserT
-from fastapi_prodkit.auth.credentials import Credentials, Scheme, read_credentials
+from fastapi_prodkit.auth.credentials import Credentials, Scheme, bearer_line, read_credentials
 from fastapi_prodkit.auth.dpop import DPoP, OnceStore
 from fastapi_prodkit.auth.issuers import NoKeysError
 from fastapi_prodkit.auth.refusal import Code, Refused
@@ -150,18 +150,15 @@ class Auth(Generic[UserT]):
         return user
 
     def known_user(self, scope: Scope) -> UserT | None:
-        """Return the caller if the credentials were verified before; None if `authenticate` has to be asked.
+        """Return the caller if the bearer token was verified before; None if `authenticate` has to be asked.
 
         A token with a DPoP proof is never known: each proof has to be verified. Nor is that of a WebSocket, which has
         to be closed when it expires.
         """
         if _scope.WEBSOCKET in scope:
             return None
-        try:
-            credentials = read_credentials(scope, self._schemes)
-        except Refused:
-            return None
-        return None if credentials is None else self._cache.get(credentials.line)
+        line = bearer_line(scope)
+        return None if line is None else self._cache.get(line)
 
     def unauthenticated(self) -> ProblemError:
         """Return the 401 of a request without credentials, and record the reason (RFC 6750 section 3.1: no error)."""

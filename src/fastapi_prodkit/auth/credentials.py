@@ -11,11 +11,12 @@ from starlette.types import Scope
 
 from fastapi_prodkit.auth.refusal import Refused
 
-__all__ = ["Credentials", "Scheme", "read_credentials"]
+__all__ = ["Credentials", "Scheme", "bearer_line", "read_credentials"]
 
 Scheme = Literal["bearer", "dpop", "apikey"]
 
 _SCHEMES: Final[Mapping[bytes, Scheme]] = {b"bearer": "bearer", b"dpop": "dpop", b"apikey": "apikey"}
+_NAMES: Final = frozenset({b"authorization", b"x-api-key"})
 _LINES: Final[Mapping[Scheme, bytes]] = {"bearer": b"Bearer ", "dpop": b"DPoP ", "apikey": b"ApiKey "}
 
 
@@ -66,6 +67,20 @@ def read_credentials(scope: Scope, schemes: Container[str]) -> Credentials | Non
                 raise Refused("several_credentials", "there are several credentials")
             found = read
     return found
+
+
+def bearer_line(scope: Scope) -> bytes | None:
+    """Return the `line` of a bearer token in its usual spelling; None unless it is the only credentials.
+
+    It takes nothing apart, and a fifth of the time of `read_credentials`, which reads what this function does not.
+    """
+    found: bytes | None = None
+    for name, value in scope["headers"]:
+        if name in _NAMES:
+            if found is not None or name != b"authorization":
+                return None
+            found = value
+    return found if found is not None and found.startswith(_LINES["bearer"]) else None
 
 
 def _read_authorization(line: bytes) -> Credentials | None:

@@ -13,12 +13,11 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.routing import APIRouter
 from starlette.requests import HTTPConnection
-from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._routing.fastapi_routes import Entry, seam
-from fastapi_prodkit._routing.index import RouteIndex
+from fastapi_prodkit._routing.index import Found, RouteIndex
 from fastapi_prodkit._routing.trial import fastapi_is_known
 from fastapi_prodkit.auth.authenticator import Auth
 from fastapi_prodkit.auth.rules import Rule, rule_of
@@ -83,6 +82,9 @@ class Guard:
         Raises:
             ProblemError: 401 or 403, before the body is received.
         """
+        if scope["type"] not in _KINDS:
+            await self.app(scope, receive, send)
+            return
         if scope["type"] == "websocket" and _scope.WEBSOCKET not in scope:
             websocket = GuardedWebSocket(scope, receive, send)
             try:
@@ -91,12 +93,15 @@ class Guard:
                 websocket.end()
                 del scope[_scope.WEBSOCKET]  # breaks the cycle of references: scope, messages, exchange, scope
             return
-        if scope["type"] in _KINDS:
-            scope[_scope.AUTH] = self.auth
-            rule = self._rule(scope)
-            if not rule.public:
-                await self._admit(scope, rule)
-        await self.app(scope, receive, send)
+        scope[_scope.AUTH] = self.auth
+        found = self._index.search(scope)
+        rule = self._rule(found, scope)
+        if not rule.public:
+            await self._admit(scope, rule)
+        if self.app is self._index:
+            await self._index.serve(found, scope, receive, send)  # which does not search again
+        else:
+            await self.app(scope, receive, send)
 
     async def _admit(self, scope: Scope, rule: Rule) -> None:
         user = self.auth.known_user(scope)
@@ -107,8 +112,7 @@ class Guard:
         for requirement in rule.required:
             requirement.check(user)
 
-    def _rule(self, scope: Scope) -> Rule:
-        found = self._index.find_ahead(scope)
+    def _rule(self, found: Found | None, scope: Scope) -> Rule:
         if found is None:
             return self._rule_of_nothing() if self._index.redirects(scope) else _CALLER
         entry, _, _ = found
@@ -119,15 +123,14 @@ class Guard:
             if len(self._rules) >= _MOST_RULES:
                 self._rules.clear()
             rule = self._rules[entry] = rule_of(entry.asked, entry.routers)
-        return rule if rule.public else self._mounted_rule(entry.asked, rule)
+        return rule if rule.public or entry.is_final else self._mounted_rule(entry.asked.app, rule)
 
     def _rule_of_nothing(self) -> Rule:
         """Return the rule of a request that no route serves: a 404 needs no caller, another default app does."""
         return _PUBLIC if self._router.default == self._router.not_found else _CALLER
 
-    def _mounted_rule(self, route: Any, rule: Rule) -> Rule:
-        """Return the rule of a route; that of a mounted FastAPI app is left to a guard of its own."""
-        inner = route.app if isinstance(route, Mount | Host) else None
+    def _mounted_rule(self, inner: ASGIApp, rule: Rule) -> Rule:
+        """Return the rule of a mounted app; that of a FastAPI app is left to a guard of its own."""
         if not isinstance(inner, FastAPI):
             return rule
         if _scope.ROUTER_GUARD not in vars(inner.router):
