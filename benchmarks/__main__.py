@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 PARTS: dict[str, tuple[str, ...]] = {
     "in_process": (),
     "routing": (),
+    "auth": (),
     "log_handlers": (),
     "over_the_wire": (),
     "hostile": (),

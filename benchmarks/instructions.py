@@ -20,6 +20,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import auth
 import in_process
 import routing
 from fastapi import FastAPI
@@ -32,18 +33,22 @@ CALLS = 60
 WARM_UP_CALLS = 20
 READY = "ready\n"
 VALGRIND = ("valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=/dev/null")
-APPS = {"bare": (in_process.bare, routing.bare), "whole": (in_process.whole, routing.whole)}
+APPS = {
+    "bare": (in_process.bare, routing.bare, in_process.bare),
+    "whole": (in_process.whole, routing.whole, auth.whole_with_secret),
+}
 ROUTED = ((3, "last"), (20, "last"), (100, "last"), (100, "first"), (300, "last"), (300, "unknown"))
 
 
 def candidates(name: str) -> dict[str, tuple[FastAPI, in_process.Request]]:
-    """Return for each measurement an app and a request: with the routes of both other benchmarks."""
-    make, make_with_routes = APPS[name]
+    """Return for each measurement an app and a request: with the routes and the tokens of the other benchmarks."""
+    make, make_with_routes, make_with_auth = APPS[name]
     app = make()
     measured = {kind: (app, in_process.REQUESTS[kind]) for kind in ("GET", "POST")}
     for number, kind in ROUTED:
         path, _ = routing.requests(number)[kind]
         measured[f"{number} routes, {kind}"] = (make_with_routes(number), ("GET", path, b""))
+    measured["known token"] = (make_with_auth(), auth.bearer(auth.token_of_secret()))
     return measured
 
 

@@ -52,8 +52,8 @@ def silent() -> FastAPI:
     return add_routes(FastAPI(**NO_TELEMETRY))
 
 
-def assembly(limit: str = UNLIMITED) -> FastAPI:
-    """Return `create_app` with everything on, without routes."""
+def assembly(limit: str = UNLIMITED, **objects: Any) -> FastAPI:
+    """Return `create_app` with everything on and these objects, without routes."""
     from fastapi_prodkit import Settings, create_app
 
     settings = Settings(
@@ -66,7 +66,7 @@ def assembly(limit: str = UNLIMITED) -> FastAPI:
         docs={},
         database={"url": "sqlite://"},
     )
-    return create_app(settings, **NO_TELEMETRY)
+    return create_app(settings, **objects, **NO_TELEMETRY)
 
 
 def whole(limit: str = UNLIMITED) -> FastAPI:

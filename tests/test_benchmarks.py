@@ -258,3 +258,28 @@ def test_rate_limit_measures_ours_and_slowapi_on_redis(tmp_path):
     (table,) = map(from_json, json.loads(written.read_text()))
     assert {"RateLimitMiddleware", "SlowAPIASGIMiddleware"} < set(table.rows)
     assert all(cells["on Redis"] > 0 for cells in table.rows.values())
+
+
+def test_auth_measures_each_kind_of_request():
+    """Of an app whose issuer is asked for its configuration and its keys, and then no more."""
+    pytest.importorskip("jwt")
+    import auth
+
+    measured = auth.measure_named(auth.DEPENDENCY, 1)
+
+    assert list(measured) == [*(f"{kind}, us" for kind in auth.STATUSES), "requests"]
+    assert measured["requests"] == 2
+
+
+def test_auth_counts_the_tokens_that_are_known(monkeypatch):
+    """After more were sent than the cache keeps, and the memory of those that it keeps."""
+    pytest.importorskip("jwt")
+    import auth
+
+    monkeypatch.setattr(auth, "SENT", 30)
+    monkeypatch.setattr("fastapi_prodkit.auth.cache.MOST_ENTRIES", 20)
+
+    remembered = asyncio.run(auth.remember({}))
+
+    assert (remembered["sent"], remembered["known"]) == (30, 20)
+    assert remembered["MB"] > 0
