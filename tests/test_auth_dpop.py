@@ -374,7 +374,7 @@ class TestForgedProofs:
             ({"jkt": KEY.thumbprint, "x5t#S256": "a"}, "sender_constrained"),
             ({"jkt": KEY.thumbprint, "jwk": {}}, "sender_constrained"),
             ([KEY.thumbprint], "sender_constrained"),
-            (KEY.thumbprint, "sender_constrained"),
+            pytest.param(KEY.thumbprint, "sender_constrained", id="text"),
             ({"jkt": None}, "proof_key"),
             ({"jkt": [KEY.thumbprint]}, "proof_key"),
             ({"jkt": KEY.thumbprint.lower()}, "proof_key"),
