@@ -1,9 +1,6 @@
 """One run of the doctor: gather the facts, then apply every rule to them."""
 
-import logging
-import sys
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ from fastapi_prodkit.cli.doctor.database_probe import ask
 from fastapi_prodkit.cli.doctor.facts import Facts, Server
 from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Finding
 from fastapi_prodkit.cli.doctor.loading import Loaded, load
-from fastapi_prodkit.cli.terminal import show_progress
+from fastapi_prodkit.cli.terminal import quiet, show_progress
 
 __all__ = ["Examination", "examine", "gather"]
 
@@ -51,7 +48,7 @@ def gather(target: str | None, *, environment: str, factory: bool, timeout: floa
         UnknownAppError: The app does not exist.
     """
     skipped: dict[str, str] = {}
-    with _quiet():
+    with quiet():
         with show_progress(f"loading {target or 'the settings'}"):
             loaded = load(target, environment=environment, factory=factory)
         server = _server(loaded, timeout, skipped)
@@ -111,15 +108,3 @@ def _app(loaded: Loaded, target: str | None, skipped: dict[str, str]) -> Any:
     elif loaded.failure is None:
         skipped["app"] = f"{target} is a {type(loaded.app).__name__}, and neither FastAPI nor Starlette"
     return None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress what the app prints and logs while it is loaded."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        logging.disable(before)

@@ -31,26 +31,32 @@ class Loaded:
     failure: str | None = None
 
 
-def load(target: str | None, *, environment: str, factory: bool = False) -> Loaded:
+def load(target: str | None, *, environment: str, factory: bool = False, command: str = "doctor") -> Loaded:
     """Import the app, if one is named, and read its settings.
 
     Without an app, or if an error of this package prevents loading it, the settings are `Settings()`.
+
+    Args:
+        target: The app, as module:app; None without one.
+        environment: Value of ENVIRONMENT.
+        factory: Whether the target is a function that returns the app.
+        command: The command that loads it, for suggestions.
 
     Raises:
         UnknownAppError: The module does not exist, or does not have this name.
     """
     loaded = Loaded()
     with as_in(environment), production_rules.deferred() as loaded.refused, _collected_warnings() as warned:
-        if target is None or not _load_app(loaded, target, factory=factory):
+        if target is None or not _load_app(loaded, target, factory=factory, command=command):
             _read_settings(loaded)
     loaded.warned = tuple(dict.fromkeys(warned))
     return loaded
 
 
-def _load_app(loaded: Loaded, target: str, *, factory: bool) -> bool:
+def _load_app(loaded: Loaded, target: str, *, factory: bool, command: str) -> bool:
     """Load the app or store the failure; return False if an error of this package was the reason."""
     try:
-        found = resolve(target, command="doctor")
+        found = resolve(target, command=command)
         loaded.app = unwrap(found() if factory else found)
         _build(loaded.app)
     except UnknownAppError:

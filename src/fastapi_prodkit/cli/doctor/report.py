@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from fastapi_prodkit._terminal import coloured
+from fastapi_prodkit.cli.annotations import annotation
 from fastapi_prodkit.cli.doctor.examination import Examination
 from fastapi_prodkit.cli.doctor.finding import SEVERITIES, Finding, Severity
 
@@ -42,13 +43,13 @@ def as_json(examination: Examination, target: str | None) -> str:
 
 
 def as_github(examination: Examination) -> str:
-    """Return a workflow command for each finding, which GitHub Actions shows as an annotation.
-
-    https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands
-    """
+    """Return an annotation for each finding, and the summary."""
     lines = [
-        f"::{_COMMANDS[finding.severity]} title={_property(f'{finding.id}: {finding.title}')}::"
-        f"{_data(f'{finding.reason} {finding.remedy} {finding.docs}')}"
+        annotation(
+            _COMMANDS[finding.severity],
+            f"{finding.reason} {finding.remedy} {finding.docs}",
+            title=f"{finding.id}: {finding.title}",
+        )
         for finding in examination.findings
     ]
     return "\n".join([*lines, *_summary(examination)])
@@ -90,11 +91,3 @@ def _summary(examination: Examination) -> Iterator[str]:
 def _counts(examination: Examination) -> dict[Severity, int]:
     counts = Counter(finding.severity for finding in examination.findings)
     return {severity: counts[severity] for severity in SEVERITIES}
-
-
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
