@@ -135,6 +135,23 @@ def test_install_keeps_the_readiness_route_of_the_app(capsys):
     assert len(overridden(lines_of(capsys))) == 1
 
 
+def test_listing_does_not_read_the_routes_ahead(capsys):
+    """A list before start-up logs nothing, and a route that the app adds after it still wins."""
+    app = made("create_app")
+    capsys.readouterr()
+
+    before = [(route.path, methods) for route, methods in Edge.of(app).management.list_served()]
+    app.add_api_route("/ready", own, methods=["GET"])
+    after = {route.path: methods for route, methods in Edge.of(app).management.list_served()}
+
+    assert [path for path, _ in before] == ["/health", "/ready", "/startup", "/metrics"]
+    assert all(methods == {"GET", "HEAD"} for _, methods in before)
+    assert after["/ready"] == set()
+    assert overridden(lines_of(capsys)) == []
+    with TestClient(app) as client:
+        assert client.get("/ready").json() == "own"
+
+
 @pytest.mark.parametrize("method", ["HEAD", "POST"])
 def test_route_of_another_method_does_not_win(method, capsys):
     """A HEAD or POST route of the app on the path of a probe does not replace the GET probe."""

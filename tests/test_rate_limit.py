@@ -26,7 +26,7 @@ from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.exceptions import ConfigurationError
 from fastapi_prodkit.rate_limit import MemoryStore, RateLimit, RateLimitMiddleware, by_header, memory
 from fastapi_prodkit.rate_limit.keys import bounded, hashed
-from fastapi_prodkit.rate_limit.limits import Limit, parse_limits, refused
+from fastapi_prodkit.rate_limit.limits import Limit, parse_limits, refused, text_of
 from fastapi_prodkit.sections import RateLimitSettings
 
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
@@ -228,6 +228,16 @@ def test_retry_after_is_the_longest_wait():
 def test_notation_is_that_of_limits(text, expected):
     """As in slowapi."""
     assert [(limit.amount, limit.seconds) for limit in parse_limits(text, name="default")] == expected
+
+
+def test_text_of_limits_can_be_parsed():
+    """Whatever the notation was, it is the same text, in the notation of the settings."""
+    texts = {
+        text_of(parse_limits(text, name="a")) for text in ("1 per minute, 2/5 seconds", "1/minute; 2 per 5 second")
+    }
+
+    assert texts == {"1/minute; 2/5 seconds"}
+    assert text_of(parse_limits(texts.pop(), name="a")) == "1/minute; 2/5 seconds"
 
 
 def test_names_of_several_limits_are_unique():

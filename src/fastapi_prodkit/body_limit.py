@@ -28,7 +28,7 @@ from fastapi_prodkit._problem import Refusal, send_problem
 from fastapi_prodkit.exceptions import ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
-__all__ = ["BodyLimitMiddleware", "largest_limit"]
+__all__ = ["BodyLimitMiddleware", "largest_limit", "own_limit"]
 
 _MAX_DIGITS = 18  # digits of a Content-Length that are parsed: an exabyte is too large already
 
@@ -70,6 +70,9 @@ class BodyLimitMiddleware(Layer):
         max_body_size: Largest body, bytes; None leaves it to the app's own limits. Default: 1048576.
         body_timeout: Longest wait for a part of a body, seconds; None sets no limit. Default: 20.0.
 
+    Attributes:
+        size: The largest body, bytes; infinity without a limit.
+
     Raises:
         ConfigurationError: A keyword does not exist, or its value cannot be used.
     """
@@ -90,7 +93,7 @@ class BodyLimitMiddleware(Layer):
         limited = _further_in if size is None else RequestBodyLimitMiddleware(_further_in, size)
         self._limited = _ProblemForRefusal(limited, size)
         self._settings = settings
-        self._size = math.inf if size is None else size
+        self.size = math.inf if size is None else size
         self._largest = largest
         seconds = settings.body_timeout
         reason = Reason("body_timeout", f"no part of the body for LIMITS_BODY_TIMEOUT={seconds} seconds")
@@ -98,7 +101,7 @@ class BodyLimitMiddleware(Layer):
 
     def inside(self, outer: Layer) -> Layer:
         """Leave the size to a layer further out if its limit is smaller: Starlette would apply the inner limit."""
-        if isinstance(outer, BodyLimitMiddleware) and outer._size < self._size:  # noqa: SLF001 - of this class
+        if isinstance(outer, BodyLimitMiddleware) and outer.size < self.size:
             return BodyLimitMiddleware(self.app, self._settings.model_copy(update={"max_body_size": None}))
         return self
 
@@ -129,18 +132,20 @@ class BodyLimitMiddleware(Layer):
         Computed at the first body, when start-up is over: until then an app may change its routes.
         """
         largest = self._largest() if callable(self._largest) else self._largest
-        highest = math.inf if largest is None else max(self._size, largest)
+        highest = math.inf if largest is None else max(self.size, largest)
         return highest, highest if largest == 0 else -1.0
 
 
 def largest_limit(routes: Sequence[BaseRoute]) -> int:
     """Return the largest `max_body_size` of these routes and of apps mounted in them, bytes; 0 if none has one."""
-    largest = 0
-    for _, context in walk_routes(routes):
-        app = getattr(context.original_route, "app", None)
-        own = getattr(context, "max_body_size", None) or getattr(app, "max_body_size", None)
-        largest = max(largest, own or 0)
-    return largest
+    return max((own_limit(context) or 0 for _, context in walk_routes(routes)), default=0)
+
+
+def own_limit(route: Any) -> int | None:
+    """Return the `max_body_size` of a route, of FastAPI's context of it, or of the app that it mounts, bytes."""
+    app = getattr(getattr(route, "original_route", route), "app", None)
+    found: int | None = getattr(route, "max_body_size", None) or getattr(app, "max_body_size", None)
+    return found
 
 
 class _BodyTimeout:

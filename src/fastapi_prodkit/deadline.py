@@ -17,7 +17,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Scope
 
 from fastapi_prodkit import _scope
-from fastapi_prodkit._asgi import route_dependencies
+from fastapi_prodkit._asgi import chosen_route, walk_dependencies
 from fastapi_prodkit._config.keywords import with_keywords
 from fastapi_prodkit._context import Reason
 from fastapi_prodkit._pipeline.exchange import Exchange
@@ -27,7 +27,7 @@ from fastapi_prodkit._problem import Refusal
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 from fastapi_prodkit.sections import LimitsSettings
 
-__all__ = ["DeadlineMiddleware", "Timeout"]
+__all__ = ["DeadlineMiddleware", "Timeout", "timeout_of"]
 
 
 class DeadlineKeywords(TypedDict, total=False):
@@ -54,6 +54,9 @@ class DeadlineMiddleware(Layer):
         request_timeout: Longest time until a response starts, seconds; with None only routes with a `Timeout` have a
             deadline. Default: 30.0.
 
+    Attributes:
+        seconds: The time; None if only routes with a `Timeout` have a deadline.
+
     Raises:
         ConfigurationError: A keyword does not exist, or its value cannot be used.
     """
@@ -71,7 +74,7 @@ class DeadlineMiddleware(Layer):
         settings = with_keywords(self, settings or LimitsSettings(), keywords, DeadlineKeywords.__optional_keys__)
         self.app = app
         self.exempt = checked_exempt(exempt)
-        seconds = settings.request_timeout
+        self.seconds = seconds = settings.request_timeout
         timeout_response = _timeout_response(f"LIMITS_REQUEST_TIMEOUT={seconds} seconds; Timeout() on the route")
         self._timer = None if seconds is None else SharedTimer(seconds, partial(_expire, timeout_response))
 
@@ -173,7 +176,7 @@ def _timeout_response(limit: str) -> Refusal:
 
 def _expire(response: Refusal, exchange: Exchange) -> None:
     """Interrupt the request, unless its response has started or its route has a time-out of its own."""
-    own = _timeout_of(exchange.scope)
+    own = timeout_of(chosen_route(exchange.scope))
     if own is not None:
         own.replace_deadline(exchange)  # FastAPI calls the dependency only after it has read the body
     else:
@@ -188,8 +191,9 @@ def _with_deadline(scope: Scope) -> Exchange | None:
     return exchange
 
 
-def _timeout_of(scope: Scope) -> Timeout | None:
+def timeout_of(route: Any) -> Timeout | None:
+    """Return the `Timeout` of a route, or of FastAPI's context of it: the last one counts; None if it has none."""
     found = None
-    for dependency in route_dependencies(scope):
+    for dependency in walk_dependencies(getattr(route, "dependant", None)):
         found = dependency if isinstance(dependency, Timeout) else found
     return found

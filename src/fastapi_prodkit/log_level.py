@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import LabelledRoute
 from fastapi_prodkit._bearer import BearerToken
 from fastapi_prodkit.exceptions import ProblemError
@@ -56,6 +57,7 @@ def log_level_router(settings: LogSettings | None = None, *, registry: "Collecto
             levels.revert(request.query_params.get("logger"))
         return JSONResponse(levels.state(), headers={"cache-control": "no-store"})
 
+    vars(log_level)[_scope.ENDPOINT_ACCESS] = "LOG_LEVEL_TOKEN"
     methods = ["GET", "POST", "DELETE"]
     return APIRouter(routes=[LabelledRoute(path, log_level, methods=methods) for path in ("/log-level", "/log-level/")])
 

@@ -31,4 +31,5 @@ def put_first(app: FastAPI, settings: Settings) -> None:
     labelled = [LabelledRoute(each.path, each.endpoint, include_in_schema=False) for each in schema]
     for route in (*docs, *labelled):
         vars(route)[_scope.PUBLIC] = settings.environment in ("dev", "test")
+        vars(route)[_scope.BY_SETTINGS] = True
     app.router.routes[:] = [*docs, *labelled, *(route for route in app.router.routes if route not in schema)]

@@ -55,6 +55,7 @@ class Edge:
     Attributes:
         app: The app inside; only set on an edge that `around` has returned.
         layers: As given.
+        management: Which requests the management app serves.
 
     Raises:
         ConfigurationError: The layers are in an order in which they cannot work.
@@ -73,10 +74,15 @@ class Edge:
         self.layers = tuple(layers)
         self._before_start = before_start
         self._installed = installed or {}
-        self._management = ManagementRoutes(management or Starlette())
-        self._stacks: dict[str, LayerStack] = {kind: _EdgeStack(kind, layers, self._management) for kind in _KINDS}
+        self.management = ManagementRoutes(management or Starlette())
+        self._stacks: dict[str, LayerStack] = {kind: _EdgeStack(kind, layers, self.management) for kind in _KINDS}
         self._stacks["http"].add_on_response_start(_close_unread)
         self._refusals = _RefusalStack([*takewhile(lambda layer: not may_answer(layer), layers)], _no_app)
+
+    @staticmethod
+    def of(app: Starlette) -> "Edge | None":
+        """Return the edge that was put around an app; None without one."""
+        return getattr(app, _scope.APP_EDGE, None)
 
     def put_around(self, app: Starlette) -> None:
         """Put the edge around a Starlette or FastAPI app that has not started, and keep it outermost.
@@ -90,7 +96,7 @@ class Edge:
             raise ConfigurationError("the app has already started: put the edge around it before that")
         if hasattr(app, _scope.APP_STACK):
             raise ConfigurationError("the app has an edge already: put all layers into one")
-        self._management.app_inside = app
+        self.management.app_inside = app
         del app.middleware_stack
         setattr(app, _scope.APP_STACK, None)
         app.__class__ = _with_edge(type(app), self)
@@ -123,15 +129,15 @@ class Edge:
         """Serve one request."""
         stack = self._stacks.get(scope["type"])
         if stack is None:  # lifespan
-            await self.app(scope, receive, self._management.read_routes_after_startup(send))
+            await self.app(scope, receive, self.management.read_routes_after_startup(send))
             return
         if _scope.INSTALLED not in scope:
             scope[_scope.INSTALLED] = self._installed
             await stack(scope, receive, send)
         else:
             scope[_scope.INSTALLED] = {**scope[_scope.INSTALLED], **self._installed}
-            managed = scope["type"] == "http" and self._management.serves(scope, route_path(scope))
-            await (self._management.app if managed else self.app)(scope, receive, send)
+            managed = scope["type"] == "http" and self.management.serves(scope, route_path(scope))
+            await (self.management.app if managed else self.app)(scope, receive, send)
 
 
 class _Unregistered:
@@ -198,9 +204,14 @@ def _with_edge(base: type[Starlette], edge: Edge) -> type[Starlette]:
         finally:
             failures.clear()  # breaks the cycle of references: failures, exchange, scope, failures
 
-    members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    members: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
     stack = property(attrgetter(_scope.APP_STACK), set_stack, delete_stack)
-    return type(base.__name__, (_Unregistered, base), {**members, "__call__": call, "middleware_stack": stack})
+    members |= {_scope.APP_EDGE: edge, "__call__": call, "middleware_stack": stack}
+    return type(base.__name__, (_Unregistered, base), members)
 
 
 def _call_on_error(failures: _Failures, error: BaseException) -> bool:

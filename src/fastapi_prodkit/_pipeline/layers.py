@@ -15,13 +15,13 @@ from fastapi_prodkit._pipeline.hooks import Hooks, OnResponseStart, RawHeaders
 from fastapi_prodkit._scope import EXCHANGE
 from fastapi_prodkit.exceptions import ConfigurationError
 
-__all__ = ["APP_ERRORS", "Layer", "LayerStack", "checked_exempt"]
+__all__ = ["APP_ERRORS", "READING", "Layer", "LayerStack", "checked_exempt"]
 
 # Exceptions that end one request. For others, such as SystemExit, `on_end` is called, but `on_error` is not.
 APP_ERRORS: Final = (Exception, CancelledError, BaseExceptionGroup)
 
 _TYPES: Final = frozenset({"http", "websocket"})
-_READING: Final = frozenset({"GET", "HEAD"})
+READING: Final = frozenset({"GET", "HEAD"})
 
 
 class Layer:
@@ -185,7 +185,7 @@ class LayerStack:
     def hooks_for(self, exchange: Exchange) -> Hooks[Exchange]:
         """Return the hooks of the layers that do not exempt the request; set `exchange.exempt` if any layer does."""
         hooks = self._hooks_by_path.get(exchange.path)
-        if hooks is None or exchange.scope.get("method") not in _READING:
+        if hooks is None or exchange.scope.get("method") not in READING:
             return self.hooks
         exchange.exempt = hooks is not self.hooks
         return hooks

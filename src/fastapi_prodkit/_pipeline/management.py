@@ -84,15 +84,27 @@ class ManagementRoutes:
 
         return send_and_read_routes
 
+    def list_served(self) -> Iterator[tuple[Route, set[str]]]:
+        """Yield each management route with its methods, without those that a route of the app inside overrides now."""
+        overridden = {(path, method) for path, methods, _ in self._find_overridden() for method in methods}
+        for route in self.app.routes:
+            if isinstance(route, Route) and (route.path == "/" or not route.path.endswith("/")):
+                yield route, {each for each in route.methods or () if (route.path, each) not in overridden}
+
     def _read_routes(self) -> Iterator[tuple[str, str]]:
         """Yield path and method of each management route that is overridden, and log which route overrides it."""
+        for path, methods, own in self._find_overridden():
+            name = own.name or type(own.original_route).__name__
+            _logger.warning(_OVERRIDDEN, ", ".join(methods), path, name, self._names[path])
+            yield from ((path, method) for method in methods)
+
+    def _find_overridden(self) -> Iterator[tuple[str, list[str], RouteContext]]:
+        """Yield each path with the methods that a route of the app inside overrides, and this route."""
         for place, own in walk_routes([] if self.app_inside is None else self.app_inside.routes):
             path = _without_slash(place)
             methods = sorted(_overridden_methods(self._methods.get(path, set()), own))
             if methods:
-                name = own.name or type(own.original_route).__name__
-                _logger.warning(_OVERRIDDEN, ", ".join(methods), path, name, self._names[path])
-            yield from ((path, method) for method in methods)
+                yield path, methods, own
 
 
 def _without_slash(path: str) -> str:

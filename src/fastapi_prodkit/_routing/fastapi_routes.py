@@ -19,7 +19,7 @@ from fastapi_prodkit._asgi import LabelledRoute
 from fastapi_prodkit._routing.path_tree import ANYWHERE, PathTree, Place, place_of
 from fastapi_prodkit._scope import ROUTER_INDEX
 
-__all__ = ["Entry", "RouteTable", "merge_form_limits", "seam"]
+__all__ = ["Entry", "RouteTable", "entries_of", "fallbacks_of", "frontends_of", "merge_form_limits", "seam"]
 
 # None where FastAPI has them no more: then the trial fails, and the index is left out.
 _IncludedRouter: Final[Any] = getattr(routing, "_IncludedRouter", None)
@@ -64,6 +64,14 @@ class Entry:
             return ANYWHERE
         path = f"{asked.path}/{{path:path}}" if self._is_mount else asked.path
         return place_of(path, asked.path_regex, asked.param_convertors)
+
+    @property
+    def path(self) -> str:
+        """The path as it was declared; with `/*` for a router whose routes cannot be read, or without a path."""
+        if isinstance(self.chosen, _IncludedRouter):
+            return f"{self.chosen.include_context.prefix}/*"
+        path: str | None = getattr(self.asked or self.chosen, "path", None)
+        return "/*" if path is None else path
 
     def enter(self, scope: Scope, child_scope: Scope) -> ASGIApp:
         """Change the scope as the router does if this route has matched, and return what serves the request."""
@@ -120,15 +128,10 @@ class RouteTable:
         self._lists: list[tuple[APIRouter, list[BaseRoute]]] = []  # the routes of those that include others
         routes = self._watch(router)  # before they are read: what another thread adds meanwhile is noticed
         tree: PathTree[Entry] = PathTree()
-        for order, (route, inclusions) in enumerate(_flatten(routes)):
-            entry = (
-                _IncludedEntry(order, route, inclusions)
-                if inclusions
-                else Entry(order, route, route if _is_known(route) else None, getattr(route, "path_format", None))
-            )
+        for entry in entries_of(routes):
             tree.add(entry.place, entry)
         self.find = tree.find
-        self.has_fallbacks = next(router._iter_low_priority_routes(), None) is not None  # noqa: SLF001 - see the module
+        self.has_fallbacks = next(fallbacks_of(router), None) is not None
 
     def is_current(self) -> bool:
         """Return whether the router still has these routes.
@@ -156,6 +159,20 @@ class RouteTable:
         return routes
 
 
+def entries_of(routes: list[Any]) -> Iterator[Entry]:
+    """Yield an entry for each of these routes, and for each route of the routers that they include, in their order."""
+    for order, (route, inclusions) in enumerate(_flatten(routes)):
+        if inclusions:
+            yield _IncludedEntry(order, route, inclusions)
+        else:
+            yield Entry(order, route, route if _is_known(route) else None, getattr(route, "path_format", None))
+
+
+def fallbacks_of(router: APIRouter) -> Iterator[Any]:
+    """Yield the routes that are asked after all others: those of `app.frontend()`, or FastAPI's contexts of them."""
+    yield from router._iter_low_priority_routes()  # noqa: SLF001 - see the module
+
+
 def _flatten(routes: list[Any], inclusions: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Yield each route, or FastAPI's context of it, with the inclusions on the way to it, outermost first.
 
@@ -181,6 +198,14 @@ def merge_form_limits(scope: Scope, limits: Any) -> None:
     if scope["type"] == "http":
         told = scope.setdefault(_ROUTERS_KEY, {})
         told["form_limits"] = {**told.get("form_limits", {}), **limits}
+
+
+def frontends_of(router: APIRouter) -> Iterator[tuple[str, Any]]:
+    """Yield the path of each `app.frontend()`, and its route, or FastAPI's context of it."""
+    for route in fallbacks_of(router):
+        prefix = getattr(route, "frontend_prefix", "")
+        for each in getattr(route, "original_route", route).routes:
+            yield f"{prefix}{each.path}".rstrip("/"), route
 
 
 def seam(router: APIRouter) -> tuple[Any, str] | None:

@@ -115,6 +115,11 @@ class Requirement:
         if not self.names or "" in self.names:
             raise ConfigurationError(f"require_{kind}s: name at least one {kind}")
 
+    def __str__(self) -> str:
+        """Return what is required, such as `roles admin or editor`."""
+        joined = " and " if self.match == "all" else " or "
+        return f"{self.kind}{'s' if len(self.names) > 1 else ''} {joined.join(sorted(self.names))}"
+
     async def __call__(self, connection: HTTPConnection) -> User:
         """Return the caller, who has what is required.
 

@@ -17,6 +17,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import LabelledRoute
 from fastapi_prodkit._bearer import BearerToken
 from fastapi_prodkit.health.checks import Check, Checks, HealthCheck
@@ -78,6 +79,8 @@ def health_router(  # noqa: PLR0913 - keywords
         found = await watched.report(startup=startup, details=may_see_details(request))
         return _response(found, retry_after=settings.cache)
 
+    for probe in (live, ready, startup):
+        vars(probe)[_scope.ENDPOINT_ACCESS] = "probe"
     probes = ((settings.live_paths, live), (settings.ready_paths, ready), (settings.startup_paths, startup))
     return APIRouter(routes=[LabelledRoute(path, probe) for paths, probe in probes for path in _spellings(paths)])
 

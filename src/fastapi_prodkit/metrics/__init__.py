@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from fastapi_prodkit import _scope
 from fastapi_prodkit._bearer import BearerToken
 from fastapi_prodkit._context import Reason
 from fastapi_prodkit._instruments import collector, instrument
@@ -158,6 +159,8 @@ def metrics_router(
             encode, media_type = choose_encoder("")
         return Response(await to_thread.run_sync(encode, shown, limiter=threads), media_type=media_type)
 
+    if not settings.public:
+        vars(metrics)[_scope.ENDPOINT_ACCESS] = "METRICS_TOKEN"
     return router
 
 

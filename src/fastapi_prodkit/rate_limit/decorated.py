@@ -16,13 +16,12 @@ from fastapi_prodkit import _scope
 from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit.rate_limit.endpoints import is_limited, limited_elsewhere
 from fastapi_prodkit.rate_limit.keys import bounded
-from fastapi_prodkit.rate_limit.limits import Limit, add_quota_headers, checked_cost, cost_of, parse_limits
+from fastapi_prodkit.rate_limit.limits import Limit, add_quota_headers, checked_cost, cost_of, parse_limits, text_of
 
-__all__ = ["DecoratedLimit", "Hit", "decorate"]
+__all__ = ["DecoratedLimit", "Hit", "decorate", "decorated_limits"]
 
 # Parameters that the wrapper adds if the endpoint does not have them.
 _CONNECTION, _RESPONSE, _CHECK = "prodkit_connection", "prodkit_response", "prodkit_check"
-_COUNT = _scope.ENDPOINT_LIMITS
 
 CountHit = Callable[[HTTPConnection, "Hit"], Coroutine[Any, Any, None]]
 FindHit = Callable[[HTTPConnection | None], "Hit | None"]
@@ -61,7 +60,7 @@ class DecoratedLimit:
         endpoint: Any,
         known: dict[str, Limit],
     ) -> None:
-        before = getattr(endpoint, _COUNT, 0)
+        before = sum(each.size for each in _rules_of(endpoint))
         self.owner = owner
         self.options = options
         self._name = name if name and re.fullmatch(r"[A-Za-z0-9_.:-]+", name) else f"route-{before + 1}"
@@ -75,12 +74,12 @@ class DecoratedLimit:
         self._exempt_takes = self._exempt_when is not None and len(inspect.signature(self._exempt_when).parameters) == 1
         self._cost = checked_cost(options.get("cost", 1))
         self._methods = {method.upper() for method in options["methods"]} if options.get("methods") else None
-        self.count = before + (1 if callable(value) else len(self._limits(value, owner)))
+        self.size: int = 1 if callable(value) else len(self._limits(value, owner))
 
     def hit(self, connection: HTTPConnection) -> Hit | None:
         """Return limits, key and cost for a request; None if the decorator does not apply to the request."""
         method = connection.scope.get("method", "WEBSOCKET")
-        if self._methods is not None and method not in self._methods:
+        if not self.applies_to(method):
             return None
         if self._exempt_when is not None and self._exempt_when(*[connection] * self._exempt_takes):
             return None
@@ -91,6 +90,14 @@ class DecoratedLimit:
         owner = f"{self.owner}:{method}" if self.options.get("per_method") else self.owner
         cost = cost_of(self._cost(connection)) if callable(self._cost) else self._cost
         return Hit(self._limits(text, owner), bounded(key), cost, text)
+
+    def applies_to(self, method: str) -> bool:
+        """Return whether the decorator applies to requests of a method."""
+        return self._methods is None or method in self._methods
+
+    def __str__(self) -> str:
+        """Return the limits, such as `2/second; 100/hour`, or the name of the function that returns them."""
+        return f"{self._value.__name__}()" if callable(self._value) else text_of(self._limits(self._value, self.owner))
 
     def message(self) -> str | None:
         """Return the decorator's error message for refused requests, if it has one."""
@@ -140,9 +147,22 @@ def decorate(endpoint: Any, rule: DecoratedLimit, count: CountHit, enabled: Call
         limited = _async(endpoint, hit, count)
     else:
         limited = _in_thread(endpoint, hit, count)
-    vars(limited).update({_COUNT: rule.count, "statuses": (429,)})  # the schema shows the statuses
+    vars(limited).update(
+        {_scope.ENDPOINT_LIMITS: (*_rules_of(endpoint), rule), "statuses": (429,)}
+    )  # the schema shows the statuses
     limited_elsewhere(endpoint, limited)
     return limited
+
+
+def decorated_limits(endpoint: Any, method: str) -> list[DecoratedLimit]:
+    """Return the limits that decorators have put on an endpoint, for requests of a method."""
+    rules = _rules_of(endpoint)
+    return [each for each in rules if each.applies_to(method) and is_limited(endpoint)]
+
+
+def _rules_of(endpoint: Any) -> tuple[DecoratedLimit, ...]:
+    found: tuple[DecoratedLimit, ...] = getattr(endpoint, _scope.ENDPOINT_LIMITS, ())
+    return found
 
 
 def _async(endpoint: Any, hit: FindHit, count: CountHit) -> Any:

@@ -22,6 +22,7 @@ from fastapi_prodkit.rate_limit.limits import (
     parse_limits,
     refusal,
     refused,
+    text_of,
 )
 from fastapi_prodkit.rate_limit.memory import MemoryStore
 from fastapi_prodkit.rate_limit.shared import SharedStore
@@ -72,6 +73,10 @@ class RateLimit:
         self._name = name
         self._owner: str | None = None
         self._identified_for: Store = self._store
+
+    def __str__(self) -> str:
+        """Return the limits, such as `2/second; 100/hour`."""
+        return text_of(self._limits)
 
     async def __call__(self, connection: HTTPConnection, response: Response) -> None:
         """Count the request, or raise the 429 problem."""

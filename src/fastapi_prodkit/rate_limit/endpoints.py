@@ -16,7 +16,7 @@ from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import route_path, routes_inside
 from fastapi_prodkit._routing.ahead import endpoint_of
 
-__all__ = ["ExemptEndpoints", "exempt_from_all", "exempt_from_default"]
+__all__ = ["ExemptEndpoints", "exempt_from_all", "exempt_from_default", "is_exempt"]
 
 # Attributes of an endpoint; a decorator that wraps it with functools.wraps copies them.
 _NO_DEFAULT, _NO_LIMIT = _scope.ENDPOINT_NO_DEFAULT_LIMIT, _scope.ENDPOINT_NO_LIMIT
@@ -63,16 +63,17 @@ class ExemptEndpoints:
         possible = self._possible
         if possible is None or possible.fullmatch(route_path(scope)) is None:
             return False
-        return _is_exempt(endpoint_of(self._app, scope))  # slow without an index: this is routing
+        return is_exempt(endpoint_of(self._app, scope))  # slow without an index: this is routing
 
     @cached_property
     def _possible(self) -> re.Pattern[str] | None:
         """A regular expression that matches the paths of exempt endpoints; None if there are none."""
-        paths = [path for path, endpoint in _walk(self._app.routes, "") if _is_exempt(endpoint)]
+        paths = [path for path, endpoint in _walk(self._app.routes, "") if is_exempt(endpoint)]
         return re.compile("|".join(_pattern(path) for path in paths)) if paths else None
 
 
-def _is_exempt(endpoint: Any) -> bool:
+def is_exempt(endpoint: Any) -> bool:
+    """Return whether an endpoint, or a mounted app, is exempt from the default limit."""
     return hasattr(endpoint, _NO_DEFAULT) or _is_static(endpoint)
 
 

@@ -26,10 +26,12 @@ __all__ = [
     "cost_of",
     "parse_limits",
     "refusal",
+    "text_of",
     "unavailable",
 ]
 
 _Cost = TypeVar("_Cost")
+_UNITS = {1: "second", 60: "minute", 3600: "hour", 86_400: "day"}
 _QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
 
@@ -105,6 +107,11 @@ def parse_limits(text: str, *, name: str, owner: str = "default") -> list[Limit]
     for item in items:
         names.append(name if len(items) == 1 else _full_name(name, item.amount, item.get_expiry(), names))
     return [Limit(each, item.amount, item.get_expiry(), owner=owner) for each, item in zip(names, items, strict=True)]
+
+
+def text_of(limits: Sequence[Limit]) -> str:
+    """Return the text of limits, such as `2/second; 100/hour`, which `parse_limits` reads."""
+    return "; ".join(f"{each.amount}/{_UNITS.get(each.seconds, f'{each.seconds} seconds')}" for each in limits)
 
 
 def checked_cost(cost: _Cost) -> _Cost:

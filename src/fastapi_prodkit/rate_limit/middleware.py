@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -12,6 +12,7 @@ from fastapi_prodkit._pipeline.exchange import Exchange
 from fastapi_prodkit._pipeline.layers import Layer, checked_exempt
 from fastapi_prodkit._problem import Refusal, send_problem
 from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
+from fastapi_prodkit.rate_limit.endpoints import ExemptEndpoints, is_exempt
 from fastapi_prodkit.rate_limit.limits import (
     Store,
     add_first_quota_header,
@@ -19,6 +20,7 @@ from fastapi_prodkit.rate_limit.limits import (
     parse_limits,
     refusal,
     refused,
+    text_of,
 )
 from fastapi_prodkit.rate_limit.memory import MemoryStore, Strategy
 from fastapi_prodkit.sections import RateLimitSettings
@@ -91,6 +93,14 @@ class RateLimitMiddleware(Layer):
         self._hit = None
         if isinstance(self._store, MemoryStore) and len(self._limits) == 1 and not self._legacy:
             self._hit, self._clock = self._store.window(self._limits[0]).hit, self._store.clock
+
+    def __str__(self) -> str:
+        """Return the default limits, such as `2/second; 100/hour`."""
+        return text_of(self._limits)
+
+    def counts(self, endpoint: Any) -> bool:
+        """Return whether requests for an endpoint are counted; True if `uncounted` can only tell for a request."""
+        return not (isinstance(self._uncounted, ExemptEndpoints) and is_exempt(endpoint))
 
     def inside(self, outer: Layer) -> Layer | None:
         """Return None if the outer layer counts the same limits in the same store: the request must not count twice."""
