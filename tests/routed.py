@@ -76,7 +76,9 @@ class BothWays:
         return answer
 
 
-async def ask(app, method, path, *, headers=(), body=b"", query=b"", root_path="", ahead=False) -> Answer:
+async def ask(
+    app, method, path, *, headers=(), host="api.test", body=b"", query=b"", root_path="", ahead=False
+) -> Answer:
     """Call an app once. The method `WS` opens a WebSocket. With `ahead` the index of the app is asked before."""
     kind = "websocket" if method == "WS" else "http"
     telemetry = _RequestTelemetry(span=None, span_method=method)
@@ -87,7 +89,7 @@ async def ask(app, method, path, *, headers=(), body=b"", query=b"", root_path="
         "query_string": query,
         "scheme": "ws" if kind == "websocket" else "http",
         "server": ("api.test", 80),
-        "headers": [(b"host", b"api.test"), *headers],
+        "headers": [(b"host", host.encode()), *headers],
         "fastapi.telemetry": telemetry,
         **({"method": method} if kind == "http" else {"subprotocols": []}),
     }

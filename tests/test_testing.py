@@ -27,6 +27,7 @@ from fastapi_prodkit.testing import (
     Databases,
     _empty_counts,  # noqa: F401 - a fixture for each test here, as in users' tests
     assert_max_queries,
+    assert_routes_locked,
     client_of,
     postgresql,
     rolled_back_session,
@@ -466,3 +467,23 @@ def test_data_is_in_memory_if_there_is_space(monkeypatch, free, place):
     monkeypatch.setattr(postgresql.shutil, "disk_usage", disk_usage)
 
     assert postgresql._memory() == place
+
+
+def test_assert_routes_locked_says_what_has_changed(tmp_path):
+    """With the words of `fastapi-prodkit routes --check`; strictly, it demands an explicit rule of each route."""
+    app, file = FastAPI(openapi_url=None), tmp_path / "routes.lock"
+    app.get("/a")(lambda: "a")
+    file.write_text("# Written by: fastapi-prodkit routes main:app --write\nGET /a  unguarded\n")
+
+    assert_routes_locked(app, file)
+    with pytest.raises(AssertionError, match=r"have no rule of their own:\n  GET /a  unguarded\n"):
+        assert_routes_locked(app, file, strict=True)
+    app.get("/b")(lambda: "b")
+    with pytest.raises(AssertionError) as failure:
+        assert_routes_locked(app, str(file))
+
+    assert str(failure.value).splitlines() == [
+        f"The routes differ from {file}:",
+        "  GET /b  new route: unguarded",
+        "If all of this is intended: fastapi-prodkit routes main:app --write",
+    ]

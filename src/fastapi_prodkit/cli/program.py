@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, str]] = {
     "serve": "Serve an app with uvicorn and production defaults.",
     "doctor": "Check a service for unsafe, slow or wrong configuration.",
     "health": "Check that a service is healthy.",
+    "routes": "List every route and who may call it, or compare with routes.lock.",
     "settings": "Show every variable with its value and source, or export them.",
     "db": "Migrate the database.",
     "key": "Make an API key.",

@@ -25,9 +25,19 @@ from fastapi_prodkit.testing.dpop import DPoPKey  # noqa: E402
 from fastapi_prodkit.testing.issuer import Issuer  # noqa: E402
 from fastapi_prodkit.testing.postgresql import PostgresMissingError, postgres  # noqa: E402
 from fastapi_prodkit.testing.queries import assert_max_queries  # noqa: E402
+from fastapi_prodkit.testing.routes import assert_routes_locked  # noqa: E402
 from fastapi_prodkit.testing.sessions import client_of, rolled_back_session  # noqa: E402
 
-__all__ = ["DPoPKey", "Databases", "Issuer", "assert_max_queries", "client_of", "postgres", "rolled_back_session"]
+__all__ = [
+    "DPoPKey",
+    "Databases",
+    "Issuer",
+    "assert_max_queries",
+    "assert_routes_locked",
+    "client_of",
+    "postgres",
+    "rolled_back_session",
+]
 
 URL = "FASTAPI_PRODKIT_TEST_POSTGRESQL_URL"
 
