@@ -103,6 +103,7 @@ class TestProgram:
             "serve",
             "doctor",
             "health",
+            "routes",
             "settings",
             "key",
             "new",

@@ -41,7 +41,7 @@ _BOLD, _PLAIN = "\033[1m", "\033[0m"
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command(epilog="Exit codes: 0 done, 1 the app cannot be loaded, 2 usage error, 3 --check or --strict has failed.")
+@app.command(epilog="Exit codes: 0 done, 1 the app cannot be loaded, 2 usage error, 3 a check has failed.")
 def routes(  # noqa: PLR0913 - an option each
     application: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Such as service.main:app.")],
     *,
