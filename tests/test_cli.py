@@ -106,6 +106,7 @@ class TestProgram:
             "routes",
             "settings",
             "key",
+            "token",
             "new",
             "db",
             *(f"db {each}" for each in ("upgrade", "revision")),

@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, str]] = {
     "settings": "Show every variable with its value and source, or export them.",
     "db": "Migrate the database.",
     "key": "Make an API key.",
+    "token": "Make an access token, for development and tests.",
     "new": "Create a service from the example.",
 }
 
