@@ -199,6 +199,19 @@ def test_several_issuers_have_presets_and_urls_in_their_order(load):
     assert load(AUTH_PRESET="auth0").preset == ("auth0",)
 
 
+def test_role_hierarchy_has_chains(load):
+    """With commas between them."""
+    section = load(**ISSUER, AUTH_ROLE_HIERARCHY="admin > editor>viewer,owner>editor")
+
+    assert section.role_hierarchy == ("admin > editor>viewer", "owner>editor")
+
+
+@pytest.mark.parametrize("hierarchy", ["admin", "admin>", "admin>a>admin", "x>a,a>b,b>a"])
+def test_impossible_role_hierarchy_is_an_error(hierarchy, refused):
+    """Under the name of its variable."""
+    assert list(refused(**ISSUER, AUTH_ROLE_HIERARCHY=hierarchy)) == ["AUTH_ROLE_HIERARCHY"]
+
+
 def test_api_keys_are_words(load):
     """Name, hash, and options; several are separated by commas. A date is midnight in UTC."""
     options = "scope=reports:read scope=reports:write role=auditor expires=2027-01-31"

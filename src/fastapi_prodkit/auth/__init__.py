@@ -16,10 +16,10 @@ except requests for `public` routes:
     the app's middleware > guard: rule of the route > caller > roles and scopes > router > handler
 
 The modules: `credentials` (read the header lines), `jose` (parse a token), `fetching`, `issuers` and `keys` (whose keys
-are trusted), `presets` and `claims` (what a token says), `tokens` (all of that), `dpop` (tokens that are bound to a
-key), with `proof_keys`, `request_url` and `nonces`, `api_keys`, `cache` (of verified credentials), `challenges` (what a
-client is told), `authenticator` (`Auth`), `rules` (who may call a route), `websockets` (tokens of browsers, and what
-ends with them), `guard` (in front of the router).
+are trusted), `presets` and `claims` (what a token says), `hierarchy` (of roles), `tokens` (all of that), `dpop` (tokens
+that are bound to a key), with `proof_keys`, `request_url` and `nonces`, `api_keys`, `cache` (of verified credentials),
+`challenges` (what a client is told), `authenticator` (`Auth`), `rules` (who may call a route), `websockets` (tokens of
+browsers, and what ends with them), `guard` (in front of the router).
 
 Tokens need the extra `auth`, which is imported when `Auth` is made. API keys need no extra.
 """

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Generic
 
@@ -22,6 +22,7 @@ from fastapi_prodkit.auth.challenges import Challenges, answer_to
 from fastapi_prodkit.auth.claims import UserT
 from fastapi_prodkit.auth.credentials import Credentials, Scheme, bearer_line, read_credentials
 from fastapi_prodkit.auth.dpop import DPoP, OnceStore
+from fastapi_prodkit.auth.hierarchy import with_implied_roles
 from fastapi_prodkit.auth.issuers import NoKeysError
 from fastapi_prodkit.auth.refusal import Code, Refused
 from fastapi_prodkit.auth.tokens import TokenVerifier
@@ -56,6 +57,7 @@ class Auth(Generic[UserT]):
     Args:
         settings: Whose tokens and keys are accepted. May be left out if `find_key` is given.
         user: Class of the users: `User`, or a subclass of it.
+        hierarchy: Roles that imply others, such as `["admin>editor>viewer"]`, in place of AUTH_ROLE_HIERARCHY.
         find_key: Called with the SHA-256 of an API key, 64 hexadecimal digits; returns the `ApiKey`, or None. Sync or
             async. It is called for each request, so that a key that is removed is invalid at once.
         ssl_context: Certificates that the issuers' servers may have; those of the system unless given.
@@ -64,7 +66,8 @@ class Auth(Generic[UserT]):
         clock: Seconds since the epoch.
 
     Raises:
-        ConfigurationError: There are neither settings nor `find_key`; or AUTH_DPOP is on, and the store cannot be used.
+        ConfigurationError: There are neither settings nor `find_key`; the hierarchy has a cycle; or AUTH_DPOP is on, and
+            the store cannot be used.
         MissingExtraError: Tokens are accepted, and the extra `auth` is not installed.
     """
 
@@ -73,6 +76,7 @@ class Auth(Generic[UserT]):
         settings: AuthSettings | None = None,
         *,
         user: type[UserT] = User,  # type: ignore[assignment]  # the default of UserT
+        hierarchy: Sequence[str] | None = None,
         find_key: FindKey | None = None,
         ssl_context: ssl.SSLContext | None = None,
         store: OnceStore | None = None,
@@ -81,7 +85,9 @@ class Auth(Generic[UserT]):
     ) -> None:
         if settings is None and find_key is None:
             raise ConfigurationError("Auth: accepts nothing; give AuthSettings(issuer=...), or find_key=")
-        self._user = user
+        if hierarchy is None:
+            hierarchy = settings.role_hierarchy if settings is not None else ()
+        self._user = with_implied_roles(user, hierarchy)
         self._clock = clock
         self._leeway = settings.leeway if settings is not None else 0.0
         self._close_websockets = settings is None or settings.close_websockets
@@ -92,7 +98,7 @@ class Auth(Generic[UserT]):
         self._dpop: DPoP | None = None
         schemes: list[Scheme] = []
         if settings is not None and (settings.issuer or settings.secret):
-            self._tokens = TokenVerifier(settings, user=user, ssl_context=ssl_context, clock=clock)
+            self._tokens = TokenVerifier(settings, user=self._user, ssl_context=ssl_context, clock=clock)
             schemes.append("bearer")
             if settings.dpop != "off":
                 self._dpop = DPoP(settings, store, clock)

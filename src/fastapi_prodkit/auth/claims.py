@@ -1,6 +1,6 @@
 """Check the claims of a token whose signature is right, and make the user of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Generic
 
@@ -29,7 +29,7 @@ class ClaimRules(Generic[UserT]):
         leeway: Clock skew that is tolerated, seconds.
         roles: Claims with the roles, in place of the preset's.
         scopes: Claims with the scopes, in place of the preset's.
-        user: Class of the users.
+        user: Makes a user from the fields of one; a class, such as `User`.
     """
 
     def __init__(  # noqa: PLR0913 - keywords
@@ -39,7 +39,7 @@ class ClaimRules(Generic[UserT]):
         issuer: str | None,
         audience: Sequence[str],
         leeway: float,
-        user: type[UserT],
+        user: Callable[..., UserT],
         roles: Sequence[str] = (),
         scopes: Sequence[str] = (),
     ) -> None:

@@ -2,8 +2,8 @@
 
     @router.get("/reports", dependencies=[Depends(require_scopes("reports:read"))])
 
-Membership is exact: no role implies another one, unless you give `require_roles` all that are enough. The guard reads
-the rule of a route before its body is received; without a guard the dependencies enforce it themselves.
+Membership is exact: a role implies another one only if the hierarchy of `Auth` says so; see `hierarchy`. The guard
+reads the rule of a route before its body is received; without a guard the dependencies enforce it themselves.
 """
 
 from collections.abc import Iterable, Iterator

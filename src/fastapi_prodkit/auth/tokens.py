@@ -37,7 +37,7 @@ class TokenVerifier(Generic[UserT]):
 
     Args:
         settings: With an issuer or a secret.
-        user: Class of the users.
+        user: Makes a user from the fields of one; a class, such as `User`.
         ssl_context: Certificates that the issuers' servers may have; those of the system unless given.
         clock: Seconds since the epoch.
 
@@ -52,7 +52,7 @@ class TokenVerifier(Generic[UserT]):
         self,
         settings: AuthSettings,
         *,
-        user: type[UserT],
+        user: Callable[..., UserT],
         ssl_context: ssl.SSLContext | None,
         clock: Callable[[], float],
     ) -> None:
@@ -109,7 +109,7 @@ class _SharedSecret:
         return self._key
 
 
-def _rules(settings: AuthSettings, user: type[UserT], issuer: str | None, index: int) -> ClaimRules[UserT]:
+def _rules(settings: AuthSettings, user: Callable[..., UserT], issuer: str | None, index: int) -> ClaimRules[UserT]:
     """Return the rules of the issuer with this index; without an issuer, of the shared secret."""
     presets = settings.preset or ("standard",)
     return ClaimRules(

@@ -27,7 +27,7 @@ class User:
         id: The `sub` of a user's token, the client id of a client's token, or the name of an API key. It is unique
             together with `issuer` and `kind`.
         kind: A person ("user"), a program with a token of its own ("client"), or one with an API key ("key").
-        roles: The roles, exactly as the issuer writes them.
+        roles: The roles, exactly as the issuer writes them, and those that they imply by AUTH_ROLE_HIERARCHY.
         scopes: The scopes, exactly as the issuer writes them.
         issuer: The `iss` of the token; None for a shared secret or an API key.
         claims: All claims of the token, which were verified; read-only, and not in the repr.

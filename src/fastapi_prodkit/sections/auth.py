@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from fastapi_prodkit.sections.roles import implied_roles
 from fastapi_prodkit.sections.section import Section
 
 __all__ = ["ApiKey", "AuthSettings", "is_secure_url", "may_have_keys_at"]
@@ -84,6 +85,9 @@ class AuthSettings(Section):
         (), description="Claims with the roles, such as realm_access.roles; those of the preset by default."
     )
     scopes_claim: tuple[str, ...] = Field((), description="Claims with the scopes; those of the preset by default.")
+    role_hierarchy: tuple[str, ...] = Field(
+        (), description="Roles that imply others, such as admin>editor>viewer,owner>editor."
+    )
     leeway: float = Field(60.0, ge=0, le=300, description="Clock skew that is tolerated, seconds.")
     close_websockets: bool = Field(True, description="Close a WebSocket when the token or key of its caller expires.")
     secret: SecretStr | None = Field(
@@ -115,6 +119,12 @@ class AuthSettings(Section):
         if not all(names):
             raise ValueError("must not have an empty item")
         return names
+
+    @field_validator("role_hierarchy")
+    @classmethod
+    def _acyclic(cls, hierarchy: tuple[str, ...]) -> tuple[str, ...]:
+        implied_roles(hierarchy)  # the error is a ValueError
+        return hierarchy
 
     @model_validator(mode="after")
     def _consistent(self) -> "AuthSettings":
