@@ -1,6 +1,7 @@
 """Deny by default: which routes need a caller, and that nothing of a request happens before one is known."""
 
 import json
+from typing import Annotated
 
 import pytest
 from fastapi import APIRouter, Body, Depends, FastAPI, WebSocket
@@ -17,6 +18,7 @@ from fastapi_prodkit import Settings, create_app
 from fastapi_prodkit.auth import (
     Auth,
     CurrentUser,
+    OptionalUser,
     current_user,
     guard_routes,
     hash_api_key,
@@ -59,6 +61,28 @@ def answer():
 def statuses(client, path, method="GET"):
     """Return the statuses without a caller, and with one."""
     return [client.request(method, path, headers=headers).status_code for headers in ({}, CALLER)]
+
+
+async def status_before_the_body(app, path, headers=()):
+    """Return the status of a POST whose body may not be asked for."""
+    sent = []
+
+    async def receive():
+        raise AssertionError("the body was asked for")
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": list(headers),
+        "http_version": "1.1",
+    }
+    await app(scope, receive, send)
+    return sent[0]["status"]
 
 
 def test_route_needs_a_caller(app, client):
@@ -151,25 +175,49 @@ def test_body_is_not_received_before_a_caller_is_known(app, client):
 async def test_server_is_not_asked_for_the_body_of_a_refused_request(app):
     """`receive` is never called."""
     app.post("/reports")(lambda report=Body(): report)
-    sent = []
 
-    async def receive():
-        raise AssertionError("the body was asked for")
+    assert await status_before_the_body(app, "/reports") == 401
 
-    async def send(message):
-        sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/reports",
-        "query_string": b"",
-        "headers": [],
-        "http_version": "1.1",
-    }
-    await app(scope, receive, send)
+WRONG = {"X-API-Key": f"{KEY[:-1]}x"}
 
-    assert sent[0]["status"] == 401
+
+async def test_public_route_that_needs_a_caller_is_refused_before_the_body(app):
+    """The guard sees the dependency; so it does where a caller is optional, if credentials are wrong."""
+
+    @app.post("/mine")
+    @public
+    async def mine(user: CurrentUser, report: Annotated[str, Body()]): ...
+
+    @app.post("/known")
+    @public
+    async def known(user: OptionalUser, report: Annotated[str, Body()]): ...
+
+    wrong = [(b"x-api-key", WRONG["X-API-Key"].encode())]
+
+    assert await status_before_the_body(app, "/mine") == 401
+    assert await status_before_the_body(app, "/known", wrong) == 401
+
+
+def test_public_route_may_know_its_caller(app, client):
+    """It is served without one; wrong credentials are refused, unlike on a public route that does not ask."""
+
+    @app.get("/prices")
+    @public
+    async def prices(user: OptionalUser) -> str | None:
+        return user and user.id
+
+    assert [client.get("/prices", headers=headers).json() for headers in ({}, CALLER)] == [None, "bot"]
+    assert client.get("/prices", headers=WRONG).status_code == 401
+
+
+def test_optional_caller_does_not_open_a_route(app, client):
+    """Only `public` does, and the default."""
+
+    @app.get("/prices")
+    async def prices(user: OptionalUser): ...
+
+    assert statuses(client, "/prices") == [401, 200]
 
 
 def test_unknown_path_is_a_404_without_a_caller(client):
@@ -544,10 +592,89 @@ def test_rules_are_bounded(app, client, monkeypatch):
     assert len(guard._rules) == 1
 
 
-def service(environment="test", **keywords):
-    settings = Settings(
-        environment=environment, docs={}, hosts={"allowed": ["testserver"]}, metrics=None, auth=SETTINGS
-    )
+@pytest.fixture(params=["setting", "argument"])
+def optional_app(request):
+    """An app whose routes need no caller by default."""
+    if request.param == "setting":
+        auth = Auth(AuthSettings(api_keys=SETTINGS.api_keys, default="optional"))
+    else:
+        auth = Auth(SETTINGS, default="optional")
+    app = FastAPI()
+    add_problem_handlers(app)
+    app.state.auth = auth
+    guard_routes(app, auth)
+    return app
+
+
+@pytest.fixture
+def optional_client(optional_app):
+    return TestClient(optional_app, follow_redirects=False)
+
+
+def test_caller_is_optional_by_default(optional_app, optional_client):
+    """It is known if there is one, and wrong credentials are refused."""
+
+    @optional_app.get("/prices")
+    async def prices(user: OptionalUser) -> str | None:
+        return user and user.id
+
+    optional_app.get("/plain")(answer)
+
+    assert [optional_client.get("/prices", headers=headers).json() for headers in ({}, CALLER)] == [None, "bot"]
+    for path in ("/prices", "/plain"):
+        assert optional_client.get(path, headers=WRONG).status_code == 401
+        assert statuses(optional_client, path) == [200, 200]
+
+
+async def test_route_with_a_rule_needs_a_caller_where_it_is_optional(optional_app, optional_client):
+    """Before the body is received."""
+
+    @optional_app.post("/mine")
+    async def mine(user: CurrentUser) -> str:
+        return user.id
+
+    optional_app.post("/write", dependencies=[Depends(require_scopes("reports:write"))])(answer)
+    optional_app.post("/read", dependencies=[Depends(require_roles("reader"))])(answer)
+
+    assert [await status_before_the_body(optional_app, path) for path in ("/mine", "/write", "/read")] == [401] * 3
+    assert [statuses(optional_client, path, "POST")[1] for path in ("/mine", "/write", "/read")] == [200, 403, 200]
+
+
+def test_mounts_follow_the_default(optional_app, optional_client, tmp_path):
+    """Files, a FastAPI app with its own rules, and one with authentication of its own, whose default counts there."""
+    (tmp_path / "a.txt").write_text("a")
+    optional_app.mount("/files", StaticFiles(directory=tmp_path))
+    inner, strict = FastAPI(), FastAPI()
+    inner.get("/a")(answer)
+    inner.get("/mine", dependencies=[Depends(current_user)])(answer)
+    strict.state.auth = Auth(SETTINGS)
+    strict.get("/a")(answer)
+    optional_app.mount("/inner", inner)
+    optional_app.mount("/strict", strict)
+
+    assert optional_client.get("/files/a.txt", headers=WRONG).status_code == 401
+    assert [statuses(optional_client, path)[0] for path in ("/files/a.txt", "/inner/a")] == [200, 200]
+    assert [statuses(optional_client, path) for path in ("/inner/mine", "/strict/a")] == [[401, 200]] * 2
+
+
+def test_what_only_the_router_can_tell_follows_the_default(optional_app, optional_client, tmp_path):
+    """Such as the files of a front end, and an app behind the router."""
+    (tmp_path / "index.html").write_text("<html>")
+    optional_app.frontend("/", directory=tmp_path)
+
+    assert statuses(optional_client, "/") == [200, 200]
+    assert optional_client.get("/", headers=WRONG).status_code == 401
+
+
+def test_docs_follow_the_default():
+    """In production, too, if they are there."""
+    client = TestClient(service("prod", AuthSettings(api_keys=SETTINGS.api_keys, default="optional")))
+
+    assert [client.get(path).status_code for path in ("/docs", "/openapi.json")] == [200] * 2
+
+
+def service(environment="test", section=SETTINGS, **keywords):
+    settings = Settings(environment=environment, docs={}, hosts={"allowed": ["testserver"]}, metrics=None, auth=section)
     return create_app(settings, **keywords)
 
 

@@ -1,5 +1,6 @@
 """What a route requires of its caller, with and without a guard."""
 
+import json
 from typing import Annotated
 
 import pytest
@@ -11,6 +12,7 @@ from fastapi_prodkit.auth import (
     ApiKey,
     Auth,
     CurrentUser,
+    OptionalUser,
     User,
     current_user,
     hash_api_key,
@@ -164,6 +166,36 @@ def test_public_route_of_create_app_may_ask_who_calls():
 
     assert client.get("/me").status_code == 401
     assert client.get("/me", headers=CALLER).json() == "bot"
+
+
+def test_caller_may_be_optional_without_a_guard(app):
+    """None without credentials; wrong ones are refused."""
+
+    @app.get("/")
+    async def read(user: OptionalUser) -> str | None:
+        return user and user.id
+
+    client = TestClient(app)
+
+    assert [client.get("/", headers=headers).json() for headers in ({}, CALLER)] == [None, "bot"]
+    assert client.get("/", headers={"X-API-Key": "wrong"}).status_code == 401
+
+
+def test_log_line_has_the_caller_of_a_dependency(capsys):
+    """Of a public route, too."""
+    app = create_app(Settings(environment="test", log={"format": "json"}), auth=Auth(find_key=find_key))
+
+    @app.get("/")
+    @public
+    async def read(user: OptionalUser) -> str | None:
+        return user and user.id
+
+    client = TestClient(app)
+    capsys.readouterr()
+    client.get("/", headers=CALLER)
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["user_id"] for line in lines if line["event"] == "request"] == ["bot"]
 
 
 def test_caller_without_authentication_is_a_configuration_error():

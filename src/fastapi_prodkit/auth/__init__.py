@@ -11,15 +11,15 @@
                issuer:   discovery > JWK Set, fetched in the background, cached, stale if need be
 
 `Auth` does all of it. `create_app` calls `guard_routes(app, auth)`, which refuses each request without credentials,
-except requests for `public` routes:
+except requests for routes that need no caller:
 
     the app's middleware > guard: rule of the route > caller > roles and scopes > router > handler
 
 The modules: `credentials` (read the header lines), `jose` (parse a token), `fetching`, `issuers` and `keys` (whose keys
 are trusted), `presets` and `claims` (what a token says), `hierarchy` (of roles), `tokens` (all of that), `dpop` (tokens
 that are bound to a key), with `proof_keys`, `request_url` and `nonces`, `api_keys`, `cache` (of verified credentials),
-`challenges` (what a client is told), `authenticator` (`Auth`), `rules` (who may call a route), `websockets` (tokens of
-browsers, and what ends with them), `guard` (in front of the router).
+`challenges` (what a client is told), `caller` (note who calls), `authenticator` (`Auth`), `rules` (who may call a
+route), `websockets` (tokens of browsers, and what ends with them), `guard` (in front of the router).
 
 Tokens need the extra `auth`, which is imported when `Auth` is made. API keys need no extra.
 """
@@ -27,7 +27,15 @@ Tokens need the extra `auth`, which is imported when `Auth` is made. API keys ne
 from fastapi_prodkit.auth.api_keys import ApiKey, hash_api_key, new_api_key
 from fastapi_prodkit.auth.authenticator import Auth
 from fastapi_prodkit.auth.guard import guard_routes
-from fastapi_prodkit.auth.rules import CurrentUser, current_user, public, require_roles, require_scopes
+from fastapi_prodkit.auth.rules import (
+    CurrentUser,
+    OptionalUser,
+    current_user,
+    optional_user,
+    public,
+    require_roles,
+    require_scopes,
+)
 from fastapi_prodkit.auth.user import User
 from fastapi_prodkit.auth.websockets import authenticate_first_message
 
@@ -35,12 +43,14 @@ __all__ = [
     "ApiKey",
     "Auth",
     "CurrentUser",
+    "OptionalUser",
     "User",
     "authenticate_first_message",
     "current_user",
     "guard_routes",
     "hash_api_key",
     "new_api_key",
+    "optional_user",
     "public",
     "require_roles",
     "require_scopes",

@@ -6,7 +6,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Generic, Literal
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
@@ -18,6 +18,7 @@ from fastapi_prodkit._counting import client_key
 from fastapi_prodkit._instruments import instrument
 from fastapi_prodkit.auth.api_keys import ApiKeys, FindKey
 from fastapi_prodkit.auth.cache import VerifiedCredentials
+from fastapi_prodkit.auth.caller import note_caller
 from fastapi_prodkit.auth.challenges import Challenges, answer_to
 from fastapi_prodkit.auth.claims import UserT
 from fastapi_prodkit.auth.credentials import Credentials, Scheme, bearer_line, read_credentials
@@ -57,6 +58,7 @@ class Auth(Generic[UserT]):
     Args:
         settings: Whose tokens and keys are accepted. May be left out if `find_key` is given.
         user: Class of the users: `User`, or a subclass of it.
+        default: Whether a route without a rule of its own needs a caller, in place of AUTH_DEFAULT; for `guard_routes`.
         hierarchy: Roles that imply others, such as `["admin>editor>viewer"]`, in place of AUTH_ROLE_HIERARCHY.
         find_key: Called with the SHA-256 of an API key, 64 hexadecimal digits; returns the `ApiKey`, or None. Sync or
             async. It is called for each request, so that a key that is removed is invalid at once.
@@ -64,6 +66,9 @@ class Auth(Generic[UserT]):
         store: Remembers DPoP proofs, such as a `MemoryStore` or a `SharedStore`; required with AUTH_DPOP.
         registry: Where the metric is shown; prometheus_client's default registry unless given.
         clock: Seconds since the epoch.
+
+    Attributes:
+        default: Whether a route without a rule of its own needs a caller.
 
     Raises:
         ConfigurationError: There are neither settings nor `find_key`; the hierarchy has a cycle; or AUTH_DPOP is on, and
@@ -76,6 +81,7 @@ class Auth(Generic[UserT]):
         settings: AuthSettings | None = None,
         *,
         user: type[UserT] = User,  # type: ignore[assignment]  # the default of UserT
+        default: Literal["required", "optional"] | None = None,
         hierarchy: Sequence[str] | None = None,
         find_key: FindKey | None = None,
         ssl_context: ssl.SSLContext | None = None,
@@ -85,6 +91,7 @@ class Auth(Generic[UserT]):
     ) -> None:
         if settings is None and find_key is None:
             raise ConfigurationError("Auth: accepts nothing; give AuthSettings(issuer=...), or find_key=")
+        self.default = default or (settings.default if settings is not None else "required")
         if hierarchy is None:
             hierarchy = settings.role_hierarchy if settings is not None else ()
         self._user = with_implied_roles(user, hierarchy)
@@ -124,7 +131,10 @@ class Auth(Generic[UserT]):
         """
         websocket = GuardedWebSocket.of(connection)
         user = await self._authenticate(connection.scope)
-        if websocket is not None and user is not None and user.expires_at is not None and self._close_websockets:
+        if user is None:
+            return None
+        note_caller(connection.scope, self, user)
+        if websocket is not None and user.expires_at is not None and self._close_websockets:
             leeway = 0.0 if user.kind == "key" else self._leeway
             websocket.close_in(user.expires_at + leeway - self._clock())
         return user

@@ -1,11 +1,14 @@
-"""Deny by default: every route needs a caller unless `public` has marked it.
+"""Deny by default: every route needs a caller unless `public` has marked it, or AUTH_DEFAULT is optional.
 
 The guard stands between the app's middleware and its router. It asks the index of routes what will serve a request,
 authenticates the caller, and checks what the route requires, before the body is received and before any dependency is
 called. So a 401 costs next to nothing, and the decision is about the path that the router sees.
 
 What no route serves is a 404 or a redirect without a caller. What only the router can tell, such as the files of
-`app.frontend()` or a route of an unknown class, needs a caller, whatever is marked.
+`app.frontend()` or a route of an unknown class, follows the default, whatever is marked.
+
+Where a caller is optional, a request without credentials is served without a caller, and one with wrong credentials is
+refused.
 """
 
 from typing import Any, Final
@@ -15,11 +18,12 @@ from fastapi.routing import APIRouter
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_prodkit import _context, _scope
+from fastapi_prodkit import _scope
 from fastapi_prodkit._routing.fastapi_routes import Entry, seam
 from fastapi_prodkit._routing.index import Found, RouteIndex
 from fastapi_prodkit._routing.trial import fastapi_is_known
 from fastapi_prodkit.auth.authenticator import Auth
+from fastapi_prodkit.auth.caller import note_caller
 from fastapi_prodkit.auth.rules import Rule, rule_of
 from fastapi_prodkit.auth.websockets import GuardedWebSocket
 from fastapi_prodkit.exceptions import ConfigurationError
@@ -27,13 +31,12 @@ from fastapi_prodkit.exceptions import ConfigurationError
 __all__ = ["guard_routes"]
 
 _KINDS: Final = ("http", "websocket")
-_PUBLIC: Final = Rule(public=True, required=())
-_CALLER: Final = Rule(public=False, required=())
+_PUBLIC: Final = Rule(public=True, required=(), caller="ignored")
 _MOST_RULES: Final = 10_000  # that are cached; an app has fewer routes
 
 
 def guard_routes(app: FastAPI, auth: Auth[Any]) -> None:
-    """Refuse requests without credentials for the routes of an app, except for `public` routes.
+    """Refuse requests without credentials for the routes of an app, except for those that need no caller.
 
         app.state.auth = Auth(AuthSettings(...))
         guard_routes(app, app.state.auth)
@@ -75,6 +78,7 @@ class Guard:
         self._router = router
         self._index = index
         self._rules: dict[Entry, Rule] = {}
+        self._default = Rule(public=False, required=(), caller=auth.default)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request.
@@ -96,7 +100,7 @@ class Guard:
         scope[_scope.AUTH] = self.auth
         found = self._index.search(scope)
         rule = self._rule(found, scope)
-        if not rule.public:
+        if rule.caller != "ignored":
             await self._admit(scope, rule)
         if self.app is self._index:
             await self._index.serve(found, scope, receive, send)  # which does not search again
@@ -105,16 +109,19 @@ class Guard:
 
     async def _admit(self, scope: Scope, rule: Rule) -> None:
         user = self.auth.known_user(scope)
-        if user is None:
+        if user is not None:
+            note_caller(scope, self.auth, user)
+        elif rule.caller == "optional":
+            await self.auth.authenticate(HTTPConnection(scope))
+            return
+        else:
             user = await self.auth.current_user(HTTPConnection(scope))
-        scope[_scope.USER] = self.auth, user
-        _context.bind(user_id=user.id)
         for requirement in rule.required:
             requirement.check(user)
 
     def _rule(self, found: Found | None, scope: Scope) -> Rule:
         if found is None:
-            return self._rule_of_nothing() if self._index.redirects(scope) else _CALLER
+            return self._rule_of_nothing() if self._index.redirects(scope) else self._default
         entry, _, _ = found
         if entry is None:
             return self._rule_of_nothing()
@@ -122,12 +129,12 @@ class Guard:
         if rule is None:
             if len(self._rules) >= _MOST_RULES:
                 self._rules.clear()
-            rule = self._rules[entry] = rule_of(entry.asked, entry.routers)
+            rule = self._rules[entry] = rule_of(entry.asked, entry.routers, self.auth.default)
         return rule if rule.public or entry.is_final else self._mounted_rule(entry.asked.app, rule)
 
     def _rule_of_nothing(self) -> Rule:
         """Return the rule of a request that no route serves: a 404 needs no caller, another default app does."""
-        return _PUBLIC if self._router.default == self._router.not_found else _CALLER
+        return _PUBLIC if self._router.default == self._router.not_found else self._default
 
     def _mounted_rule(self, inner: ASGIApp, rule: Rule) -> Rule:
         """Return the rule of a mounted app; that of a FastAPI app is left to a guard of its own."""

@@ -6,7 +6,7 @@ Membership is exact: a role implies another one only if the hierarchy of `Auth` 
 reads the rule of a route before its body is received; without a guard the dependencies enforce it themselves.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from fastapi import Depends
@@ -20,10 +20,12 @@ from fastapi_prodkit.exceptions import ConfigurationError, ProblemError
 
 __all__ = [
     "CurrentUser",
+    "OptionalUser",
     "Requirement",
     "Rule",
     "auth_of",
     "current_user",
+    "optional_user",
     "public",
     "require_roles",
     "require_scopes",
@@ -45,8 +47,9 @@ def public(target: _Target) -> _Target:
         app.include_router(public(router))
         app.mount("/static", public(StaticFiles(directory="static")))
 
-    The mark of a router holds wherever it is included, and for all that it includes and mounts. A role or a scope that
-    a public route requires is required all the same.
+    The mark of a router holds wherever it is included, and for all that it includes and mounts. A route that depends on
+    `CurrentUser`, a role or a scope needs a caller all the same; one with `OptionalUser` knows its caller if there is
+    one.
 
     Returns:
         The target, which is marked.
@@ -61,6 +64,21 @@ def public(target: _Target) -> _Target:
     return target
 
 
+async def optional_user(connection: HTTPConnection) -> User | None:
+    """Return the caller of the request; None if it has no credentials.
+
+    Raises:
+        ProblemError: 401 if the request has wrong credentials.
+        ConfigurationError: The app has no authentication.
+    """
+    auth, scope = auth_of(connection), connection.scope
+    authenticated_by, user = scope.get(_scope.USER, (None, None))
+    if authenticated_by is not auth:  # in an app without a guard, or with one of another Auth
+        user = await auth.authenticate(connection)
+    found: User | None = user
+    return found
+
+
 async def current_user(connection: HTTPConnection) -> User:
     """Return the caller of the request.
 
@@ -68,13 +86,10 @@ async def current_user(connection: HTTPConnection) -> User:
         ProblemError: 401 if the request has no credentials, or wrong ones.
         ConfigurationError: The app has no authentication.
     """
-    auth, scope = auth_of(connection), connection.scope
-    authenticated_by, user = scope.get(_scope.USER, (None, None))
-    if authenticated_by is not auth:  # on a public route, in an app without a guard, or with one of another Auth
-        user = await auth.current_user(connection)
-        scope[_scope.USER] = auth, user
-    found: User = user
-    return found
+    user = await optional_user(connection)
+    if user is None:
+        raise auth_of(connection).unauthenticated()
+    return user
 
 
 def auth_of(connection: HTTPConnection) -> Any:
@@ -93,6 +108,9 @@ def auth_of(connection: HTTPConnection) -> Any:
 
 CurrentUser = Annotated[User, Depends(current_user)]
 """The type of a parameter that is the caller. For a class of your own: `Annotated[Employee, Depends(current_user)]`."""
+
+OptionalUser = Annotated[User | None, Depends(optional_user)]
+"""The type of a parameter that is the caller, or None: for `public` routes that know their caller if there is one."""
 
 
 class Requirement:
@@ -177,32 +195,34 @@ class Rule(NamedTuple):
     """Who may call a route.
 
     Attributes:
-        public: Everybody; nothing is required.
+        public: `public` has opened it, and it needs no caller.
         required: All that the caller must have.
+        caller: "required"; "optional": served without one, but not with wrong credentials; or "ignored".
     """
 
     public: bool
     required: tuple[Requirement, ...]
+    caller: Literal["required", "optional", "ignored"] = "required"
 
 
-def rule_of(route: Any, routers: Iterable[Any]) -> Rule:
+def rule_of(route: Any, routers: Iterable[Any], default: Literal["required", "optional"] = "required") -> Rule:
     """Return the rule of a route.
 
     Args:
         route: The route, or FastAPI's context of it.
         routers: The routers on the way to it.
+        default: Whether a route without a rule of its own needs a caller.
     """
-    required = tuple(_requirements(route))
+    dependencies = list(walk_dependencies(getattr(route, "dependant", None)))
+    required = tuple(each for each in dependencies if isinstance(each, Requirement))
+    if required or any(each is current_user for each in dependencies):
+        return Rule(False, required, "required")
     marked = (route, getattr(route, "endpoint", None), getattr(route, "app", None), *routers)
-    return Rule(not required and any(map(_is_marked, marked)), required)
+    if any(map(_is_marked, marked)):
+        return Rule(True, (), "optional" if any(each is optional_user for each in dependencies) else "ignored")
+    return Rule(False, (), default)
 
 
 def _is_marked(target: Any) -> bool:
     """Return whether `public` has marked an object itself, not its class; a proxy may have any attribute."""
     return getattr(target, "__dict__", {}).get(_scope.PUBLIC) is True
-
-
-def _requirements(route: Any) -> Iterator[Requirement]:
-    for each in walk_dependencies(getattr(route, "dependant", None)):
-        if isinstance(each, Requirement):
-            yield each

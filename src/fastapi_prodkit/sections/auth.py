@@ -85,6 +85,9 @@ class AuthSettings(Section):
         (), description="Claims with the roles, such as realm_access.roles; those of the preset by default."
     )
     scopes_claim: tuple[str, ...] = Field((), description="Claims with the scopes; those of the preset by default.")
+    default: Literal["required", "optional"] = Field(
+        "required", description="Whether a route without a rule of its own needs a caller: required or optional."
+    )
     role_hierarchy: tuple[str, ...] = Field(
         (), description="Roles that imply others, such as admin>editor>viewer,owner>editor."
     )
