@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["EXCHANGE", "FAILURES", "INSTALLED", "QUOTAS", "installed", "is_logged", "mark_logged", "take_logged_mark"]
+__all__ = [
+    "EXCHANGE",
+    "FAILURES",
+    "INSTALLED",
+    "QUOTAS",
+    "caller",
+    "installed",
+    "is_logged",
+    "mark_logged",
+    "take_logged_mark",
+]
 
 # Scope keys.
 INSTALLED: Final = "fastapi_prodkit"  # the objects that dependencies look up; also an attribute of app.state
@@ -44,6 +54,11 @@ ENDPOINT_LIMIT_ELSEWHERE: Final = "__prodkit_limit_elsewhere__"  # an endpoint w
 def installed(scope: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the objects that `create_app` has made for this app; None outside of an edge."""
     return scope.get(INSTALLED)
+
+
+def caller(scope: Mapping[str, Any]) -> Any:
+    """Return the `auth.User` that was authenticated last; None if there is none, or not yet."""
+    return scope.get(USER, (None, None))[1]
 
 
 def mark_logged(error: BaseException) -> None:

@@ -8,7 +8,7 @@ all processes and machines share. `Limiter` replaces `slowapi.Limiter` and uses 
 from typing import TYPE_CHECKING
 
 from fastapi_prodkit.rate_limit.dependency import RateLimit
-from fastapi_prodkit.rate_limit.keys import Key, by_address, by_header
+from fastapi_prodkit.rate_limit.keys import Key, by_address, by_header, by_user
 from fastapi_prodkit.rate_limit.limits import Limit, Quota, Store
 from fastapi_prodkit.rate_limit.memory import MemoryStore
 from fastapi_prodkit.rate_limit.middleware import RateLimitMiddleware
@@ -29,6 +29,7 @@ __all__ = [
     "Store",
     "by_address",
     "by_header",
+    "by_user",
 ]
 
 

@@ -44,7 +44,7 @@ class RateLimit:
         name: Name of the limit in headers and in the 429 problem.
         key: Function that identifies the client: requests with equal keys share a quota. It takes the connection, may
             be async, and returns a text, bytes, an integer or a UUID, or None for a request that is not limited.
-            Default: the client's address. See `by_header`.
+            Default: the client's address. See `by_user` and `by_header`.
         cost: How many requests one request counts as, 0 or more; or a function of the connection that returns this
             number. Negative results count as zero. A request that costs more than the limit is refused.
 

@@ -7,10 +7,11 @@ from uuid import UUID
 
 from starlette.requests import HTTPConnection
 
+from fastapi_prodkit import _scope
 from fastapi_prodkit._counting import client_key
 from fastapi_prodkit.exceptions import ConfigurationError
 
-__all__ = ["Key", "by_address", "by_header"]
+__all__ = ["Key", "by_address", "by_header", "by_user"]
 
 # None: the request is not limited.
 KeyValue = str | bytes | int | UUID | None
@@ -35,6 +36,21 @@ def by_header(name: str) -> Key:
         return by_address(connection) if value is None else hashed(value)
 
     return key
+
+
+def by_user(connection: HTTPConnection) -> str:
+    """Count requests by the caller that `auth` has authenticated, wherever they come from; others by address.
+
+        @app.post("/reports", dependencies=[Depends(RateLimit("5/minute", key=by_user))])
+
+    The caller is known behind the guard of `create_app` and `guard_routes`; in an app without a guard, once a
+    dependency further up has authenticated it. A caller is an issuer, a kind and an id; only their hash is stored. The
+    default limit counts by address, because it counts before a token is verified.
+    """
+    user = _scope.caller(connection.scope)
+    if user is None:
+        return by_address(connection)
+    return hashed(f"{user.issuer or ''}\n{user.kind}\n{user.id}")
 
 
 def hashed(value: str) -> str:
