@@ -27,6 +27,8 @@ from fastapi_prodkit.errors import add_problem_handlers
 from fastapi_prodkit.sections import AuthSettings
 from fastapi_prodkit.testing import ClientAs, HeadersAs, client_of
 
+pytest_plugins = ["pytester"]
+
 # The fixtures, here in this process.
 headers_as, client_as = testing.headers_as, testing.client_as
 
@@ -253,3 +255,53 @@ async def test_clients_of_one_app_share_its_lifespan():
             assert (await outer.get("/")).json() == 7
 
     assert events == ["started", "ended"] * 2
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("runner", ["asyncio", "anyio"])
+def test_fixtures_work_in_a_project(pytester, monkeypatch, runner):
+    """With the plugin, the project's own `app`, and any runner of asynchronous tests."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    pytester.makeconftest(
+        """
+        import pytest
+        from fastapi import FastAPI
+        from fastapi_prodkit.auth import Auth, CurrentUser, guard_routes
+
+        pytest_plugins = ["fastapi_prodkit.testing"]
+
+        @pytest.fixture
+        def app():
+            app = FastAPI()
+            auth = app.state.auth = Auth(find_key=lambda hashed: None)
+            guard_routes(app, auth)
+
+            @app.get("/")
+            async def read(user: CurrentUser) -> str:
+                return user.id
+
+            return app
+
+        @pytest.fixture
+        def anyio_backend():
+            return "asyncio"
+        """
+    )
+    pytester.makepyfile(
+        f"""
+        import pytest
+        from fastapi.testclient import TestClient
+
+        @pytest.mark.{runner}
+        async def test_alice(client_as):
+            async with client_as("alice") as alice:
+                assert (await alice.get("/")).json() == "alice"
+
+        def test_bob(app, headers_as):
+            assert TestClient(app, headers=headers_as("bob")).get("/").json() == "bob"
+        """
+    )
+
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+
+    result.assert_outcomes(passed=2)

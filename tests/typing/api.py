@@ -5,6 +5,7 @@ from typing import Annotated, Any, assert_type
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.requests import HTTPConnection
+from httpx2 import AsyncClient
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from structlog.processors import TimeStamper
@@ -13,7 +14,7 @@ from fastapi_prodkit import Settings, __version__, create_app, install
 from fastapi_prodkit.access_log import AccessLogMiddleware
 from fastapi_prodkit.allowed_hosts import AllowedHostsMiddleware
 from fastapi_prodkit.app import Edge, Layer, LayerStack
-from fastapi_prodkit.auth import ApiKey, Auth, User
+from fastapi_prodkit.auth import ApiKey, Auth, CurrentUser, OptionalUser, User
 from fastapi_prodkit.body_limit import BodyLimitMiddleware
 from fastapi_prodkit.cors import CORSMiddleware
 from fastapi_prodkit.database import Database
@@ -24,11 +25,21 @@ from fastapi_prodkit.health import HealthCheck, health_router
 from fastapi_prodkit.logging import bind, configure_logging
 from fastapi_prodkit.metrics import MetricsMiddleware, metrics_router
 from fastapi_prodkit.proxy_headers import ProxyHeadersMiddleware
-from fastapi_prodkit.rate_limit import Key, Limit, MemoryStore, Quota, RateLimit, RateLimitMiddleware, Store
+from fastapi_prodkit.rate_limit import (
+    Key,
+    Limit,
+    MemoryStore,
+    Quota,
+    RateLimit,
+    RateLimitMiddleware,
+    Store,
+    by_user,
+)
 from fastapi_prodkit.request_id import RequestIDMiddleware, current_request_id
 from fastapi_prodkit.routing import index_routes
 from fastapi_prodkit.sections import AuthSettings, DatabaseSettings, LimitsSettings, RateLimitSettings
 from fastapi_prodkit.security_headers import SecurityHeadersMiddleware
+from fastapi_prodkit.testing import ClientAs, HeadersAs
 
 
 class ShopSettings(Settings):
@@ -126,10 +137,23 @@ async def find_key(hashed: str) -> ApiKey | None:
 
 
 by_token = Auth(AuthSettings(issuer=("https://login.example.com/",), audience=("orders",)))
-by_key = Auth(settings.auth, find_key=find_key, user=Employee)
+by_key = Auth(settings.auth, find_key=find_key, user=Employee, hierarchy=["admin>editor"], default="optional")
 by_bound_token = Auth(settings.auth, store=MemoryStore())
 protected = FastAPI(lifespan=by_token.lifespan)
 create_app(settings, lifespan=by_token.lifespan, checks={"auth": by_token.check})
+
+
+@protected.get("/known", dependencies=[Depends(RateLimit("5/minute", key=by_user))])
+async def known(caller: CurrentUser, visitor: OptionalUser) -> None:
+    assert_type(caller, User)
+    assert_type(visitor, User | None)
+
+
+async def test_of_a_service(client_as: ClientAs, headers_as: HeadersAs) -> None:
+    assert_type(headers_as("alice", roles=["admin"]), dict[str, str])
+    headers_as("alice", role="admin")  # type: ignore[call-arg]  # misspelt
+    async with client_as("alice", scopes={"read"}, claims={"email": "a"}) as client:
+        assert_type(client, AsyncClient)
 
 
 @protected.get("/me")

@@ -71,8 +71,8 @@ class Auth(Generic[UserT]):
         default: Whether a route without a rule of its own needs a caller.
 
     Raises:
-        ConfigurationError: There are neither settings nor `find_key`; the hierarchy has a cycle; or AUTH_DPOP is on, and
-            the store cannot be used.
+        ConfigurationError: There are neither settings nor `find_key`; the hierarchy has a cycle; or AUTH_DPOP is on,
+            and the store cannot be used.
         MissingExtraError: Tokens are accepted, and the extra `auth` is not installed.
     """
 
