@@ -23,6 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from fastapi_prodkit import _context, _scope
 from fastapi_prodkit._context import Reason
 from fastapi_prodkit._problem import raisable
+from fastapi_prodkit.auth.caller import note_caller
 from fastapi_prodkit.auth.rules import Requirement, auth_of
 from fastapi_prodkit.auth.user import User
 from fastapi_prodkit.exceptions import ProblemError
@@ -70,8 +71,7 @@ async def authenticate_first_message(
         line = b"authorization", await _receive_text(websocket, timeout)
         scope = {**websocket.scope, "headers": [*websocket.scope["headers"], line]}
         user: User = await auth.current_user(HTTPConnection(scope))
-        websocket.scope[_scope.USER] = auth, user
-        _context.bind(user_id=user.id)
+        note_caller(websocket.scope, auth, user)
         for requirement in required:
             requirement.check(user)
     except ProblemError as problem:
