@@ -28,9 +28,11 @@ from fastapi_prodkit._route_list.lock import Line, command_in, lines_of, read_li
 from fastapi_prodkit.auth import (
     Auth,
     CurrentUser,
+    current_user,
     guard_routes,
     hash_api_key,
     new_api_key,
+    optional_user,
     public,
     require_roles,
     require_scopes,
@@ -51,10 +53,10 @@ def answer():
     return "served"
 
 
-def guarded(**options):
+def guarded(default=None):
     """Return a plain app whose routes need a caller."""
-    app = FastAPI(openapi_url=None, **options)
-    app.state.auth = Auth(AUTH)
+    app = FastAPI(openapi_url=None)
+    app.state.auth = Auth(AUTH, default=default)
     add_problem_handlers(app)
     guard_routes(app, app.state.auth)
     return app
@@ -138,6 +140,19 @@ def test_unguarded_app_says_so():
     assert listed["GET /metrics"] == "METRICS_TOKEN"
     assert listed["GET /health"] == "probe"
     assert without_rule(app) == ["GET /a"]
+
+
+def test_optional_callers_are_listed_as_such():
+    """By default, which is no explicit rule, and on public routes that ask for the caller."""
+    app, plain = guarded("optional"), Starlette(routes=[Route("/a", answer)])
+    app.get("/a")(answer)
+    app.get("/b", dependencies=[Depends(optional_user)])(public(partial_of(answer)))
+    app.get("/c")(public(partial_of(answer)))
+    app.get("/d", dependencies=[Depends(current_user)])(answer)
+    app.mount("/e", plain)
+
+    assert list(rules(app).values()) == ["optional", "optional", "public", "any user", "optional"]
+    assert without_rule(app) == ["GET /a", "GET /e/a"]
 
 
 def test_install_lists_the_routes_of_an_app():
@@ -627,7 +642,7 @@ class Through:
 
 
 KINDS = ["api", "api", "plain", "socket", "app", "starlette", "wrapped", "host", "router", "foreign"]
-MARKS = ["", "", "public", "role"]
+MARKS = ["", "", "public", "role", "optional", "caller"]
 ENTRIES = st.recursive(
     st.tuples(st.sampled_from(["api", "plain", "socket", "foreign"]), st.sampled_from(MARKS), st.just(())),
     lambda inner: st.tuples(st.sampled_from(KINDS), st.sampled_from(MARKS), st.lists(inner, max_size=3).map(tuple)),
@@ -635,12 +650,16 @@ ENTRIES = st.recursive(
 )
 
 
-def fill(router, entries, names):
+DEPENDENCIES = {"role": require_roles("admin"), "optional": optional_user, "caller": current_user}
+
+
+def fill(router, entries, names, auth):
     """Add routes to a router; each has a path of its own, without parameters."""
     for kind, mark, inside in entries:
         path = f"/{next(names)}"
         marked = public if mark == "public" else lambda target: target
-        required = [Depends(require_roles("admin"))] if mark == "role" else []
+        marked = public if mark == "optional" else marked
+        required = [Depends(DEPENDENCIES[mark])] if mark in DEPENDENCIES else []
         if kind in {"api", "foreign"}:
             options = {"route_class_override": Foreign} if kind == "foreign" else {}
             router.add_api_route(path, marked(partial_of(answer)), dependencies=required, **options)
@@ -650,21 +669,25 @@ def fill(router, entries, names):
             router.add_api_websocket_route(path, marked(socket()), dependencies=required)
         elif kind == "router":
             included = marked(APIRouter())
-            fill(included, inside, names)
+            fill(included, inside, names, auth)
             router.include_router(included, prefix=path, dependencies=required)
         else:
-            mount(router, path, kind, marked, inside, names)
+            router.routes.append(mount(path, kind, marked, filled(inside, names, auth)))
 
 
-def mount(router, path, kind, marked, inside, names):
-    app = FastAPI(openapi_url=None)
-    add_problem_handlers(app)
-    fill(app.router, inside, names)
+def mount(path, kind, marked, app):
     mounted = marked(Router(routes=[Route("/a", plain())]) if kind == "starlette" else app)
     middleware = [Middleware(Through)] if kind == "wrapped" else []
-    router.routes.append(
-        Host(f"h{path[1:]}.test", mounted) if kind == "host" else Mount(path, app=mounted, middleware=middleware)
-    )
+    return Host(f"h{path[1:]}.test", mounted) if kind == "host" else Mount(path, app=mounted, middleware=middleware)
+
+
+def filled(entries, names, auth):
+    """Return an app with these routes, whose dependencies know callers."""
+    app = FastAPI(openapi_url=None)
+    app.state.auth = auth
+    add_problem_handlers(app)
+    fill(app.router, entries, names, auth)
+    return app
 
 
 def plain():
@@ -682,6 +705,15 @@ def socket():
     return endpoint
 
 
+# By the rule: without credentials, with those of a caller, and with wrong ones.
+SERVED = {
+    "public": [True, True, True],
+    "unguarded": [True, True, True],
+    "optional": [True, True, False],
+    "any user": [False, True, False],
+}
+
+
 def is_served(answer):
     """Return whether an answer is that of an endpoint."""
     return answer.status == 200 or any(message["type"] == "websocket.accept" for message in answer.messages)
@@ -694,15 +726,15 @@ def is_served(answer):
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-@given(st.lists(ENTRIES, min_size=1, max_size=6), st.booleans())
-def test_the_list_says_what_a_client_meets(entries, is_guarded):
-    """A route that is public or unguarded is served to everybody, and any other one to nobody without a caller."""
-    app = guarded() if is_guarded else FastAPI(openapi_url=None)
-    app.state.auth = getattr(app.state, "auth", None) or Auth(AUTH)
-    add_problem_handlers(app)
-    fill(app.router, entries, map(str, range(1000)))
+@given(st.lists(ENTRIES, min_size=1, max_size=6), st.sampled_from([None, "optional", "required"]))
+def test_the_list_says_what_a_client_meets(entries, default):
+    """Who is served without credentials, with those of a caller without roles, and with wrong ones."""
+    auth = Auth(AUTH, default=default)
+    app = filled(entries, map(str, range(1000)), auth)
+    if default:
+        guard_routes(app, auth)
 
-    caller = [(b"x-api-key", KEY.encode())]
+    caller, forged = ([(b"x-api-key", key.encode())] for key in (KEY, "prodkit_forged"))
 
     async def compare():
         for row in list_routes(app):
@@ -710,10 +742,7 @@ def test_the_list_says_what_a_client_meets(entries, is_guarded):
                 continue
             host, path = row.path[2:].split("/", 1) if row.path.startswith("//") else ("api.test", row.path[1:])
             method = "WS" if row.method == "WEBSOCKET" else row.method.replace("ANY", "GET")
-            refused = await ask(app, method, f"/{path}", host=host)
-            admitted = await ask(app, method, f"/{path}", host=host, headers=caller)
-            is_open = row.rule in {"public", "unguarded"}
-            assert is_served(refused) == is_open, (row, refused)
-            assert is_served(admitted) == (row.rule in {"public", "unguarded", "any user"}), (row, admitted)
+            answers = [await ask(app, method, f"/{path}", host=host, headers=each) for each in ([], caller, forged)]
+            assert [is_served(each) for each in answers] == SERVED.get(row.rule, [False] * 3), (row, answers)
 
     asyncio.run(compare())

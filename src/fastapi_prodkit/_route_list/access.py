@@ -2,16 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final, Literal
 
 from fastapi import FastAPI
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._asgi import walk_dependencies
 from fastapi_prodkit.auth.authenticator import Auth
-from fastapi_prodkit.auth.rules import Rule, current_user, rule_of
+from fastapi_prodkit.auth.rules import Rule, current_user, optional_user, rule_of
 
 __all__ = ["Guards", "rule_text"]
+
+_Caller = Literal["ignored", "optional", "required"]
+_STRICTNESS: Final[tuple[_Caller, ...]] = ("ignored", "optional", "required")
 
 
 @dataclass(frozen=True)
@@ -19,18 +22,19 @@ class Guards:
     """The guards on the way to the routes of a router.
 
     Attributes:
-        here: A guard decides about these routes.
+        auth: That of the guard that decides about these routes; None if there is no guard.
         further_out: A guard further out decides about some route on the way to them.
-        caller: A guard further out admits nobody without credentials.
+        caller: Whether a guard further out demands a caller.
     """
 
-    here: bool = False
+    auth: Auth[Any] | None = None
     further_out: bool = False
-    caller: bool = False
+    caller: _Caller = "ignored"
 
     def at(self, router: Any) -> "Guards":
         """Return the same guards, and that of a router if it has one."""
-        return replace(self, here=self.here or _scope.ROUTER_GUARD in vars(router))
+        guard = vars(router).get(_scope.ROUTER_GUARD)
+        return self if guard is None else replace(self, auth=guard.auth)
 
     def decide(self, route: Any, routers: Iterable[Any], *, found: bool) -> Rule:
         """Return the rule of a route, as `Guard` decides.
@@ -40,8 +44,10 @@ class Guards:
             routers: The routers that are included on the way to it.
             found: Whether the index of routes finds it; only the router finds what comes after an unknown route.
         """
-        rule = rule_of(route, routers)
-        return rule if found or not self.here else rule._replace(public=False)
+        if self.auth is None:
+            return rule_of(route, routers)._replace(caller="ignored")
+        rule = rule_of(route, routers, self.auth.default)
+        return rule if found else Rule(public=False, required=rule.required, caller=self.auth.default)
 
     def inside(self, app: Any, rule: Rule, *, found: bool) -> "Guards":
         """Return the guards on the way to the routes of a mounted app.
@@ -51,13 +57,14 @@ class Guards:
             rule: The rule of the mount.
             found: Whether the index of routes finds the mount.
         """
-        left_to_app = found and isinstance(app, FastAPI) and not rule.public
-        return replace(
-            self,
-            here=self.here and left_to_app,
-            further_out=self.here or self.further_out,
-            caller=self.caller or (self.here and not rule.public and not left_to_app),
-        )
+        if self.auth is None:
+            return self
+        outside = replace(self, auth=None, further_out=True)
+        if rule.public:
+            return outside
+        if found and isinstance(app, FastAPI):  # whose routes are guarded at its own router
+            return replace(outside, auth=getattr(app.state, "auth", self.auth))
+        return replace(outside, caller=_strictest(self.caller, rule.caller))
 
 
 def rule_text(route: Any, rule: Rule, guards: Guards) -> tuple[str, bool]:
@@ -68,25 +75,27 @@ def rule_text(route: Any, rule: Rule, guards: Guards) -> tuple[str, bool]:
         rule: What the guard has decided.
         guards: The guards on the way to it.
     """
-    own: str | None = getattr(getattr(route, "endpoint", None), _scope.ENDPOINT_ACCESS, None)
     dependant = getattr(route, "dependant", None)
-    dependencies = list(walk_dependencies(dependant))
-    required = sorted({str(each) for each in rule.required})
-    asked = any(map(_is_caller, dependencies))
-    closed = guards.caller or (guards.here and not rule.public)
-    texts = required or ["any user"] * (asked or closed)
+    asked: _Caller = _strictest("ignored", *map(_caller_of, walk_dependencies(dependant)))
+    caller = _strictest(guards.caller, rule.caller, asked)
+    own: str | None = getattr(getattr(route, "endpoint", None), _scope.ENDPOINT_ACCESS, None)
+    texts = sorted({str(each) for each in rule.required}) or ["any user"] * (caller == "required")
     texts += [] if own is None else [own]
     if texts:
-        return "; ".join(texts), bool(required or asked or own or dependant is None)
-    if any(map(_is_optional, dependencies)):
-        return "optional", True
-    decided = rule.public or guards.here or guards.further_out
+        return "; ".join(texts), bool(rule.required or own or asked == "required" or dependant is None)
+    if caller == "optional":
+        return "optional", rule.public or asked == "optional"
+    decided = rule.public or guards.auth is not None or guards.further_out
     return ("public" if decided else "unguarded"), decided
 
 
-def _is_caller(dependency: Any) -> bool:
-    return dependency is current_user or getattr(dependency, "__func__", None) is Auth.current_user
+def _caller_of(dependency: Any) -> _Caller:
+    """Return whether a dependency asks for a caller."""
+    method = getattr(dependency, "__func__", None)
+    if dependency is current_user or method is Auth.current_user:
+        return "required"
+    return "optional" if dependency is optional_user or method is Auth.authenticate else "ignored"
 
 
-def _is_optional(dependency: Any) -> bool:
-    return getattr(dependency, "__func__", None) is Auth.authenticate
+def _strictest(*callers: _Caller) -> _Caller:
+    return max(callers, key=_STRICTNESS.index)

@@ -21,7 +21,7 @@ from fastapi_prodkit.auth.rules import Rule
 __all__ = ["defaults_of", "list_routes"]
 
 _ANY: Final = "ANY"
-_PUBLIC: Final = Rule(public=True, required=())
+_PUBLIC: Final = Rule(public=True, required=(), caller="ignored")
 
 
 def list_routes(app: Starlette) -> list[ListedRoute]:
@@ -86,7 +86,7 @@ def _management(app: Starlette, place: _Place) -> Iterator[ListedRoute]:
     if edge is None:
         return
     limits = place.limits.inside(app, place.prefix, management=True)
-    place = replace(place, guards=replace(place.guards, here=False), limits=limits, by_settings=True)
+    place = replace(place, guards=replace(place.guards, auth=None), limits=limits, by_settings=True)
     for route, methods in edge.management.list_served():
         for method in _methods(methods) if methods else ():
             yield place.row(method, route.path, route, _PUBLIC, endpoint=route.endpoint)
