@@ -37,7 +37,7 @@ def test_documents_are_served_over_tls():
     assert [(key["kid"], key["alg"], key["use"], "d" in key) for key in keys["keys"]] == [
         ("key-1", "ES256", "sig", False)
     ]
-    assert discovery == {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/jwks"}
+    assert (discovery["issuer"], discovery["jwks_uri"]) == (issuer.url, f"{issuer.url}/jwks")
     assert issuer.requests == ["/jwks", "/.well-known/openid-configuration"]
 
 
@@ -98,6 +98,17 @@ def test_settings_accept_the_tokens_of_the_issuer():
 
     assert (settings.issuer, settings.audience, settings.preset) == ((issuer.url,), ("orders",), ("keycloak",))
     assert (settings.algorithms, settings.leeway) == (("ES256",), 5)
+
+
+def test_issuer_serves_http_at_a_fixed_port():
+    """For services in development."""
+    with Issuer() as free:
+        port = int(free.url.rpartition(":")[2])
+    with Issuer("auth0", tls=False, port=port) as issuer, urllib.request.urlopen(f"{issuer.url}jwks") as answer:
+        keys = json.load(answer)["keys"]
+
+    assert issuer.url == f"http://127.0.0.1:{port}/"
+    assert len(keys) == 1
 
 
 def test_missing_extra_is_an_error(monkeypatch):

@@ -1,27 +1,26 @@
-"""A real OpenID issuer on this machine, for tests: discovery and keys over TLS, tokens, rotation and faults."""
+"""A real OpenID issuer on this machine, for tests: discovery, keys and tokens over TLS, rotation and faults."""
 
-import json
 import ssl
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from fastapi_prodkit.sections import AuthSettings
 from fastapi_prodkit.sections.auth import Algorithm, PresetName
+from fastapi_prodkit.testing.authorization import AuthorizationServer, Grant, Person, is_on_this_machine
 from fastapi_prodkit.testing.certificate import server_certificate
 from fastapi_prodkit.testing.dpop import DPoPKey
+from fastapi_prodkit.testing.issuer_server import Answer, Fault, IssuerRequest, IssuerServer
 from fastapi_prodkit.testing.signing import new_private_key, public_jwk, sign, without_none
 from fastapi_prodkit.testing.token_shapes import SHAPES, TokenRequest
 
 __all__ = ["Fault", "Issuer"]
 
-Fault = Literal["refused", "silent", "slow", "garbage", "error"]
-
-_POLL: Final = 0.01  # seconds until the server notices that it has to stop
-_PAUSE: Final = 0.05  # seconds between two bytes of a slow answer
+_PREFLIGHT: Final = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, DPoP, X-Requested-With",
+}
 
 
 class Issuer:
@@ -31,11 +30,16 @@ class Issuer:
             auth = Auth(issuer.settings(), ssl_context=issuer.ssl_context)
             token = issuer.token("alice", roles=["admin"])
 
+    Programs get tokens from its endpoints, too: `/authorize` and `/token` for the authorization code with PKCE, and
+    `/token` for client credentials. Pages on this machine may call it.
+
     Args:
         preset: Whose tokens are imitated.
         audience: Name of the API for which the tokens are; AUTH_AUDIENCE.
         algorithm: With which tokens are signed.
         max_age: The `max-age` of the key set's Cache-Control, seconds; None leaves the header out.
+        tls: Serve over https; without it over http.
+        port: On loopback; a free one by default.
 
     Attributes:
         url: The `iss` of the tokens; AUTH_ISSUER.
@@ -50,15 +54,17 @@ class Issuer:
 
     url: str
     jwks_url: str
-    _server: "_Server"
+    _server: IssuerServer
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keywords
         self,
         preset: PresetName = "standard",
         *,
         audience: str = "test-api",
         algorithm: Algorithm = "ES256",
         max_age: int | None = None,
+        tls: bool = True,
+        port: int = 0,
     ) -> None:
         self.preset: PresetName = preset
         self.audience = audience
@@ -68,15 +74,18 @@ class Issuer:
         self._keys: dict[str, Any] = {}
         self._published: dict[str, Any] = {}
         self._fault: Fault | None = None
-        self.certificate, self._server_context = server_certificate()
+        self._authorization = AuthorizationServer(self._token_of)
+        self.certificate, context = server_certificate()
         self.ssl_context = ssl.create_default_context(cadata=self.certificate)
-        self._port = 0
+        self._server_context = context if tls else None
+        self._port = port
         self.rotate()
 
     def __enter__(self) -> Self:
         self._start()
-        self.url = f"https://127.0.0.1:{self._port}{'/' if self.preset == 'auth0' else ''}"
-        self.jwks_url = f"{self.url.rstrip('/')}/jwks"
+        self._root = f"{'http' if self._server_context is None else 'https'}://127.0.0.1:{self._port}"
+        self.url = f"{self._root}/" if self.preset == "auth0" else self._root
+        self.jwks_url = f"{self._root}/jwks"
         return self
 
     def __exit__(
@@ -136,6 +145,10 @@ class Issuer:
         """Return a token with exactly this header and these claims, signed with the current key."""
         return sign(self.algorithm, self.private_key, header, claims)
 
+    def sign_in(self, sub: str | None, *, roles: Sequence[str] = ()) -> None:
+        """Sign a person in at `/authorize` without a page; None shows the page, which asks for name and roles."""
+        self._authorization.person = None if sub is None else Person(sub, tuple(roles))
+
     @property
     def private_key(self) -> Any:
         """The key with which tokens are signed now."""
@@ -173,74 +186,47 @@ class Issuer:
                 self._start()
 
     def _start(self) -> None:
-        self._server = _Server(self._port, self._server_context, self._answer)
+        self._server = IssuerServer(self._port, self._server_context, self._answer)
         self._port = self._server.server_address[1]
 
     def _stop(self) -> None:
         self._server.stop()
 
-    def _answer(self, path: str) -> tuple[Fault | None, str, bytes]:
-        """Return the fault, the Cache-Control and the body of an answer."""
-        self.requests.append(path)
-        if path.endswith("/.well-known/openid-configuration"):
-            document: Any = {"issuer": self.url, "jwks_uri": self.jwks_url}
-        else:
-            document = {"keys": list(self._published.values())}
+    def _answer(self, request: IssuerRequest) -> tuple[Answer, Fault | None]:
+        self.requests.append(request.path)
+        if request.path == "/authorize":
+            return self._authorization.authorize(request.query, request.form), self._fault
+        answer = Answer(204, _PREFLIGHT) if request.method == "OPTIONS" else self._answer_for_pages(request)
+        if is_on_this_machine(request.origin):
+            shared = {"Access-Control-Allow-Origin": request.origin, "Vary": "Origin"}
+            answer = answer._replace(headers={**answer.headers, **shared})
+        return answer, self._fault
+
+    def _answer_for_pages(self, request: IssuerRequest) -> Answer:
+        """Answer a request that pages of other origins may make, too."""
+        if (request.method == "POST") is not (request.path == "/token"):
+            return Answer(405, {"Allow": "POST" if request.path == "/token" else "GET"})
+        if request.path == "/token":
+            return self._authorization.token(request.form)
         cache_control = "public" if self.max_age is None else f"public, max-age={self.max_age}"
-        return self._fault, cache_control, json.dumps(document).encode()
+        if request.path.endswith("/.well-known/openid-configuration"):
+            return Answer.of_json(200, self._discovery(), Cache_Control=cache_control)
+        return Answer.of_json(200, {"keys": list(self._published.values())}, Cache_Control=cache_control)
 
+    def _discovery(self) -> dict[str, Any]:
+        return {
+            "issuer": self.url,
+            "jwks_uri": self.jwks_url,
+            "authorization_endpoint": f"{self._root}/authorize",
+            "token_endpoint": f"{self._root}/token",
+            "response_types_supported": ["code"],
+            "grant_types_supported": ["authorization_code", "client_credentials"],
+            "code_challenge_methods_supported": ["S256"],
+            "token_endpoint_auth_methods_supported": ["none"],
+        }
 
-class _Server(ThreadingHTTPServer):
-    """Serve on loopback with TLS, in threads."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, port: int, context: ssl.SSLContext, answer: Any) -> None:
-        self.answer = answer
-        self.stopping = threading.Event()
-        self._context = context
-        super().__init__(("127.0.0.1", port), _Handler)
-        self._thread = threading.Thread(target=self.serve_forever, args=(_POLL,), daemon=True)
-        self._thread.start()
-
-    def get_request(self) -> tuple[Any, Any]:
-        connection, address = super().get_request()
-        return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing about a client that has disconnected, or does not trust the certificate."""
-
-    def stop(self) -> None:
-        self.stopping.set()
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-
-    def setup(self) -> None:
-        self.request.do_handshake()
-        super().setup()
-
-    def do_GET(self) -> None:
-        fault, cache_control, body = self.server.answer(self.path)
-        if fault == "silent":
-            self.server.stopping.wait()
-            return
-        if fault == "garbage":
-            body = b"<html>"
-        self.send_response(500 if fault == "error" else 200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Cache-Control", cache_control)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        for part in [body[index : index + 1] for index in range(len(body))] if fault == "slow" else [body]:
-            self.wfile.write(part)
-            if fault == "slow" and self.server.stopping.wait(_PAUSE):
-                return
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the base class
-        """Say nothing."""
+    def _token_of(self, grant: Grant) -> str:
+        person = grant.person
+        if person is None:
+            return self.token(client=grant.client, is_client=True, scopes=grant.scopes)
+        return self.token(person.sub, client=grant.client, roles=person.roles, scopes=grant.scopes)

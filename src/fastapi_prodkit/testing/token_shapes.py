@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from fastapi_prodkit.sections.auth import PresetName
 
-__all__ = ["SHAPES", "TokenRequest"]
+__all__ = ["LIFETIME", "SHAPES", "TokenRequest"]
 
-_HOUR: Final = 3600  # seconds
+LIFETIME: Final = 3600  # seconds for which a token is valid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class TokenRequest:
     def registered(self, subject: str, **claims: Any) -> dict[str, Any]:
         """Return the claims that all tokens have (RFC 7519 section 4.1), and further ones."""
         now = int(time.time())
-        common = {"iss": self.issuer, "sub": subject, "iat": now, "exp": now + _HOUR, "jti": secrets.token_hex(8)}
+        common = {"iss": self.issuer, "sub": subject, "iat": now, "exp": now + LIFETIME, "jti": secrets.token_hex(8)}
         return {**common, **claims}
 
 
