@@ -81,6 +81,18 @@ async def test_keys_are_discovered(issuer):
     assert issuer.requests == ["/.well-known/openid-configuration", "/jwks"]
 
 
+@pytest.mark.parametrize(("named", "found"), [("https://x.example/token", "https://x.example/token"), (7, None)])
+async def test_token_endpoint_is_discovered(named, found):
+    """For the page with the API docs; without a usable one, tokens are verified all the same."""
+    answers = {"/jwks": (200, {}, b'{"keys": []}')}
+    with plain_server(answers) as (_, url):
+        answers["/.well-known/openid-configuration"] = discovery(url, token_endpoint=named)
+        fetcher = Fetcher(url, None, None)
+        await fetcher.key_set()
+
+    assert fetcher.token_endpoint == found
+
+
 async def test_url_of_the_keys_can_be_given(issuer):
     """With AUTH_JWKS_URL nothing is discovered."""
     document = await Fetcher(issuer.url, f"{issuer.url}/jwks", issuer.ssl_context).key_set()

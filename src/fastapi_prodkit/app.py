@@ -185,12 +185,12 @@ def _constructor_arguments(settings: Settings) -> dict[str, Any]:
 
 def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     pieces = _make_objects(app, settings, given)
-    _add_handlers_and_docs(app, settings, pieces)
-    probes = make_probes(settings, pieces, given)
-    _compose_lifespans(app, pieces, probes, given)
     if settings.routing and settings.routing.index:
         index_routes(app)  # innermost, in place of the loop over all routes in FastAPI's router
     _guard(app)
+    _add_handlers_and_docs(app, settings, pieces)
+    probes = make_probes(settings, pieces, given)
+    _compose_lifespans(app, pieces, probes, given)
     _put_edge_around(app, settings, pieces, probes, given)
 
 

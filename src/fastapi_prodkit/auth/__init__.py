@@ -19,7 +19,8 @@ The modules: `credentials` (read the header lines), `jose` (parse a token), `fet
 are trusted), `presets` and `claims` (what a token says), `hierarchy` (of roles), `tokens` (all of that), `dpop` (tokens
 that are bound to a key), with `proof_keys`, `request_url` and `nonces`, `api_keys`, `cache` (of verified credentials),
 `challenges` (what a client is told), `caller` (note who calls), `authenticator` (`Auth`), `rules` (who may call a
-route), `websockets` (tokens of browsers, and what ends with them), `guard` (in front of the router).
+route), `websockets` (tokens of browsers, and what ends with them), `guard` (in front of the router), `schema` (the
+OpenAPI document).
 
 Tokens need the extra `auth`, which is imported when `Auth` is made. API keys need no extra.
 """
@@ -36,6 +37,7 @@ from fastapi_prodkit.auth.rules import (
     require_roles,
     require_scopes,
 )
+from fastapi_prodkit.auth.schema import add_security_schemes
 from fastapi_prodkit.auth.user import User
 from fastapi_prodkit.auth.websockets import authenticate_first_message
 
@@ -45,6 +47,7 @@ __all__ = [
     "CurrentUser",
     "OptionalUser",
     "User",
+    "add_security_schemes",
     "authenticate_first_message",
     "current_user",
     "guard_routes",

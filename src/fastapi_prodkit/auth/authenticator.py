@@ -69,6 +69,7 @@ class Auth(Generic[UserT]):
 
     Attributes:
         default: Whether a route without a rule of its own needs a caller.
+        schemes: With which a client may authenticate.
 
     Raises:
         ConfigurationError: There are neither settings nor `find_key`; the hierarchy has a cycle; or AUTH_DPOP is on,
@@ -116,7 +117,18 @@ class Auth(Generic[UserT]):
             schemes.append("apikey")
         self._schemes = tuple(schemes)
         self._bearer_is_refused = settings is not None and settings.dpop == "required"
-        self._challenges = Challenges([each for each in schemes if each != "bearer" or not self._bearer_is_refused])
+        self.schemes = tuple(each for each in schemes if each != "bearer" or not self._bearer_is_refused)
+        self._challenges = Challenges(self.schemes)
+
+    @property
+    def issuers(self) -> list[str]:
+        """URLs of the issuers."""
+        return [keys.name for keys in self._tokens.issuers] if self._tokens is not None else []
+
+    def token_endpoints(self) -> list[str]:
+        """Return the URLs where issuers exchange codes for tokens, as far as they are discovered."""
+        fetchers = self._tokens.fetchers if self._tokens is not None else []
+        return [each.token_endpoint for each in fetchers if each.token_endpoint is not None]
 
     async def authenticate(self, connection: HTTPConnection) -> UserT | None:
         """Return the caller; None if the request has no credentials.

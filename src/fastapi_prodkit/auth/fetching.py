@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from fastapi_prodkit import _extras
 from fastapi_prodkit.sections.auth import may_have_keys_at
 
-__all__ = ["Document", "FetchError", "Fetcher"]
+__all__ = ["Document", "FetchError", "Fetcher", "discovery_url"]
 
 TIMEOUT: Final = 5.0  # seconds for all that one refresh fetches
 LARGEST: Final = 262_144  # bytes of one document; real ones have up to 20 KiB
@@ -33,6 +33,11 @@ class Document(NamedTuple):
     max_age: float | None
 
 
+def discovery_url(issuer: str) -> str:
+    """Return the URL of the discovery document of an issuer (OpenID Connect Discovery section 4)."""
+    return f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+
+
 class Fetcher:
     """Fetch the key set of an issuer, which its OpenID discovery document names.
 
@@ -41,6 +46,9 @@ class Fetcher:
         jwks_url: URL of its key set; found by discovery unless given.
         ssl_context: Trusted certificates; those of the system, or of SSL_CERT_FILE, unless given.
 
+    Attributes:
+        token_endpoint: URL where the issuer exchanges codes for tokens; None until it is discovered.
+
     Raises:
         MissingExtraError: httpx2 is not installed.
     """
@@ -48,6 +56,7 @@ class Fetcher:
     def __init__(self, issuer: str, jwks_url: str | None, ssl_context: ssl.SSLContext | None) -> None:
         self._issuer = issuer
         self._jwks_url = jwks_url
+        self.token_endpoint: str | None = None
         self._ssl_context = ssl_context
         self._httpx: Any = _extras.require("httpx2", extra="auth")
 
@@ -69,8 +78,8 @@ class Fetcher:
             raise FetchError(f"{self._issuer} cannot be reached: {error or type(error).__name__}") from error
 
     async def _discover(self, client: Any) -> str:
-        """Return the URL of the key set (OpenID Connect Discovery section 4)."""
-        url = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
+        """Return the URL of the key set, and note that of the token endpoint."""
+        url = discovery_url(self._issuer)
         document = (await self._fetch(client, url)).content
         named = document.get("issuer") if isinstance(document, dict) else None
         if named != self._issuer:  # a document of another issuer would let that one sign tokens of this one
@@ -78,6 +87,8 @@ class Fetcher:
         keys = document.get("jwks_uri")
         if not isinstance(keys, str) or not may_have_keys_at(self._issuer, keys):
             raise FetchError(f"{url} has no jwks_uri with https")
+        tokens = document.get("token_endpoint")
+        self.token_endpoint = tokens if isinstance(tokens, str) else None
         return keys
 
     async def _fetch(self, client: Any, url: str) -> Document:

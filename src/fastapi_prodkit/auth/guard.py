@@ -25,6 +25,7 @@ from fastapi_prodkit._routing.trial import fastapi_is_known
 from fastapi_prodkit.auth.authenticator import Auth
 from fastapi_prodkit.auth.caller import note_caller
 from fastapi_prodkit.auth.rules import Rule, rule_of
+from fastapi_prodkit.auth.schema import add_security_schemes
 from fastapi_prodkit.auth.websockets import GuardedWebSocket
 from fastapi_prodkit.exceptions import ConfigurationError
 
@@ -42,7 +43,8 @@ def guard_routes(app: FastAPI, auth: Auth[Any]) -> None:
         guard_routes(app, app.state.auth)
 
     A mounted FastAPI app is guarded at its own router, at the first request for it, by its own `app.state.auth` or else
-    by this one. Any other mounted app is one route. Routes may be added before and after the call.
+    by this one. Any other mounted app is one route. Routes may be added before and after the call. The OpenAPI document
+    of each app says where a caller is needed.
 
     Raises:
         ConfigurationError: The app is guarded by another `Auth`; or the installed FastAPI, or the app's router, is not
@@ -60,6 +62,7 @@ def guard_routes(app: FastAPI, auth: Auth[Any]) -> None:
     index = vars(router).get(_scope.ROUTER_INDEX) or RouteIndex(router, router.app)
     vars(router)[_scope.ROUTER_GUARD] = guard = Guard(getattr(*place), router, index, auth)
     setattr(*place, guard)
+    add_security_schemes(app, auth)
 
 
 class Guard:

@@ -43,6 +43,7 @@ class TokenVerifier(Generic[UserT]):
 
     Attributes:
         issuers: The keys of the issuers.
+        fetchers: What fetches them, in the same order.
 
     Raises:
         MissingExtraError: The extra `auth` is not installed.
@@ -60,6 +61,7 @@ class TokenVerifier(Generic[UserT]):
             _extras.require(package, extra="auth")
         self._clock = clock
         self.issuers: list[IssuerKeys] = []
+        self.fetchers: list[Fetcher] = []
         if settings.secret is not None:
             rules = _rules(settings, user, None, 0)
             keys: _Keys = _SharedSecret(settings.secret.get_secret_value())
@@ -68,6 +70,7 @@ class TokenVerifier(Generic[UserT]):
         trusted: dict[str | None, _Trusted[UserT]] = {}
         for index, issuer in enumerate(settings.issuer):
             fetcher = Fetcher(issuer, settings.jwks_url[index] if settings.jwks_url else None, ssl_context)
+            self.fetchers.append(fetcher)
             self.issuers.append(IssuerKeys(issuer, fetcher, settings.algorithms))
             trusted[issuer] = _Trusted(_rules(settings, user, issuer, index), self.issuers[-1])
         self._trusted = trusted
