@@ -87,7 +87,7 @@ async def test_token_endpoint_is_discovered(named, found):
     answers = {"/jwks": (200, {}, b'{"keys": []}')}
     with plain_server(answers) as (_, url):
         answers["/.well-known/openid-configuration"] = discovery(url, token_endpoint=named)
-        fetcher = Fetcher(url, None, None)
+        fetcher = Fetcher(url, None, NO_TLS)
         await fetcher.key_set()
 
     assert fetcher.token_endpoint == found
