@@ -859,8 +859,17 @@ class TestRefusals:
 
         assert settings.environment == "prod"
 
+    def test_docs_that_no_browser_can_open_are_refused(self, load, refused):
+        """A client id alone must not switch the docs on."""
+        problems = refused({**SAFE, "DOCS_CLIENT_ID": "spa"})
+
+        assert list(problems) == ["DOCS_CLIENT_ID"]
+        assert load({**SAFE, "DOCS_CLIENT_ID": "spa", "DOCS_TOKEN": "x" * 16}).docs.client_id == "spa"
+        assert load({"ENVIRONMENT": "test", "DOCS_CLIENT_ID": "spa"}).docs.client_id == "spa"
+        assert load({**SAFE, "DOCS_CLIENT_ID": "spa", "DOCS_ENABLED": "false"}).docs is None
+
     @pytest.mark.parametrize("environment", ["staging", "prod"])
-    @pytest.mark.parametrize("name", ["METRICS_TOKEN", "HEALTH_TOKEN"])
+    @pytest.mark.parametrize("name", ["METRICS_TOKEN", "HEALTH_TOKEN", "DOCS_TOKEN"])
     def test_short_token_is_refused(self, environment, name, load, refused):
         """dev and test accept it."""
         problems = refused({**SAFE, "ENVIRONMENT": environment, name: "x" * 15})

@@ -1,12 +1,17 @@
-"""Bearer tokens (RFC 6750) for endpoints of operators: one token from the settings, few wrong tokens per client."""
+"""Tokens for endpoints of operators: one token from the settings, few wrong tokens per client.
 
+Programs send it as a bearer token (RFC 6750). Browsers ask for it as the password of HTTP Basic (RFC 7617).
+"""
+
+import base64
 import hmac
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
@@ -21,7 +26,7 @@ from fastapi_prodkit.exceptions import ProblemError
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ["BearerToken", "WrongTokens", "too_many_wrong_tokens"]
+__all__ = ["BasicPassword", "BearerToken", "WrongTokens", "too_many_wrong_tokens"]
 
 _MAX_WRONG_TOKENS: Final = 10  # wrong tokens of one client in a minute
 _MINUTE: Final = 60.0  # seconds
@@ -30,7 +35,7 @@ _MAX_CLIENTS: Final = 10_000  # clients whose wrong tokens are counted; they tak
 _logger = logging.getLogger("fastapi_prodkit.tokens")
 
 
-class BearerToken:
+class _OperatorToken(ABC):
     """Check the token of requests; log, count and limit wrong tokens.
 
     A client, identified by address as in rate limits, may send ten wrong tokens a minute to each process. After that
@@ -41,6 +46,10 @@ class BearerToken:
         registry: Where the metric is shown; prometheus_client's default registry unless given.
         clock: Seconds, monotonic.
     """
+
+    _scheme: ClassVar[str]  # in lower case
+    _challenge: ClassVar[str]  # without a token
+    _refusal: ClassVar[str]  # with a wrong one
 
     def __init__(
         self,
@@ -75,10 +84,10 @@ class BearerToken:
         """Return the problem of a request without the token, and the reason if it has a wrong one; count wrong ones."""
         authorization = connection.headers.get("authorization")
         if authorization is None:
-            return ProblemError(401, headers={"WWW-Authenticate": "Bearer"}), None
+            return ProblemError(401, headers={"WWW-Authenticate": self._challenge}), None
         client = client_key(connection.scope)
         wait = self._wrong_tokens.seconds_to_wait(client)
-        if not wait and _carries(authorization, self._token):
+        if not wait and self._is_right(authorization):
             return None
         route = route_template(connection.scope, connection.scope.get("root_path", ""))
         self._count_refusal(route)
@@ -86,8 +95,18 @@ class BearerToken:
             return too_many_wrong_tokens(wait)
         self._wrong_tokens.add(client)
         _logger.warning("%s: a request of %s had a wrong token", route, client)
-        problem = ProblemError(401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+        problem = ProblemError(401, headers={"WWW-Authenticate": self._refusal})
         return problem, Reason("unauthenticated", "the token is wrong")
+
+    def _is_right(self, authorization: str) -> bool:
+        scheme, _, sent = authorization.partition(" ")
+        # Starlette decodes headers as Latin-1; encoding restores the bytes that were sent.
+        same = hmac.compare_digest(self._token_in(sent.encode("latin-1").strip()), self._token)
+        return scheme.lower() == self._scheme and same
+
+    @abstractmethod
+    def _token_in(self, sent: bytes) -> bytes:
+        """Return the token in what was sent behind the name of the scheme; empty if there is none."""
 
     def _count_refusal(self, route: str) -> None:
         import prometheus_client  # noqa: PLC0415 - on first use
@@ -100,6 +119,30 @@ class BearerToken:
             registry=self._registry,
         )
         counter.labels(route).inc()
+
+
+class BearerToken(_OperatorToken):
+    """Check bearer tokens: `Authorization: Bearer <token>`."""
+
+    _scheme = "bearer"
+    _challenge = "Bearer"
+    _refusal = 'Bearer error="invalid_token"'
+
+    def _token_in(self, sent: bytes) -> bytes:
+        return sent
+
+
+class BasicPassword(_OperatorToken):
+    """Check passwords, of any user: `Authorization: Basic <user:token in base64>`. Browsers ask for them."""
+
+    _scheme = "basic"
+    _challenge = _refusal = 'Basic realm="docs", charset="UTF-8"'
+
+    def _token_in(self, sent: bytes) -> bytes:
+        try:
+            return base64.b64decode(sent, validate=True).partition(b":")[2]
+        except ValueError:
+            return b""
 
 
 class WrongTokens:
@@ -136,10 +179,3 @@ def too_many_wrong_tokens(wait: int) -> tuple[ProblemError, Reason]:
     """Return the problem of a client that has to wait so many seconds until its next token is checked."""
     problem = ProblemError(429, "Too many wrong tokens; try again later.", headers={"Retry-After": str(wait)})
     return problem, Reason("rate_limited", f"{_MAX_WRONG_TOKENS} wrong tokens of this client in a minute")
-
-
-def _carries(authorization: str, token: bytes) -> bool:
-    scheme, _, sent = authorization.partition(" ")
-    # Starlette decodes headers as Latin-1; encoding restores the bytes that were sent.
-    same = hmac.compare_digest(sent.encode("latin-1").strip(), token)
-    return scheme.lower() == "bearer" and same

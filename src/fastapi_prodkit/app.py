@@ -188,7 +188,7 @@ def _assemble(app: FastAPI, settings: Settings, given: Given) -> None:
     if settings.routing and settings.routing.index:
         index_routes(app)  # innermost, in place of the loop over all routes in FastAPI's router
     _guard(app)
-    _add_handlers_and_docs(app, settings, pieces)
+    _add_handlers_and_docs(app, settings, pieces, given)
     probes = make_probes(settings, pieces, given)
     _compose_lifespans(app, pieces, probes, given)
     _put_edge_around(app, settings, pieces, probes, given)
@@ -207,14 +207,14 @@ def _make_objects(app: FastAPI, settings: Settings, given: Given) -> dict[str, A
     return pieces
 
 
-def _add_handlers_and_docs(app: FastAPI, settings: Settings, pieces: Mapping[str, Any]) -> None:
+def _add_handlers_and_docs(app: FastAPI, settings: Settings, pieces: Mapping[str, Any], given: Given) -> None:
     add_problem_handlers(app)
     if "database" in pieces:
         from fastapi_prodkit.database import add_outage_handlers  # noqa: PLC0415 - needs an extra
 
         add_outage_handlers(app, client_errors=pieces["database"].client_errors)
     add_problem_schemas(app)
-    docs.put_first(app, settings)
+    docs.put_first(app, settings, pieces.get("auth"), given.registry)
 
 
 def _compose_lifespans(app: FastAPI, pieces: Mapping[str, Any], probes: Sequence[APIRouter], given: Given) -> None:

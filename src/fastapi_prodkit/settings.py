@@ -133,7 +133,9 @@ class Settings(BaseSettings):
             raise SettingsError({variables.variable(_prefix(cls), name, "enabled"): "must be true or false"})
         return {key: inner for key, inner in value.items() if key != "enabled"} if enabled else None
 
-    @field_validator("debug", "log", "proxy", "hosts", "cors", "rate_limit", "health", "metrics", "auth", "database")
+    @field_validator(
+        "debug", "log", "proxy", "hosts", "cors", "rate_limit", "health", "metrics", "docs", "auth", "database"
+    )
     @classmethod
     def _refuse_unsafe(cls, value: Any, info: ValidationInfo) -> Any:
         if info.data.get("environment") in ("staging", "prod"):

@@ -19,6 +19,7 @@ from fastapi_prodkit.sections import (
     AuthSettings,
     CorsSettings,
     DatabaseSettings,
+    DocsSettings,
     HostsSettings,
     ProxySettings,
     RateLimitSettings,
@@ -103,6 +104,8 @@ def refusals(section: str, value: Any, earlier: Mapping[str, Any]) -> Iterator[t
             yield from _cors(value, earlier.get("hosts"))
         case "rate_limit", _:
             yield from _rate_limit(value)
+        case "docs", _:
+            yield from _docs(value)
         case "auth", _:
             yield from _auth(value)
         case "database", _:
@@ -143,6 +146,11 @@ def _cors(cors: CorsSettings, hosts: HostsSettings | None) -> Iterator[tuple[str
 def _rate_limit(rate_limit: RateLimitSettings) -> Iterator[tuple[str, str]]:
     if (configured_workers() or 1) > 1 and counts_separately(rate_limit):
         yield "rate_limit_enabled", f"each of the WEB_CONCURRENCY workers {SEPARATE_COUNTS}"
+
+
+def _docs(docs: DocsSettings) -> Iterator[tuple[str, str]]:
+    if docs.client_id is not None and docs.token is None:
+        yield "docs_client_id", "switches the docs on, but no browser can open them: set DOCS_TOKEN, or remove it"
 
 
 def _auth(auth: AuthSettings) -> Iterator[tuple[str, str]]:

@@ -90,6 +90,13 @@ class MetricsSettings(Section):
 class DocsSettings(Section):
     """The interactive documentation at /docs; DOCS_ENABLED=false removes it and the schema."""
 
+    token: SecretStr | None = Field(
+        None, min_length=1, description="Password, of any user, that opens the docs in staging and prod."
+    )
+    client_id: str | None = Field(
+        None, min_length=1, description="Client id with which the docs sign people in at AUTH_ISSUER."
+    )
+
 
 class ShutdownSettings(Section):
     """How the process ends; drain and grace together must be below the limit of the platform, 30 s on ECS."""
