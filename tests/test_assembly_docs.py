@@ -2,14 +2,18 @@
 
 import json
 import re
+import time
 from base64 import b64encode
 
 import pytest
+from browser import driven_tab, needs_browser
+from fastapi import Depends, Request
 from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry
+from wire import serving
 
 from fastapi_prodkit import Settings, create_app
-from fastapi_prodkit.auth import hash_api_key, new_api_key
+from fastapi_prodkit.auth import CurrentUser, hash_api_key, new_api_key, require_scopes
 from fastapi_prodkit.sections import AuthSettings
 
 TOKEN = "a-long-pässword:with-a-colon"
@@ -212,3 +216,113 @@ def test_configuration_of_the_app_wins():
         "clientId": "own",
         "appName": "Orders",
     }
+
+
+# In a browser
+
+UNFOLDED = {"docExpansion": "full", "tryItOutEnabled": True}
+
+
+def documented(settings):
+    """An app with one operation, which shows its caller, and whether the request has credentials of HTTP Basic."""
+    app = create_app(settings, swagger_ui_parameters=UNFOLDED)
+
+    @app.get("/me", dependencies=[Depends(require_scopes("reports:read"))])
+    async def me(user: CurrentUser, request: Request) -> str:
+        sent = request.headers.get("authorization", "none").split()[0]
+        return f"{user.kind} {user.id} {sent}"
+
+    return app
+
+
+def choose(tab, scheme, *, schemes):
+    """Open the dialog "Authorize" as soon as it has all schemes, and return the selector of one of them."""
+    tab.evaluate(f"ui.authSelectors.definitionsToAuthorize().size === {schemes}")
+    tab.click(".btn.authorize")
+    return f".auth-container:has({scheme})"
+
+
+def answer_of(tab):
+    """Close the dialog, try the operation, and return the status and the body."""
+    tab.evaluate("(document.querySelector('.close-modal')?.click(), true)")
+    tab.evaluate("(document.querySelector('.btn-clear')?.click(), true)")
+    tab.evaluate("!document.querySelector('.live-responses-table')")
+    tab.click(".execute")
+    status = tab.text(".live-responses-table tbody .response-col_status")
+    return status, tab.text(".live-responses-table tbody .highlight-code code")
+
+
+def violations(tab):
+    return [text for source, text in tab.complaints if source in ("security", "javascript")]
+
+
+@pytest.mark.system
+@needs_browser
+def test_page_authorizes_with_a_token_and_with_a_key():
+    """Both are pasted, under the policy of the page."""
+    jwt = pytest.importorskip("jwt", reason="the extra auth is not installed")
+    secret = "s" * 32
+    auth = {"secret": secret, "api_keys": KEYS.api_keys}
+    token = jwt.encode({"sub": "alice", "scope": "reports:read", "exp": time.time() + 60}, secret)
+    with serving(documented(Settings(environment="test", docs={}, auth=auth))) as port, driven_tab() as tab:
+        tab.open(f"http://127.0.0.1:{port}/docs")
+        anonymous = answer_of(tab)
+        form = choose(tab, "#auth-bearer-value", schemes=2)
+        tab.enter("#auth-bearer-value", token)
+        tab.click(f"{form} .authorize")
+        with_token = answer_of(tab)
+        form = choose(tab, "#api_key_value", schemes=2)
+        tab.click(".auth-container:has([aria-label='Remove authorization']) .auth")
+        tab.enter("#api_key_value", KEY)
+        tab.click(f"{form} .authorize")
+        with_key = answer_of(tab)
+
+        assert violations(tab) == []
+
+    assert anonymous[0] == "401"
+    assert (with_token, with_key) == (("200", '"user alice Bearer"'), ("200", '"key bot none"'))
+
+
+@pytest.mark.system
+@needs_browser
+def test_page_signs_in_with_pkce():
+    """At an issuer of another origin; the token has the scopes that the operations require."""
+    pytest.importorskip("jwt", reason="the extra auth is not installed")
+    from fastapi_prodkit.testing import Issuer
+
+    with Issuer(tls=False) as issuer:
+        issuer.sign_in("alice")
+        app = documented(Settings(environment="test", docs={"client_id": "spa"}, auth=issuer.settings()))
+        with serving(app) as port, driven_tab() as tab:
+            tab.open(f"http://127.0.0.1:{port}/docs")
+            form = choose(tab, "#client_id_authorization_code", schemes=3)
+            tab.click(f"{form} .authorize")
+            tab.evaluate("document.querySelector('.auth-container h6')?.innerText === 'Authorized'")
+            answer = answer_of(tab)
+
+            assert violations(tab) == []
+
+    assert answer == ("200", '"user alice Bearer"')
+    assert issuer.requests[-2:] == ["/token", "/token"]  # the first is the preflight
+
+
+@pytest.mark.system
+@needs_browser
+def test_browser_asks_for_the_password_once():
+    """And sends it with what the page tries, where it opens nothing and hinders nothing."""
+    auth = {"api_keys": KEYS.api_keys}
+    hosts = {"allowed": ["127.0.0.1"]}
+    app = documented(Settings(environment="prod", docs={"token": TOKEN}, auth=auth, hosts=hosts, metrics=None))
+    with serving(app) as port, driven_tab() as tab:
+        tab.open(f"http://127.0.0.1:{port}/docs", TOKEN)
+        form = choose(tab, "#api_key_value", schemes=1)
+        tab.enter("#api_key_value", KEY)
+        tab.click(f"{form} .authorize")
+        with_key = answer_of(tab)
+        tab.open(f"http://127.0.0.1:{port}/docs/oauth2-redirect")
+        title = tab.evaluate("document.title")
+
+        assert violations(tab) == []
+
+    assert title == "Swagger UI: OAuth2 Redirect"
+    assert with_key == ("200", '"key bot Basic"')
