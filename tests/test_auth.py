@@ -103,6 +103,7 @@ class TestCallers:
             {"id": "alice", "kind": "user", "roles": ["admin"], "scopes": ["read"], "class": "User"}
         ] * 3
         assert len(issuer.requests) == 2
+        assert (auth.issuers, auth.token_endpoints()) == ([issuer.url], [f"{issuer.url}/token"])
 
     def test_token_is_accepted_without_a_lifespan(self, issuer):
         """Then the first token waits for the keys."""

@@ -140,6 +140,13 @@ class TestApp:
             "/v1/docs, /v1/openapi.json",
         ]
 
+    def test_docs_with_a_password_are_not_public(self, monkeypatch):
+        """DOCS_TOKEN switches them on, and protects the schema, too."""
+        monkeypatch.setenv("DOCS_TOKEN", "x" * 16)
+        name = module("from fastapi_prodkit import create_app\napp = create_app()\n")
+
+        assert "app-docs-public" not in ids(gathered(f"{name}:app"))
+
     def test_problem_of_a_mounted_app_is_named_with_its_path(self):
         """Also in an included router, behind middleware."""
         name = module(

@@ -1,5 +1,6 @@
 """The docs page, the names of operations, and the errors in the schema."""
 
+import json
 import re
 from base64 import b64encode
 from enum import Enum
@@ -8,7 +9,7 @@ from typing import Annotated
 
 import pytest
 from browser import needs_browser, visit
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Security
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer, OAuth2AuthorizationCodeBearer, OpenIdConnect
 from fastapi.testclient import TestClient
@@ -111,6 +112,36 @@ def test_policy_allows_calls_to_origins_of_the_schema():
         "https://login.example.com:8443",
         "https://refresh.example.com",
     ]
+
+
+def test_policy_allows_calls_to_token_endpoints_that_are_discovered():
+    """They are asked for with each page, because an issuer may be down when the app starts."""
+    discovered = []
+    app = FastAPI(docs_url=None)
+    app.include_router(docs_router(app, token_endpoints=lambda: discovered))
+    client = TestClient(app)
+    before = client.get("/docs")
+    discovered += ["https://tokens.example.com/oauth2/token", "https://evil.example.com;script-src 'unsafe-inline'/"]
+    after = client.get("/docs")
+
+    assert directives(before)["connect-src"] == ["'self'"]
+    assert directives(after)["connect-src"] == ["'self'", "https://tokens.example.com"]
+    assert directives(after)["script-src"] == ["'self'", inline_script_hash(after)]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"), [({}, ["a", "b"]), ({"scopes": "openid"}, "openid")], ids=["by default", "as configured"]
+)
+def test_page_asks_an_openid_issuer_for_the_scopes_of_the_operations(given, asked):
+    """It does not list them itself; scopes of other schemes have check boxes."""
+    app = documented(swagger_ui_init_oauth=given)
+    openid = OpenIdConnect(openIdConnectUrl="https://id.example.com/.well-known/openid-configuration")
+    oauth2 = OAuth2AuthorizationCodeBearer("https://id.example.com/authorize", tokenUrl="https://id.example.com/token")
+    app.get("/", dependencies=[Security(openid, scopes=["b", "a"]), Security(oauth2, scopes=["c"])])(lambda: None)
+
+    page = TestClient(app).get("/docs").text
+
+    assert json.loads(re.search(r"ui\.initOAuth\((.*)\)", page)[1]) == {"scopes": asked}
 
 
 def test_oauth2_redirect_page_has_its_own_policy():

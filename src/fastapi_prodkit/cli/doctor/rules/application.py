@@ -106,12 +106,13 @@ def slowapi_limiter(facts: Facts) -> Iterator[Problem]:
 def docs_public(facts: Facts) -> Iterator[Problem]:
     """Report documentation pages that any client can read."""
     for prefix, app in _apps(facts):
-        if isinstance(app, FastAPI) and app.openapi_url is not None:
-            ours = "/docs" if getattr(_settings(facts, app), "docs", None) is not None else None
+        docs = getattr(_settings(facts, app), "docs", None)
+        if isinstance(app, FastAPI) and app.openapi_url is not None and getattr(docs, "token", None) is None:
+            ours = "/docs" if docs is not None else None
             pages = [path for path in (app.docs_url or ours, app.redoc_url, app.openapi_url) if path]
             yield Problem(
                 f"{', '.join(prefix + path for path in pages)}: every client can read the list of operations.",
-                "Leave DOCS_ENABLED out, or pass openapi_url=None to FastAPI(...); keep them if the API is public.",
+                "Set DOCS_TOKEN, or leave DOCS_ENABLED out, or pass FastAPI(openapi_url=None); a public API keeps them.",
             )
 
 
