@@ -100,6 +100,23 @@ def test_issuers_are_described_by_their_discovery_documents():
     assert schema["paths"]["/"]["get"]["security"] == [{"AccessToken": []}, {"SignIn": []}, {"SignIn2": []}]
 
 
+@pytest.mark.parametrize(
+    ("dpop", "schemes"),
+    [("allowed", ["AccessToken", "SignIn", "BoundToken"]), ("required", ["BoundToken"])],
+)
+def test_bound_tokens_are_described(dpop, schemes):
+    """Where they are required, a sign-in whose token is sent as a bearer token is of no use."""
+    pytest.importorskip("jwt", reason="the extra auth is not installed")
+    auth = {"issuer": ("https://one.example.com/",), "audience": ("orders",), "dpop": dpop}
+    app = create_app(Settings(environment="test", docs={}, auth=auth))
+    app.get("/")(answer)
+
+    schema = document(app)
+
+    assert list(schema["components"]["securitySchemes"]) == schemes
+    assert schema["paths"]["/"]["get"]["security"] == [{name: []} for name in schemes]
+
+
 def test_scheme_of_the_app_with_the_same_name_stays(app):
     """Ours gets another name."""
 

@@ -112,7 +112,7 @@ def docs_public(facts: Facts) -> Iterator[Problem]:
             pages = [path for path in (app.docs_url or ours, app.redoc_url, app.openapi_url) if path]
             yield Problem(
                 f"{', '.join(prefix + path for path in pages)}: every client can read the list of operations.",
-                "Set DOCS_TOKEN, or leave DOCS_ENABLED out, or pass FastAPI(openapi_url=None); a public API keeps them.",
+                "Set DOCS_TOKEN, leave DOCS_ENABLED out, or pass FastAPI(openapi_url=None); keep them if they may be.",
             )
 
 
