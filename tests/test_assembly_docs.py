@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from wire import serving
 
 from fastapi_prodkit import Settings, create_app
+from fastapi_prodkit._route_list.listing import list_routes
 from fastapi_prodkit.auth import CurrentUser, hash_api_key, new_api_key, require_scopes
 from fastapi_prodkit.sections import AuthSettings
 
@@ -156,6 +157,16 @@ def test_docs_without_a_password_are_as_public_as_the_app(sections, expected):
 
     assert statuses(client) == [expected] * 4
     assert statuses(client, CALLER) == [200] * 4
+
+
+@pytest.mark.parametrize(
+    ("sections", "rule"), [({}, "DOCS_TOKEN"), ({"auth": KEYS}, "DOCS_TOKEN or any user")], ids=["without", "with"]
+)
+def test_list_of_routes_names_the_password(sections, rule):
+    """As who may open the docs."""
+    rules = {each.path: each.rule for each in list_routes(client_of(**sections).app)}
+
+    assert {rules[path] for path in PATHS} == {rule}
 
 
 def test_password_protects_a_schema_elsewhere():
