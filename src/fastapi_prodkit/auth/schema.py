@@ -14,7 +14,7 @@ An issuer is described by the address of its discovery document alone (`openIdCo
 there, and no schema waits for an issuer.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any, Final
 
@@ -59,13 +59,13 @@ def add_security_schemes(app: FastAPI, auth: Auth[Any]) -> None:
 
     def openapi() -> dict[str, Any]:
         schema = build()
-        _describe(schema, list(entries_of(app.router.routes)), auth)
+        _describe(schema, app, auth)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way
 
 
-def _describe(schema: dict[str, Any], entries: Sequence[Entry], auth: Auth[Any]) -> None:
+def _describe(schema: dict[str, Any], app: FastAPI, auth: Auth[Any]) -> None:
     components = schema.setdefault("components", {})
     known = components.setdefault("securitySchemes", {})
     ours = {name if known.get(name, scheme) == scheme else f"Prodkit{name}": scheme for name, scheme in _schemes(auth)}
@@ -73,7 +73,7 @@ def _describe(schema: dict[str, Any], entries: Sequence[Entry], auth: Auth[Any])
         return
     known.update(ours)
     components.setdefault("headers", {}).setdefault("WWW-Authenticate", {**_CHALLENGE})
-    for (path, method), (route, rule) in _rules(entries).items():
+    for (path, method), (route, rule) in _rules(entries_of(app.router.routes)).items():
         operation = schema.get("paths", {}).get(path, {}).get(method.lower())
         if operation is not None:
             _describe_operation(operation, route, rule, ours)
@@ -91,7 +91,7 @@ def _schemes(auth: Auth[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "ApiKey", {**_API_KEY}
 
 
-def _rules(entries: Sequence[Entry]) -> dict[tuple[str | None, str], tuple[Any, Rule]]:
+def _rules(entries: Iterable[Entry]) -> dict[tuple[str | None, str], tuple[Any, Rule]]:
     """Return the route and its rule by path and method; of several routes the first, which is the one that serves."""
     rules: dict[tuple[str | None, str], tuple[Any, Rule]] = {}
     found = True  # whether the guard finds the route: not what comes after one that only the router knows
@@ -145,4 +145,4 @@ def _add_response(operation: dict[str, Any], status: int, description: str, *, c
     if challenges:
         response.setdefault("headers", {})["WWW-Authenticate"] = {"$ref": "#/components/headers/WWW-Authenticate"}
     if "content" in responses.get("default", {}):
-        response.setdefault("content", responses["default"]["content"])
+        response.setdefault("content", {**responses["default"]["content"]})
