@@ -16,9 +16,11 @@ from fastapi_prodkit.auth import (
     Auth,
     CurrentUser,
     add_security_schemes,
+    current_user,
     guard_routes,
     hash_api_key,
     new_api_key,
+    optional_user,
     public,
     require_roles,
     require_scopes,
@@ -235,6 +237,26 @@ def test_caller_may_be_optional(app):
 
     assert operation["security"] == [{}, *ANY_KEY]
     assert refusals(operation) == {"401"}
+
+
+def test_caller_is_optional_by_default_if_the_settings_say_so():
+    """And required where a rule or a dependency demands one."""
+    app = create_app(Settings(environment="test", docs={}, auth={"api_keys": KEYS.api_keys, "default": "optional"}))
+    app.get("/")(answer)
+    app.get("/known", dependencies=[Depends(optional_user)])(public(lambda: ""))
+    app.get("/open")(public(lambda: ""))
+    app.get("/me", dependencies=[Depends(current_user)])(answer)
+    app.get("/role", dependencies=[Depends(require_roles("admin"))])(answer)
+
+    paths = document(app)["paths"]
+
+    assert {path: item["get"]["security"] for path, item in paths.items()} == {
+        "/": [{}, *ANY_KEY],
+        "/known": [{}, *ANY_KEY],
+        "/open": [],
+        "/me": ANY_KEY,
+        "/role": ANY_KEY,
+    }
 
 
 def test_own_scheme_of_a_route_is_needed_as_well(app):

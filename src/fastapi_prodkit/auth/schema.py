@@ -24,7 +24,7 @@ from fastapi_prodkit._asgi import walk_dependencies
 from fastapi_prodkit._routing.fastapi_routes import Entry, entries_of
 from fastapi_prodkit.auth.authenticator import Auth
 from fastapi_prodkit.auth.fetching import discovery_url
-from fastapi_prodkit.auth.rules import Requirement, Rule, current_user, rule_of
+from fastapi_prodkit.auth.rules import Requirement, Rule, rule_of
 
 __all__ = ["add_security_schemes"]
 
@@ -73,7 +73,7 @@ def _describe(schema: dict[str, Any], app: FastAPI, auth: Auth[Any]) -> None:
         return
     known.update(ours)
     components.setdefault("headers", {}).setdefault("WWW-Authenticate", {**_CHALLENGE})
-    for (path, method), (route, rule) in _rules(entries_of(app.router.routes)).items():
+    for (path, method), (route, rule) in _rules(entries_of(app.router.routes), auth).items():
         operation = schema.get("paths", {}).get(path, {}).get(method.lower())
         if operation is not None:
             _describe_operation(operation, route, rule, ours)
@@ -91,24 +91,26 @@ def _schemes(auth: Auth[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "ApiKey", {**_API_KEY}
 
 
-def _rules(entries: Iterable[Entry]) -> dict[tuple[str | None, str], tuple[Any, Rule]]:
+def _rules(entries: Iterable[Entry], auth: Auth[Any]) -> dict[tuple[str | None, str], tuple[Any, Rule]]:
     """Return the route and its rule by path and method; of several routes the first, which is the one that serves."""
     rules: dict[tuple[str | None, str], tuple[Any, Rule]] = {}
     found = True  # whether the guard finds the route: not what comes after one that only the router knows
     for entry in entries:
         found = found and entry.asked is not None
         route = entry.asked or entry.chosen
-        rule = rule_of(route, entry.routers)
+        rule = rule_of(route, entry.routers, auth.default)
+        if rule.public and not found:
+            rule = Rule(public=False, required=(), caller=auth.default)
         for method in getattr(route, "methods", None) or ():
-            rules.setdefault((entry.template, method), (route, rule if found else rule._replace(public=False)))
+            rules.setdefault((entry.template, method), (route, rule))
     return rules
 
 
 def _describe_operation(operation: dict[str, Any], route: Any, rule: Rule, schemes: Iterable[str]) -> None:
     own = operation.setdefault("security", [])  # what dependencies of FastAPI's security classes have declared
     calls = list(walk_dependencies(getattr(route, "dependant", None)))
-    needs_caller = not rule.public or any(each is current_user or _is(Auth.current_user, each) for each in calls)
-    if not needs_caller and not any(_is(Auth.authenticate, each) for each in calls):
+    needs_caller = rule.caller == "required" or any(_is(Auth.current_user, each) for each in calls)
+    if not needs_caller and rule.caller == "ignored" and not any(_is(Auth.authenticate, each) for each in calls):
         return
     ours = [{name: scopes} for scopes in _scopes(rule.required) for name in schemes]
     anonymous: list[dict[str, list[str]]] = [] if needs_caller else [{}]
