@@ -107,6 +107,7 @@ class TestProgram:
             "settings",
             "key",
             "token",
+            "issuer",
             "new",
             "db",
             *(f"db {each}" for each in ("upgrade", "revision")),

@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, str]] = {
     "db": "Migrate the database.",
     "key": "Make an API key.",
     "token": "Make an access token, for development and tests.",
+    "issuer": "Run an OpenID issuer for development.",
     "new": "Create a service from the example.",
 }
 
