@@ -1,4 +1,19 @@
-"""Presets, with tokens in the shape in which each vendor documents them: access tokens pass, ID tokens do not."""
+"""Presets, with tokens in the shape in which each vendor documents them: access tokens pass, ID tokens do not.
+
+Sources of the shapes, beside those of `auth.presets`; the values are invented:
+
+    auth0      https://auth0.com/docs/secure/tokens/access-tokens/access-token-profiles
+    clerk      https://clerk.com/docs/guides/sessions/session-tokens
+               https://clerk.com/docs/guides/sessions/jwt-templates
+    cognito    https://docs.aws.amazon.com/cognito/latest/developerguide/amazon-cognito-user-pools-using-the-access-token.html
+               https://docs.aws.amazon.com/cognito/latest/developerguide/cognito-user-pools-define-resource-servers.html
+    entra      https://learn.microsoft.com/entra/identity-platform/access-token-claims-reference
+               https://learn.microsoft.com/entra/identity-platform/optional-claims-reference
+    google     https://developers.google.com/identity/gsi/web/guides/verify-google-id-token
+               https://cloud.google.com/docs/authentication/token-types
+    keycloak   https://www.keycloak.org/docs/latest/server_admin
+    okta       https://developer.okta.com/docs/reference/api/oidc
+"""
 
 import pytest
 
@@ -92,6 +107,35 @@ ACCESS = {
         },
         User("my_client_id", kind="client", scopes=frozenset({"read:reports"}), issuer=AUTH0),
     ),
+    # Without `gty`, which the profile has "only for password and refresh_token".
+    "Auth0 for a client, by its subject": (
+        "auth0",
+        "https://api.example.com",
+        "jwt",
+        {"iss": AUTH0, "sub": "my_client_id@clients", "aud": "https://api.example.com", "azp": "my_client_id"},
+        User("my_client_id", kind="client", issuer=AUTH0),
+    ),
+    "Auth0 for a client with the profile of RFC 9068": (
+        "auth0",
+        "https://api.example.com",
+        "at+jwt",
+        {
+            "iss": AUTH0,
+            "sub": "my_client_id@clients",
+            "aud": "https://api.example.com",
+            "client_id": "my_client_id",
+            "jti": "73WakrfVbNJBaAmhQtEeDv",
+            "scope": "read:reports",
+            "permissions": ["read:reports"],
+        },
+        User(
+            "my_client_id",
+            kind="client",
+            roles=frozenset({"read:reports"}),
+            scopes=frozenset({"read:reports"}),
+            issuer=AUTH0,
+        ),
+    ),
     "Auth0 with the profile of RFC 9068": (
         "auth0",
         "https://api.example.com",
@@ -129,6 +173,28 @@ ACCESS = {
             "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
             roles=frozenset({"admin"}),
             scopes=frozenset({"phone", "openid", "profile", "email"}),
+            issuer=COGNITO,
+        ),
+    ),
+    # The app has asked for `resource=https://orders.example.com`.
+    "Cognito with resource binding": (
+        "cognito",
+        ["xxxxxxxxxxxxexample", "https://orders.example.com"],
+        "",
+        {
+            "sub": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "iss": COGNITO,
+            "version": 2,
+            "client_id": "xxxxxxxxxxxxexample",
+            "aud": "https://orders.example.com",
+            "origin_jti": "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "token_use": "access",
+            "scope": "https://orders.example.com/read",
+            "username": "my-test-user",
+        },
+        User(
+            "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            scopes=frozenset({"https://orders.example.com/read"}),
             issuer=COGNITO,
         ),
     ),
@@ -201,6 +267,42 @@ ACCESS = {
             issuer=ENTRA,
         ),
     ),
+    # With the optional claim `idtyp`, and roles of the directory and groups, which are no roles of the API.
+    "Entra ID for a client, by its idtyp": (
+        "entra",
+        "00001111-aaaa-2222-bbbb-3333cccc4444",
+        "jwt",
+        {
+            "aud": "00001111-aaaa-2222-bbbb-3333cccc4444",
+            "iss": ENTRA,
+            "nbf": NOW - 10,
+            "azp": "22223333-cccc-4444-dddd-5555eeee6666",
+            "azpacr": "2",
+            "idtyp": "app",
+            "oid": "bbbbbbbb-1111-2222-3333-cccccccccccc",
+            "sub": "bbbbbbbb-1111-2222-3333-cccccccccccc",
+            "tid": "11112222-bbbb-3333-cccc-4444dddd5555",
+            "wids": ["0997a1d0-0d1d-4acb-b408-d5ca73121e90"],
+            "groups": ["cccccccc-2222-3333-4444-dddddddddddd"],
+            "ver": "2.0",
+        },
+        User("22223333-cccc-4444-dddd-5555eeee6666", kind="client", issuer=ENTRA),
+    ),
+    "Entra ID for a person, by the idtyp": (
+        "entra",
+        "00001111-aaaa-2222-bbbb-3333cccc4444",
+        "jwt",
+        {
+            "aud": "00001111-aaaa-2222-bbbb-3333cccc4444",
+            "iss": ENTRA,
+            "azp": "22223333-cccc-4444-dddd-5555eeee6666",
+            "idtyp": "user",
+            "oid": "aaaaaaaa-0000-1111-2222-bbbbbbbbbbbb",
+            "sub": "HKZpfaHyWadeOouYlitjrI-KffTm222X5rrV3xDqfKQ",
+            "ver": "2.0",
+        },
+        User("aaaaaaaa-0000-1111-2222-bbbbbbbbbbbb", issuer=ENTRA),
+    ),
     "Keycloak": (
         "keycloak",
         "orders",
@@ -254,6 +356,23 @@ ACCESS = {
             issuer=KEYCLOAK,
         ),
     ),
+    # "Use at+jwt as access token header type", and a lightweight token, which has no roles unless a mapper adds them.
+    "Keycloak, lightweight": (
+        "keycloak",
+        "orders",
+        "at+jwt",
+        {
+            "jti": "onltac:1c1d8aaf",
+            "iss": KEYCLOAK,
+            "aud": "orders",
+            "sub": "f:1c1d8aaf:alice",
+            "typ": "Bearer",
+            "azp": "web",
+            "sid": "8f0e2c6a",
+            "scope": "openid",
+        },
+        User("f:1c1d8aaf:alice", scopes=frozenset({"openid"}), issuer=KEYCLOAK),
+    ),
     # The only one that is an ID token.
     "Google": (
         "google",
@@ -272,6 +391,20 @@ ACCESS = {
         },
         User("10769150350006150715113082367", issuer=GOOGLE),
     ),
+    "Google for a service account": (
+        "google",
+        "https://orders.example.com",
+        "jwt",
+        {
+            "iss": GOOGLE,
+            "azp": "112010400000000710080",
+            "aud": "https://orders.example.com",
+            "sub": "112010400000000710080",
+            "email": "billing@example.iam.gserviceaccount.com",
+            "email_verified": True,
+        },
+        User("112010400000000710080", kind="client", issuer=GOOGLE),
+    ),
     "Clerk, version 2": (
         "clerk",
         "orders",
@@ -285,9 +418,27 @@ ACCESS = {
             "sid": "sess_2GaMqUCB3Sc1WNAkWuNzsnYVVEy",
             "sub": "user_2GaMqUCB3Sc1WNAkWuNzsnYVVEy",
             "v": 2,
+            "sts": "active",
+            "pla": "u:free,o:pro",
             "o": {"id": "org_123", "rol": "admin", "slg": "org-slug", "per": "read,manage", "fpm": "3,2"},
         },
         User("user_2GaMqUCB3Sc1WNAkWuNzsnYVVEy", roles=frozenset({"admin"}), issuer=CLERK),
+    ),
+    # It is not of a session, and has what the template says: {"aud": "orders", "org_role": "{{org.role}}"}.
+    "Clerk, JWT template": (
+        "clerk",
+        "orders",
+        "jwt",
+        {
+            "azp": "https://app.example.com",
+            "aud": "orders",
+            "iss": CLERK,
+            "jti": "10db7f531a90cb2faea4",
+            "nbf": NOW - 10,
+            "org_role": "org:admin",
+            "sub": "user_2GaMqUCB3Sc1WNAkWuNzsnYVVEy",
+        },
+        User("user_2GaMqUCB3Sc1WNAkWuNzsnYVVEy", roles=frozenset({"org:admin"}), issuer=CLERK),
     ),
     "Clerk, version 1": (
         "clerk",
@@ -378,7 +529,8 @@ ID = {
 
 def verify(preset, audience, typ, claims):
     """Return the user of a token, as a service with this preset does."""
-    rules = ClaimRules(PRESETS[preset], issuer=claims["iss"], audience=[audience], leeway=60, user=User)
+    names = [audience] if isinstance(audience, str) else audience
+    rules = ClaimRules(PRESETS[preset], issuer=claims["iss"], audience=names, leeway=60, user=User)
     token = Token("RS256", "k1", typ, {**DATES, **claims}, b"", b"")
     rules.check_type(token)
     return rules.user(token, NOW)
@@ -473,6 +625,7 @@ def test_other_presets_require_the_audience(name):
         ("Keycloak", {"typ": "Refresh"}),
         ("Keycloak", {"typ": "DPoP"}),
         ("Keycloak", {"typ": None}),
+        ("Clerk, version 2", {"sts": "pending"}),
     ],
 )
 def test_other_kind_of_token_is_refused(name, change):
@@ -482,12 +635,52 @@ def test_other_kind_of_token_is_refused(name, change):
     assert refusal(preset, audience, typ, {**claims, **change}) == "not_access_token"
 
 
+def test_keycloak_token_that_is_bound_to_a_key_is_an_access_token():
+    """And no bearer token, so it is refused for that reason without a proof."""
+    preset, audience, typ, claims, _ = ACCESS["Keycloak"]
+
+    assert refusal(preset, audience, typ, {**claims, "typ": "DPoP", "cnf": {"jkt": "x"}}) == "sender_constrained"
+
+
+@pytest.mark.parametrize("name", ["Cognito", "Cognito for a client"])
+def test_cognito_token_for_another_resource_is_refused(name):
+    """Although its app is one of AUTH_AUDIENCE."""
+    preset, audience, typ, claims, _ = ACCESS[name]
+
+    assert refusal(preset, audience, typ, {**claims, "aud": "https://billing.example.com"}) == "audience"
+
+
+def test_okta_token_for_okta_is_refused():
+    """Those of the org authorization server are for Okta's own API, and have a type of their own."""
+    preset, audience, _, claims, _ = ACCESS["Okta"]
+
+    assert refusal(preset, audience, "okta-internal-at+jwt", claims) == "header"
+
+
+def test_bare_host_is_a_name_of_google_only():
+    """Google documents both forms of its `iss`."""
+    names = {preset: PRESETS[preset].names_of("https://accounts.google.com") for preset in PRESETS}
+
+    assert names.pop("google") == ("https://accounts.google.com", "accounts.google.com")
+    assert set(names.values()) == {("https://accounts.google.com",)}
+
+
 def test_path_of_a_claim():
-    """A dot leads into an object; the name of a claim that is a URL is not a path."""
-    claims = {"a": {"b": {"c": 1}}, "https://x.example/a.b": 2, "cognito:groups": 3, "d": "text"}
+    """A dot leads into an object; the name of a claim that is a URL is not a path, and a client id may have dots."""
+    access = {"my.api": {"roles": 4}, "https://a.example": {"roles": 5}}
+    claims = {"a": {"b": {"c": 1}}, "https://x.example/a.b": 2, "cognito:groups": 3, "d": "text", "access": access}
+    paths = {
+        "a.b.c": 1,
+        "https://x.example/a.b": 2,
+        "cognito:groups": 3,
+        r"access.my\.api.roles": 4,
+        r"access.https://a\.example.roles": 5,
+        "access.my.api.roles": None,
+        "d.e": None,
+        "e": None,
+        "a.x.c": None,
+    }
 
-    found = [
-        claim_at(path)(claims) for path in ("a.b.c", "https://x.example/a.b", "cognito:groups", "d.e", "e", "a.x.c")
-    ]
+    found = {path: claim_at(path)(claims) for path in paths}
 
-    assert found == [1, 2, 3, None, None, None]
+    assert found == paths

@@ -59,7 +59,22 @@ async def test_token_of_every_preset_is_verified(preset):
     assert not key.withdrawn
 
 
-@pytest.mark.parametrize("preset", ["standard", "auth0", "cognito", "entra", "keycloak"])
+async def test_issuer_without_its_scheme_is_google():
+    """The user has the issuer of the settings, so a person is one user under both names."""
+    with Issuer("google") as issuer:
+        sent = issuer.token(iss=issuer.url.removeprefix("https://"))
+
+        user, _ = await of(issuer).verify(sent.encode())
+
+    assert (user.id, user.issuer) == ("alice", issuer.url)
+
+
+async def test_issuer_without_its_scheme_is_refused(issuer):
+    """By every other preset."""
+    assert await code_of(of(issuer), issuer.token(iss=issuer.url.removeprefix("https://"))) == "issuer"
+
+
+@pytest.mark.parametrize("preset", ["standard", "auth0", "cognito", "entra", "google", "keycloak"])
 async def test_token_of_a_client_is_verified(preset):
     """Its id is the client id."""
     with Issuer(preset) as issuer:

@@ -45,6 +45,7 @@ class ClaimRules(Generic[UserT]):
     ) -> None:
         self._preset = preset
         self._issuer = issuer
+        self.issuers = () if issuer is None else preset.names_of(issuer)  # values of `iss` that mean the issuer
         self._audience = frozenset(audience)
         self._leeway = leeway
         self._user = user
@@ -72,7 +73,7 @@ class ClaimRules(Generic[UserT]):
             Refused: The token is not valid now, or is not for this API.
         """
         claims = token.claims
-        if self._issuer is not None and claims.get("iss") != self._issuer:
+        if self.issuers and claims.get("iss") not in self.issuers:
             raise Refused("issuer", "the token's iss is another")
         expires_at = self._check_dates(claims, now)
         self._check_audience(claims)
@@ -103,14 +104,16 @@ class ClaimRules(Generic[UserT]):
         return expires
 
     def _check_audience(self, claims: Mapping[str, Any]) -> None:
-        found = claims.get(self._preset.audience)
-        names = [found] if isinstance(found, str) else found
-        if not self._audience and found is None:
-            return
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise Refused("audience", f"the token has no {self._preset.audience}, or it is not text")
-        if self._audience.isdisjoint(names):
-            raise Refused("audience", f"the token's {self._preset.audience} has no item of AUTH_AUDIENCE")
+        # A token that is bound to another API is refused, whatever else its issuer identifies this one by.
+        for claim in {self._preset.audience} | (claims.keys() & {"aud"}):
+            found = claims.get(claim)
+            names = [found] if isinstance(found, str) else found
+            if not self._audience and found is None:
+                continue
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise Refused("audience", f"the token has no {claim}, or it is not text")
+            if self._audience.isdisjoint(names):
+                raise Refused("audience", f"the token's {claim} has no item of AUTH_AUDIENCE")
 
     def _id(self, claims: Mapping[str, Any], *, is_client: bool) -> str:
         names = self._preset.client if is_client else (self._preset.id,)

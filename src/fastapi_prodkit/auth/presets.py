@@ -2,17 +2,19 @@
 
 Sources: RFC 9068 (JWT profile for access tokens) and the vendors' documentation:
 
-    auth0      Access Token Profiles; Enable RBAC for APIs (`permissions`)     https://auth0.com/docs/secure/tokens
-    cognito    Understanding the access token                                  https://docs.aws.amazon.com/cognito
-    entra      Access token claims reference, version 2.0            https://learn.microsoft.com/entra/identity-platform
-    keycloak   Server Administration Guide, protocol mappers                   https://www.keycloak.org/docs
-    google     Verify the Google ID token on your server side        https://developers.google.com/identity
-    clerk      Session tokens; JWT templates                                   https://clerk.com/docs
+    auth0      https://auth0.com/docs/secure/tokens/access-tokens/access-token-profiles
+    clerk      https://clerk.com/docs/guides/sessions/session-tokens, and .../jwt-templates
+    cognito    https://docs.aws.amazon.com/cognito/latest/developerguide, "Understanding the access token"
+    entra      https://learn.microsoft.com/entra/identity-platform/access-token-claims-reference
+    google     https://developers.google.com/identity/gsi/web/guides/verify-google-id-token
+    keycloak   https://www.keycloak.org/docs/latest/server_admin, "OIDC token and SAML assertion mappings"
+    okta       https://developer.okta.com/docs/reference/api/oidc, a standard issuer
 
 An ID token tells an app who has signed in. An API that accepts one lets every app of the issuer act as the people who
 sign in there, so an access token must be recognised by what only access tokens have (RFC 8725 section 3.12).
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,6 +27,8 @@ Claims = Mapping[str, Any]
 
 _ACCESS_TOKEN: Final = "at+jwt"  # noqa: S105 - the `typ` of RFC 9068 section 2.1, which no ID token has
 _ANY_TYPE: Final = frozenset({_ACCESS_TOKEN, "jwt", ""})
+_URL: Final = re.compile(r"[a-z]+://")
+_LEADS_INTO: Final = re.compile(r"(?<!\\)\.")
 _ONLY_ID_TOKENS: Final = ("nonce", "at_hash", "c_hash", "s_hash")  # OpenID Connect Core, sections 2 and 3.3.2.11
 
 
@@ -37,6 +41,10 @@ def _never(claims: Claims) -> bool:  # noqa: ARG001 - the signature of `is_clien
     return False
 
 
+def _always(claims: Claims) -> bool:  # noqa: ARG001 - the signature of `accepts`
+    return True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """What the access tokens of one kind of issuer look like.
@@ -46,12 +54,13 @@ class Preset:
         scopes: Claims with scopes: text with spaces between them, or a list.
         id: Claim that identifies a person.
         client: Claims with the client id; the first that a token has.
-        audience: Claim that must have one of AUTH_AUDIENCE.
+        audience: Claim that must have one of AUTH_AUDIENCE; so must `aud`, if a token has it.
         types: Values of the header's `typ` that are accepted, in lower case; empty is a header without one.
         marks: A token that is not `at+jwt` must have one of these claims, which only access tokens have.
-        values: Claims that must have exactly this value.
+        accepts: What the claims of a token must say, as well.
         id_tokens: Whether ID tokens are what is accepted.
         is_client: Whether a token is a client's own, and not a person's.
+        is_bare_host: Whether the `iss` may also be the host of the issuer alone, without `https://`.
     """
 
     roles: tuple[str, ...] = ("roles",)
@@ -61,13 +70,18 @@ class Preset:
     audience: str = "aud"
     types: frozenset[str] = _ANY_TYPE
     marks: tuple[str, ...] = ()
-    values: tuple[tuple[str, str], ...] = ()
+    accepts: Callable[[Claims], bool] = _always
     id_tokens: bool = False
     is_client: Callable[[Claims], bool] = _is_own_subject
+    is_bare_host: bool = False
+
+    def names_of(self, issuer: str) -> tuple[str, ...]:
+        """Return the values of `iss` that mean an issuer."""
+        return (issuer, issuer.removeprefix("https://")) if self.is_bare_host else (issuer,)
 
     def is_access_token(self, kind: str, claims: Claims) -> bool:
         """Return whether the token is meant for APIs, by its header's `typ` and its claims."""
-        if any(claims.get(name) != value for name, value in self.values):
+        if not self.accepts(claims):
             return False
         if self.id_tokens or kind == _ACCESS_TOKEN:
             return True
@@ -80,39 +94,60 @@ PRESETS: Final[Mapping[PresetName, Preset]] = {
     "standard": Preset(
         scopes=("scope", "scp"), client=("client_id", "cid", "azp"), marks=("client_id", "cid", "scope", "scp")
     ),
-    # Profile "auth0": `azp` and `gty`; profile "rfc9068": `client_id`. `permissions` is what the person may do, while
-    # `scope` is what the app has asked for. The `iss` ends with a slash.
+    # Profile "auth0": `azp`; profile "rfc9068": `client_id`. `permissions` is what the person may do, while `scope` is
+    # what the app has asked for. The `iss` ends with a slash. An app is its own subject with `@clients` after its id.
     "auth0": Preset(
         roles=("permissions",),
         marks=("azp", "client_id"),
-        is_client=lambda claims: claims.get("gty") == "client-credentials" or _is_own_subject(claims),
+        is_client=lambda claims: claims.get("sub") == f"{claims.get('client_id', claims.get('azp'))}@clients",
     ),
-    # Access tokens have no `aud` unless one was asked for: AUTH_AUDIENCE is the list of app client ids.
+    # AUTH_AUDIENCE is the list of app client ids. Access tokens have an `aud` only if the app has asked for one
+    # (resource binding), which apps without a person cannot.
     "cognito": Preset(
-        roles=("cognito:groups",), client=("client_id",), audience="client_id", values=(("token_use", "access"),)
+        roles=("cognito:groups",),
+        client=("client_id",),
+        audience="client_id",
+        accepts=lambda claims: claims.get("token_use") == "access",
     ),
-    # `sub` is another one for each app, so people are identified by `oid`. Tokens of apps have no `scp`.
+    # `sub` is another one for each app, so people are identified by `oid`. Tokens of apps have no `scp`; `idtyp` is
+    # "the most accurate way" to tell, and optional.
     "entra": Preset(
         scopes=("scp",),
         id="oid",
         client=("azp",),
         marks=("azp",),
-        values=(("ver", "2.0"),),
-        is_client=lambda claims: "scp" not in claims,
+        accepts=lambda claims: claims.get("ver") == "2.0",
+        is_client=lambda claims: claims.get("idtyp", "user" if "scp" in claims else "app") != "user",
     ),
-    # ID tokens have `typ: ID`, refresh tokens `typ: Refresh`. The tokens of service accounts have a `client_id`.
+    # ID tokens have `typ: ID`, refresh tokens `typ: Refresh`, tokens that are bound to a key `typ: DPoP`. The tokens of
+    # service accounts have a `client_id`.
     "keycloak": Preset(
         roles=("realm_access.roles",),
         client=("client_id", "azp"),
-        values=(("typ", "Bearer"),),
+        accepts=lambda claims: claims.get("typ") == "Bearer" or (claims.get("typ") == "DPoP" and "cnf" in claims),
         is_client=lambda claims: "client_id" in claims and claims["client_id"] == claims.get("azp"),
     ),
-    # Access tokens for Google's own APIs are not JWTs. ID tokens have no roles and no scopes.
-    "google": Preset(roles=(), scopes=(), client=("azp",), types=frozenset({"jwt"}), id_tokens=True, is_client=_never),
-    # Session tokens have no `aud`: use a JWT template that adds it. Version 2 has the role in `o`, version 1 has it in
-    # `org_role`. `azp` is the origin of a web page, which other apps do not have, so nothing but the `aud` of the
-    # template tells them from ID tokens without a nonce: choose one that is no client id.
-    "clerk": Preset(roles=("o.rol", "org_role"), client=("client_id",), is_client=_never),
+    # Access tokens for Google's own APIs are not JWTs. ID tokens have no roles and no scopes. Those of service accounts
+    # have their own id as `azp`.
+    "google": Preset(
+        roles=(),
+        scopes=(),
+        client=("azp",),
+        types=frozenset({"jwt"}),
+        id_tokens=True,
+        is_client=lambda claims: claims.get("azp") == claims.get("sub"),
+        is_bare_host=True,
+    ),
+    # Session tokens have no `aud`: customize them, or use a JWT template. Version 2 has the role in `o`, version 1 has
+    # it in `org_role`. A session is pending until the person has done what sign-in still requires. `azp` is the origin
+    # of a web page, which other apps do not have, so nothing but the `aud` tells these tokens from ID tokens without a
+    # nonce: choose one that is no client id.
+    "clerk": Preset(
+        roles=("o.rol", "org_role"),
+        client=("client_id",),
+        accepts=lambda claims: claims.get("sts", "active") == "active",
+        is_client=_never,
+    ),
 }
 
 # Tokens that the service signs itself: there is no issuer, and there are no ID tokens.
@@ -120,8 +155,11 @@ SHARED_SECRET: Final = Preset(scopes=("scope", "scopes"))
 
 
 def claim_at(path: str) -> Callable[[Claims], Any]:
-    """Return a function that reads the claim at a path; of a token without it, None."""
-    keys = (path,) if "://" in path else tuple(path.split("."))
+    r"""Return a function that reads the claim at a path; of a token without it, None.
+
+    A dot leads into an object, except `\.` (as in Keycloak's mappers) and in a name that is a URL.
+    """
+    keys = [path] if _URL.match(path) else [key.replace("\\.", ".") for key in _LEADS_INTO.split(path)]
 
     def read(claims: Claims) -> Any:
         found: Any = claims

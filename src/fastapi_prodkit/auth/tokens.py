@@ -72,7 +72,8 @@ class TokenVerifier(Generic[UserT]):
             fetcher = Fetcher(issuer, settings.jwks_url[index] if settings.jwks_url else None, ssl_context)
             self.fetchers.append(fetcher)
             self.issuers.append(IssuerKeys(issuer, fetcher, settings.algorithms))
-            trusted[issuer] = _Trusted(_rules(settings, user, issuer, index), self.issuers[-1])
+            rules = _rules(settings, user, issuer, index)
+            trusted |= dict.fromkeys(rules.issuers, _Trusted(rules, self.issuers[-1]))
         self._trusted = trusted
 
     async def verify(self, sent: bytes, thumbprint: str | None = None) -> tuple[UserT, Key]:

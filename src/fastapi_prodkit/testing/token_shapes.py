@@ -56,7 +56,7 @@ def _auth0(request: TokenRequest) -> dict[str, Any]:
     granted = {"azp": request.client, "scope": " ".join(request.scopes), "permissions": list(request.roles)}
     if request.is_client:
         subject = f"{request.client}@clients"
-        return request.registered(subject, aud=request.audience, gty="client-credentials", **granted)
+        return request.registered(subject, aud=request.audience, **granted)
     return request.registered(request.subject, aud=[request.audience, f"{request.issuer}userinfo"], **granted)
 
 
@@ -109,7 +109,7 @@ def _google(request: TokenRequest) -> dict[str, Any]:
     return request.registered(
         request.subject,
         aud=request.audience,
-        azp=request.audience,
+        azp=request.subject if request.is_client else request.audience,
         at_hash="HK6E_P6Dh8Y93mRNtsDB1Q",
         email=f"{request.subject}@example.com",
         email_verified=True,
