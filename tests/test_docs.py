@@ -121,3 +121,18 @@ def test_names_of_the_reference_can_be_imported():
         if module == "fastapi_prodkit.cli":  # the last row
             pytest.importorskip("typer")
         assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def test_threat_model_names_tests_that_exist():
+    """Each threat that is stopped has one."""
+    page = (ROOT / "docs/threat-model.md").read_text()
+    tables = page.partition("\n## Forged")[2].partition("\n## What is not stopped")[0]
+    threats = [row for row in re.findall(r"^\| .* \|$", tables, re.MULTILINE) if not row.endswith("| Test |")]
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    sources = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+
+    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in sources.get(file, "")]
+
+    assert len(threats) > 30
+    assert all("::test_" in threat for threat in threats)
+    assert not missing
