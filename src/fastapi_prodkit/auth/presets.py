@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from fastapi_prodkit.sections.auth import PresetName
 
-__all__ = ["PRESETS", "SHARED_SECRET", "Preset", "claim_at"]
+__all__ = ["PRESETS", "SHARED_SECRET", "Preset", "claim_at", "keys_to"]
 
 Claims = Mapping[str, Any]
 
@@ -154,12 +154,17 @@ PRESETS: Final[Mapping[PresetName, Preset]] = {
 SHARED_SECRET: Final = Preset(scopes=("scope", "scopes"))
 
 
-def claim_at(path: str) -> Callable[[Claims], Any]:
-    r"""Return a function that reads the claim at a path; of a token without it, None.
+def keys_to(path: str) -> list[str]:
+    r"""Return the names that lead to a claim.
 
     A dot leads into an object, except `\.` (as in Keycloak's mappers) and in a name that is a URL.
     """
-    keys = [path] if _URL.match(path) else [key.replace("\\.", ".") for key in _LEADS_INTO.split(path)]
+    return [path] if _URL.match(path) else [key.replace("\\.", ".") for key in _LEADS_INTO.split(path)]
+
+
+def claim_at(path: str) -> Callable[[Claims], Any]:
+    """Return a function that reads the claim at a path; of a token without it, None."""
+    keys = keys_to(path)
 
     def read(claims: Claims) -> Any:
         found: Any = claims
