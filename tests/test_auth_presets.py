@@ -527,13 +527,13 @@ ID = {
 }
 
 
-def verify(preset, audience, typ, claims):
+def verify(preset, audience, typ, claims, thumbprint=None):
     """Return the user of a token, as a service with this preset does."""
     names = [audience] if isinstance(audience, str) else audience
     rules = ClaimRules(PRESETS[preset], issuer=claims["iss"], audience=names, leeway=60, user=User)
     token = Token("RS256", "k1", typ, {**DATES, **claims}, b"", b"")
     rules.check_type(token)
-    return rules.user(token, NOW)
+    return rules.user(token, NOW, thumbprint)
 
 
 def refusal(preset, audience, typ, claims):
@@ -636,10 +636,12 @@ def test_other_kind_of_token_is_refused(name, change):
 
 
 def test_keycloak_token_that_is_bound_to_a_key_is_an_access_token():
-    """And no bearer token, so it is refused for that reason without a proof."""
-    preset, audience, typ, claims, _ = ACCESS["Keycloak"]
+    """With a proof of its key; without one it is refused for that reason."""
+    preset, audience, typ, claims, expected = ACCESS["Keycloak"]
+    bound = {**claims, "typ": "DPoP", "cnf": {"jkt": "x"}}
 
-    assert refusal(preset, audience, typ, {**claims, "typ": "DPoP", "cnf": {"jkt": "x"}}) == "sender_constrained"
+    assert verify(preset, audience, typ, bound, "x").id == expected.id
+    assert refusal(preset, audience, typ, bound) == "sender_constrained"
 
 
 @pytest.mark.parametrize("name", ["Cognito", "Cognito for a client"])
