@@ -62,6 +62,25 @@ def test_python_blocks_of_a_page_run(page, tmp_path, forks):
     assert run.code == 0, f"{page.relative_to(ROOT)}\n{run.stdout}{run.stderr}"
 
 
+def files_of(page: Path) -> dict[str, str]:
+    """Return the files of a page: the blocks with a title."""
+    return dict(re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("page", [page for page in PAGES if files_of(page)], ids=lambda page: page.stem)
+def test_tests_of_a_page_pass(page, tmp_path, forks):
+    """Its files are a project, whose tests are collected from the files themselves."""
+    pytest.importorskip("jwt")
+    for name, content in files_of(page).items():
+        (tmp_path / name).write_text(content)
+    run_tests = "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider']))"
+
+    run = forks.run(run_tests, directory=tmp_path, environment={"HOME": str(tmp_path)})
+
+    assert run.code == 0, run.stdout + run.stderr
+
+
 def documented_names() -> list[tuple[str, str]]:
     """Return every module and name of the reference."""
     rows = re.findall(
