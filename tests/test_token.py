@@ -53,6 +53,7 @@ def caller(token):
         {"AUTH_AUDIENCE": "orders,shop"},
         {"AUTH_ROLES_CLAIM": "realm_access.roles", "AUTH_SCOPES_CLAIM": "permissions"},
         {"AUTH_ROLES_CLAIM": "https://example.com/roles"},
+        {"AUTH_ROLES_CLAIM": r"resource_access.my\.api.roles"},
     ],
 )
 @pytest.mark.parametrize("environment", ["dev", "test"])

@@ -69,22 +69,22 @@ def _claims(
     auth: "AuthSettings", sub: str, roles: Sequence[str], scopes: Sequence[str], minutes: int
 ) -> dict[str, Any]:
     """Return the claims that a service with a shared secret reads."""
-    from fastapi_prodkit.auth.presets import SHARED_SECRET  # noqa: PLC0415 - `--help` does not need it
+    from fastapi_prodkit.auth.presets import SHARED_SECRET, keys_to  # noqa: PLC0415 - `--help` does not need it
 
     now = int(time.time())
     claims: dict[str, Any] = {"sub": sub, "iat": now, "exp": now + minutes * 60}
     if auth.audience:
         claims["aud"] = auth.audience[0]
     if roles:
-        _put(claims, (auth.roles_claim or SHARED_SECRET.roles)[0], roles)
+        _put(claims, keys_to((auth.roles_claim or SHARED_SECRET.roles)[0]), roles)
     if scopes:
-        _put(claims, (auth.scopes_claim or SHARED_SECRET.scopes)[0], " ".join(scopes))
+        _put(claims, keys_to((auth.scopes_claim or SHARED_SECRET.scopes)[0]), " ".join(scopes))
     return claims
 
 
-def _put(claims: dict[str, Any], path: str, value: Any) -> None:
-    """Set the claim at a path, whose dots lead into objects, as `presets.claim_at` reads it."""
-    *outer, last = (path,) if "://" in path else path.split(".")
+def _put(claims: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Set the claim to which the names lead."""
+    *outer, last = keys
     for name in outer:
         claims = claims.setdefault(name, {})
     claims[last] = value
