@@ -16,7 +16,7 @@ from fastapi_prodkit._config.worker_count import configured_workers
 from fastapi_prodkit.cli.doctor import environment_facts
 from fastapi_prodkit.cli.doctor.examination import examine, gather
 from fastapi_prodkit.cli.doctor.facts import Container, Facts
-from fastapi_prodkit.cli.doctor.placeholders import is_placeholder
+from fastapi_prodkit.cli.doctor.placeholders import is_guessable, is_placeholder
 from fastapi_prodkit.cli.doctor.rules import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +69,9 @@ class TestSettings:
             ("settings-unsafe", {"HEALTH_TOKEN": "k3v8sPq"}),
             ("settings-weak-secret", {"LOG_LEVEL_TOKEN": "your-secret-here"}),
             ("settings-weak-secret", {"RATE_LIMIT_STORAGE_URL": "redis://:changeme@cache.example.com"}),
+            ("settings-weak-secret", {"AUTH_SECRET": "not-a-good-secret-but-a-long-one"}),
+            ("settings-weak-secret", {"AUTH_SECRET": "0123456789abcdef" * 4}),
+            ("settings-unsafe", {"AUTH_ISSUER": "http://localhost:9000", "AUTH_AUDIENCE": "orders"}),
             ("settings-limit-off", {"LIMITS_REQUEST_TIMEOUT": "none"}),
             ("settings-limit-off", {"LIMITS_ENABLED": "false"}),
             ("proxy-untrusted", {"PROXY_TRUSTED": ""}),
@@ -95,6 +98,7 @@ class TestSettings:
             {"METRICS_ENABLED": "false"},
             {"HEALTH_TOKEN": "iK3v_8sPq-2mZx7L", "LOG_LEVEL_TOKEN": "iK3v_8sPq-2mZx7L"},
             {"RATE_LIMIT_STORAGE_URL": f"redis://:{SECRET}@cache.example.com"},
+            {"AUTH_SECRET": "5f1f0a7d0cf24b2c8c3d8f8a1c8e0b7e9d6a4c2b1f3e5d7c9b8a7f6e5d4c3b2a"},
             {"CORS_ORIGINS": "https://app.example.com", "CORS_ALLOW_CREDENTIALS": "true"},
             {"WEB_CONCURRENCY": "4", "RATE_LIMIT_STORAGE_URL": "redis://cache"},
             {"LIMITS_ENABLED": "true", "LIMITS_REQUEST_TIMEOUT": "25"},
@@ -136,6 +140,23 @@ class TestSettings:
 
         assert [each.reason.split()[0] for each in found] == [name] * weak
         assert not value or value not in repr(found)
+
+    @pytest.mark.parametrize(
+        ("secret", "weak"),
+        [
+            ("a-string-secret-at-least-256-bits-long", True),
+            ("ChangeMe-7b1c9e5f3a2d4c6b8e0f1a3c5d7e", True),
+            ("a" * 32, True),
+            ("3fa9c1d2" * 4 + "3fa9", True),
+            ("abcdefghijklmnopqrstuvwxyz0123456789", True),
+            ("aabbccddeeabcdeeabcddeebcaabcaddceab", True),
+            ("3fa9c1d27be0485c9d1e6f203b7a8c54", False),
+            ("q3Xk0vJm1N8tZr5Yc2Hb7Ld9Gf4Ws6Pa", False),
+        ],
+    )
+    def test_guessable_secrets_have_a_word_or_a_pattern(self, secret, weak):
+        """Words of examples, repetition, counting, and few different characters."""
+        assert is_guessable(secret) is weak
 
     def test_env_file_of_the_environment_is_read(self, monkeypatch):
         """`.env.prod`, not `.env.dev`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def _around(skipped: dict[str, str]) -> Facts:
         tracked=files,
         installed=environment_facts.installed(),
         workers=configured_workers(),
+        now=datetime.now(UTC),
     )
 
 

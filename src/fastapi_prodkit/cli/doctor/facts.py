@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ class Facts:
         tracked: Files under git, relative to the directory.
         installed: Which packages of the server are installed.
         workers: Number of worker processes.
+        now: When they were gathered.
         skipped: Names of facts that could not be gathered, with the reasons.
     """
 
@@ -79,6 +81,7 @@ class Facts:
     tracked: tuple[str, ...] = ()
     installed: frozenset[str] = frozenset()
     workers: int | None = None
+    now: datetime | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property

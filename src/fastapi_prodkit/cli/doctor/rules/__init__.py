@@ -3,7 +3,16 @@
 from typing import Final
 
 from fastapi_prodkit.cli.doctor.finding import Rule
-from fastapi_prodkit.cli.doctor.rules import application, container, database, dependencies, files, process, settings
+from fastapi_prodkit.cli.doctor.rules import (
+    application,
+    authentication,
+    container,
+    database,
+    dependencies,
+    files,
+    process,
+    settings,
+)
 
 __all__ = ["RULES"]
 
@@ -11,6 +20,7 @@ RULES: Final[tuple[Rule, ...]] = (
     *settings.RULES,
     *files.RULES,
     *application.RULES,
+    *authentication.RULES,
     *process.RULES,
     *database.RULES,
     *dependencies.RULES,

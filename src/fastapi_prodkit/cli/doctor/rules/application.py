@@ -7,18 +7,16 @@ from itertools import pairwise
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.routing import iter_route_contexts
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.routing import Host, Mount, Router
 
 from fastapi_prodkit import _scope
 from fastapi_prodkit._config import production_rules
+from fastapi_prodkit.cli.doctor.apps import apps, endpoints, module_of
 from fastapi_prodkit.cli.doctor.facts import Facts
 from fastapi_prodkit.cli.doctor.finding import Problem, rule
-from fastapi_prodkit.cli.doctor.loading import unwrap
 from fastapi_prodkit.sections import CorsSettings
 
 __all__ = ["ORDER", "RULES"]
@@ -56,7 +54,7 @@ def not_loaded(facts: Facts) -> Iterator[Problem]:
 @rule("app-debug", "error", "Debug mode is on")
 def debug(facts: Facts) -> Iterator[Problem]:
     """Report an app that shows its source code in error responses."""
-    for prefix, app in _apps(facts):
+    for prefix, app in apps(facts.app):
         if app.debug and not (app is facts.app and getattr(facts.settings, "debug", False)):
             yield Problem(
                 f"Errors{_below(prefix)} show tracebacks and source to every client.",
@@ -95,7 +93,7 @@ def slowapi_middleware(facts: Facts) -> Iterator[Problem]:
 @rule("app-slowapi-limiter", "warning", "slowapi's own limiter is in use")
 def slowapi_limiter(facts: Facts) -> Iterator[Problem]:
     """Report a limiter that blocks the event loop while its store is slow."""
-    if any(_is_slowapi(type(getattr(app.state, "limiter", None))) for _, app in _apps(facts)):
+    if any(_is_slowapi(type(getattr(app.state, "limiter", None))) for _, app in apps(facts.app)):
         yield Problem(
             "Its client is synchronous: while the store is slow every request waits, and an outage is a 500.",
             "Use Limiter of fastapi_prodkit.rate_limit.slowapi; the decorators stay.",
@@ -105,7 +103,7 @@ def slowapi_limiter(facts: Facts) -> Iterator[Problem]:
 @rule("app-docs-public", "warning", "The documentation is public")
 def docs_public(facts: Facts) -> Iterator[Problem]:
     """Report documentation pages that any client can read."""
-    for prefix, app in _apps(facts):
+    for prefix, app in apps(facts.app):
         docs = getattr(_settings(facts, app), "docs", None)
         if isinstance(app, FastAPI) and app.openapi_url is not None and getattr(docs, "token", None) is None:
             ours = "/docs" if docs is not None else None
@@ -119,16 +117,16 @@ def docs_public(facts: Facts) -> Iterator[Problem]:
 @rule("app-metrics-public", "warning", "The metrics are public")
 def metrics_public(facts: Facts) -> Iterator[Problem]:
     """Report metrics that any client can read."""
-    of_mounted = [(prefix, _settings(facts, app)) for prefix, app in _apps(facts) if app is not facts.app]
+    of_mounted = [(prefix, _settings(facts, app)) for prefix, app in apps(facts.app) if app is not facts.app]
     for prefix, settings in [("", facts.settings), *of_mounted]:
         if getattr(getattr(settings, "metrics", None), "public", False):
             yield Problem(
                 f"METRICS_PUBLIC lets every client read {prefix}/metrics.",
                 "Set METRICS_TOKEN instead, and configure it in Prometheus.",
             )
-    for prefix, app in _apps(facts):
-        for path, endpoint in _endpoints(app):
-            if path.rstrip("/") == "/metrics" and not _module(endpoint).startswith("fastapi_prodkit."):
+    for prefix, app in apps(facts.app):
+        for path, endpoint, _ in endpoints(app):
+            if path.rstrip("/") == "/metrics" and not module_of(endpoint).startswith("fastapi_prodkit."):
                 yield Problem(
                     f"{prefix}/metrics is a route of the app itself, and requires no METRICS_TOKEN.",
                     "Use metrics_router(), or require a token.",
@@ -177,7 +175,7 @@ def mounted_lifespan(facts: Facts) -> Iterator[Problem]:
     """Report mounted apps whose lifespan never runs; Starlette runs only that of the outermost app."""
     if facts.app is None or hasattr(facts.app.state, _scope.INSTALLED):  # ours starts them
         return
-    for prefix, app in list(_apps(facts))[1:]:
+    for prefix, app in list(apps(facts.app))[1:]:
         if _is_own(app.router.lifespan_context):
             yield Problem(
                 f"{prefix}: Starlette starts the outermost app only.",
@@ -187,7 +185,7 @@ def mounted_lifespan(facts: Facts) -> Iterator[Problem]:
 
 def _middleware(facts: Facts) -> Iterator[tuple[str, Any]]:
     """Yield the middleware of the app and of mounted apps, outermost first, with the path of each app."""
-    for prefix, app in _apps(facts):
+    for prefix, app in apps(facts.app):
         yield from ((prefix, each) for each in app.user_middleware)
 
 
@@ -215,41 +213,12 @@ def _edge_names(facts: Facts) -> list[str]:
 
 
 def _is_slowapi(kind: Any) -> bool:
-    return _module(kind).partition(".")[0] == "slowapi"
-
-
-def _module(thing: Any) -> str:
-    return getattr(thing, "__module__", None) or ""
-
-
-def _apps(facts: Facts) -> Iterator[tuple[str, Starlette]]:
-    """Yield the app and all mounted apps, with their paths."""
-    if facts.app is not None:
-        yield from _walk(facts.app, "")
-
-
-def _walk(app: Starlette, prefix: str) -> Iterator[tuple[str, Starlette]]:
-    yield prefix, app
-    for path, endpoint in _endpoints(app):
-        if isinstance(endpoint, Starlette):
-            yield from _walk(endpoint, prefix + path)
-
-
-def _endpoints(app: Starlette | Router, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the endpoints of all routes, including mounted routers, with their paths."""
-    for context in iter_route_contexts(app.routes):
-        route: Any = context.original_route
-        path = f"{prefix}{context.path or ''}"
-        mounted = unwrap(route.app) if isinstance(route, Mount | Host) else None
-        if isinstance(mounted, Router):
-            yield from _endpoints(mounted, path)
-        else:
-            yield path, mounted or getattr(route, "endpoint", None)
+    return module_of(kind).partition(".")[0] == "slowapi"
 
 
 def _is_own(lifespan: Any) -> bool:
     """Return whether a lifespan is the app's own and not FastAPI's default, which wraps included routers'."""
-    if not _module(lifespan).startswith(("starlette.", "fastapi.")):
+    if not module_of(lifespan).startswith(("starlette.", "fastapi.")):
         return True
     wrapped = getattr(inspect.unwrap(lifespan), "__closure__", None) or ()
     return any(callable(cell.cell_contents) and _is_own(cell.cell_contents) for cell in wrapped)

@@ -10,7 +10,7 @@ from fastapi_prodkit._config import production_rules, variables
 from fastapi_prodkit._config.production_rules import is_on_this_machine
 from fastapi_prodkit.cli.doctor.facts import Facts
 from fastapi_prodkit.cli.doctor.finding import Problem, rule
-from fastapi_prodkit.cli.doctor.placeholders import is_placeholder
+from fastapi_prodkit.cli.doctor.placeholders import is_guessable, is_placeholder
 from fastapi_prodkit.sections.process import SHORTEST_TOKEN
 
 __all__ = ["RULES"]
@@ -64,19 +64,8 @@ def environment(facts: Facts) -> Iterator[Problem]:
 def weak_secret(facts: Facts) -> Iterator[Problem]:
     """Report tokens and passwords that are short, or are common placeholders."""
     for name, value in _secrets(facts.settings):
-        if name in facts.refused:
-            continue
-        if "://" in value:
-            password = _password(value)
-            if password and is_placeholder(password) and not is_on_this_machine(value):
-                yield Problem(f"The password in {name} is a common placeholder.", "Change it where it is kept.")
-            continue
-        shortest = SHORTEST_TOKEN if name.endswith("_TOKEN") else _SHORTEST
-        if is_placeholder(value) or len(value) < shortest:
-            yield Problem(
-                f"{name} is a common placeholder, or has fewer than {shortest} characters.",
-                "Generate one: openssl rand -hex 16.",
-            )
+        if name not in facts.refused:
+            yield from _weaknesses(name, value)
 
 
 @rule("settings-limit-off", "warning", "A limit is switched off")
@@ -94,6 +83,24 @@ def limit_off(facts: Facts) -> Iterator[Problem]:
             yield Problem(
                 f"{what}: LIMITS_{name.upper()} is off.", f"Set LIMITS_{name.upper()}; routes may have their own."
             )
+
+
+def _weaknesses(name: str, value: str) -> Iterator[Problem]:
+    shortest = SHORTEST_TOKEN if name.endswith("_TOKEN") else _SHORTEST
+    if "://" in value:
+        password = _password(value)
+        if password and is_placeholder(password) and not is_on_this_machine(value):
+            yield Problem(f"The password in {name} is a common placeholder.", "Change it where it is kept.")
+    elif name.endswith("AUTH_SECRET") and is_guessable(value):
+        yield Problem(
+            f"{name} has a pattern, or a word of examples. Whoever has one token can try secrets, unnoticed.",
+            "Generate one: openssl rand -hex 32.",
+        )
+    elif is_placeholder(value) or len(value) < shortest:
+        yield Problem(
+            f"{name} is a common placeholder, or has fewer than {shortest} characters.",
+            "Generate one: openssl rand -hex 16.",
+        )
 
 
 def _split(name: str, text: str, otherwise: str) -> Problem:
