@@ -22,6 +22,7 @@ from cloudformation import FOLDER, Account, containers, default, load, of_type
 from fastapi import Request
 from fastapi.testclient import TestClient
 
+from fastapi_prodkit.auth import public
 from fastapi_prodkit.sections import HealthSettings, LimitsSettings, ShutdownSettings
 
 pytestmark = pytest.mark.system
@@ -39,6 +40,7 @@ SECRETS = {
     "METRICS_TOKEN": "m" * 43,
     "LOG_LEVEL": "INFO",
 }
+ISSUER = {"AuthIssuer": "https://login.invalid/", "AuthAudience": NAME}
 NOT_OURS = {"AWS_DEFAULT_REGION", "WEB_CONCURRENCY"}  # boto3's and uvicorn's
 
 
@@ -59,7 +61,7 @@ def stacks():
                 "data": account.create("data"),
                 "cluster": account.create("cluster"),
                 "tasks": account.create("tasks", Image=IMAGE),
-                "service": account.create("service", Image=IMAGE, Domain=DOMAIN, Certificate=certificate),
+                "service": account.create("service", Image=IMAGE, Domain=DOMAIN, Certificate=certificate, **ISSUER),
                 "release": account.create("release", GitHubRepository="shop/api", HostedZone="Z1"),
                 "pipeline": account.create("pipeline", Connection=connection, Repository="shop/api"),
             }
@@ -185,6 +187,7 @@ class TestEnvironment:
         app = create_app()
 
         @app.get("/me")
+        @public
         def me(request: Request):
             return request.client.host, request.url.scheme
 
@@ -230,7 +233,7 @@ class TestEnvironment:
         """Secrets are references, and no URL has a password."""
         for container in [each for template in TEMPLATES.values() for each in containers(template).values()]:
             named = {each["Name"] for each in container["Environment"]}
-            assert not {name for name in named if re.search(r"TOKEN|PASSWORD|STORAGE_URL", name)}
+            assert not {name for name in named if re.search(r"TOKEN|PASSWORD|SECRET$|STORAGE_URL", name)}
         assert not re.search(r"//\w+:", variables["service"]["DATABASE_URL"] + variables["migrate"]["DATABASE_URL"])
 
 

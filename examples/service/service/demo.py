@@ -7,6 +7,8 @@ Ctrl-C ends it.
 import asyncio
 import contextlib
 import os
+import secrets  # fastapi-prodkit new: auth
+import shlex  # fastapi-prodkit new: auth
 import signal
 import socket
 import sys
@@ -35,11 +37,13 @@ Try, in another terminal:
 
   curl '{url}/v1/airports/fra'
   curl '{url}/v1/airports/nearest?lat=50.11&lon=8.68&limit=3'
-  curl '{url}/v1/reports' -H 'Content-Type: application/json' \\
+{token}  curl '{url}/v1/reports' {header}-H 'Content-Type: application/json' \\
     -d '{{"airport": "FRA", "visited_on": "2025-05-04", "rating": 4, "comment": "Long walks, short queues."}}'
 
 Ctrl-C ends it. Its data {whereabouts}.
 """
+
+SECRET = DIRECTORY / "secret"  # fastapi-prodkit new: auth
 
 
 def main() -> None:
@@ -51,11 +55,27 @@ def main() -> None:
         listen(os.environ.get("PORT", "8000")) as listener,
         database() as (url, whereabouts),
     ):
-        settings = ServiceSettings(environment="dev", service={"name": "airports-service"}, database={"url": url})
+        settings = ServiceSettings(
+            environment="dev",
+            service={"name": "airports-service"},
+            database={"url": url},
+            auth={"secret": shared_secret()},  # fastapi-prodkit new: auth
+        )
         prepare(settings)
         host, port = listener.getsockname()
-        print(INVITATION.format(url=f"http://{host}:{port}", whereabouts=whereabouts), flush=True)
+        print(invitation(f"http://{host}:{port}", whereabouts), flush=True)
         serve(settings, listener)
+
+
+def invitation(url: str, whereabouts: str) -> str:
+    """Return what to try."""
+    token = header = ""
+    # fastapi-prodkit new: auth
+    command = f"{shlex.quote(sys.executable)} -m fastapi_prodkit token alice --role reporter"
+    token = f"  TOKEN=$(AUTH_SECRET=$(cat {shlex.quote(str(SECRET))}) {command})\n"
+    header = '-H "Authorization: Bearer $TOKEN" '
+    # fastapi-prodkit new: end
+    return INVITATION.format(url=url, whereabouts=whereabouts, token=token, header=header)
 
 
 @contextlib.contextmanager
@@ -83,6 +103,17 @@ DATABASES = {
 }
 
 
+# fastapi-prodkit new: auth
+def shared_secret() -> str:
+    """Return the secret that signs the tokens of the demo. The first run makes it; only its owner may read the file."""
+    DIRECTORY.mkdir(exist_ok=True)
+    if not (SECRET.exists() and SECRET.read_text()):
+        SECRET.touch(mode=0o600)
+        SECRET.write_text(secrets.token_hex(32))
+    return SECRET.read_text()
+
+
+# fastapi-prodkit new: end
 def listen(port: str) -> socket.socket:
     """Bind the port first, so that a port in use is reported at once."""
     try:

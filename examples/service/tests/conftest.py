@@ -9,16 +9,23 @@ import airportsdata
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from fastapi_prodkit import testing  # fastapi-prodkit new: auth
 from fastapi_prodkit.testing import Databases, postgresql_url  # fastapi-prodkit new: postgresql
 
 from service import load, migrate
 from service.application import build
 from service.config import ServiceSettings
 
+client_as, headers_as = testing.client_as, testing.headers_as  # fastapi-prodkit new: auth
+
 
 def settings_for(url: str) -> ServiceSettings:
     return ServiceSettings(
-        environment="test", database={"url": url, "ssl": "off"}, rate_limit={"default": "1000000/minute"}, log=None
+        environment="test",
+        database={"url": url, "ssl": "off"},
+        auth={"secret": "for-tests-whose-callers-have-no-real-tokens"},  # fastapi-prodkit new: auth
+        rate_limit={"default": "1000000/minute"},
+        log=None,
     )
 
 
@@ -113,6 +120,11 @@ def app(settings: ServiceSettings) -> FastAPI:
 
 
 @pytest.fixture
-def client(app: FastAPI) -> Iterator[TestClient]:
+def client(
+    app: FastAPI,
+    headers_as: testing.HeadersAs,  # fastapi-prodkit new: auth
+) -> Iterator[TestClient]:
+    """A client that may write reports."""
     with TestClient(app) as client:
+        client.headers.update(headers_as("alice", roles=["reporter"]))  # fastapi-prodkit new: auth
         yield client

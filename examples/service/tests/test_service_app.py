@@ -28,12 +28,15 @@ def operations(document):
 
 
 def test_service_is_ready(client):
-    """Readiness passes, with the checks `database` and `airports`, when the airports are loaded."""
+    """Readiness passes, with a check of each thing that the service needs, when the airports are loaded."""
+    checks = ["airports", "database"]
+    checks += ["auth"]  # fastapi-prodkit new: auth
+
     response = client.get("/ready")
 
     assert response.status_code == 200
     assert response.json()["status"] == "pass"
-    assert set(response.json()["checks"]) == {"database", "airports"}
+    assert set(response.json()["checks"]) == set(checks)
 
 
 def test_operations_have_stable_names(document):
@@ -123,7 +126,12 @@ def test_replicas_count_requests_together(sqlite, monkeypatch):
     monkeypatch.setenv("RATE_LIMIT_STORAGE_URL", url)
     monkeypatch.setenv("RATE_LIMIT_DEFAULT", "4/hour")
     monkeypatch.setenv("SERVICE_NAME", f"test-{uuid.uuid4().hex}")  # the prefix of its keys: a new one for each test
-    settings = ServiceSettings(environment="test", database=sqlite.database, log=None)
+    settings = ServiceSettings(
+        environment="test",
+        database=sqlite.database,
+        auth=sqlite.auth,  # fastapi-prodkit new: auth
+        log=None,
+    )
 
     with TestClient(build(settings)) as first, TestClient(build(settings)) as second:
         statuses = [client.get("/v1/airports/FRA").status_code for client in (first, second) * 3]

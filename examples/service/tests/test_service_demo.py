@@ -1,15 +1,18 @@
 """`python -m service.demo` in a copy of the folder, in another process."""
 
+import json  # fastapi-prodkit new: auth
 import os
 import re
 import shutil
 import signal
 import socket
+import stat  # fastapi-prodkit new: auth
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile  # fastapi-prodkit new: auth
 from pathlib import Path
 
 import pytest
@@ -106,7 +109,9 @@ def test_demo_serves_until_a_signal(folder, number):
     assert b"Frankfurt" in answers[-1]
     assert process.returncode == 0, said
     assert "Traceback" not in said
-    assert files(folder) == ["service.sqlite3"]
+    made = ["service.sqlite3"]
+    made += ["secret"]  # fastapi-prodkit new: auth
+    assert files(folder) == sorted(made)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5)
 
@@ -143,6 +148,30 @@ def test_demo_on_postgresql_may_be_interrupted_at_any_time(folder, moment):
 
     assert process.returncode == 0, said
     assert "Traceback" not in said
+
+
+# fastapi-prodkit new: end
+# fastapi-prodkit new: auth
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize(
+    "database",
+    [
+        "sqlite",
+        "postgresql",  # fastapi-prodkit new: postgresql
+    ],
+)
+def test_printed_commands_work_when_they_are_pasted(folder, tmp_path, database):
+    """In any folder. The report has an author, and the file with the secret is its owner's alone."""
+    with demo(folder, database) as process:
+        url = url_of(process)
+        read_until(process, "^Try, in another terminal")
+        pasted = "".join(takewhile(lambda line: not line.startswith("Ctrl-C"), process.stdout))
+        subprocess.run(["sh", "-e"], input=pasted, cwd=tmp_path, text=True, timeout=60, check=True)
+        stored = json.loads(get(f"{url}/v1/reports"))["items"]
+        end(process, signal.SIGTERM)
+
+    assert [report["author"] for report in stored] == ["alice"]
+    assert stat.S_IMODE((folder / ".demo" / "secret").stat().st_mode) == 0o600
 
 
 # fastapi-prodkit new: end

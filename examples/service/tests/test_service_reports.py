@@ -30,16 +30,18 @@ def test_report_is_stored_and_found_by_its_location(client):
     assert found.json() == VISIT | {
         "airport": "EDDF",
         "id": created.json()["id"],
+        "author": "alice",  # fastapi-prodkit new: auth
         "created_at": created.json()["created_at"],
     }
     assert before <= datetime.fromisoformat(found.json()["created_at"]) <= datetime.now(UTC)
     assert found.json()["created_at"].endswith("Z")
 
 
-def test_location_has_the_prefix_of_the_proxy(app):
+def test_location_has_the_prefix_of_the_proxy(app, client):
     """Behind a proxy that strips a path prefix, the Location header includes that prefix."""
-    with TestClient(app, root_path="/api") as client:
-        response = client.post(REPORTS, json=VISIT)
+    app.root_path = "/api"
+
+    response = client.post(REPORTS, json=VISIT)
 
     assert response.headers["location"] == f"/api{REPORTS}/{response.json()['id']}"
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeVar
 import typer
 
 from fastapi_prodkit.cli.repository import commit
-from fastapi_prodkit.cli.template import Database, Deploy, Service, render
+from fastapi_prodkit.cli.template import Authentication, Database, Deploy, Service, render
 from fastapi_prodkit.exceptions import ConfigurationError
 
 __all__ = ["app"]
@@ -34,6 +34,10 @@ def new(  # noqa: PLR0913 - an option each
     redis: Annotated[
         bool | None, typer.Option("--redis/--no-redis", help="Count rate limits in Redis, shared by all processes.")
     ] = None,
+    auth: Annotated[
+        Authentication | None,
+        typer.Option(help="Whose tokens users have: an OpenID issuer's (oidc), or those that a shared secret signs."),
+    ] = None,
     deploy: Annotated[
         Deploy | None, typer.Option(help="docker: an image and a CI workflow; ecs: also a deployment to AWS.")
     ] = None,
@@ -41,7 +45,9 @@ def new(  # noqa: PLR0913 - an option each
         Path | None, typer.Option(metavar="PATH", help="Target directory; by default a new one named NAME.")
     ] = None,
     git: Annotated[bool, typer.Option("--git/--no-git", help="Create a repository with a first commit.")] = True,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not prompt; use PostgreSQL, Redis and docker.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not prompt: PostgreSQL, Redis, oidc and docker.")
+    ] = False,
 ) -> None:
     """Create a service from the example, with tests, linting and type checks passing.
 
@@ -54,6 +60,7 @@ def new(  # noqa: PLR0913 - an option each
         name=name,
         database=database or ask("Database", Database.POSTGRESQL),
         redis=ask("Redis for rate limits", True) if redis is None else redis,
+        auth=auth or ask("Authentication", Authentication.OIDC),
         deploy=deploy or ask("Deploy with", Deploy.DOCKER),
     )
     _check_deploy(service)

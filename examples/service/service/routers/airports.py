@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi_prodkit.auth import public  # fastapi-prodkit new: auth
 from fastapi_prodkit.database import SessionDep
 from fastapi_prodkit.errors import ProblemError
 
@@ -12,6 +13,7 @@ from service.pagination import cut, link_next
 from service.services import airports
 
 router = APIRouter(prefix="/v1/airports", tags=["airports"])
+public(router)  # fastapi-prodkit new: auth
 
 
 @router.get("", summary="List airports")

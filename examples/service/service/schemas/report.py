@@ -49,7 +49,17 @@ class Report(BaseModel):
 
     model_config = ConfigDict(
         from_attributes=True,
-        json_schema_extra={"examples": [{"id": 1, "airport": "EDDF", **VISIT, "created_at": "2025-05-05T06:07:08Z"}]},
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": 1,
+                    "airport": "EDDF",
+                    **VISIT,
+                    "author": "alice",  # fastapi-prodkit new: auth
+                    "created_at": "2025-05-05T06:07:08Z",
+                }
+            ]
+        },
     )
 
     id: int
@@ -57,6 +67,9 @@ class Report(BaseModel):
     visited_on: date
     rating: Rating
     comment: Comment = Field(description="Plain text.")
+    # fastapi-prodkit new: auth
+    author: str | None = Field(description="Id of the user who wrote it; null if that was before there were users.")
+    # fastapi-prodkit new: end
     created_at: AwareDatetime = Field(description="When the report was stored, UTC.")
 
 

@@ -1,7 +1,6 @@
 """Visit reports: written once, read newest first, deleted."""
 
 from collections.abc import Sequence
-from datetime import date
 
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -9,9 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.models import Airport, Report
 
 
-async def create(session: AsyncSession, airport: Airport, *, visited_on: date, rating: int, comment: str) -> Report:
+async def create(session: AsyncSession, report: Report) -> Report:
     """Store a report; its id is known on return."""
-    report = Report(airport=airport.icao, visited_on=visited_on, rating=rating, comment=comment)
     session.add(report)
     await session.flush()
     return report
