@@ -66,6 +66,7 @@ sources = [path for folder in ("/app", "/opt/venv/lib") for path in Path(folder)
 assert len(sources) > 1000
 print(sum(not Path(cache_from_source(path)).exists() for path in sources))
 """
+SIGNING_KEY = "3fa9c1d27be0485c9d1e6f203b7a8c54"
 PATIENCE = 60.0  # seconds that a container may take to answer on a busy machine
 
 
@@ -108,6 +109,7 @@ def production(database: Server, store: int) -> dict[str, str]:
         "DATABASE_MIGRATIONS_CONFIG": "alembic.ini",
         "RATE_LIMIT_STORAGE_URL": f"redis://{HOST}:{store}/0",
         "HOSTS_ALLOWED": "api.example.com",
+        "AUTH_SECRET": SIGNING_KEY,
         "SHUTDOWN_DRAIN": "0.5",
     }
 
@@ -156,7 +158,15 @@ class Service:
     port: int
 
     def get(self, path: str) -> tuple[int, str]:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers={"Host": "api.example.com"})
+        return self.send(path, None, {})
+
+    def post(self, path: str, body: object, token: str) -> tuple[int, str]:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+        return self.send(path, json.dumps(body).encode(), headers)
+
+    def send(self, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, str]:
+        headers["Host"] = "api.example.com"
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, headers)
         with urllib.request.urlopen(request, timeout=10) as response:
             return response.status, response.read().decode()
 
@@ -250,15 +260,20 @@ def test_image_runs_migrations(migrated, backends):
 
 
 def test_service_answers(service, migrated, backends):
-    """Health, readiness and data over TLS; requests are counted in Redis."""
+    """Health, readiness, and data over TLS, also for a user with a token; requests are counted in Redis."""
     loaded = migrated.once("python", "-m", "service.load", environment=backends.environment, options=backends.options)
+    asked = ("fastapi-prodkit", "token", "alice", "--role", "reporter")
+    token = migrated.once(*asked, environment={"AUTH_SECRET": SIGNING_KEY}).stdout.strip()
+    report = {"airport": "FRA", "visited_on": "2025-05-04", "rating": 4, "comment": "Long walks."}
 
     health, ready, airport = service.get("/health"), service.get("/ready"), service.get("/v1/airports/fra")
+    written = service.post("/v1/reports", report, token)
 
     assert loaded.returncode == 0, loaded.stderr
     assert (health[0], json.loads(health[1])["status"]) == (200, "pass")
     assert (ready[0], json.loads(ready[1])["status"]) == (200, "pass")
     assert json.loads(airport[1])["iata"] == "FRA"
+    assert (written[0], json.loads(written[1])["author"]) == (201, "alice")
     assert backends.redis.dbsize() > 0
 
 
