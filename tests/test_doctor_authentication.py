@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.routing import Route
 from fastapi_prodkit import create_app
-from fastapi_prodkit.auth import Auth, CurrentUser, guard_routes, public, require_roles
+from fastapi_prodkit.auth import Auth, CurrentUser, guard_routes, optional_user, public, require_roles
 from fastapi_prodkit.log_level import log_level_router
 from fastapi_prodkit.sections import LogSettings
 
@@ -33,6 +33,7 @@ outer = FastAPI(openapi_url=None)
 sub = FastAPI(openapi_url=None)
 router = APIRouter(prefix="/reports")
 auth = Auth(find_key=lambda hashed: None)
+optional = Auth(find_key=lambda hashed: None, default="optional")
 
 def add(target, *methods, path="", dependencies=()):
     @target.api_route(path, methods=list(methods), dependencies=dependencies)
@@ -48,6 +49,9 @@ OPEN = [
     ("add(sub, 'POST', path='/x')\napp.mount('/sub', sub)", "POST /sub/x"),
     ("add(sub, 'POST', path='/x')\nguard_routes(outer, auth)\napp.mount('/in', outer)\napp.mount('/inner', sub)",
      "POST /inner/x"),
+    ("add(router, 'POST')\napp.include_router(router)\nguard_routes(app, optional)", "POST /reports"),
+    ("add(router, 'POST', dependencies=[Depends(optional_user)])\napp.include_router(router)", "POST /reports"),
+    ("add(router, 'POST', dependencies=[Depends(auth.authenticate)])\napp.include_router(router)", "POST /reports"),
     ("for name in 'abcde': add(app, 'POST', path=f'/{name}')", "POST /a, POST /b, POST /c and 2 more"),
 ]  # fmt: skip
 CLOSED = [
@@ -59,6 +63,7 @@ CLOSED = [
     "add(router, 'POST', dependencies=[Depends(HTTPBearer())])\napp.include_router(router)",
     "add(router, 'POST', dependencies=[Depends(auth.current_user)])\napp.include_router(router)",
     "add(router, 'POST')\napp.include_router(router, dependencies=[Depends(require_roles('editor'))])",
+    "app.include_router(router, dependencies=[Depends(require_roles('a'))])\nguard_routes(app, optional)",
     "@app.post('/reports')\nasync def write(user: CurrentUser): ...",
     "add(router, 'POST')\napp.include_router(router)\napp.add_middleware(AuthenticationMiddleware, backend=None)",
     "app.include_router(log_level_router(LogSettings(level_token='iK3v_8sPq-2mZx7Lw9')))",

@@ -22,6 +22,7 @@ from fastapi_prodkit.sections import AuthSettings
 __all__ = ["RULES"]
 
 _WRITING: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_OPTIONAL: Final = ("authenticate", "optional_user")  # dependencies of ours that return None without a caller
 _MOST_NAMED: Final = 3  # routes in one finding
 _SOON: Final = timedelta(days=30)
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
@@ -127,9 +128,10 @@ def _section(facts: Facts) -> AuthSettings | None:
 
 
 def _is_guarded(app: Starlette) -> bool:
-    """Return whether the app has a guard, or middleware that authenticates by its name."""
+    """Return whether the app has a guard that needs a caller, or middleware that authenticates by its name."""
+    guard = vars(app.router).get(_scope.ROUTER_GUARD)
     names = (getattr(each.cls, "__name__", "") for each in app.user_middleware)
-    return _scope.ROUTER_GUARD in vars(app.router) or any("auth" in name.lower() for name in names)
+    return (guard is not None and guard.auth.default == "required") or any("auth" in name.lower() for name in names)
 
 
 def _open_writes(app: Starlette) -> Iterator[tuple[str, str]]:
@@ -143,7 +145,9 @@ def _open_writes(app: Starlette) -> Iterator[tuple[str, str]]:
 
 
 def _authenticates(dependency: Any) -> bool:
-    """Return whether a dependency is one of ours, or a security scheme of FastAPI."""
+    """Return whether a dependency is a security scheme of FastAPI, or one of ours that needs a caller."""
+    if getattr(dependency, "__name__", "") in _OPTIONAL:
+        return False
     return isinstance(dependency, SecurityBase) or module_of(dependency).startswith("fastapi_prodkit.auth")
 
 
