@@ -42,7 +42,6 @@ Try, in another terminal:
 
 Ctrl-C ends it. Its data {whereabouts}.
 """
-
 SECRET = DIRECTORY / "secret"  # fastapi-prodkit new: auth
 
 

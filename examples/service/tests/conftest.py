@@ -16,8 +16,6 @@ from service import load, migrate
 from service.application import build
 from service.config import ServiceSettings
 
-client_as, headers_as = testing.client_as, testing.headers_as  # fastapi-prodkit new: auth
-
 
 def settings_for(url: str) -> ServiceSettings:
     return ServiceSettings(
@@ -29,6 +27,11 @@ def settings_for(url: str) -> ServiceSettings:
     )
 
 
+# fastapi-prodkit new: auth
+client_as, headers_as = testing.client_as, testing.headers_as  # the plugin's fixtures
+
+
+# fastapi-prodkit new: end
 @pytest.fixture(scope="session")
 def world() -> dict[str, airportsdata.Airport]:
     """Every airport by ICAO code, from the package."""

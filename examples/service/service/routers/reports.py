@@ -7,7 +7,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_prodkit.auth import CurrentUser, public, require_roles  # fastapi-prodkit new: auth
 from fastapi_prodkit.database import SessionDep
 from fastapi_prodkit.errors import ProblemError
-from fastapi_prodkit.rate_limit import RateLimit
+from fastapi_prodkit.rate_limit import (
+    RateLimit,
+    by_user,  # fastapi-prodkit new: auth
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import models, schemas
@@ -21,6 +24,11 @@ ReportId = Annotated[int, Path(ge=1, lt=2**63, description="`id` of the report."
 # fastapi-prodkit new: auth
 REPORTER, EDITOR = "reporter", "editor"  # roles: who may write a report, and who may delete those of others
 # fastapi-prodkit new: end
+WRITES = RateLimit(
+    "30/minute",
+    name="reports",
+    key=by_user,  # fastapi-prodkit new: auth
+)
 UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"description": "No report has this id."}}
 
 
@@ -39,7 +47,7 @@ async def _author_or_editor(report_id: ReportId, session: SessionDep, user: Curr
     summary="Write a report",
     dependencies=[
         Depends(require_roles(REPORTER)),  # fastapi-prodkit new: auth
-        Depends(RateLimit("30/minute", name="reports")),
+        Depends(WRITES),
     ],
     responses={429: {"description": "More than 30 reports within a minute."}},
 )
