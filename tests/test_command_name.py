@@ -65,8 +65,12 @@ class TestBesideProdkit:
 
     @pytest.fixture
     def environment(self, both, tmp_path):
-        database = {"DATABASE_URL": f"sqlite:///{tmp_path}/service.sqlite3", "DATABASE_SSL": "off"}
-        return {"PATH": f"{both / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path), **database}
+        variables = {
+            "DATABASE_URL": f"sqlite:///{tmp_path}/service.sqlite3",
+            "DATABASE_SSL": "off",
+            "AUTH_SECRET": "for-tests-that-sign-no-token-at-all",
+        }
+        return {"PATH": f"{both / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path), **variables}
 
     def run(self, environment, *command):
         """Run a command in the folder of the example and return its output."""
@@ -101,5 +105,5 @@ class TestBesideProdkit:
             server.terminate()
             code = server.wait()
 
-        assert migrated.startswith("0001")
+        assert migrated.startswith("0002")
         assert code == 0, server.output()

@@ -249,9 +249,9 @@ class TestServicesPipeline:
     def test_workflow_starts_the_chosen_servers(self, database, redis, tmp_path):
         """And passes their URLs to the tests."""
         pytest.importorskip("typer", reason="needs the extra: pip install 'fastapi-prodkit[cli]'")
-        from fastapi_prodkit.cli.template import Database, Deploy, Service, render
+        from fastapi_prodkit.cli.template import Authentication, Database, Deploy, Service, render
 
-        chosen = Service("my-shop", Database(database), redis=redis, deploy=Deploy.DOCKER)
+        chosen = Service("my-shop", Database(database), redis, Authentication.OIDC, Deploy.DOCKER)
         expected = {name for name, wanted in (("postgres", database == "postgresql"), ("redis", redis)) if wanted}
         made = tmp_path / "pipeline.yml"
         made.write_text(render(chosen)[".github/workflows/pipeline.yml"])
