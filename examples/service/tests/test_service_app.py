@@ -73,6 +73,7 @@ def test_every_error_is_a_problem_in_the_schema(document):
             assert list(response["content"]) == ["application/problem+json"], where
     assert "404" in document["paths"]["/v1/airports/{code}"]["get"]["responses"]
     assert "429" in document["paths"]["/v1/reports"]["post"]["responses"]
+    assert "403" in document["paths"]["/v1/reports/{report_id}"]["delete"]["responses"]  # fastapi-prodkit new: auth
 
 
 def test_examples_of_the_schema_are_real(client, document):

@@ -106,7 +106,10 @@ async def read(report_id: ReportId, session: SessionDep) -> schemas.Report:
     status_code=204,
     summary="Delete a report",
     dependencies=[Depends(_author_or_editor)],  # fastapi-prodkit new: auth
-    responses=UNKNOWN,
+    responses={
+        **UNKNOWN,
+        403: {"description": "Neither its author nor an editor has asked."},  # fastapi-prodkit new: auth
+    },
 )
 async def delete(report_id: ReportId, session: SessionDep) -> None:
     """Delete a report for good."""
