@@ -2,11 +2,13 @@
 
 import time
 from datetime import date
+from pathlib import Path
 
 import jwt
 import pytest
 from fastapi_prodkit.database import Database
 from fastapi_prodkit.exceptions import SettingsError
+from fastapi_prodkit.testing import assert_routes_locked
 
 from service.application import build
 from service.models import Report
@@ -84,6 +86,11 @@ def test_tokens_are_verified(client, settings):
 
     assert (written.status_code, written.json()["author"]) == (201, "carol")
     assert refused.status_code == 401
+
+
+def test_routes_are_those_of_the_file(sqlite):
+    """What opens a route is a line in a review: `make routes` writes the file. Each route says who may call it."""
+    assert_routes_locked(build(sqlite), Path(__file__).parents[1] / "routes.lock", strict=True)
 
 
 def test_service_needs_authentication(sqlite):

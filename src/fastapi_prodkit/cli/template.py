@@ -36,6 +36,7 @@ _PARTS: Final = {
     "tests/test_service_postgresql.py": "postgresql",
     "tests/test_service_auth.py": "auth",
     "alembic/versions/*author*": "auth",
+    "routes.lock": "auth",
     "Dockerfile": "docker",
     ".dockerignore": "docker",
     "compose.yaml": "docker",
