@@ -89,7 +89,8 @@ def wheel(tmp_path_factory):
     build(ROOT, "sdist", folder)
     shutil.unpack_archive(next(folder.glob("*.tar.gz")), folder, filter="data")
     tree = next(path for path in folder.iterdir() if path.is_dir())
-    for made in (".env", ".env.prod", ".venv/x.py", ".demo/x.sqlite3", "wheels/x.whl", "service/__pycache__/x.pyc"):
+    local = (".env", ".env.prod", ".venv/x.py", ".demo/secret", ".demo/x.sqlite3", "wheels/x.whl")
+    for made in (*local, "service/__pycache__/x.pyc"):
         (tree / "examples/service" / made).parent.mkdir(exist_ok=True)
         (tree / "examples/service" / made).write_text("secret")
     return build(tree, "wheel", folder / "wheels")
