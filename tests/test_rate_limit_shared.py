@@ -414,8 +414,8 @@ async def test_request_that_waited_during_a_failure_skips_the_store(url):
 # Outages
 
 
-def failing(policy, registry, url, timeout=0.1):
-    return store_of(url, registry, on_storage_error=policy, storage_timeout=timeout)
+def failing(policy, registry, url):
+    return store_of(url, registry, on_storage_error=policy, storage_timeout=0.5)
 
 
 @pytest.mark.parametrize(("policy", "statuses"), [("memory", {200, 429}), ("allow", {200}), ("deny", {503})])
@@ -1023,7 +1023,7 @@ def test_two_workers_share_a_limit(url, tmp_path, path, allowed):
 @pytest.mark.system
 def test_restarts_of_redis_under_load_cause_no_error(server, url):
     """Requests stay fast."""
-    store = failing("memory", CollectorRegistry(), url, timeout=0.5)
+    store = failing("memory", CollectorRegistry(), url)
     answers, stop = [], threading.Event()
 
     def traffic(client):
