@@ -204,6 +204,27 @@ class TestSubprotocols:
         ]
         assert scope["subprotocols"] == ["v1"]
 
+    def test_time_grows_with_the_number_of_subprotocols(self):
+        """And not with its square, which would stop the process for half a minute with one request."""
+        looked_at = 0
+
+        class Counted(str):
+            __slots__ = ()
+
+            def __eq__(self, other):
+                nonlocal looked_at
+                looked_at += 1
+                return str.__eq__(self, other)
+
+            __hash__ = str.__hash__
+
+        names = [name for number in range(500) for name in ("bearer", Counted(number))]
+        scope = {"type": "websocket", "headers": [], "subprotocols": names + [Counted("x")] * 1000}
+
+        GuardedWebSocket(scope, None, None)
+
+        assert looked_at < 10_000
+
     def test_public_route_does_not_see_the_token_either(self):
         """It is not looked at, and the marker is selected all the same."""
         app = service(guarded=True)

@@ -211,8 +211,9 @@ def _move_token(scope: Scope) -> bool:
             tokens.append(next(names, ""))
         else:
             others.append(name)
-    tokens += [name for name in others if name in tokens]
-    scope["subprotocols"] = others = [name for name in others if name not in tokens]
+    moved = frozenset(tokens)
+    tokens += [name for name in others if name in moved]
+    scope["subprotocols"] = others = [name for name in others if name not in moved]
     lines = [(b"authorization", f"Bearer {token}") for token in tokens]
     if others:
         lines.append((_PROTOCOLS, ", ".join(others)))
