@@ -349,6 +349,18 @@ def test_mounted_app_with_authentication_of_its_own_uses_that(app, client):
     assert client.get("/sub/a", headers={"X-API-Key": key}).json() == "inner"
 
 
+@pytest.mark.parametrize("default", ["required", "optional"])
+def test_app_of_its_own_authentication_is_guarded_from_the_first_request_on(default):
+    """Also if only the router can tell that this request, whose path has a line break, is for it."""
+    app, inner = FastAPI(), FastAPI()
+    guard_routes(app, Auth(SETTINGS, default=default))
+    inner.state.auth = Auth(AuthSettings(api_keys=(f"inner {hash_api_key(new_api_key())}",)))
+    inner.get("/files/{path:path}")(answer)
+    app.mount("/sub", inner)
+
+    assert statuses(TestClient(app), "/sub/files/a%0A") == [401, 401]
+
+
 def test_app_that_is_mounted_under_two_guards_is_an_error(app, client):
     """Whose users are admitted must not depend on which request comes first."""
     inner, other = FastAPI(), FastAPI()

@@ -49,22 +49,23 @@ class Guards:
         rule = rule_of(route, routers, self.auth.default)
         return rule if found else Rule(public=False, required=rule.required, caller=self.auth.default)
 
-    def inside(self, app: Any, rule: Rule, *, found: bool) -> "Guards":
+    def inside(self, mount: Any, routers: Iterable[Any], rule: Rule, *, found: bool) -> "Guards":
         """Return the guards on the way to the routes of a mounted app.
 
         Args:
-            app: What is mounted.
+            mount: The mount.
+            routers: The routers that are included on the way to it.
             rule: The rule of the mount.
             found: Whether the index of routes finds the mount.
         """
         if self.auth is None:
             return self
-        outside = replace(self, auth=None, further_out=True)
-        if rule.public:
-            return outside
-        if found and isinstance(app, FastAPI):  # whose routes are guarded at its own router
-            return replace(outside, auth=getattr(app.state, "auth", self.auth))
-        return replace(outside, caller=_strictest(self.caller, rule.caller))
+        inside = replace(self, auth=None, further_out=True)
+        is_guarded = isinstance(mount.app, FastAPI)  # at its own router
+        if is_guarded and not rule_of(mount, routers).public:
+            inside = replace(inside, auth=getattr(mount.app.state, "auth", self.auth))
+        decides = not found or not (is_guarded or rule.public)
+        return replace(inside, caller=_strictest(self.caller, rule.caller)) if decides else inside
 
 
 def rule_text(route: Any, rule: Rule, guards: Guards) -> tuple[str, bool]:

@@ -53,8 +53,13 @@ class Entry:
         self.chosen = chosen
         self.asked = asked
         self.template = template
-        self.is_final = not isinstance(asked, Mount | Host)
+        self.is_final = not isinstance(self.route, Mount | Host)
         self._is_mount = isinstance(asked, Mount)
+
+    @property
+    def route(self) -> Any:
+        """What is asked, or the route itself if only the router can ask it."""
+        return self.asked or getattr(self.chosen, "original_route", self.chosen)
 
     @property
     def place(self) -> Place:
@@ -119,6 +124,7 @@ class RouteTable:
 
     Attributes:
         find: Returns the entries that can match a path, in their order.
+        mounts: The entries of mounts, also of those that only the router can ask.
         has_fallbacks: Some routes, those of `app.frontend()`, are asked after all others.
     """
 
@@ -128,8 +134,10 @@ class RouteTable:
         self._lists: list[tuple[APIRouter, list[BaseRoute]]] = []  # the routes of those that include others
         routes = self._watch(router)  # before they are read: what another thread adds meanwhile is noticed
         tree: PathTree[Entry] = PathTree()
-        for entry in entries_of(routes):
+        entries = list(entries_of(routes))
+        for entry in entries:
             tree.add(entry.place, entry)
+        self.mounts = [entry for entry in entries if not entry.is_final]
         self.find = tree.find
         self.has_fallbacks = next(fallbacks_of(router), None) is not None
 

@@ -1,6 +1,6 @@
 """One request and the index: find its route, and call it as FastAPI's router would."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from copy import copy
 from typing import Final
 
@@ -65,9 +65,7 @@ class RouteIndex:
         path = path_in_app(scope)
         if "\n" in path:  # `$` in a regular expression matches in front of a last line break, too
             return None
-        table = self._table
-        if table is None or not table.is_current():
-            table = self._table = RouteTable(self._router)
+        table = self._current_table()
         other_method = None
         for entry in table.find(path):
             if entry.asked is None:
@@ -92,6 +90,10 @@ class RouteIndex:
             scope[_scope.ROUTE] = self._table, asked, found
         return found
 
+    def mounts(self) -> Sequence[Entry]:
+        """Return the mounts, one of which may serve a request for which `find` knew nothing."""
+        return self._current_table().mounts
+
     def redirects(self, scope: Scope) -> bool:
         """Return whether the router redirects a request for which `find` knew nothing, so that no route serves it."""
         path, table = path_in_app(scope), self._table
@@ -99,6 +101,12 @@ class RouteIndex:
             return False
         known = all(entry.asked is not None for entry in table.find(path))
         return known and self._has_twin(table, path, scope)
+
+    def _current_table(self) -> RouteTable:
+        table = self._table
+        if table is None or not table.is_current():
+            table = self._table = RouteTable(self._router)
+        return table
 
     def _find_nothing(self, table: RouteTable, path: str, scope: Scope) -> Found | None:
         """Return that no route matches. None if the router may have a redirect or a file of a front end instead."""

@@ -5,7 +5,8 @@ authenticates the caller, and checks what the route requires, before the body is
 called. So a 401 costs next to nothing, and the decision is about the path that the router sees.
 
 What no route serves is a 404 or a redirect without a caller. What only the router can tell, such as the files of
-`app.frontend()` or a route of an unknown class, follows the default, whatever is marked.
+`app.frontend()` or a route of an unknown class, follows the default, whatever is marked; a mounted app that may serve
+it is guarded, too.
 
 Where a caller is optional, a request without credentials is served without a caller, and one with wrong credentials is
 refused.
@@ -124,16 +125,21 @@ class Guard:
 
     def _rule(self, found: Found | None, scope: Scope) -> Rule:
         if found is None:
-            return self._rule_of_nothing() if self._index.redirects(scope) else self._default
+            if self._index.redirects(scope):
+                return self._rule_of_nothing()
+            for mount in self._index.mounts():
+                self._rule_of(mount)  # which guards its app, as the router may choose it
+            return self._default
         entry, _, _ = found
-        if entry is None:
-            return self._rule_of_nothing()
+        return self._rule_of_nothing() if entry is None else self._rule_of(entry)
+
+    def _rule_of(self, entry: Entry) -> Rule:
         rule = self._rules.get(entry)
         if rule is None:
             if len(self._rules) >= _MOST_RULES:
                 self._rules.clear()
-            rule = self._rules[entry] = rule_of(entry.asked, entry.routers, self.auth.default)
-        return rule if rule.public or entry.is_final else self._mounted_rule(entry.asked.app, rule)
+            rule = self._rules[entry] = rule_of(entry.route, entry.routers, self.auth.default)
+        return rule if rule.public or entry.is_final else self._mounted_rule(entry.route.app, rule)
 
     def _rule_of_nothing(self) -> Rule:
         """Return the rule of a request that no route serves: a 404 needs no caller, another default app does."""
