@@ -195,6 +195,28 @@ def test_a_route_of_an_unknown_class_hides_what_follows():
     assert [client.get(path).status_code for path in ("/before", "/odd", "/behind")] == [200, 401, 401]
 
 
+def test_app_behind_a_route_of_an_unknown_class_has_its_own_users():
+    """In addition to those of the app around it, unless the mounted app is public."""
+
+    class Odd(Mount):
+        def matches(self, scope):
+            return super().matches(scope)
+
+    app = guarded()
+    for path, mark in (("/odd", lambda app: app), ("/open", public)):
+        inner = FastAPI(openapi_url=None)
+        inner.state.auth = Auth(AuthSettings(api_keys=(f"other {hash_api_key(new_api_key())}",)))
+        inner.get("/a")(answer)
+        inner.get("/b")(public(lambda: "open"))
+        app.router.routes.append(Odd(path, app=mark(inner)))
+    paths = ["/odd/a", "/odd/b", "/open/a", "/open/b"]
+    client = TestClient(app)
+
+    assert rules(app) == {f"GET {path}": "any user" for path in paths}
+    assert [client.get(path).status_code for path in paths] == [401] * 4
+    assert [client.get(path, headers={"X-API-Key": KEY}).status_code for path in paths] == [401, 200, 200, 200]
+
+
 def test_what_only_the_router_can_tell_is_listed(tmp_path):
     """Files of a front end, a default app, a route without a path, and a router of a class of its own."""
 
@@ -280,10 +302,52 @@ def test_mounted_apps_are_listed_with_their_routes():
         "GET /own/a": "any user",
         "GET /own/b": "public",
         "GET /routes/a": "any user",
+        "ANY /wrapped/*": "any user",
         "GET /wrapped/a": "any user",
         "GET /wrapped/b": "any user",
     }
     assert rows(app)["ANY /files/*"].note == "app StaticFiles"
+    assert rows(app)["ANY /wrapped/*"].note == "app BodyLimitMiddleware"
+
+
+class Answering:
+    """Middleware that answers by itself."""
+
+    def __init__(self, app=None):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        await PlainTextResponse("answered")(scope, receive, send)
+
+
+class AnsweringRouter(Answering, Router):
+    def __init__(self):
+        Router.__init__(self)
+
+
+class AnsweringApp(Answering, Starlette):
+    def __init__(self):
+        Starlette.__init__(self)
+
+
+@pytest.mark.parametrize("mounted", [Answering(Starlette()), AnsweringRouter(), AnsweringApp()])
+def test_what_may_answer_without_a_route_is_one_row(mounted):
+    """Otherwise nobody would see that it is open."""
+    app = guarded()
+    app.mount("/m", public(mounted))
+
+    assert texts(app) == [f"ANY /m/*  public  is app {type(mounted).__name__}"]
+    assert TestClient(app).get("/m/any").text == "answered"
+
+
+@pytest.mark.parametrize("around", [Answering, lambda app: app])
+def test_app_inside_of_itself_is_one_row(around):
+    """Such as a dashboard that is given the app whose routes it shows."""
+    app = guarded()
+    app.get("/a")(answer)
+    app.mount("/m", around(app))
+
+    assert rules(app) == {"GET /a": "any user", "ANY /m/*": "any user"}
 
 
 def test_management_routes_have_rules_of_their_own():
@@ -739,6 +803,8 @@ def test_the_list_says_what_a_client_meets(entries, default):
     async def compare():
         for row in list_routes(app):
             if row.path.count("//") > 1:  # a host inside of another one: no request has both
+                continue
+            if row.note == "app Through":  # which answers nothing by itself
                 continue
             host, path = row.path[2:].split("/", 1) if row.path.startswith("//") else ("api.test", row.path[1:])
             method = "WS" if row.method == "WEBSOCKET" else row.method.replace("ANY", "GET")

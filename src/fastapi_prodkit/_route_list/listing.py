@@ -32,7 +32,7 @@ def list_routes(app: Starlette) -> list[ListedRoute]:
     Raises:
         ConfigurationError: A middleware that was added to the app cannot be made.
     """
-    return sorted(_app(app, _Place()), key=lambda each: (each.path, each.method))
+    return sorted(_app(app, _Place(apps=(app,))), key=lambda each: (each.path, each.method))
 
 
 def defaults_of(app: Starlette) -> str:
@@ -42,9 +42,13 @@ def defaults_of(app: Starlette) -> str:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a router is, and what is on the way to it."""
+    """Where a router is, and what is on the way to it.
+
+    An app that is mounted inside of itself has no end, so `apps` has those that are on the way.
+    """
 
     prefix: str = ""
+    apps: tuple[Any, ...] = ()
     guards: Guards = field(default_factory=Guards)
     limits: Limits = field(default_factory=Limits)
     has_schema: bool = False
@@ -99,7 +103,7 @@ def _router(router: Router, place: _Place) -> Iterator[ListedRoute]:
         route = entry.asked or entry.chosen
         rule = place.guards.decide(route, entry.routers, found=found)
         if isinstance(route, Mount | Host):
-            yield from _mount(route, rule, place, found=found)
+            yield from _mount(entry, rule, place, found=found)
         else:
             yield from _route(entry, rule, place)
     for path, route in frontends_of(router) if isinstance(router, APIRouter) else ():
@@ -120,13 +124,17 @@ def _route(entry: Entry, rule: Rule, place: _Place) -> Iterator[ListedRoute]:
         yield place.row(method, entry.path, route, rule, endpoint=endpoint, note=note)
 
 
-def _mount(mount: Any, rule: Rule, place: _Place, *, found: bool) -> Iterator[ListedRoute]:
+def _mount(entry: Entry, rule: Rule, place: _Place, *, found: bool) -> Iterator[ListedRoute]:
+    mount = entry.asked or entry.chosen
     here = replace(place, prefix=_prefix(mount, place.prefix), has_schema=False)
     app = _innermost(mount.app)
-    if app is None:
+    is_inside = any(app is each for each in place.apps)  # by identity: routers with equal routes are equal
+    if _may_answer(mount.app) or is_inside:
         yield here.row(_ANY, "/*", mount, rule, endpoint=mount.app, note=f"app {type(mount.app).__name__}")
+    if app is None or is_inside:
         return
-    inside = replace(here, guards=place.guards.inside(mount.app, rule, found=found))
+    guards = place.guards.inside(mount, entry.routers, rule, found=found)
+    inside = replace(here, guards=guards, apps=(*place.apps, app))
     yield from _router(app, inside) if isinstance(app, Router) else _app(app, inside)
 
 
@@ -139,6 +147,12 @@ def _innermost(app: Any) -> Starlette | Router | None:
     while app is not None and not isinstance(app, Starlette | Router):
         app = getattr(app, "app", None)
     return app
+
+
+def _may_answer(app: Any) -> bool:
+    """Return whether an app may answer in another way than by its routes, such as middleware, or a class of its own."""
+    by_routes = isinstance(app, FastAPI) or type(app).__call__ in (Starlette.__call__, Router.__call__)
+    return not by_routes and getattr(app, _scope.APP_EDGE, None) is None
 
 
 def _methods(methods: Collection[str] | None) -> list[str]:
