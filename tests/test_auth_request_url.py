@@ -117,7 +117,7 @@ def test_url_is_the_one_that_the_client_sees(scope, url):
         request(host=[b"api.example.com", b"api.example.com"]),
         request(host=[b"evil.example", b"api.example.com"]),
         request(host=b""),
-        request(host=b"api.example.com/a"),
+        request("/b", host=b"api.example.com/a"),  # the proof of a request to what is below /a of this host
         request(host=b"api.example.com\xff"),
         request(host=b"user@api.example.com"),
         request(scheme="gopher"),

@@ -36,9 +36,12 @@ def is_url_of(scope: Scope, url: str) -> bool:
 
 
 def requested_url(scope: Scope) -> str | None:
-    """Return the URL of a request as its client sees it, not normalised; None if it has not exactly one Host header."""
+    """Return the URL of a request as its client sees it, not normalised; None if it has not exactly one Host header.
+
+    A host with a slash is none: it would move a part of the path, such as that of another service, into the host.
+    """
     hosts = [value for name, value in scope["headers"] if name == b"host"]
-    if len(hosts) != 1:
+    if len(hosts) != 1 or b"/" in hosts[0]:
         return None
     scheme = scope.get("scheme", "http")
     return f"{_HANDSHAKES.get(scheme, scheme)}://{hosts[0].decode('latin-1')}{_requested_path(scope)}"
