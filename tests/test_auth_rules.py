@@ -90,6 +90,15 @@ def test_challenge_names_the_missing_scopes():
     assert not roles.value.headers
 
 
+@pytest.mark.parametrize("scope", ["lesen:€", 'a"', "a\\b", "a\r\nX: y", "read\n"])
+def test_scope_with_other_characters_is_an_error(scope):
+    """The challenge of a 403 could not be sent, or would be another one."""
+    with pytest.raises(ConfigurationError, match="cannot be a scope"):
+        require_scopes("read", scope)
+
+    assert require_roles(scope).names == {scope}
+
+
 @pytest.mark.parametrize("require", [require_roles, require_scopes])
 @pytest.mark.parametrize("names", [(), ("",), ("a", "")])
 def test_requirement_without_a_name_is_an_error(require, names):

@@ -6,8 +6,9 @@ Membership is exact: a role implies another one only if the hierarchy of `Auth` 
 reads the rule of a route before its body is received; without a guard the dependencies enforce it themselves.
 """
 
+import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -35,6 +36,7 @@ __all__ = [
 _Target = TypeVar("_Target")
 _Kind = Literal["role", "scope"]
 _Match = Literal["all", "any"]
+_SCOPE: Final = re.compile(r"[ !#-\[\]-~]+")  # RFC 6749 section 3.3; the challenge of a 403 has it between quotes
 
 
 def public(target: _Target) -> _Target:
@@ -132,6 +134,9 @@ class Requirement:
             raise ConfigurationError(f"require_{kind}s: match is {match!r}; use 'all' or 'any'")
         if not self.names or "" in self.names:
             raise ConfigurationError(f"require_{kind}s: name at least one {kind}")
+        wrong = [name for name in self.names if kind == "scope" and not _SCOPE.fullmatch(name)]
+        if wrong:
+            raise ConfigurationError(f"require_scopes: {wrong[0]!r} cannot be a scope (RFC 6749 section 3.3)")
 
     def __str__(self) -> str:
         """Return what is required, such as `roles admin or editor`."""
@@ -186,7 +191,7 @@ def require_scopes(*scopes: str, match: _Match = "all") -> Requirement:
         match: Whether the token must have all of them, or any.
 
     Raises:
-        ConfigurationError: There is no scope.
+        ConfigurationError: There is no scope, or one has a quote, or another character that no scope may have.
     """
     return Requirement("scope", scopes, match)
 
