@@ -285,3 +285,15 @@ def test_pages_on_this_machine_may_call_the_issuer(issuer, path, origin, allowed
     assert headers["Access-Control-Allow-Origin"] == (origin if allowed else None)
     assert (headers["Vary"] == "Origin") is allowed
     assert "X-Requested-With" in headers["Access-Control-Allow-Headers"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"), [("http://localhost:8000", 200), ("http://evil.example", 403), ("null", 403)]
+)
+def test_pages_of_other_names_get_no_token(issuer, origin, status):
+    """A page whose name leads to this machine, by DNS, may read all that it gets, whatever CORS says."""
+    form = "grant_type=client_credentials&sub=alice"
+
+    answer = call(issuer, "POST", "/token", form, {"Origin": origin})
+
+    assert (answer[0], b"access_token" in answer[2]) == (status, status == 200)

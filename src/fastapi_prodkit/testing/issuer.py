@@ -207,6 +207,8 @@ class Issuer:
         if (request.method == "POST") is not (request.path == "/token"):
             return Answer(405, {"Allow": "POST" if request.path == "/token" else "GET"})
         if request.path == "/token":
+            if request.origin and not is_on_this_machine(request.origin):  # whose name may lead to this machine
+                return Answer(403, {})
             return self._authorization.token(request.form)
         cache_control = "public" if self.max_age is None else f"public, max-age={self.max_age}"
         if request.path.endswith("/.well-known/openid-configuration"):
