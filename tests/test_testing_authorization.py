@@ -121,6 +121,8 @@ def test_page_signs_in_whoever_is_named(server):
         "javascript:alert(1)",
         "//localhost/callback",
         "http://[::1/callback",
+        "http://evil.example\\@localhost/callback",
+        "http://localhost/callback\r\nSet-Cookie: a=b",
         "http://localhost/callback#fragment",
     ],
 )

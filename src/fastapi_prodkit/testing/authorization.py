@@ -20,6 +20,7 @@ from fastapi_prodkit.testing.token_shapes import LIFETIME
 __all__ = ["AuthorizationServer", "Grant", "Person", "is_on_this_machine"]
 
 _CHALLENGE: Final = r"[A-Za-z0-9_-]{43}"  # a SHA-256 in base64url
+_URL: Final = r"https?://[A-Za-z0-9.:\[\]-]+([/?#][!-\[\]-~]*)?"  # for a browser a backslash ends the host
 _VERIFIER: Final = r"[A-Za-z0-9._~-]{43,128}"  # RFC 7636 section 4.1
 _PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Test issuer</title>
 <h1>Sign in to {client}</h1>
@@ -139,12 +140,11 @@ class AuthorizationServer:
 
 
 def is_on_this_machine(url: str) -> bool:
-    """Return whether a URL, or an origin, is one of this machine."""
+    """Return whether a URL, or an origin, is one of this machine, and browsers cannot read it as another one."""
     try:
-        parts = urlsplit(url)
+        return re.fullmatch(_URL, url) is not None and is_loopback(urlsplit(url).hostname or "")
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and is_loopback(parts.hostname or "")
 
 
 def _challenge_of(parameters: Mapping[str, str]) -> str:
