@@ -246,6 +246,7 @@ def test_api_keys_may_be_json(load):
         (f"billing {HASH[:-1]}", "must match pattern"),
         (f"billing {HASH.upper()}", "must match pattern"),
         (f"bill/ing {HASH}", "must match pattern"),
+        (f"billing {HASH} expires=2099-01-31 expires=2027-01-31", "must not have two dates"),
         (f"billing {HASH} expires=soon", "must be a valid datetime"),
     ],
 )

@@ -59,6 +59,8 @@ class ApiKey(BaseModel):
             "roles": frozenset(text for name, _, text in options if name == "role"),
         }
         expires = [text for name, _, text in options if name == "expires"]
+        if len(expires) > 1:
+            raise ValueError("must not have two dates, expires=")
         return {"name": words[0], "hash": words[1], "expires": expires[0] if expires else None, **found}
 
     @field_validator("expires")
