@@ -171,6 +171,13 @@ def test_assets_are_cached_by_their_version():
     assert client.get("/docs/assets/__init__.py").status_code == 404
 
 
+def test_line_break_behind_the_name_of_an_asset_is_ignored():
+    """As by the patterns of all routes."""
+    response = TestClient(documented()).get("/docs/assets/swagger-ui.css%0A")
+
+    assert (response.status_code, response.headers["content-type"]) == (200, "text/css; charset=utf-8")
+
+
 @pytest.mark.parametrize("path", ["/docs", "/docs/oauth2-redirect", "/docs/assets/swagger-ui.css"])
 def test_pages_answer_head(path):
     """A HEAD request for the page, the OAuth redirect page and the assets gets status 200."""

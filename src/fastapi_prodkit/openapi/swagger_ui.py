@@ -104,7 +104,7 @@ class _SwaggerUI:
         return response
 
     async def asset(self, request: Request) -> Response:
-        name = request.scope["path"].rpartition("/")[2]
+        name = request.scope["path"].rpartition("/")[2].removesuffix("\n")  # which the pattern of a route allows
         # The URL contains the version, so its content never changes.
         lasting = {"cache-control": "public, max-age=31536000, immutable"}
         return FileResponse(self._assets / name, headers=lasting, media_type=_ASSETS[name])
