@@ -179,7 +179,7 @@ def test_required_scopes_are_listed(app):
 
     assert operation["security"] == [{"ApiKey": ["a", "b", "c"]}]
     assert operation["responses"]["403"] == {
-        "description": "The caller does not have scopes a and b and scope c.",
+        "description": "The caller does not have the scopes a and b and the scope c.",
         "headers": CHALLENGE,
         "content": PROBLEM,
     }
@@ -200,7 +200,7 @@ def test_required_role_is_not_a_scope(app):
     operation = operation_of(app)
 
     assert operation["security"] == ANY_KEY
-    assert operation["responses"]["403"]["description"] == "The caller does not have roles admin or owner."
+    assert operation["responses"]["403"]["description"] == "The caller does not have the roles admin or owner."
     assert "headers" not in operation["responses"]["403"]
 
 

@@ -568,7 +568,7 @@ class TestFirstMessage:
         ("message", "reason", "code"),
         [
             ("hello", "there are no credentials", "unauthenticated"),
-            (f"Bearer {valid(roles=[])}", "the caller does not have all of the roles reader", "forbidden"),
+            (f"Bearer {valid(roles=[])}", "the caller does not have the role reader", "forbidden"),
             (None, "no first message within 0.01 seconds", "request_timeout"),
         ],
     )

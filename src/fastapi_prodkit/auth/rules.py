@@ -104,7 +104,9 @@ def auth_of(connection: HTTPConnection) -> Any:
     pieces = _scope.installed(scope) or {}
     auth = getattr(connection.app.state, "auth", None) or scope.get(_scope.AUTH) or pieces.get("auth")
     if auth is None:
-        raise ConfigurationError("there is no caller without authentication: set AUTH_ISSUER, or app.state.auth")
+        raise ConfigurationError(
+            "the app has no authentication, and so no caller: set AUTH_ISSUER, AUTH_SECRET, AUTH_API_KEYS or app.state.auth"
+        )
     return auth
 
 
@@ -163,7 +165,7 @@ class Requirement:
         if self.names <= owned if self.match == "all" else not self.names.isdisjoint(owned):
             return
         wanted = " ".join(sorted(self.names))
-        _context.refuse(Reason("forbidden", f"the caller does not have {self.match} of the {self.kind}s {wanted}"))
+        _context.refuse(Reason("forbidden", f"the caller does not have the {self}"))
         headers = {}
         if self.kind == "scope":
             headers["WWW-Authenticate"] = f'Bearer error="insufficient_scope", scope="{wanted}"'

@@ -117,7 +117,7 @@ def _describe_operation(operation: dict[str, Any], route: Any, rule: Rule, schem
     operation["security"] = [{**theirs, **each} for each in (*anonymous, *ours) for theirs in own or [{}]]
     _add_response(operation, 401, "There are no credentials, or they are refused.", challenges=True)
     if rule.required:
-        wanted = " and ".join(map(str, rule.required))
+        wanted = " and ".join(f"the {each}" for each in rule.required)
         needs_scope = any(each.kind == "scope" for each in rule.required)
         _add_response(operation, 403, f"The caller does not have {wanted}.", challenges=needs_scope)
 
