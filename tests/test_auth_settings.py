@@ -7,7 +7,7 @@ import pytest
 
 from fastapi_prodkit import Settings
 from fastapi_prodkit._config import variables
-from fastapi_prodkit.auth import hash_api_key, new_api_key
+from fastapi_prodkit.auth import new_api_key
 from fastapi_prodkit.exceptions import SettingsError
 from fastapi_prodkit.sections import AuthSettings
 from fastapi_prodkit.sections.auth import ApiKey
@@ -243,8 +243,8 @@ def test_api_keys_may_be_json(load):
         ("billing", "must be a name, a hash, and any of"),
         (f"billing {HASH} reports:read", "must be a name, a hash, and any of"),
         (f"billing {HASH} scopes=reports:read", "must be a name, a hash, and any of"),
-        (f"billing {HASH[:-1]}", "must match pattern"),
-        (f"billing {HASH.upper()}", "must match pattern"),
+        (f"billing {HASH[:-1]}", "must have the hash of a key"),
+        (f"billing {HASH.upper()}", "must have the hash of a key"),
         (f"bill/ing {HASH}", "must match pattern"),
         (f"billing {HASH} expires=2099-01-31 expires=2027-01-31", "must not have two dates"),
         (f"billing {HASH} expires=soon", "must be a valid datetime"),
@@ -265,8 +265,8 @@ def test_key_in_place_of_its_hash_is_not_shown(refused):
 
     problems = refused(AUTH_API_KEYS=f"billing {key}")
 
+    assert "must have the hash of a key" in problems["AUTH_API_KEYS"]
     assert key not in str(problems)
-    assert hash_api_key(key)
 
 
 def test_secret_is_not_shown(load):

@@ -39,7 +39,7 @@ class ApiKey(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    hash: str
     scopes: frozenset[str] = frozenset()
     roles: frozenset[str] = frozenset()
     expires: datetime | None = None
@@ -62,6 +62,13 @@ class ApiKey(BaseModel):
         if len(expires) > 1:
             raise ValueError("must not have two dates, expires=")
         return {"name": words[0], "hash": words[1], "expires": expires[0] if expires else None, **found}
+
+    @field_validator("hash")
+    @classmethod
+    def _hashed(cls, value: str) -> str:
+        if not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise ValueError("must have the hash of a key, 64 hexadecimal digits, as fastapi-prodkit key writes it")
+        return value
 
     @field_validator("expires")
     @classmethod
