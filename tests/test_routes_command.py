@@ -211,6 +211,17 @@ def test_both_checks_report_what_they_find(capsys, service):
     assert "differ" not in strict_only[1]
 
 
+def test_file_without_authentication_is_written_with_a_warning(capsys, service):
+    """It surprises whoever has the variables in `.env.dev`, which is not read in the environment test."""
+    guarded = run(capsys, f"{service()}:app", "--write")[2]
+    name = service(('auth={"secret": "not-a-good-secret-but-a-long-one"}, ', ""))
+
+    err = run(capsys, f"{name}:app", "--write")[2]
+
+    assert "unguarded" not in guarded
+    assert "1 of them unguarded: the app has no authentication in test\n" in err
+
+
 def test_annotations_name_the_place(capsys, service):
     """GitHub shows each of them at the endpoint, with the remedy at the end of the log."""
     run(capsys, f"{service()}:app", "--write")

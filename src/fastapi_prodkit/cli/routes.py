@@ -76,7 +76,7 @@ def routes(  # noqa: PLR0913 - an option each
 
     every = list_routes(loaded)
     if write:
-        _write(every, lock, _command(application, lock, environment, factory=factory))
+        _write(every, lock, chosen, _command(application, lock, environment, factory=factory))
     elif checks:
         _check(every, lock if check else None, strict=strict, github=github)
     else:
@@ -106,7 +106,7 @@ def _command(target: str, lock: Path, environment: str | None, *, factory: bool)
     return shlex.join(["fastapi-prodkit", "routes", target, "--write", *options])
 
 
-def _write(every: "Sequence[ListedRoute]", lock: Path, command: str) -> None:
+def _write(every: "Sequence[ListedRoute]", lock: Path, environment: str, command: str) -> None:
     from fastapi_prodkit._route_list.check import differences  # noqa: PLC0415 - `--help` does not need it
     from fastapi_prodkit._route_list.lock import lines_of, write_lines  # noqa: PLC0415 - `--help` does not need it
 
@@ -116,6 +116,9 @@ def _write(every: "Sequence[ListedRoute]", lock: Path, command: str) -> None:
     for each in changed.findings if changed else ():
         typer.echo(f"{each.route}  {each.text}")
     typer.echo(f"{lock} has {len(lines)} routes")
+    unguarded = sum(each.rule == "unguarded" for each in lines)
+    if unguarded:
+        typer.echo(f"{unguarded} of them unguarded: the app has no authentication in {environment}", err=True)
 
 
 def _check(every: "Sequence[ListedRoute]", lock: Path | None, *, strict: bool, github: bool) -> None:
