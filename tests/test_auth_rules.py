@@ -215,9 +215,7 @@ def test_caller_without_authentication_is_a_configuration_error():
     async def me(user: CurrentUser) -> str:
         return user.id
 
-    with pytest.raises(
-        ConfigurationError, match="no authentication.*AUTH_ISSUER, AUTH_SECRET, AUTH_API_KEYS or app.state.auth"
-    ):
+    with pytest.raises(ConfigurationError, match="AUTH_ISSUER, AUTH_SECRET or AUTH_API_KEYS, or app"):
         TestClient(app).get("/me")
 
 

@@ -105,7 +105,7 @@ def auth_of(connection: HTTPConnection) -> Any:
     auth = getattr(connection.app.state, "auth", None) or scope.get(_scope.AUTH) or pieces.get("auth")
     if auth is None:
         raise ConfigurationError(
-            "the app has no authentication, and so no caller: set AUTH_ISSUER, AUTH_SECRET, AUTH_API_KEYS or app.state.auth"
+            "the app has no authentication: set AUTH_ISSUER, AUTH_SECRET or AUTH_API_KEYS, or app.state.auth"
         )
     return auth
 
