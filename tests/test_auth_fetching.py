@@ -76,7 +76,7 @@ async def test_keys_are_discovered(issuer):
     """By the URL in the issuer's discovery document."""
     document = await Fetcher(issuer.url, None, issuer.ssl_context).key_set()
 
-    assert [key["kid"] for key in document.content["keys"]] == ["key-1"]
+    assert [key["kid"] for key in document.content["keys"]] == [issuer.key_id]
     assert document.max_age is None
     assert issuer.requests == ["/.well-known/openid-configuration", "/jwks"]
 

@@ -35,7 +35,7 @@ def test_documents_are_served_over_tls():
 
     assert headers["cache-control"] == "public, max-age=60"
     assert [(key["kid"], key["alg"], key["use"], "d" in key) for key in keys["keys"]] == [
-        ("key-1", "ES256", "sig", False)
+        (issuer.key_id, "ES256", "sig", False)
     ]
     assert (discovery["issuer"], discovery["jwks_uri"]) == (issuer.url, f"{issuer.url}/jwks")
     assert issuer.requests == ["/jwks", "/.well-known/openid-configuration"]
@@ -69,15 +69,22 @@ def test_claims_and_headers_can_be_changed():
 def test_keys_rotate():
     """The earlier keys stay published, unless they are withdrawn."""
     with Issuer() as issuer:
+        first = issuer.key_id
         issuer.rotate()
+        second = issuer.key_id
         both = fetch(issuer, "/jwks")[1]["keys"]
         issuer.rotate(withdraw=True)
         one = fetch(issuer, "/jwks")[1]["keys"]
         token = issuer.token()
 
-    assert [key["kid"] for key in both] == ["key-1", "key-2"]
-    assert [key["kid"] for key in one] == ["key-3"]
-    assert parse(token.encode()).key_id == "key-3"
+    assert [key["kid"] for key in both] == [first, second]
+    assert [key["kid"] for key in one] == [issuer.key_id]
+    assert parse(token.encode()).key_id == issuer.key_id
+
+
+def test_issuer_that_starts_again_has_a_key_with_another_id():
+    """So that a service, which has cached the first one, fetches it."""
+    assert Issuer().key_id != Issuer().key_id
 
 
 def test_issuer_keeps_its_address_after_a_fault():

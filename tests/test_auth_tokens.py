@@ -103,7 +103,7 @@ async def test_algorithm_that_is_not_configured_is_refused(issuer):
 async def test_token_without_a_signature_is_refused(algorithm, signature, issuer):
     """In every spelling of `none`; an empty signature is no part of a token."""
     parts = issuer.token().encode().split(b".")
-    header = base64url(b'{"alg":"%s","kid":"key-1","typ":"at+jwt"}' % algorithm.encode())
+    header = base64url(b'{"alg":"%s","kid":"%s","typ":"at+jwt"}' % (algorithm.encode(), issuer.key_id.encode()))
 
     sent = b".".join([header, parts[1], base64url(signature)])
 
@@ -124,7 +124,7 @@ async def test_public_key_is_no_secret(rsa_issuer):
 
     for form in forms:
         for algorithm, code in (("HS256", "algorithm"), ("RS256", "signature")):
-            sent = token({"alg": algorithm, "kid": "key-1", "typ": "at+jwt"}, body, hs256(form))
+            sent = token({"alg": algorithm, "kid": rsa_issuer.key_id, "typ": "at+jwt"}, body, hs256(form))
             assert await code_of(strict, sent) == code
     assert (await strict.verify(rsa_issuer.token().encode()))[0].id == "alice"
 
@@ -132,7 +132,8 @@ async def test_public_key_is_no_secret(rsa_issuer):
 async def test_signature_of_another_key_is_refused(issuer):
     """With the right key id, and with that of a key which is not published."""
     with Issuer() as other:
-        stranger = other.sign({"alg": "ES256", "kid": "key-1", "typ": "at+jwt"}, claims(iss=issuer.url, aud="test-api"))
+        header = {"alg": "ES256", "kid": issuer.key_id, "typ": "at+jwt"}
+        stranger = other.sign(header, claims(iss=issuer.url, aud="test-api"))
     parts = issuer.token().split(".")
 
     assert await code_of(of(issuer), stranger) == "signature"
@@ -228,8 +229,8 @@ async def test_issuer_is_chosen_by_the_token():
         users = [(await strict.verify(issuer.token().encode()))[0] for issuer in (one, two)]
 
         assert [user.issuer for user in users] == [one.url, two.url]
-        assert await code_of(strict, one.token(iss=two.url)) == "signature"
-        assert await code_of(strict, two.token(iss=one.url)) == "signature"
+        assert await code_of(strict, one.token(iss=two.url, headers={"kid": two.key_id})) == "signature"
+        assert await code_of(strict, two.token(iss=one.url, headers={"kid": one.key_id})) == "signature"
         assert await code_of(strict, one.token(iss=one.url.rstrip("/"))) == "issuer"
         assert await code_of(verifier(two_settings), one.token()) == "issuer"
 

@@ -1,5 +1,6 @@
 """A real OpenID issuer on this machine, for tests: discovery, keys and tokens over TLS, rotation and faults."""
 
+import secrets
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -160,7 +161,7 @@ class Issuer:
         Args:
             withdraw: Do not publish the earlier keys any more.
         """
-        self.key_id = f"key-{len(self._keys) + 1}"
+        self.key_id = f"key-{secrets.token_hex(8)}"  # an issuer that starts again must not use an id for another key
         self._keys[self.key_id] = new_private_key(self.algorithm)
         if withdraw:
             self._published.clear()
