@@ -25,8 +25,8 @@ def issuer(
 ) -> None:
     """Run an OpenID issuer until Ctrl-C, for development without a network. It gives a token to everybody who asks.
 
-    Standard output has the variables with which a service accepts its tokens. Then fastapi-prodkit token makes one, and
-    Authorize in /docs signs in. The issuer has new keys at each start, which a service notices within a minute.
+    Standard output has the variables with which a service accepts its tokens. Then fastapi-prodkit token makes a token,
+    and Authorize in /docs signs in. The issuer has new keys at each start, which a service notices within a minute.
     """
     from fastapi_prodkit.testing import Issuer  # noqa: PLC0415 - an extra
 

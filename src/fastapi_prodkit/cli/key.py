@@ -13,7 +13,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def key(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the program that gets the key, such as billing.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the program, such as billing.")],
     *,
     scope: Annotated[list[str] | None, typer.Option(metavar="SCOPE", help="What it may do; repeatable.")] = None,
     role: Annotated[list[str] | None, typer.Option(metavar="ROLE", help="A role of the program; repeatable.")] = None,
@@ -37,4 +37,4 @@ def key(
         raise typer.BadParameter("a name has letters, digits, . _ or -; a scope or role has no spaces and no commas")
     typer.echo(made)
     typer.echo(entry)
-    typer.echo("The first line is for the program, the second one for AUTH_API_KEYS, after a comma.", err=True)
+    typer.echo("The first line is for the program. The second one is an entry of AUTH_API_KEYS.", err=True)

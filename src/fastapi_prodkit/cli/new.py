@@ -36,7 +36,7 @@ def new(  # noqa: PLR0913 - an option each
     ] = None,
     auth: Annotated[
         Authentication | None,
-        typer.Option(help="Whose tokens users have: an OpenID issuer's (oidc), or those that a shared secret signs."),
+        typer.Option(help="What signs the tokens of users: an OpenID issuer (oidc), or a shared secret."),
     ] = None,
     deploy: Annotated[
         Deploy | None, typer.Option(help="docker: an image and a CI workflow; ecs: also a deployment to AWS.")

@@ -45,12 +45,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def routes(  # noqa: PLR0913 - an option each
     application: Annotated[str, typer.Argument(metavar="MODULE:APP", help="Such as service.main:app.")],
     *,
-    write: Annotated[bool, typer.Option("--write", help="Write the file.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write the file, which belongs into the repository.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 3 if the routes differ from the file.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 if a route has no explicit rule, such as public.")
     ] = False,
-    lock: Annotated[Path, typer.Option(metavar="FILE", help="The file, which belongs into the repository.")] = _FILE,
+    lock: Annotated[Path, typer.Option(metavar="FILE", help="Name of the file.")] = _FILE,
     environment: Annotated[
         Environment | None,
         typer.Option(help="Replaces ENVIRONMENT; by default test with --write, --check and --strict."),
@@ -61,7 +61,7 @@ def routes(  # noqa: PLR0913 - an option each
 ) -> None:
     """List every route: who may call it, its limits, and where it is defined.
 
-    The app is imported, but not started. --write writes what a review has to see into a file, and --check compares.
+    The app is imported, but not started. --write makes a file for reviews, with which --check compares the routes.
     """
     checks = check or strict
     if write and checks:

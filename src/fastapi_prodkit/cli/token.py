@@ -42,8 +42,8 @@ def token(
 ) -> None:
     """Make an access token, in dev and test only. Standard output is the token and nothing else.
 
-    With AUTH_SECRET the token is signed here. With AUTH_ISSUER on this machine the issuer makes it, as the one of
-    fastapi-prodkit issuer does. The settings are those of the directory: the environment and .env files.
+    With AUTH_SECRET the token is signed here. With AUTH_ISSUER on this machine the issuer makes it;
+    fastapi-prodkit issuer runs one. The settings are read from the environment and the .env files of the directory.
     """
     from fastapi_prodkit.settings import Settings  # noqa: PLC0415 - `--help` does not need it
 
