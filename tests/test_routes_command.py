@@ -288,6 +288,16 @@ def test_app_that_cannot_be_loaded_fails(capsys, service, source, target, error)
     assert (error in err, out) == (True, "")
 
 
+def test_missing_setting_is_reported_with_the_files_that_were_read(capsys, service):
+    """It may be in `.env.dev`, which the check does not read."""
+    name = service(source="from fastapi_prodkit import Settings; Settings(limits={'max_body_size': -1})")
+
+    errors = [run(capsys, f"{name}:app", *options)[2] for options in (["--check"], ["--check", "--environment", "dev"])]
+
+    assert "ENVIRONMENT is test: .env and .env.test are read\n" in errors[0]
+    assert "ENVIRONMENT is dev: .env and .env.dev are read\n" in errors[1]
+
+
 def test_app_need_not_be_fastapi(capsys, service):
     """A Starlette app without any piece of the library is listed, too; what it prints is not in the list."""
     source = (

@@ -91,6 +91,7 @@ def _load(target: str, environment: str, *, factory: bool) -> "Starlette":
     with quiet(), show_progress(f"loading {target}"):
         loaded = load(target, environment=environment, factory=factory, command="routes")
     if loaded.unusable:
+        typer.echo(f"ENVIRONMENT is {environment}: .env and .env.{environment} are read", err=True)
         raise SettingsError(loaded.unusable)
     if loaded.failure is not None:
         raise ConfigurationError(f"{target} cannot be loaded: {loaded.failure}")
