@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from fastapi import Depends, FastAPI
@@ -28,7 +29,7 @@ def run(capsys, monkeypatch, tmp_path):
             meanwhile(capsys.readouterr().out.splitlines())
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(issuer, "_wait", wait)
+        monkeypatch.setattr(issuer, "Event", lambda: SimpleNamespace(wait=wait))
         code = main(["issuer", *arguments])
         return code, capsys.readouterr().err
 

@@ -77,7 +77,7 @@ class _Watched:
 
 
 def _watch(app: Starlette, own: Lifespan) -> list[_Watched]:
-    mounted = _mounted(app.routes, "", {id(app.router): app.router})
+    mounted = list(_mounted(app.routes, "", {id(app.router): app.router}))  # before lifespans are replaced
     return [_Watched(*each) for each in mounted if each[-1].lifespan_context is not own]
 
 

@@ -1,7 +1,7 @@
 """`fastapi-prodkit issuer`: run an OpenID issuer on this machine, for development."""
 
-import threading
 from contextlib import ExitStack, suppress
+from threading import Event
 from typing import Annotated
 
 import typer
@@ -37,9 +37,4 @@ def issuer(
             raise ConfigurationError(f"port {port} cannot be used: {error.strerror}; try another --port") from error
         typer.echo(f"AUTH_ISSUER={running.url}\nAUTH_AUDIENCE={audience}\nAUTH_PRESET={preset}")
         typer.echo("Serving until Ctrl-C. With these variables, try: fastapi-prodkit token alice", err=True)
-        _wait()
-
-
-def _wait() -> None:
-    """Wait for a signal, which raises here."""
-    threading.Event().wait()
+        Event().wait()  # for a signal, which raises here
