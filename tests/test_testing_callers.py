@@ -228,7 +228,7 @@ def test_access_line_and_limits_are_as_ever(headers_as: HeadersAs, capsys):
 
     assert statuses == [200, 403, 429]
     assert served["user_id"] == refused["user_id"] == "alice"
-    assert "roles admin" in refused["reason"]
+    assert "role admin" in refused["reason"]
 
 
 async def test_clients_of_one_app_share_its_lifespan():
