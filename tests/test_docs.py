@@ -19,6 +19,7 @@ from fastapi_prodkit.sections import LimitsSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SLOW = {f"docs/pieces/{name}.md" for name in ("migrations", "secrets", "testing")}
 
 # Runs with the page as its argument. Blocks keep the line numbers of their page, so a traceback points into it.
 RUN_PAGE = """
@@ -49,7 +50,13 @@ def forks():
         yield forks
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def parameter_of(page):
+    """Return the parameter of a page; those that load Alembic, an emulator of AWS or pytest take seconds."""
+    name = page.relative_to(ROOT).as_posix()
+    return pytest.param(page, id=name, marks=[pytest.mark.system] if name in SLOW else [])
+
+
+@pytest.mark.parametrize("page", [parameter_of(page) for page in PAGES])
 def test_python_blocks_of_a_page_run(page, tmp_path, forks):
     """In an empty directory, without configuration."""
     kept = {key: value for key, value in os.environ.items() if key in {"PATH", "LANG", "SYSTEMROOT", "TMPDIR"}}
