@@ -12,7 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from asgi import scope_of
@@ -40,9 +40,12 @@ def server(stack: ExitStack, name: str) -> Process:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of all threads of a process."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+    """Return the CPU time of all threads of a process that have not ended."""
+    nanoseconds = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            nanoseconds += int((thread / "schedstat").read_text().split()[0])
+    return nanoseconds / 1e9
 
 
 def throughput(process: Process) -> tuple[float, float]:
