@@ -153,7 +153,7 @@ lock: $(UV) ## solve requirements/*.txt anew
 	@cp requirements/test.txt requirements/bench.txt # as above
 	@$(subst --upgrade,,$(LOCK)) --extra all --group bench --output-file requirements/bench.txt
 	@$(LOCK) $(AGREE) --extra standard --group replay --output-file requirements/replay.txt
-	@$(LOCK) $(AGREE) --extra database --extra standard --group demo --output-file requirements/demo.txt
+	@$(LOCK) $(AGREE) --extra auth --extra cli --extra database --extra standard --group demo --output-file requirements/demo.txt
 	@$(LOCK) $(AGREE) --group pytest --output-file requirements/pytest.txt
 	@$(LOCK) $(AGREE) --output-file requirements/core.txt
 	@$(LOCK) $(AGREE) --extra all --group service --no-emit-package fastapi-prodkit --no-annotate \
