@@ -7,12 +7,11 @@ issuer gives codes only to pages on this machine, which are the only ones that m
 import html
 import re
 import secrets
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from fastapi_prodkit.auth.proof_keys import base64url_sha256
 from fastapi_prodkit.sections.auth import is_loopback
 from fastapi_prodkit.testing.issuer_server import Answer
 from fastapi_prodkit.testing.token_shapes import LIFETIME
@@ -134,7 +133,7 @@ class AuthorizationServer:
         issued = self._codes.pop(code, None)  # a code is used up by the first attempt
         if issued is None or (issued.grant.client, issued.redirect_uri) != (client, redirect_uri):
             raise _OAuthError("invalid_grant", "the code is unknown, used, or of another client or redirect_uri")
-        if not re.fullmatch(_VERIFIER, verifier) or _hash(verifier) != issued.challenge:
+        if not re.fullmatch(_VERIFIER, verifier) or base64url_sha256(verifier.encode()) != issued.challenge:
             raise _OAuthError("invalid_grant", "the code_verifier does not fit the code_challenge")
         return issued.grant
 
@@ -184,7 +183,3 @@ def _person(form: Mapping[str, str]) -> Person | None:
 def _redirect(url: str, parameters: Mapping[str, str]) -> Answer:
     separator = "&" if "?" in url else "?"
     return Answer(303, {"Location": f"{url}{separator}{urlencode(parameters)}", "Cache-Control": "no-store"})
-
-
-def _hash(verifier: str) -> str:
-    return urlsafe_b64encode(sha256(verifier.encode()).digest()).rstrip(b"=").decode()
